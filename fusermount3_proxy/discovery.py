@@ -1,0 +1,68 @@
+"""Finding the driver's socket. go-fuse (gocryptfs, rclone mount2, JuiceFS) starts its helper with an environment of
+`_FUSE_COMMFD=3` alone, so what the image's author set has to be found elsewhere.
+"""
+
+import posix
+
+from fusermount3_proxy.protocol import V1_SUFFIX
+
+VARIABLE = "FUSERMOUNT3PROXY_FDPASSING_SOCKPATH"
+FOLDER = "/fusermount3-proxy"  # where the examples and the Go plugin's manifests mount the emptyDir
+
+_S_IFMT = 0o170000
+_S_IFSOCK = 0o140000
+
+
+class NoSocket(Exception):
+    """There is no socket, or no way to tell which. The text says where was looked and what to do."""
+
+
+def find_socket(folder: str = FOLDER) -> str:
+    """The path of the original protocol's socket (ours is the same with V1_SUFFIX).
+
+    The program's environment, then its parent's, then the one socket in `folder`. Raises NoSocket.
+    """
+    value = posix.environ.get(VARIABLE.encode()) or _parents_variable()
+    if value:
+        return value.decode("utf-8", "surrogateescape")
+    names = sorted({name.removesuffix(V1_SUFFIX) for name in _sockets_in(folder)})
+    if not names:
+        raise NoSocket(f"{VARIABLE} is not set and there is no socket in {folder}; set it to the path of the volume's socket")
+    if len(names) > 1:
+        raise NoSocket(f"{VARIABLE} is not set and {folder} holds more than one socket ({', '.join(names)}); set it to the path of one")
+    return f"{folder}/{names[0]}"
+
+
+def _parents_variable() -> bytes | None:
+    try:
+        fd = posix.open(f"/proc/{posix.getppid()}/environ", posix.O_RDONLY | posix.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        chunks = []
+        while chunk := posix.read(fd, 65536):
+            chunks.append(chunk)
+    except OSError:
+        return None
+    finally:
+        posix.close(fd)
+    prefix = VARIABLE.encode() + b"="
+    for entry in b"".join(chunks).split(b"\0"):
+        if entry.startswith(prefix):
+            return entry[len(prefix) :]
+    return None
+
+
+def _sockets_in(folder: str) -> list[str]:
+    try:
+        names = posix.listdir(folder)
+    except OSError:
+        return []
+    found = []
+    for name in names:
+        try:
+            if posix.lstat(f"{folder}/{name}").st_mode & _S_IFMT == _S_IFSOCK:
+                found.append(name)
+        except OSError:
+            continue
+    return found

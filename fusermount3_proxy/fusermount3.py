@@ -1,0 +1,187 @@
+"""fusermount3: libfuse's helper, with the driver doing what needs privileges.
+
+A FUSE library starts it with its own argv and with a Unix socket in `_FUSE_COMMFD`. It asks the driver for the mount,
+and passes the /dev/fuse fd on over that socket the way libfuse's fusermount3 does: one byte with the fd attached.
+"""
+
+import posix
+import sys
+from _signal import SIG_DFL, SIGINT
+from _signal import signal as set_signal
+from _socket import AF_UNIX, SO_DOMAIN, SOL_SOCKET, socket
+from errno import EINVAL, ENOTCONN
+
+from fusermount3_proxy import commandline, driver_socket, fdpass, limits, mountpoint, options, protocol
+from fusermount3_proxy.commandline import Command, CommandLineError
+from fusermount3_proxy.discovery import NoSocket, find_socket
+from fusermount3_proxy.driver_socket import DriverError, OriginalProtocolOnly
+from fusermount3_proxy.options import OptionError
+from fusermount3_proxy.protocol import MountRequest, UnmountRequest
+
+# Programs compare it to know what the helper can do; 3.14 is the version whose behaviour this one has.
+VERSION = "fusermount3 version: 3.14.0\n"
+
+
+class Failure(Exception):
+    """The end, with exit code 1; the text is the line on standard error, without the program's name."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run with the arguments after the program's name. Returns the exit code."""
+    command = Command()
+    try:
+        command = commandline.parse(arguments)
+        if command.help:
+            _write(1, commandline.USAGE)
+            return 1
+        if command.version:
+            _write(1, VERSION)
+            return 0
+        path = _resolve(command.mountpoint)
+        if command.unmount:
+            _unmount(command, path)
+        else:
+            _mount(command, path)
+    except CommandLineError as error:
+        say(str(error))
+        return 1
+    except (Failure, DriverError, NoSocket) as error:
+        if not (command.unmount and command.quiet):
+            say(str(error))
+        return 1
+    return 0
+
+
+def say(line: str) -> None:
+    """Print one line on standard error, under the name that users of libfuse look for."""
+    _write(2, f"fusermount3: {line}\n")
+
+
+def _write(fd: int, text: str) -> None:
+    try:
+        posix.write(fd, text.encode("utf-8", "surrogateescape"))
+    except OSError:
+        pass  # nobody listens; the exit code tells
+
+
+def _resolve(given: str) -> bytes:
+    try:
+        return mountpoint.resolve(_bytes(given))
+    except OSError as error:
+        raise Failure(f"bad mount point {given}: {error.strerror}") from None
+    except ValueError:
+        raise Failure(f"invalid mountpoint '{given}'") from None
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(sys.getfilesystemencoding(), "surrogateescape")
+
+
+def _name(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _mount(command: Command, path: bytes) -> None:
+    if command.sync_init:
+        # libfuse then calls again without it.
+        raise Failure("--sync-init is not supported")
+    if command.auto_unmount and not command.options:
+        raise Failure("--auto-unmount of a mount that was made without this helper is not supported")
+    comm_fd = command.comm_fd
+    if comm_fd is None:
+        variable = posix.environ.get(b"_FUSE_COMMFD")
+        if variable is None:
+            raise Failure("old style mounting not supported")
+        comm_fd = variable.decode("utf-8", "replace")
+    _check_mountpoint(path)
+    raw_options = _bytes(command.options)
+    try:
+        asked = options.parse(_name(raw_options))
+    except OptionError as error:
+        raise Failure(str(error)) from None
+    for warning in asked.warnings:
+        say(warning)
+    # Looked at before anything is mounted, so that nothing has to be undone.
+    comm = _comm_socket(comm_fd)
+
+    names, attached = (("comm",), [comm.fileno()]) if asked.auto_unmount or command.auto_unmount else ((), [])
+    request = MountRequest(protocol.to_wire(path), protocol.to_wire(raw_options), names)
+    socket_path = find_socket()
+    reply, fuse_fd = driver_socket.mount(socket_path, request, attached, limits.SOCKET_WAIT, say)
+    if reply.error is not None:
+        raise Failure(reply.error)
+    try:
+        fdpass.send_with_fds(comm, b"\0", [fuse_fd])
+    except OSError as error:
+        posix.close(fuse_fd)
+        _undo(socket_path, path)
+        raise Failure(f"sending file descriptor: {error.strerror}") from None
+
+
+def _check_mountpoint(path: bytes) -> None:
+    """Refuse what fusermount3 refuses for being absent. The mount appears at the volume, so owners do not matter."""
+    try:
+        posix.lstat(path)
+    except OSError as error:
+        if error.errno != ENOTCONN:  # a dead mount: the driver takes it off
+            raise Failure(f"failed to access mountpoint {_name(path)}: {error.strerror}") from None
+
+
+def _comm_socket(number: str) -> socket:
+    # Never closed here: with auto_unmount the program watches the other end, and the exit closes it anyway.
+    remedy = f"_FUSE_COMMFD={number} must be the number of an open Unix socket; the FUSE library that starts this program sets it"
+    if not number.isascii() or not number.isdigit() or len(number) > 9:
+        raise Failure(f"sending file descriptor: {remedy}")
+    try:
+        comm = socket(fileno=int(number))
+        is_unix = comm.getsockopt(SOL_SOCKET, SO_DOMAIN) == AF_UNIX
+    except OSError as error:
+        raise Failure(f"sending file descriptor: {error.strerror}: {remedy}") from None
+    if not is_unix:
+        raise Failure(f"sending file descriptor: {posix.strerror(EINVAL)}: {remedy}")
+    comm.settimeout(None)
+    return comm
+
+
+def _undo(socket_path: str, path: bytes) -> None:
+    """Unmount what nobody will serve. Without it the driver does the same when it sees the fd closed."""
+    try:
+        driver_socket.unmount(socket_path, UnmountRequest(protocol.to_wire(path), lazy=True), 0, say)
+    except DriverError:
+        pass
+
+
+def _unmount(command: Command, path: bytes) -> None:
+    # A mount at the caller's own path; where the volume is mounted elsewhere, the driver knows it by the path it was
+    # asked to mount at.
+    try:
+        device = mountpoint.fuse_device(path)
+    except OSError:
+        device = None
+    try:
+        socket_path = find_socket()
+    except NoSocket:
+        if device is not None:
+            raise
+        raise Failure(f"entry for {_name(path)} not found in /etc/mtab") from None
+    quiet = command.quiet
+    request = UnmountRequest(protocol.to_wire(path), command.lazy, device)
+    try:
+        reply = driver_socket.unmount(socket_path, request, limits.SOCKET_WAIT, (lambda line: None) if quiet else say)
+    except OriginalProtocolOnly as error:
+        raise Failure(f"failed to unmount {_name(path)}: {error}") from None
+    if reply.error is None:
+        return
+    if reply.errno == EINVAL:
+        raise Failure(f"entry for {_name(path)} not found in /etc/mtab")
+    raise Failure(f"failed to unmount {_name(path)}: {reply.error}")
+
+
+def run() -> None:
+    """The program's entry: never returns, and leaves without the interpreter's own clean-up."""
+    set_signal(SIGINT, SIG_DFL)  # dies of it as a C program does, without a traceback
+    posix._exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run()

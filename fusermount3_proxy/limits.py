@@ -1,0 +1,20 @@
+"""How long each side waits and how much it takes, in one place. Times are in seconds, sizes in bytes."""
+
+# The client, for the driver's socket.
+SOCKET_WAIT = 10.0  # a socket that is missing or refuses: the driver may be starting, or being replaced
+SOCKET_WAIT_SILENT = 1.0  # after this the client says what it waits for
+SOCKET_RETRY = 0.05
+ANSWER_WAIT = 30.0
+
+# The driver, for a client.
+REQUEST_WAIT = 5.0
+REQUESTS_AT_ONCE = 8  # per volume; further connections are closed
+
+# The driver, for file systems that pods serve.
+PROBE_WAIT = 1.0  # one touch of a served file system
+TAKE_OFF_WAIT = 10.0  # unmounting, with everything that it touches
+
+# The wire (docs/protocol.md).
+PACKET_MAX = 64 * 1024
+ORIGINAL_MESSAGE_MAX = 500
+FDS_MAX = 8  # file descriptors that one packet may carry

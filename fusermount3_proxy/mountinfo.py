@@ -1,0 +1,98 @@
+"""/proc/PID/mountinfo, proc_pid_mountinfo(5).
+
+    36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
+    (1)(2)(3)   (4)   (5)     (6)       (7)   (8) (9)   (10)         (11)
+
+(1) mount id (2) parent id (3) major:minor of st_dev (4) root of the mount within its file system (5) mount point
+(6) mount options (7) optional fields (8) separator (9) file system type (10) source (11) super block options.
+Space, tab, newline and backslash are written as \\040, \\011, \\012 and \\134. Everything is bytes: a path may hold any.
+"""
+
+
+class Mount:
+    """One line."""
+
+    __slots__ = ("device", "fstype", "mount_id", "options", "parent_id", "path", "root", "shared", "source", "super_options")
+
+    def __init__(
+        self,
+        mount_id: int,
+        parent_id: int,
+        device: str,
+        root: bytes,
+        path: bytes,
+        options: str,
+        shared: bool,
+        fstype: str,
+        source: bytes,
+        super_options: str,
+    ) -> None:
+        self.mount_id = mount_id
+        self.parent_id = parent_id
+        self.device = device
+        self.root = root
+        self.path = path
+        self.options = options
+        self.shared = shared
+        self.fstype = fstype
+        self.source = source
+        self.super_options = super_options
+
+    @property
+    def is_fuse(self) -> bool:
+        """Whether it is a FUSE file system: type `fuse`, or `fuse.` and a subtype."""
+        return self.fstype == "fuse" or self.fstype.startswith("fuse.")
+
+
+def parse(text: bytes) -> list[Mount]:
+    """Read the text of a mountinfo file. A line that is cut off or unknown is left out."""
+    mounts = []
+    for line in text.split(b"\n"):
+        fields = line.split(b" ")
+        try:
+            separator = fields.index(b"-", 6)
+            mounts.append(
+                Mount(
+                    mount_id=int(fields[0]),
+                    parent_id=int(fields[1]),
+                    device=fields[2].decode("ascii"),
+                    root=unescape(fields[3]),
+                    path=unescape(fields[4]),
+                    options=fields[5].decode("latin-1"),
+                    shared=any(field.startswith(b"shared:") for field in fields[6:separator]),
+                    fstype=unescape(fields[separator + 1]).decode("latin-1"),
+                    source=unescape(fields[separator + 2]),
+                    super_options=fields[separator + 3].decode("latin-1"),
+                )
+            )
+        except (ValueError, IndexError):
+            continue
+    return mounts
+
+
+def unescape(field: bytes) -> bytes:
+    """Undo the octal escapes of one field."""
+    if b"\\" not in field:
+        return field
+    head, *rest = field.split(b"\\")
+    out = [head]
+    for part in rest:
+        digits = part[:3]
+        if len(digits) == 3 and all(c in b"01234567" for c in digits) and int(digits, 8) < 256:
+            out.append(bytes([int(digits, 8)]) + part[3:])
+        else:
+            out.append(b"\\" + part)
+    return b"".join(out)
+
+
+def topmost(mounts: list[Mount], path: bytes) -> Mount | None:
+    """The mount that a path walk to `path` ends on, where `path` is a mount point; otherwise None.
+
+    Mounts stack: of those at one path the topmost is the one that no other of them has as its parent.
+    """
+    here = [mount for mount in mounts if mount.path == path]
+    if not here:
+        return None
+    covered = {mount.parent_id for mount in here}
+    uncovered = [mount for mount in here if mount.mount_id not in covered]
+    return uncovered[-1] if uncovered else here[-1]

@@ -1,0 +1,125 @@
+"""The grammar of `-o`, as libfuse's fusermount3 has it (3.14, and what later versions accept too).
+
+Pure: text in, values out. The client reads it to warn and refuse in fusermount3's own words; the driver reads the same
+text again by the same rules, since a pod can send anything. What a volume's policy then allows is the driver's matter.
+"""
+
+# Each flag and the mount option that it turns on or off.
+FLAGS = {
+    "rw": ("ro", False),
+    "ro": ("ro", True),
+    "exec": ("noexec", False),
+    "noexec": ("noexec", True),
+    "async": ("sync", False),
+    "sync": ("sync", True),
+    "atime": ("noatime", False),
+    "noatime": ("noatime", True),
+    "dirsync": ("dirsync", True),
+    # 3.14 does not know these four; some later versions take them, and they ask for what the kernel does by itself or
+    # for a cost that only the asking program bears.
+    "relatime": ("strictatime", False),
+    "norelatime": ("strictatime", True),
+    "strictatime": ("strictatime", True),
+    "nostrictatime": ("strictatime", False),
+    "nosuid": ("nosuid", True),
+    "nodev": ("nodev", True),
+}
+
+# Ignored with a warning: libfuse takes them from root alone, and a pod's root is not the node's.
+UNSAFE = ("suid", "dev")
+
+# libfuse puts these in after its own failed mount(2); the one that mounts knows better.
+SKIPPED_PREFIXES = ("fd=", "rootmode=", "user_id=", "group_id=", "x-")
+SKIPPED = ("nonempty",)
+
+ACCESS = ("allow_other", "allow_root", "default_permissions")
+NUMBERS = ("max_read", "blksize")
+
+
+class OptionError(Exception):
+    """An option that is refused. The text is fusermount3's, without the program's name."""
+
+
+class MountOptions:
+    """What one `-o` text asks for.
+
+    `flags` maps a mount option (the values of FLAGS) to whether it is on; `access` holds the names of ACCESS that were
+    given; `numbers` maps the names of NUMBERS to their text; `fsname` and `subtype` are None where they were not given;
+    `warnings` are lines that fusermount3 prints and goes on.
+    """
+
+    __slots__ = ("access", "auto_unmount", "flags", "fsname", "numbers", "subtype", "warnings")
+
+    def __init__(self) -> None:
+        self.flags: dict[str, bool] = {}
+        self.access: set[str] = set()
+        self.numbers: dict[str, str] = {}
+        self.fsname: str | None = None
+        self.subtype: str | None = None
+        self.auto_unmount = False
+        self.warnings: list[str] = []
+
+
+def parse(text: str) -> MountOptions:
+    """Read the text of one -o. The last of two that contradict wins. Raises OptionError."""
+    found = MountOptions()
+    for option in split(text):
+        name, equals, value = option.partition("=")
+        if name == "fsname" and equals:
+            found.fsname = unescape(value)
+        elif name == "subtype" and equals:
+            found.subtype = unescape(value)
+        elif option.startswith(SKIPPED_PREFIXES) or option in SKIPPED:
+            continue
+        elif option in FLAGS:
+            flag, on = FLAGS[option]
+            found.flags[flag] = on
+        elif option in ACCESS:
+            found.access.add(option)
+        elif name in NUMBERS and equals:
+            found.numbers[name] = value
+        elif option == "auto_unmount":
+            found.auto_unmount = True
+        elif option in UNSAFE:
+            found.warnings.append(f"unsafe option {option} ignored")
+        elif option == "large_read":
+            found.warnings.append("note: 'large_read' mount option is deprecated")
+        elif option == "blkdev":
+            raise OptionError("option blkdev is privileged")
+        else:
+            raise OptionError(f"unknown option '{option}'")
+    return found
+
+
+def split(text: str) -> list[str]:
+    """The options of a text, which commas separate. A comma at the end ends the last one.
+
+    A backslash takes the meaning from a comma in the values of fsname and subtype, and nowhere else; it stays in the
+    option's text, for unescape().
+    """
+    parts = []
+    start = 0
+    while start < len(text):
+        end = start
+        escapes = text.startswith(("fsname=", "subtype="), start)
+        while end < len(text) and text[end] != ",":
+            end += 2 if escapes and text[end] == "\\" else 1
+        parts.append(text[start:end])
+        start = end + 1
+    return parts
+
+
+def unescape(value: str) -> str:
+    """The value without its escapes: a backslash means the character after it; the last one of a value means itself."""
+    if "\\" not in value:
+        return value
+    out = []
+    characters = iter(value)
+    for character in characters:
+        out.append(next(characters, "\\") if character == "\\" else character)
+    return "".join(out)
+
+
+def escape(value: str) -> str:
+    """The opposite of unescape(): the value as it stands in a -o text."""
+    return value.replace("\\", "\\\\").replace(",", "\\,")

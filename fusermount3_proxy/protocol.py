@@ -1,0 +1,196 @@
+"""The wire between pod and driver (docs/protocol.md): packets to bytes and back. No input or output happens here.
+
+Paths and options are bytes on both sides and Latin-1 on the wire (byte n is code point n), so any bytes survive JSON.
+Inside the programs they are `str` in that same Latin-1 form; `to_wire` and `from_wire` change forms.
+"""
+
+from _json import encode_basestring_ascii, make_scanner
+
+from fusermount3_proxy.limits import ORIGINAL_MESSAGE_MAX, PACKET_MAX
+
+V1_SUFFIX = ".v1"  # NAME is the original protocol's socket, NAME.v1 is ours
+
+
+class ProtocolError(Exception):
+    """What arrived is not a packet of this protocol. The text says what is wrong with it."""
+
+
+class MountRequest:
+    """Mount the volume of this socket.
+
+    `mountpoint` is what the program asked for, absolute, "" from fuse-starter; `options` is the text of its -o;
+    `fds` names the fds that come with the packet, in their order.
+    """
+
+    __slots__ = ("fds", "mountpoint", "options", "sync_init")
+
+    def __init__(self, mountpoint: str, options: str, fds: tuple[str, ...] = (), sync_init: bool = False) -> None:
+        self.mountpoint = mountpoint
+        self.options = options
+        self.fds = fds
+        self.sync_init = sync_init
+
+
+class UnmountRequest:
+    """Unmount the volume of this socket, if its mount is the one at `mountpoint`.
+
+    `device` is MAJOR:MINOR of the FUSE file system that the client sees at `mountpoint`, None where it sees none.
+    """
+
+    __slots__ = ("device", "fds", "lazy", "mountpoint")
+
+    def __init__(self, mountpoint: str, lazy: bool = False, device: str | None = None, fds: tuple[str, ...] = ()) -> None:
+        self.mountpoint = mountpoint
+        self.lazy = lazy
+        self.device = device
+        self.fds = fds
+
+
+class Reply:
+    """The driver's answer: `volume_name` (a mount), or `error` and `errno`, or none of them (an unmount)."""
+
+    __slots__ = ("errno", "error", "volume_name")
+
+    def __init__(self, volume_name: str | None = None, error: str | None = None, errno: int = 0) -> None:
+        self.volume_name = volume_name
+        self.error = error
+        self.errno = errno
+
+
+def to_wire(raw: bytes) -> str:
+    """Bytes of a path or option as the text that travels."""
+    return raw.decode("latin-1")
+
+
+def from_wire(text: str) -> bytes:
+    """The bytes of a path or option that travelled. Raises ProtocolError for a code point above 255."""
+    try:
+        return text.encode("latin-1")
+    except UnicodeEncodeError:
+        raise ProtocolError("a path or an option holds a character above U+00FF (bytes travel as Latin-1)") from None
+
+
+def encode_request(request: MountRequest | UnmountRequest) -> bytes:
+    """The packet of a request. Raises ProtocolError where it is longer than a packet may be."""
+    quote = encode_basestring_ascii
+    fds = ",".join(quote(name) for name in request.fds)
+    if isinstance(request, MountRequest):
+        head = f'"op":"mount","mountpoint":{quote(request.mountpoint)},"options":{quote(request.options)}'
+        tail = ',"syncInit":true' if request.sync_init else ""
+    else:
+        head = f'"op":"unmount","mountpoint":{quote(request.mountpoint)},"lazy":{"true" if request.lazy else "false"}'
+        tail = f',"dev":{quote(request.device) if request.device is not None else "null"}'
+    packet = f'{{{head},"fds":[{fds}]{tail}}}'.encode("ascii")
+    if len(packet) > PACKET_MAX:
+        raise ProtocolError(f"mountpoint and options are too long: the request has {len(packet)} bytes, at most {PACKET_MAX} can be sent")
+    return packet
+
+
+def decode_request(packet: bytes) -> MountRequest | UnmountRequest:
+    """A request from its packet. Fields that are not known are ignored. Raises ProtocolError."""
+    fields = _decode_object(packet, PACKET_MAX)
+    op = fields.get("op")
+    if op not in ("mount", "unmount"):
+        raise ProtocolError(f"op is {_shown(op)}; this driver knows mount and unmount")
+    names = fields.get("fds", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ProtocolError(f"fds is {_shown(names)}; it must be a list of names")
+    mountpoint = _text(fields, "mountpoint")
+    from_wire(mountpoint)
+    if op == "mount":
+        options = _text(fields, "options", "")
+        from_wire(options)
+        return MountRequest(mountpoint, options, tuple(names), _flag(fields, "syncInit"))
+    device = fields.get("dev")
+    if device is not None and not isinstance(device, str):
+        raise ProtocolError(f"dev is {_shown(device)}; it must be MAJOR:MINOR or null")
+    return UnmountRequest(mountpoint, _flag(fields, "lazy"), device, tuple(names))
+
+
+def encode_reply(reply: Reply) -> bytes:
+    """The packet of an answer; also the one message of the original protocol, for a mount that was made."""
+    quote = encode_basestring_ascii
+    if reply.error is not None:
+        return f'{{"error":{quote(reply.error)},"errno":{reply.errno}}}'.encode("ascii")
+    if reply.volume_name is not None:
+        return f'{{"volumeName":{quote(reply.volume_name)}}}'.encode("ascii")
+    return b"{}"
+
+
+def decode_reply(packet: bytes, limit: int = PACKET_MAX) -> Reply:
+    """An answer from its packet of at most `limit` bytes. Raises ProtocolError."""
+    fields = _decode_object(packet, limit)
+    if "error" in fields:
+        return Reply(error=_text(fields, "error"), errno=_errno(fields))
+    if "volumeName" in fields:
+        return Reply(volume_name=_text(fields, "volumeName"))
+    return Reply()
+
+
+def decode_original(message: bytes) -> Reply:
+    """The answer in the original protocol's one message. Raises ProtocolError."""
+    reply = decode_reply(message, ORIGINAL_MESSAGE_MAX)
+    if reply.volume_name is None:
+        raise ProtocolError("the message has no volumeName")
+    return reply
+
+
+class _Scan:
+    """What the json module's C scanner takes as its settings; `import json` would cost more than the whole program."""
+
+    strict = True
+    object_hook = None
+    object_pairs_hook = None
+    parse_float = float
+    parse_int = int
+
+    @staticmethod
+    def parse_constant(name: str) -> None:
+        raise ProtocolError(f"{name} is not JSON")
+
+
+_scan = make_scanner(_Scan)
+_SPACE = " \t\n\r"
+
+
+def _decode_object(packet: bytes, limit: int) -> dict[str, object]:
+    if len(packet) > limit:
+        raise ProtocolError(f"the packet has {len(packet)} bytes, at most {limit} are allowed")
+    try:
+        text = packet.decode("utf-8").strip(_SPACE)
+        value, end = _scan(text, 0)
+    except ProtocolError:
+        raise
+    # Where the json module was never imported the scanner does not find its own error class: it then raises SystemError
+    # or ImportError, as the version of Python has it. StopIteration is the end of the text.
+    except (ValueError, StopIteration, SystemError, ImportError, AttributeError, RecursionError):
+        raise ProtocolError("the packet is not JSON") from None
+    if end != len(text) or not isinstance(value, dict):
+        raise ProtocolError("the packet is not one JSON object")
+    return value
+
+
+def _text(fields: dict[str, object], name: str, default: str | None = None) -> str:
+    value = fields.get(name, default)
+    if not isinstance(value, str):
+        raise ProtocolError(f"{name} is {_shown(value)}; it must be a string")
+    return value
+
+
+def _flag(fields: dict[str, object], name: str) -> bool:
+    value = fields.get(name, False)
+    if not isinstance(value, bool):
+        raise ProtocolError(f"{name} is {_shown(value)}; it must be true or false")
+    return value
+
+
+def _errno(fields: dict[str, object]) -> int:
+    value = fields.get("errno", 0)
+    if not isinstance(value, int) or not 0 <= value < 4096:
+        raise ProtocolError(f"errno is {_shown(value)}; it must be a number of errno(3)")
+    return value
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:40] + "..."
