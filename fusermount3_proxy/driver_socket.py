@@ -23,18 +23,17 @@ class OriginalProtocolOnly(DriverError):
     """The driver has no socket of protocol v1, and what was asked needs it."""
 
 
-def mount(path: str, request: MountRequest, attached: list[int], wait: float, say: "Callable[[str], None]") -> tuple[Reply, int]:
+def mount(path: str, request: MountRequest, wait: float, say: "Callable[[str], None]") -> tuple[Reply, int]:
     """Ask for the volume's mount at the socket `path`.
 
-    `attached` are the fds that `request.fds` names, `wait` the seconds to wait for a socket that is missing or refuses,
-    `say` prints a line while waiting. Returns the answer and the /dev/fuse fd, which the caller owns; the fd is -1
+    `wait` is how many seconds to wait for a socket that is missing or refuses, `say` prints a line meanwhile. Returns the answer and the /dev/fuse fd, which the caller owns; the fd is -1
     where the answer is a refusal. Raises DriverError.
     """
     packet = _encode(request)
     sock, is_v1 = _connect(path, wait, say, may_be_original=True)
     try:
         if is_v1:
-            _send(sock, packet, attached)
+            _send(sock, packet)
         message, fds = _receive(sock, protocol.PACKET_MAX if is_v1 else limits.ORIGINAL_MESSAGE_MAX)
     finally:
         sock.close()
@@ -56,7 +55,7 @@ def unmount(path: str, request: UnmountRequest, wait: float, say: "Callable[[str
     packet = _encode(request)
     sock, _ = _connect(path, wait, say, may_be_original=False)
     try:
-        _send(sock, packet, [])
+        _send(sock, packet)
         message, fds = _receive(sock, protocol.PACKET_MAX)
     finally:
         sock.close()
@@ -143,9 +142,9 @@ def _decode(message: bytes, is_v1: bool) -> Reply:
         raise DriverError(f"the driver's answer cannot be read: {error}") from None
 
 
-def _send(sock: socket, packet: bytes, fds: list[int]) -> None:
+def _send(sock: socket, packet: bytes) -> None:
     try:
-        fdpass.send_with_fds(sock, packet, fds)
+        fdpass.send_with_fds(sock, packet, [])
     except TimeoutError:
         raise DriverError(f"the driver took no request within {limits.ANSWER_WAIT:g} s") from None
     except OSError as error:

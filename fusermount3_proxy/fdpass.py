@@ -3,7 +3,7 @@
 import posix
 import sys
 from _socket import (
-    CMSG_SPACE,
+    CMSG_LEN,
     MSG_CMSG_CLOEXEC,
     MSG_CTRUNC,
     MSG_NOSIGNAL,
@@ -35,14 +35,14 @@ def receive_with_fds(sock: socket, size: int, max_fds: int) -> tuple[bytes, list
     Returns the data (empty at end of file) and the fds, which the caller owns. With `max_fds` 0 the kernel drops the
     fds without installing them. Raises Truncated where the message did not fit, OSError as recvmsg(2) does.
     """
-    data, control, flags, _ = sock.recvmsg(size, CMSG_SPACE(max_fds * _INT) if max_fds else 0, MSG_CMSG_CLOEXEC)
+    # CMSG_LEN and not CMSG_SPACE: the padding of the latter has room for a second fd.
+    data, control, flags, _ = sock.recvmsg(size, CMSG_LEN(max_fds * _INT) if max_fds else 0, MSG_CMSG_CLOEXEC)
     fds = []
     for level, kind, payload in control:
         if level == SOL_SOCKET and kind == SCM_RIGHTS:
             whole = len(payload) - len(payload) % _INT
             fds += [int.from_bytes(payload[i : i + _INT], sys.byteorder) for i in range(0, whole, _INT)]
-    # CMSG_SPACE rounds up, so one fd more than asked for may arrive.
-    if flags & MSG_TRUNC or (max_fds and flags & MSG_CTRUNC) or len(fds) > max_fds:
+    if flags & MSG_TRUNC or (max_fds and flags & MSG_CTRUNC):
         close_all(fds)
         raise Truncated
     return data, fds
@@ -55,4 +55,3 @@ def close_all(fds: list[int]) -> None:
             posix.close(fd)
         except OSError:
             pass
-

@@ -104,10 +104,9 @@ def _mount(command: Command, path: bytes) -> None:
     # Looked at before anything is mounted, so that nothing has to be undone.
     comm = _comm_socket(comm_fd)
 
-    names, attached = (("comm",), [comm.fileno()]) if asked.auto_unmount or command.auto_unmount else ((), [])
-    request = MountRequest(protocol.to_wire(path), protocol.to_wire(raw_options), names)
     socket_path = find_socket()
-    reply, fuse_fd = driver_socket.mount(socket_path, request, attached, limits.SOCKET_WAIT, say)
+    request = MountRequest(protocol.to_wire(path), protocol.to_wire(raw_options))
+    reply, fuse_fd = driver_socket.mount(socket_path, request, limits.SOCKET_WAIT, say)
     if reply.error is not None:
         raise Failure(reply.error)
     try:
@@ -128,7 +127,6 @@ def _check_mountpoint(path: bytes) -> None:
 
 
 def _comm_socket(number: str) -> socket:
-    # Never closed here: with auto_unmount the program watches the other end, and the exit closes it anyway.
     remedy = f"_FUSE_COMMFD={number} must be the number of an open Unix socket; the FUSE library that starts this program sets it"
     if not number.isascii() or not number.isdigit() or len(number) > 9:
         raise Failure(f"sending file descriptor: {remedy}")

@@ -17,4 +17,4 @@ TAKE_OFF_WAIT = 10.0  # unmounting, with everything that it touches
 # The wire (docs/protocol.md).
 PACKET_MAX = 64 * 1024
 ORIGINAL_MESSAGE_MAX = 500
-FDS_MAX = 8  # file descriptors that one packet may carry
+THREADS_MAX = 64  # threads that may hang in file systems of pods at one time

@@ -85,14 +85,18 @@ def unescape(field: bytes) -> bytes:
     return b"".join(out)
 
 
-def topmost(mounts: list[Mount], path: bytes) -> Mount | None:
-    """The mount that a path walk to `path` ends on, where `path` is a mount point; otherwise None.
+def stack(mounts: list[Mount], path: bytes) -> list[Mount]:
+    """The mounts at `path`, topmost (where a path walk ends) last: each lies on the one before it."""
+    here = {mount.parent_id: mount for mount in mounts if mount.path == path}
+    ids = {mount.mount_id for mount in here.values()}
+    lowest = [mount for mount in here.values() if mount.parent_id not in ids]
+    ordered = lowest[-1:]
+    while ordered and (above := here.get(ordered[-1].mount_id)) is not None and above not in ordered:
+        ordered.append(above)
+    return ordered
 
-    Mounts stack: of those at one path the topmost is the one that no other of them has as its parent.
-    """
-    here = [mount for mount in mounts if mount.path == path]
-    if not here:
-        return None
-    covered = {mount.parent_id for mount in here}
-    uncovered = [mount for mount in here if mount.mount_id not in covered]
-    return uncovered[-1] if uncovered else here[-1]
+
+def topmost(mounts: list[Mount], path: bytes) -> Mount | None:
+    """The mount that a path walk to `path` ends on, where `path` is a mount point; otherwise None."""
+    here = stack(mounts, path)
+    return here[-1] if here else None

@@ -18,16 +18,14 @@ class ProtocolError(Exception):
 class MountRequest:
     """Mount the volume of this socket.
 
-    `mountpoint` is what the program asked for, absolute, "" from fuse-starter; `options` is the text of its -o;
-    `fds` names the fds that come with the packet, in their order.
+    `mountpoint` is what the program asked for, absolute, "" from fuse-starter; `options` is the text of its -o.
     """
 
-    __slots__ = ("fds", "mountpoint", "options", "sync_init")
+    __slots__ = ("mountpoint", "options", "sync_init")
 
-    def __init__(self, mountpoint: str, options: str, fds: tuple[str, ...] = (), sync_init: bool = False) -> None:
+    def __init__(self, mountpoint: str, options: str, sync_init: bool = False) -> None:
         self.mountpoint = mountpoint
         self.options = options
-        self.fds = fds
         self.sync_init = sync_init
 
 
@@ -37,13 +35,12 @@ class UnmountRequest:
     `device` is MAJOR:MINOR of the FUSE file system that the client sees at `mountpoint`, None where it sees none.
     """
 
-    __slots__ = ("device", "fds", "lazy", "mountpoint")
+    __slots__ = ("device", "lazy", "mountpoint")
 
-    def __init__(self, mountpoint: str, lazy: bool = False, device: str | None = None, fds: tuple[str, ...] = ()) -> None:
+    def __init__(self, mountpoint: str, lazy: bool = False, device: str | None = None) -> None:
         self.mountpoint = mountpoint
         self.lazy = lazy
         self.device = device
-        self.fds = fds
 
 
 class Reply:
@@ -73,14 +70,13 @@ def from_wire(text: str) -> bytes:
 def encode_request(request: MountRequest | UnmountRequest) -> bytes:
     """The packet of a request. Raises ProtocolError where it is longer than a packet may be."""
     quote = encode_basestring_ascii
-    fds = ",".join(quote(name) for name in request.fds)
     if isinstance(request, MountRequest):
         head = f'"op":"mount","mountpoint":{quote(request.mountpoint)},"options":{quote(request.options)}'
         tail = ',"syncInit":true' if request.sync_init else ""
     else:
         head = f'"op":"unmount","mountpoint":{quote(request.mountpoint)},"lazy":{"true" if request.lazy else "false"}'
         tail = f',"dev":{quote(request.device) if request.device is not None else "null"}'
-    packet = f'{{{head},"fds":[{fds}]{tail}}}'.encode("ascii")
+    packet = f'{{{head},"fds":[]{tail}}}'.encode("ascii")
     if len(packet) > PACKET_MAX:
         raise ProtocolError(f"mountpoint and options are too long: the request has {len(packet)} bytes, at most {PACKET_MAX} can be sent")
     return packet
@@ -92,19 +88,16 @@ def decode_request(packet: bytes) -> MountRequest | UnmountRequest:
     op = fields.get("op")
     if op not in ("mount", "unmount"):
         raise ProtocolError(f"op is {_shown(op)}; this driver knows mount and unmount")
-    names = fields.get("fds", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ProtocolError(f"fds is {_shown(names)}; it must be a list of names")
     mountpoint = _text(fields, "mountpoint")
     from_wire(mountpoint)
     if op == "mount":
         options = _text(fields, "options", "")
         from_wire(options)
-        return MountRequest(mountpoint, options, tuple(names), _flag(fields, "syncInit"))
+        return MountRequest(mountpoint, options, _flag(fields, "syncInit"))
     device = fields.get("dev")
     if device is not None and not isinstance(device, str):
         raise ProtocolError(f"dev is {_shown(device)}; it must be MAJOR:MINOR or null")
-    return UnmountRequest(mountpoint, _flag(fields, "lazy"), device, tuple(names))
+    return UnmountRequest(mountpoint, _flag(fields, "lazy"), device)
 
 
 def encode_reply(reply: Reply) -> bytes:

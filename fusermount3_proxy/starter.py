@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> int:
         say(f"{command.program[0]}: {posix.strerror(error)}")
         return EXIT_NOT_FOUND if error in (ENOENT, ENOTDIR) else EXIT_NOT_EXECUTABLE
     try:
-        reply, fuse_fd = driver_socket.mount(command.socket_path, MountRequest("", ""), [], command.wait, say)
+        reply, fuse_fd = driver_socket.mount(command.socket_path, MountRequest("", ""), command.wait, say)
     except DriverError as error:
         say(str(error))
         return EXIT_FAILED

@@ -1,0 +1,67 @@
+"""The driver's own gRPC service, on its admin socket; thin, as CSI's."""
+
+from collections.abc import Callable
+
+import grpc
+import grpc.aio
+
+from driver import __version__
+from driver.csi import abort
+from driver.errors import VolumeError
+from driver.rpc import admin_pb2, admin_pb2_grpc
+from driver.standalone import Standalone
+from driver.volume import Volume
+from driver.volumes import Volumes
+
+Context = grpc.aio.ServicerContext
+
+
+class Admin(admin_pb2_grpc.AdminServicer):
+    """The service of admin.proto."""
+
+    def __init__(self, volumes: Volumes, standalone: Standalone, problem: Callable[[], str]) -> None:
+        self._volumes = volumes
+        self._standalone = standalone
+        self._problem = problem
+
+    async def AddVolume(self, request: admin_pb2.AddVolumeRequest, context: Context) -> admin_pb2.Volume:
+        """Add a volume without Kubernetes."""
+        try:
+            return message_of(self._standalone.add(request.name, request.read_only, request.options))
+        except VolumeError as error:
+            await abort(context, error)
+            raise
+
+    async def RemoveVolume(self, request: admin_pb2.RemoveVolumeRequest, context: Context) -> admin_pb2.RemoveVolumeResponse:
+        """Remove one."""
+        try:
+            await self._standalone.remove(request.name)
+        except VolumeError as error:
+            await abort(context, error)
+        return admin_pb2.RemoveVolumeResponse()
+
+    async def ListVolumes(self, request: admin_pb2.ListVolumesRequest, context: Context) -> admin_pb2.ListVolumesResponse:
+        """List them."""
+        return admin_pb2.ListVolumesResponse(volumes=[message_of(volume) for volume in self._standalone.list()])
+
+    async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Context) -> admin_pb2.GetStatusResponse:
+        """The driver and every volume."""
+        return admin_pb2.GetStatusResponse(
+            version=__version__, problem=self._problem(), volumes=[message_of(volume) for volume in self._volumes]
+        )
+
+
+def message_of(volume: Volume) -> admin_pb2.Volume:
+    """A volume as the service shows it."""
+    publication, record = volume.publication, volume.mount_record
+    return admin_pb2.Volume(
+        name=publication.volume_id,
+        pod=publication.pod,
+        target_path=publication.paths.target_path,
+        socket_path=f"{publication.paths.root}/{publication.paths.sockets}/{publication.socket_name}",
+        state=volume.state.value,
+        source=record.source if record else "",
+        fs_type=record.fstype if record else "",
+        read_only=volume.policy.options.flags.get("ro", False),
+        warnings=volume.policy.warnings,
+    )

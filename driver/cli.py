@@ -1,0 +1,137 @@
+"""meta-fuse-csi-plugin: the driver, and the commands that talk to it."""
+
+import os
+import sys
+
+import click
+
+from driver import __version__
+from driver.logs import configure
+
+ADMIN_SOCKET = "/run/mfcp/admin.sock"
+
+# What klog's users put on the command line: accepted, and without a meaning here.
+_KLOG = ("logtostderr", "alsologtostderr", "stderrthreshold", "vmodule", "log_dir", "log_file", "add_dir_header", "skip_headers")
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--endpoint", default="unix:/tmp/csi.sock", show_default=True, help="CSI endpoint, unix:PATH.")
+@click.option("--nodeid", help="Name of this node; must not be empty.")
+@click.option("--v", "verbosity", type=int, default=1, show_default=True, help="How much to log: 0 errors, 1 to 5 volumes, 6 and more all.")
+@click.option("--pods-dir", default="/var/lib/kubelet/pods", show_default=True, help="kubelet's folder of pods.")
+@click.option("--run-dir", default="/run/mfcp", show_default=True, help="The driver's own folder, on a tmpfs.")
+@click.option("--admin-socket", default=ADMIN_SOCKET, show_default=True, help="Socket of the commands below.")
+@click.version_option(__version__, "-V", "--version", prog_name="meta-fuse-csi-plugin")
+@click.pass_context
+def main(
+    context: click.Context, endpoint: str, nodeid: str | None, verbosity: int, pods_dir: str, run_dir: str, admin_socket: str, **klog: str
+) -> None:
+    """The CSI driver that mounts FUSE file systems for unprivileged containers. Without a command it runs the driver."""
+    if context.invoked_subcommand is not None:
+        context.obj = admin_socket
+        return
+    if not nodeid:
+        raise click.UsageError("--nodeid is missing or empty: give the name of this node")
+    from driver import daemon  # gRPC is slow to import, and --help does not need it
+
+    configure(verbosity)
+    for option, path in (("--pods-dir", pods_dir), ("--run-dir", run_dir), ("--admin-socket", admin_socket)):
+        if not os.path.isabs(path):
+            raise click.UsageError(f"{option} {path!r} is not an absolute path")
+    if run_dir != "/run/mfcp" and admin_socket == ADMIN_SOCKET:
+        admin_socket = f"{run_dir}/admin.sock"
+    try:
+        daemon.serve(
+            daemon.Settings(
+                endpoint=endpoint,
+                node_id=nodeid,
+                pods_dir=os.path.normpath(pods_dir),
+                run_dir=os.path.normpath(run_dir),
+                admin_socket=admin_socket,
+            )
+        )
+    except daemon.StartError as error:
+        raise click.ClickException(str(error)) from None
+    daemon.leave(0)
+
+
+for _name in _KLOG:
+    main = click.option(f"--{_name}", hidden=True, is_flag=False, flag_value="true")(main)
+
+
+@main.group(context_settings={"help_option_names": ["-h", "--help"]})
+def volume() -> None:
+    """Volumes without Kubernetes, for Docker, Podman and plain hosts."""
+
+
+@volume.command("add")
+@click.argument("name")
+@click.option("--read-only", is_flag=True, help="Mount it read-only, whatever the program asks.")
+@click.option("-o", "options", default="", metavar="OPTIONS", help="Mount options, comma-separated.")
+@click.pass_obj
+def volume_add(admin_socket: str, name: str, read_only: bool, options: str) -> None:
+    """Publish a volume, and print how to give it to containers."""
+    from driver import client
+
+    added = client.add(admin_socket, name, read_only, options)
+    folder = os.path.dirname(added.socket_path)
+    for warning in added.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(f"volume {name} is there; run containers with")
+    click.echo(f"  the FUSE program:  -v {folder}:/fusermount3-proxy -v {added.target_path}:/data:rslave")
+    click.echo(f"  applications:      -v {added.target_path}:/data:rslave")
+
+
+@volume.command("remove")
+@click.argument("name")
+@click.pass_obj
+def volume_remove(admin_socket: str, name: str) -> None:
+    """Unmount a volume and remove it."""
+    from driver import client
+
+    client.remove(admin_socket, name)
+
+
+@volume.command("list")
+@click.pass_obj
+def volume_list(admin_socket: str) -> None:
+    """List the volumes that 'volume add' made."""
+    from driver import client
+
+    _table([[v.name, v.state, v.fs_type, v.source, v.target_path] for v in client.volumes(admin_socket)], "NAME STATE TYPE SOURCE PATH")
+
+
+@main.command()
+@click.pass_obj
+def status(admin_socket: str) -> None:
+    """Say how the driver is, and show every volume of this node."""
+    from driver import client
+
+    answer = client.status(admin_socket)
+    click.echo(f"meta-fuse-csi-plugin {answer.version}: {'not ready: ' + answer.problem if answer.problem else 'ready'}")
+    rows = [[v.name, v.pod or "-", v.state, "ro" if v.read_only else "rw", v.fs_type, v.source, v.target_path] for v in answer.volumes]
+    _table(rows, "VOLUME POD STATE MODE TYPE SOURCE PATH")
+    if answer.problem:
+        sys.exit(1)
+
+
+def _table(rows: list[list[str]], header: str) -> None:
+    table = [header.split(), *([cell or "-" for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    for row in table:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _go_style(arguments: list[str]) -> list[str]:
+    """Go's flag package takes `-endpoint=X` as well as `--endpoint=X`; what users of the Go plugin wrote goes on working."""
+    known = {f"-{parameter.opts[0].lstrip('-')}" for parameter in main.params if parameter.opts[0].startswith("--")}
+    return [f"-{a}" if a.split("=")[0] in known and not a.startswith("--") else a for a in arguments]
+
+
+def run() -> None:
+    """The program's entry."""
+    main.main(args=_go_style(sys.argv[1:]), prog_name="meta-fuse-csi-plugin")
+
+
+if __name__ == "__main__":
+    run()

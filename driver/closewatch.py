@@ -1,0 +1,52 @@
+"""Hears of the last close of a device node: one inotify instance for all of them, no thread, no polling."""
+
+import asyncio
+import os
+import struct
+from collections.abc import Callable
+
+from driver import syscalls
+
+_EVENT = struct.Struct("iIII")  # struct inotify_event, inotify(7); the watched nodes are files, so no name follows
+
+
+class CloseWatch:
+    """Calls back when a watched file, opened for writing, is closed for the last time."""
+
+    def __init__(self) -> None:
+        self._fd = syscalls.inotify_init()
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        asyncio.get_running_loop().add_reader(self._fd, self._read)
+
+    def add(self, path: str, callback: Callable[[], None]) -> int:
+        """Watch `path`; returns what remove() takes."""
+        watch = syscalls.inotify_add_watch(self._fd, path, syscalls.IN_CLOSE_WRITE)
+        self._callbacks[watch] = callback
+        return watch
+
+    def remove(self, watch: int) -> None:
+        """Stop watching. A watch whose file is gone is gone already."""
+        if self._callbacks.pop(watch, None) is not None:
+            try:
+                syscalls.inotify_rm_watch(self._fd, watch)
+            except OSError:
+                pass
+
+    def close(self) -> None:
+        """Stop watching everything."""
+        asyncio.get_running_loop().remove_reader(self._fd)
+        os.close(self._fd)
+        self._callbacks.clear()
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._fd, 65536)
+        except BlockingIOError:
+            return
+        offset = 0
+        while offset < len(data):
+            watch, mask, _, length = _EVENT.unpack_from(data, offset)
+            offset += _EVENT.size + length
+            callback = self._callbacks.get(watch)
+            if callback is not None and mask & syscalls.IN_CLOSE_WRITE:
+                callback()

@@ -1,0 +1,154 @@
+"""CSI's gRPC services, thin: look at the request, call one method of the volumes. No state here.
+
+Section names are those of the CSI specification v1.12.0. grpcio answers UNIMPLEMENTED for every method that is not here.
+"""
+
+from collections.abc import Callable
+
+import grpc
+import grpc.aio
+
+from driver import __version__, paths
+from driver.errors import Code, VolumeError
+from driver.paths import BadPath
+from driver.rpc import csi_pb2, csi_pb2_grpc
+from driver.volume import Publication
+from driver.volumes import Volumes
+
+NAME = "meta-fuse-csi-plugin.csi.storage.pfn.io"
+
+# Volume attributes, as in manifests for the Go plugin.
+EMPTY_DIR = "fdPassingEmptyDirName"
+SOCKET = "fdPassingSocketName"
+MOUNT_OPTIONS = "mountOptions"
+
+Context = grpc.aio.ServicerContext
+
+
+class Identity(csi_pb2_grpc.IdentityServicer):
+    """Identity Service RPC."""
+
+    def __init__(self, problem: Callable[[], str]) -> None:
+        """`problem` says why the driver cannot mount, "" where it can."""
+        self._problem = problem
+
+    async def GetPluginInfo(self, request: csi_pb2.GetPluginInfoRequest, context: Context) -> csi_pb2.GetPluginInfoResponse:
+        """GetPluginInfo."""
+        return csi_pb2.GetPluginInfoResponse(name=NAME, vendor_version=__version__)
+
+    async def GetPluginCapabilities(
+        self, request: csi_pb2.GetPluginCapabilitiesRequest, context: Context
+    ) -> csi_pb2.GetPluginCapabilitiesResponse:
+        """GetPluginCapabilities: none, volumes are made by pods."""
+        return csi_pb2.GetPluginCapabilitiesResponse()
+
+    async def Probe(self, request: csi_pb2.ProbeRequest, context: Context) -> csi_pb2.ProbeResponse:
+        """Probe: FAILED_PRECONDITION with the remedy where this node cannot mount."""
+        if problem := self._problem():
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, problem)
+        response = csi_pb2.ProbeResponse()
+        response.ready.value = True
+        return response
+
+
+class Controller(csi_pb2_grpc.ControllerServicer):
+    """Controller Service RPC: it can do nothing, and says so to callers that ask it first."""
+
+    async def ControllerGetCapabilities(
+        self, request: csi_pb2.ControllerGetCapabilitiesRequest, context: Context
+    ) -> csi_pb2.ControllerGetCapabilitiesResponse:
+        """ControllerGetCapabilities: none."""
+        return csi_pb2.ControllerGetCapabilitiesResponse()
+
+
+class Node(csi_pb2_grpc.NodeServicer):
+    """Node Service RPC."""
+
+    def __init__(self, volumes: Volumes, node_id: str, pods_dir: str) -> None:
+        self._volumes = volumes
+        self._node_id = node_id
+        self._pods_dir = pods_dir
+
+    async def NodeGetInfo(self, request: csi_pb2.NodeGetInfoRequest, context: Context) -> csi_pb2.NodeGetInfoResponse:
+        """NodeGetInfo."""
+        return csi_pb2.NodeGetInfoResponse(node_id=self._node_id)
+
+    async def NodeGetCapabilities(
+        self, request: csi_pb2.NodeGetCapabilitiesRequest, context: Context
+    ) -> csi_pb2.NodeGetCapabilitiesResponse:
+        """NodeGetCapabilities: VOLUME_MOUNT_GROUP, so that kubelet leaves ownership alone instead of a recursive chown."""
+        kinds = csi_pb2.NodeServiceCapability.RPC
+        return csi_pb2.NodeGetCapabilitiesResponse(capabilities=[csi_pb2.NodeServiceCapability(rpc=kinds(type=kinds.VOLUME_MOUNT_GROUP))])
+
+    async def NodePublishVolume(self, request: csi_pb2.NodePublishVolumeRequest, context: Context) -> csi_pb2.NodePublishVolumeResponse:
+        """NodePublishVolume. kubelet calls it again about every ten seconds (requiresRepublish)."""
+        try:
+            self._volumes.publish(publication_of(request, self._pods_dir))
+        except VolumeError as error:
+            await abort(context, error)
+        return csi_pb2.NodePublishVolumeResponse()
+
+    async def NodeUnpublishVolume(
+        self, request: csi_pb2.NodeUnpublishVolumeRequest, context: Context
+    ) -> csi_pb2.NodeUnpublishVolumeResponse:
+        """NodeUnpublishVolume. When it answers, the target is gone; of a volume that is not there it is no error."""
+        try:
+            _check_volume_id(request.volume_id)
+            await self._volumes.unpublish(_pod_paths(request.target_path, "-", self._pods_dir).target_path)
+        except VolumeError as error:
+            await abort(context, error)
+        return csi_pb2.NodeUnpublishVolumeResponse()
+
+
+async def abort(context: Context, error: VolumeError) -> None:
+    """Answer with the gRPC status of `error`."""
+    await context.abort(grpc.StatusCode[error.code.name], str(error))
+
+
+def publication_of(request: csi_pb2.NodePublishVolumeRequest, pods_dir: str) -> Publication:
+    """What a NodePublishVolumeRequest asks for. Raises VolumeError with INVALID_ARGUMENT."""
+    _check_volume_id(request.volume_id)
+    if not request.HasField("volume_capability"):
+        raise VolumeError(Code.INVALID_ARGUMENT, "volume_capability is missing")
+    if not request.volume_capability.HasField("mount"):
+        raise VolumeError(Code.INVALID_ARGUMENT, "volume_capability: only mount is supported, block volumes are not")
+    context = request.volume_context
+    socket_name = _attribute(context, SOCKET)
+    try:
+        paths.check_socket_name(socket_name)
+    except BadPath as error:
+        raise VolumeError(Code.INVALID_ARGUMENT, f"volume attribute {SOCKET}: {error}") from None
+    namespace, pod = context.get("csi.storage.k8s.io/pod.namespace", ""), context.get("csi.storage.k8s.io/pod.name", "")
+    return Publication(
+        volume_id=request.volume_id,
+        paths=_pod_paths(request.target_path, _attribute(context, EMPTY_DIR), pods_dir),
+        socket_name=socket_name,
+        read_only=request.readonly,
+        # volume_mount_group changes nothing: a FUSE program decides who owns its files.
+        mount_flags=tuple(request.volume_capability.mount.mount_flags),
+        mount_options=context.get(MOUNT_OPTIONS, ""),
+        pod=f"{namespace}/{pod}" if pod else "",
+    )
+
+
+def _check_volume_id(volume_id: str) -> None:
+    if not volume_id:
+        raise VolumeError(Code.INVALID_ARGUMENT, "volume_id is missing")
+
+
+def _attribute(context: "csi_pb2._containers.ScalarMap[str, str]", name: str) -> str:
+    value: str = context.get(name, "")
+    if not value:
+        raise VolumeError(
+            Code.INVALID_ARGUMENT, f"volume attribute {name} is missing or empty: set it in volumeAttributes of the pod's csi volume"
+        )
+    return value
+
+
+def _pod_paths(target_path: str, empty_dir: str, pods_dir: str) -> paths.VolumePaths:
+    if not target_path:
+        raise VolumeError(Code.INVALID_ARGUMENT, "target_path is missing")
+    try:
+        return paths.of_pod(target_path, empty_dir, pods_dir)
+    except BadPath as error:
+        raise VolumeError(Code.INVALID_ARGUMENT, str(error)) from None

@@ -1,0 +1,140 @@
+"""The driver's process: puts the parts together, serves until a signal, and leaves the volumes as they are."""
+
+import asyncio
+import ctypes
+import os
+import resource
+import signal
+import socket
+from dataclasses import dataclass
+from functools import partial
+
+import grpc.aio
+
+from driver import __version__, node
+from driver.admin import Admin
+from driver.closewatch import CloseWatch
+from driver.csi import Controller, Identity, Node
+from driver.fusemount import Workspace
+from driver.logs import log
+from driver.rpc import admin_pb2_grpc, csi_pb2_grpc
+from driver.standalone import Standalone
+from driver.volumes import Volumes
+
+_GRACE = 5.0  # seconds for calls at work when the driver stops
+
+
+class StartError(Exception):
+    """The driver cannot start; the text is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line says."""
+
+    endpoint: str
+    node_id: str
+    pods_dir: str
+    run_dir: str
+    admin_socket: str
+
+
+def serve(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT. Raises StartError."""
+    os.umask(0o077)
+    _raise_fd_limit()
+    csi_path = socket_path(settings.endpoint)
+    asyncio.run(_serve(settings, csi_path))
+
+
+def socket_path(endpoint: str) -> str:
+    """The path of a CSI endpoint, unix:PATH or unix://PATH. Raises StartError."""
+    scheme, colon, rest = endpoint.partition(":")
+    path = rest[2:] if rest.startswith("//") else rest
+    if scheme != "unix" or not colon or not path.strip("/"):
+        raise StartError(f"--endpoint {endpoint!r} is not unix:PATH")
+    if len(os.fsencode(path)) > 107:
+        raise StartError(f"--endpoint {endpoint!r}: the path is longer than the 107 bytes that a Unix socket's may have")
+    return path
+
+
+async def _serve(settings: Settings, csi_path: str) -> None:
+    try:
+        workspace = Workspace(settings.run_dir)
+        watch = CloseWatch()
+        volumes = Volumes(workspace, watch)
+        standalone = Standalone(volumes, f"{settings.run_dir}/volumes")
+        standalone.prepare()
+    except OSError as error:
+        raise StartError(f"cannot prepare {settings.run_dir} (--run-dir): {error}; the driver needs root with CAP_SYS_ADMIN") from None
+    problem = partial(node.problem, settings.pods_dir)
+    if text := problem():
+        log.warning("not ready: %s", text)
+
+    csi = grpc.aio.server()
+    csi_pb2_grpc.add_IdentityServicer_to_server(Identity(problem), csi)
+    csi_pb2_grpc.add_ControllerServicer_to_server(Controller(), csi)
+    csi_pb2_grpc.add_NodeServicer_to_server(Node(volumes, settings.node_id, settings.pods_dir), csi)
+    admin = grpc.aio.server()
+    admin_pb2_grpc.add_AdminServicer_to_server(Admin(volumes, standalone, problem), admin)
+    _listen(csi, csi_path, "--endpoint")
+    await csi.start()
+    servers = [csi]
+    try:
+        _listen(admin, settings.admin_socket, "--admin-socket")
+        await admin.start()
+        servers.append(admin)
+    except StartError as error:
+        # CSI does not need it, and another driver on the same node may have it.
+        log.warning("no admin service: %s", error)
+    log.info(
+        "meta-fuse-csi-plugin %s, node %s, serves CSI on %s, admin on %s", __version__, settings.node_id, csi_path, settings.admin_socket
+    )
+
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    await stopped.wait()
+    log.info("stopping; volumes and their mounts stay as they are")
+    await asyncio.gather(*(server.stop(_GRACE) for server in servers))
+    volumes.release()
+    watch.close()
+    workspace.close()
+
+
+def _listen(server: grpc.aio.Server, path: str, option: str) -> None:
+    """Bind a server's socket, mode 0600. Raises StartError where another process listens there."""
+    folder = os.path.dirname(path) or "."
+    try:
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+        if node.is_socket(path):
+            _refuse_if_served(path, option)
+            os.unlink(path)
+        elif os.path.lexists(path):
+            raise StartError(f"{option}: {path} exists and is no socket; remove it or choose another path")
+        server.add_insecure_port(f"unix:{path}")
+        os.chmod(path, 0o600)
+    except (OSError, RuntimeError) as error:
+        raise StartError(f"{option}: cannot listen at {path}: {error}") from None
+
+
+def _refuse_if_served(path: str, option: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(path)
+        except OSError:
+            return
+    raise StartError(f"{option}: another process serves {path}; stop it first")
+
+
+def _raise_fd_limit() -> None:
+    # Two fds a volume, and some for each call at work.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def leave(code: int) -> None:
+    """End the process at once: threads that hang in a pod's file system cannot be waited for."""
+    ctypes.CDLL(None)._exit(code)

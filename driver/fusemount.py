@@ -1,0 +1,209 @@
+"""One FUSE connection at one target: mounting it, asking whether it lives, taking it off.
+
+Everything here blocks at most as long as the kernel works, but for `is_gone` and `take_off`, which touch what a
+pod serves: call those through bounded.run().
+"""
+
+import os
+import secrets
+from dataclasses import dataclass, field
+from errno import EBUSY, ECONNABORTED, EINVAL, ENOTCONN
+
+from driver import syscalls
+from driver.device import DeviceNodes
+from driver.policy import KernelMount
+from fusermount3_proxy import mountinfo
+from fusermount3_proxy.mountinfo import Mount
+
+# Neither may hold the word fuse: users wait for their mount with `mount | grep fuse`.
+PLACEHOLDER_SOURCE = "mfcp-waiting"
+_PLACEHOLDER_TYPE = "tmpfs"
+
+
+@dataclass(frozen=True)
+class FuseMount:
+    """A FUSE file system that is mounted: where the program asked for it, its device number, what mount tables show.
+
+    `node` is its device node's name; None for one that this driver did not make (it was there before). `on_placeholder`
+    is False where such a one lies on the bare directory.
+    """
+
+    mountpoint: bytes
+    device: str
+    source: str
+    fstype: str
+    node: str | None
+    on_placeholder: bool = True
+
+
+@dataclass
+class Workspace:
+    """The driver's own places for mounting: device nodes, and a private tmpfs whose mounts reach nobody else."""
+
+    folder: str
+    nodes: DeviceNodes = field(init=False)
+
+    def __post_init__(self) -> None:
+        os.makedirs(self.folder, mode=0o755, exist_ok=True)
+        self.nodes = DeviceNodes(f"{self.folder}/dev")
+        self._private = f"{self.folder}/private"
+        os.makedirs(self._private, mode=0o700, exist_ok=True)
+        self._drop_private()
+        syscalls.mount("mfcp-private", self._private, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, "mode=0700")
+        syscalls.mount(None, self._private, None, syscalls.MS_PRIVATE)
+
+    def close(self) -> None:
+        """Leave nothing of the workspace in the mount table."""
+        self._drop_private()
+
+    def new_place(self) -> str:
+        """An empty directory on the private tmpfs."""
+        path = f"{self._private}/{secrets.token_hex(8)}"
+        os.mkdir(path, 0o700)
+        return path
+
+    def _drop_private(self) -> None:
+        # What a driver that was killed left in it are peers of mounts in containers: unmounted as they are, they would
+        # take those with them.
+        while mounts_at(self._private):
+            fd = os.open(self._private, os.O_PATH | os.O_CLOEXEC)
+            try:
+                syscalls.mount_setattr(fd, propagation=syscalls.MS_PRIVATE, recursive=True)
+            finally:
+                os.close(fd)
+            syscalls.umount(self._private, syscalls.MNT_DETACH)
+
+
+def mount_placeholder(target: str) -> None:
+    """Mount what a volume is without its FUSE file system: an empty directory in which nothing can be created.
+
+    With one inode, what an application writes too early fails with ENOSPC instead of landing on the node's disk. The
+    mode lets programs mount on it that first ask whether they could write.
+    """
+    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+    syscalls.mount(PLACEHOLDER_SOURCE, target, _PLACEHOLDER_TYPE, flags, "nr_inodes=1,size=4k,mode=0777")
+
+
+def is_placeholder(mount: Mount) -> bool:
+    """Whether a line of mountinfo is a placeholder."""
+    return mount.fstype == _PLACEHOLDER_TYPE and mount.source == PLACEHOLDER_SOURCE.encode()
+
+
+def mount_fuse(nodes: DeviceNodes, target: str, mountpoint: bytes, kernel: KernelMount) -> tuple[FuseMount, int]:
+    """Mount a new FUSE connection on what is at `target`. Returns its record and the fd to serve it by.
+
+    Raises OSError as mount(2) does; then nothing is left behind.
+    """
+    node = nodes.create()
+    fd = -1
+    try:
+        fd = nodes.open_locked(node)
+        syscalls.mount(kernel.source, target, kernel.fstype, kernel.flags, kernel.with_fd(fd))
+        record = FuseMount(
+            mountpoint=mountpoint,
+            device=device_at(target),
+            source=kernel.source.decode("utf-8", "replace"),
+            fstype=kernel.fstype.decode("utf-8", "replace"),
+            node=node,
+        )
+    except BaseException:
+        if fd >= 0:
+            os.close(fd)
+        nodes.remove(node)
+        raise
+    return record, fd
+
+
+def adopt(stack: list[Mount]) -> FuseMount:
+    """The record of a FUSE file system that was at the target already; `stack` holds the mounts there, topmost last."""
+    top = stack[-1]
+    source = top.source.decode("utf-8", "replace")
+    return FuseMount(top.path, top.device, source, top.fstype, None, any(is_placeholder(mount) for mount in stack))
+
+
+def device_at(target: str) -> str:
+    """MAJOR:MINOR of the topmost file system at `target`, without asking it."""
+    fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return syscalls.device_of(fd)
+    finally:
+        os.close(fd)
+
+
+def is_gone(target: str, mount: FuseMount) -> bool:
+    """Whether `mount` has lost its program, or is not at `target` any more (somebody unmounted it on the node).
+
+    Blocks as long as a program that lives does not answer.
+    """
+    if device_at(target) != mount.device:
+        return True
+    try:
+        os.close(os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        # ECONNABORTED: the question was on its way when the connection ended.
+        return error.errno in (ENOTCONN, ECONNABORTED)
+    return False
+
+
+def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool) -> None:
+    """Unmount the FUSE file system `mount` from `target`, in every container that sees it; the placeholder stays.
+
+    `plain` is umount(8) without -l: OSError with EBUSY where a copy of it in the propagation tree is in use, and nothing
+    has changed. Otherwise it is detached, whoever uses it. Either way the connection is aborted at the end.
+
+    A container that started after the mount has bound the FUSE mount itself and would keep it for ever. So it gets the
+    placeholder mounted over it, through a peer of that FUSE mount.
+    """
+    peer = workspace.new_place()
+    try:
+        # A bind is a peer of the FUSE mount, so what is mounted on it reaches all that have bound it.
+        syscalls.mount(target, peer, None, syscalls.MS_BIND)
+        fuse = os.open(peer, os.O_PATH | os.O_CLOEXEC)
+        try:
+            if syscalls.device_of(fuse) != mount.device:
+                return  # somebody unmounted it on the node
+            syscalls.umount(target, 0 if plain else syscalls.MNT_DETACH)
+            try:
+                # Aborts the connection, so that the program gets ENODEV although containers still hold its superblock.
+                syscalls.umount(peer, syscalls.MNT_FORCE)
+            except OSError as error:
+                if error.errno != EBUSY:  # the fd above keeps it busy, on purpose
+                    raise
+            if not mount.on_placeholder:
+                mount_placeholder(target)
+            # Over every container's own bind, and their next mount reaches them: they are in its peer group now.
+            syscalls.mount(target, peer, None, syscalls.MS_BIND)
+            # Private, or unmounting what is on it here would unmount it from the containers too.
+            syscalls.mount_setattr(fuse, propagation=syscalls.MS_PRIVATE)
+        finally:
+            os.close(fuse)
+    finally:
+        _drop(peer)
+
+
+def detach_all(target: str) -> None:
+    """Take every mount off `target`, whatever it is."""
+    while True:
+        try:
+            syscalls.umount(target, syscalls.MNT_DETACH)
+        except OSError as error:
+            if error.errno == EINVAL:  # not a mount point
+                return
+            raise
+
+
+def mounts_at(target: str) -> list[Mount]:
+    """The mounts at `target`, topmost last, without touching any of them."""
+    folder, name = os.path.split(target)
+    return mountinfo.stack(mount_table(), os.fsencode(f"{os.path.realpath(folder)}/{name}"))
+
+
+def mount_table() -> list[Mount]:
+    """This process's mountinfo."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        return mountinfo.parse(file.read())
+
+
+def _drop(place: str) -> None:
+    detach_all(place)
+    os.rmdir(place)

@@ -1,0 +1,158 @@
+"""A volume's two sockets in the pod's emptyDir, and `dev-fuse` beside them.
+
+The pod owns that directory: it can swap, link and delete everything in it at any moment. So the way to it is opened
+beneath the pods folder without following symlinks, and everything in it is used through that fd, by single names.
+"""
+
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQPACKET, SOCK_STREAM
+
+from driver import syscalls
+from driver.paths import VolumePaths
+from fusermount3_proxy.protocol import V1_SUFFIX
+
+_BIND_NAME = ".mfcp-bind"  # sun_path is too short for long names: bound under this one, then renamed
+_BACKLOG = 64
+
+DEV_FUSE = "dev-fuse"
+
+
+class NoDirectory(Exception):
+    """The directory for the sockets is not there, or not one. The text says which."""
+
+
+class NameTaken(Exception):
+    """Something that is no socket has a socket's name. The text says what to remove."""
+
+
+@dataclass
+class PodSockets:
+    """The listening sockets, and which inodes they and their directory are."""
+
+    original: socket.socket
+    v1: socket.socket
+    _identity: tuple[tuple[int, int], ...]
+
+    @staticmethod
+    def listen(paths: VolumePaths, name: str) -> "PodSockets":
+        """Make both sockets, replacing ones that a former driver left. Raises NoDirectory, NameTaken and OSError."""
+        directory = _open_directory(paths)
+        opened = []
+        try:
+            # v1 first: where a client finds the original one alone it takes the driver for the Go plugin's.
+            for socket_name, kind in ((name + V1_SUFFIX, SOCK_SEQPACKET), (name, SOCK_STREAM)):
+                opened.append(_bind(directory, socket_name, kind))
+            put_dev_fuse(directory)
+            identity = _identity(directory, name)
+            assert identity is not None
+            return PodSockets(original=opened[1], v1=opened[0], _identity=identity)
+        except BaseException:
+            for sock in opened:
+                sock.close()
+            raise
+        finally:
+            os.close(directory)
+
+    def are_in_place(self, paths: VolumePaths, name: str) -> bool:
+        """Whether the pod still sees these sockets: kubelet may have mounted a memory emptyDir, the pod removed them."""
+        try:
+            directory = _open_directory(paths)
+        except NoDirectory:
+            return False
+        try:
+            return _identity(directory, name) == self._identity
+        finally:
+            os.close(directory)
+
+    def close(self, paths: VolumePaths, name: str) -> None:
+        """Stop listening, and remove the sockets where they still are the same ones."""
+        self.original.close()
+        self.v1.close()
+        try:
+            directory = _open_directory(paths)
+        except NoDirectory:
+            return
+        try:
+            if _identity(directory, name) == self._identity:
+                os.unlink(name, dir_fd=directory)
+                os.unlink(name + V1_SUFFIX, dir_fd=directory)
+        except FileNotFoundError:
+            pass
+        finally:
+            os.close(directory)
+
+
+def _open_directory(paths: VolumePaths) -> int:
+    root = os.open(paths.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # openat2 stops a pod that swaps a part of the way for a link to somewhere else on the node.
+        return syscalls.openat2(root, paths.sockets, os.O_PATH | os.O_DIRECTORY)
+    except OSError as error:
+        raise NoDirectory(f"{paths.root}/{paths.sockets}: {error.strerror}") from None
+    finally:
+        os.close(root)
+
+
+def _bind(directory: int, name: str, kind: int) -> socket.socket:
+    _make_room(directory, name)
+    _make_room(directory, _BIND_NAME)
+    sock = socket.socket(AF_UNIX, kind | SOCK_NONBLOCK | SOCK_CLOEXEC)
+    try:
+        # The mode is set before there is a name: afterwards the pod could have put a link in its place.
+        os.fchmod(sock.fileno(), 0o666)
+        umask = os.umask(0)
+        try:
+            sock.bind(f"/proc/self/fd/{directory}/{_BIND_NAME}")
+        finally:
+            os.umask(umask)
+        sock.listen(_BACKLOG)
+        os.rename(_BIND_NAME, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _make_room(directory: int, name: str) -> None:
+    """Remove a socket that was left behind. What is no socket is the pod's and stays."""
+    try:
+        mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise NameTaken(f"the pod's emptyDir holds {name!r}, which is no socket; remove it or choose another fdPassingSocketName")
+    try:
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        pass
+
+
+def _identity(directory: int, name: str) -> tuple[tuple[int, int], ...] | None:
+    here = os.fstat(directory)
+    found = [(here.st_dev, here.st_ino)]
+    for socket_name in (name, name + V1_SUFFIX):
+        try:
+            info = os.stat(socket_name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        found.append((info.st_dev, info.st_ino))
+    return tuple(found)
+
+
+def put_dev_fuse(directory: int) -> None:
+    """Put an empty, world-writable file beside the sockets, for pods to bind at /dev/fuse.
+
+    libfuse goes on to the helper where it could open /dev/fuse and not mount, and gives up where it could not open it.
+    Whatever the pod has there itself stays.
+    """
+    try:
+        fd = os.open(DEV_FUSE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    except FileExistsError:
+        return
+    try:
+        os.fchmod(fd, 0o666)
+    finally:
+        os.close(fd)

@@ -1,0 +1,149 @@
+"""Which mount options a FUSE file system gets: what the volume says, then what the program asks. Pure.
+
+The volume speaks first (its `readOnly`, then CSI `mount_flags`, then the attribute `mountOptions`), and what it has
+said the program cannot change. Whatever anybody says, nosuid and nodev stay: the program decides what its files look
+like, and a setuid file or a device node of its making must mean nothing on the node.
+"""
+
+from dataclasses import dataclass
+from errno import EINVAL
+
+from driver import syscalls
+from fusermount3_proxy import options
+from fusermount3_proxy.options import MountOptions, OptionError
+from fusermount3_proxy.protocol import from_wire, to_wire
+
+_FLAGS = {
+    "ro": syscalls.MS_RDONLY,
+    "noexec": syscalls.MS_NOEXEC,
+    "sync": syscalls.MS_SYNCHRONOUS,
+    "dirsync": syscalls.MS_DIRSYNC,
+    "noatime": syscalls.MS_NOATIME,
+    "strictatime": syscalls.MS_STRICTATIME,
+}
+_ALWAYS = syscalls.MS_NOSUID | syscalls.MS_NODEV
+
+NO_DEFAULT_PERMISSIONS = "no_default_permissions"
+
+_DIRECTORY = 0o40000  # rootmode: kubelet's target is one
+
+
+@dataclass(frozen=True)
+class VolumePolicy:
+    """What a volume says: `options` in fusermount3's grammar, and whether the kernel's permission checks may be left out."""
+
+    options: MountOptions
+    may_drop_default_permissions: bool
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class KernelMount:
+    """The arguments of mount(2), but for the target and the fd that `data` begins with (see with_fd)."""
+
+    source: bytes
+    fstype: bytes
+    flags: int
+    data: bytes
+
+    def with_fd(self, fd: int) -> bytes:
+        """The data of mount(2) for this fd."""
+        return b"fd=%d," % fd + self.data
+
+
+class Refused(Exception):
+    """What the program asks for cannot be mounted. The text is fusermount3's; `errno` goes with it."""
+
+    def __init__(self, text: str, errno: int = EINVAL) -> None:
+        super().__init__(text)
+        self.errno = errno
+
+
+def of_volume(read_only: bool, mount_flags: list[str], attribute: str) -> VolumePolicy:
+    """A volume's policy. What is not known is left out with a warning, as manifests for the Go plugin need it.
+
+    `attribute` is the text of `mountOptions`: comma-separated, and `o=X` means X.
+    """
+    merged = MountOptions()
+    warnings = []
+    may_drop = False
+    if read_only:
+        merged.flags["ro"] = True
+    said = [(flag, "mount flag") for text in mount_flags for flag in options.split(_wire(text))]
+    said += [(option.strip().removeprefix("o="), "mountOptions") for option in options.split(_wire(attribute))]
+    for option, where in said:
+        if option == NO_DEFAULT_PERMISSIONS:
+            may_drop = True
+            continue
+        try:
+            parsed = options.parse(option)
+        except OptionError as error:
+            warnings.append(f"{where}: {error}; ignored")
+            continue
+        warnings += [f"{where}: {warning}" for warning in parsed.warnings]
+        _merge(merged, parsed)
+    return VolumePolicy(merged, may_drop, tuple(warnings))
+
+
+def kernel_mount(volume: VolumePolicy, asked: str, uid: int, gid: int) -> KernelMount:
+    """What to give to mount(2) for a program that asks for the options `asked` and runs as `uid` and `gid`.
+
+    Raises Refused.
+    """
+    try:
+        program = options.parse(asked)
+    except OptionError as error:
+        raise Refused(str(error)) from None
+    merged = MountOptions()
+    _merge(merged, volume.options)
+    _merge(merged, program)
+
+    flags = _ALWAYS
+    for flag, on in merged.flags.items():
+        if on:
+            flags |= _FLAGS.get(flag, 0)
+
+    # The driver mounts for containers of any uid, so the kernel's "only the mounter" rule goes, and in its place the
+    # kernel checks modes, unless both the program and the volume ask it not to.
+    data = [f"rootmode={_DIRECTORY:o}", f"user_id={uid}", f"group_id={gid}", "allow_other"]
+    wants_none = "allow_other" in program.access and "default_permissions" not in program.access
+    if not (wants_none and volume.may_drop_default_permissions):
+        data.append("default_permissions")
+    for name, value in merged.numbers.items():
+        data.append(f"{name}={_number(value)}")
+
+    # fusermount3's rule for what mount tables show.
+    source = merged.fsname if merged.fsname is not None else merged.subtype if merged.subtype is not None else "/dev/fuse"
+    fstype = "fuse" if merged.subtype is None else f"fuse.{merged.subtype}"
+    if merged.subtype == "":
+        raise Refused("mount failed: Invalid argument")
+    return KernelMount(_raw(source), _raw(fstype), flags, ",".join(data).encode("ascii"))
+
+
+def _merge(into: MountOptions, more: MountOptions) -> None:
+    """Take from `more` what `into` does not say yet."""
+    for flag, on in more.flags.items():
+        into.flags.setdefault(flag, on)
+    for name, value in more.numbers.items():
+        into.numbers.setdefault(name, value)
+    into.access |= more.access
+    into.fsname = more.fsname if into.fsname is None else into.fsname
+    into.subtype = more.subtype if into.subtype is None else into.subtype
+
+
+def _wire(text: str) -> str:
+    return to_wire(text.encode("utf-8", "surrogateescape"))
+
+
+def _number(value: str) -> str:
+    # Anything else could end the option and begin another one in the text that the kernel reads.
+    if not (value.isascii() and value.isdigit() and len(value) <= 10):
+        raise Refused("mount failed: Invalid argument")
+    return value
+
+
+def _raw(text: str) -> bytes:
+    raw = from_wire(text)
+    if not raw or b"\0" in raw:
+        raise Refused("mount failed: Invalid argument")
+    return raw

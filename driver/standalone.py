@@ -1,0 +1,103 @@
+"""Volumes without Kubernetes, for Docker, Podman and plain hosts: all under one root directory.
+
+ROOT/NAME/mount    the target: bind it into containers with rslave
+ROOT/NAME/sock     the sockets: bind it into the FUSE container
+"""
+
+import os
+import shutil
+import stat
+
+from driver import fusemount, paths, syscalls
+from driver.errors import Code, VolumeError
+from driver.paths import STANDALONE_SOCKET, BadPath
+from driver.podsockets import DEV_FUSE
+from driver.volume import Publication, Volume
+from driver.volumes import Volumes
+
+
+class Standalone:
+    """Adds and removes them. Their names are the directories under the root, so no other list is needed."""
+
+    def __init__(self, volumes: Volumes, root: str) -> None:
+        self._volumes = volumes
+        self.root = root
+
+    def prepare(self) -> None:
+        """Make the root a shared mount, so that what is mounted below it later reaches containers. Raises OSError."""
+        os.makedirs(self.root, mode=0o755, exist_ok=True)
+        if not fusemount.mounts_at(self.root):
+            syscalls.mount(self.root, self.root, None, syscalls.MS_BIND)
+        syscalls.mount(None, self.root, None, syscalls.MS_SHARED)
+
+    def add(self, name: str, read_only: bool, options: str) -> Volume:
+        """Publish a volume; the same again is no error. Raises VolumeError."""
+        volume_paths = self._paths(name)
+        folder = f"{self.root}/{name}"
+        known = self._volumes.at(volume_paths.target_path)
+        if known is None:
+            for directory, mode in ((folder, 0o755), (f"{folder}/sock", 0o777)):
+                os.makedirs(directory, exist_ok=True)
+                os.chmod(directory, mode)
+        try:
+            return self._volumes.publish(
+                Publication(
+                    volume_id=name,
+                    paths=volume_paths,
+                    socket_name=STANDALONE_SOCKET,
+                    read_only=read_only,
+                    mount_flags=(),
+                    mount_options=options,
+                    pod="",
+                )
+            )
+        except VolumeError as error:
+            if error.code is Code.ALREADY_EXISTS:
+                text = f"volume {name} exists already, with another --read-only or -o; remove it first"
+                raise VolumeError(Code.ALREADY_EXISTS, text) from None
+            if known is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    async def remove(self, name: str) -> None:
+        """Unpublish, and remove the volume's directory. Raises VolumeError."""
+        volume_paths = self._paths(name)
+        folder = f"{self.root}/{name}"
+        if not os.path.isdir(folder):
+            raise VolumeError(Code.NOT_FOUND, f"there is no volume {name}")
+        await self._volumes.unpublish(volume_paths.target_path)
+        self._remove_folder(folder)
+
+    def list(self) -> list[Volume]:
+        """The volumes that add() made."""
+        return [volume for volume in self._volumes if volume.publication.paths.root == self.root]
+
+    def _paths(self, name: str) -> paths.VolumePaths:
+        try:
+            return paths.standalone(name, self.root)
+        except BadPath as error:
+            raise VolumeError(Code.INVALID_ARGUMENT, str(error)) from None
+
+    def _remove_folder(self, folder: str) -> None:
+        # A container could write to sock/: only what this driver puts there is removed, and what is left is told.
+        directory = os.open(f"{folder}/sock", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            for name in (DEV_FUSE, STANDALONE_SOCKET, f"{STANDALONE_SOCKET}.v1"):
+                _unlink_own(directory, name)
+        finally:
+            os.close(directory)
+        try:
+            os.rmdir(f"{folder}/sock")
+            os.rmdir(folder)
+        except OSError as error:
+            text = f"the volume is unmounted, but {error.filename} cannot be removed: {error.strerror}; look at what is in it"
+            raise VolumeError(Code.FAILED_PRECONDITION, text) from None
+
+
+def _unlink_own(directory: int, name: str) -> None:
+    try:
+        info = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if stat.S_ISSOCK(info.st_mode) or (stat.S_ISREG(info.st_mode) and info.st_size == 0):
+            os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        pass
