@@ -2,18 +2,13 @@
 
 from collections.abc import Callable
 
-import grpc
-import grpc.aio
-
 from driver import __version__
-from driver.csi import abort
 from driver.errors import VolumeError
 from driver.rpc import admin_pb2, admin_pb2_grpc
 from driver.standalone import Standalone
+from driver.status import Context, abort
 from driver.volume import Volume
 from driver.volumes import Volumes
-
-Context = grpc.aio.ServicerContext
 
 
 class Admin(admin_pb2_grpc.AdminServicer):
@@ -30,7 +25,6 @@ class Admin(admin_pb2_grpc.AdminServicer):
             return message_of(self._standalone.add(request.name, request.read_only, request.options))
         except VolumeError as error:
             await abort(context, error)
-            raise
 
     async def RemoveVolume(self, request: admin_pb2.RemoveVolumeRequest, context: Context) -> admin_pb2.RemoveVolumeResponse:
         """Remove one."""

@@ -24,7 +24,15 @@ _KLOG = ("logtostderr", "alsologtostderr", "stderrthreshold", "vmodule", "log_di
 @click.version_option(__version__, "-V", "--version", prog_name="meta-fuse-csi-plugin")
 @click.pass_context
 def main(
-    context: click.Context, endpoint: str, nodeid: str | None, verbosity: int, pods_dir: str, run_dir: str, admin_socket: str, **klog: str
+    context: click.Context,
+    /,
+    endpoint: str,
+    nodeid: str | None,
+    verbosity: int,
+    pods_dir: str,
+    run_dir: str,
+    admin_socket: str,
+    **klog: str,
 ) -> None:
     """The CSI driver that mounts FUSE file systems for unprivileged containers. Without a command it runs the driver."""
     if context.invoked_subcommand is not None:
@@ -52,7 +60,7 @@ def main(
         )
     except daemon.StartError as error:
         raise click.ClickException(str(error)) from None
-    daemon.leave(0)
+    os._exit(0)  # threads that hang in a pod's file system cannot be waited for
 
 
 for _name in _KLOG:

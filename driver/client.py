@@ -2,23 +2,21 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any
 
 import click
 import grpc
 
 from driver.rpc import admin_pb2, admin_pb2_grpc
 
-Answer = TypeVar("Answer")
-
 _TIMEOUT = 30.0  # seconds; longer than the driver's own limits
 
 
 def add(socket: str, name: str, read_only: bool, options: str) -> admin_pb2.Volume:
     """Add a volume. This and the others raise click.ClickException with one line."""
-    return _call(
-        socket, lambda stub: stub.AddVolume(admin_pb2.AddVolumeRequest(name=name, read_only=read_only, options=options), timeout=_TIMEOUT)
-    )
+    request = admin_pb2.AddVolumeRequest(name=name, read_only=read_only, options=options)
+    added: admin_pb2.Volume = _call(socket, lambda stub: stub.AddVolume(request, timeout=_TIMEOUT))
+    return added
 
 
 def remove(socket: str, name: str) -> None:
@@ -28,15 +26,17 @@ def remove(socket: str, name: str) -> None:
 
 def volumes(socket: str) -> Sequence[admin_pb2.Volume]:
     """The volumes that add() made."""
-    return _call(socket, lambda stub: stub.ListVolumes(admin_pb2.ListVolumesRequest(), timeout=_TIMEOUT)).volumes
+    answer: admin_pb2.ListVolumesResponse = _call(socket, lambda stub: stub.ListVolumes(admin_pb2.ListVolumesRequest(), timeout=_TIMEOUT))
+    return answer.volumes
 
 
 def status(socket: str) -> admin_pb2.GetStatusResponse:
     """The driver and every volume."""
-    return _call(socket, lambda stub: stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=_TIMEOUT))
+    answer: admin_pb2.GetStatusResponse = _call(socket, lambda stub: stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=_TIMEOUT))
+    return answer
 
 
-def _call(socket: str, call: Callable[[admin_pb2_grpc.AdminStub], Answer]) -> Answer:
+def _call(socket: str, call: Callable[[admin_pb2_grpc.AdminStub], Any]) -> Any:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines on standard error tell users nothing
     with grpc.insecure_channel(f"unix:{socket}", options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
@@ -45,4 +45,4 @@ def _call(socket: str, call: Callable[[admin_pb2_grpc.AdminStub], Answer]) -> An
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 text = f"no driver answers at {socket} (--admin-socket): does it run, and are you root?"
                 raise click.ClickException(text) from None
-            raise click.ClickException(error.details()) from None
+            raise click.ClickException(error.details() or "the driver gave no reason") from None

@@ -3,15 +3,15 @@
 Section names are those of the CSI specification v1.12.0. grpcio answers UNIMPLEMENTED for every method that is not here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import grpc
-import grpc.aio
 
 from driver import __version__, paths
 from driver.errors import Code, VolumeError
 from driver.paths import BadPath
 from driver.rpc import csi_pb2, csi_pb2_grpc
+from driver.status import Context, abort
 from driver.volume import Publication
 from driver.volumes import Volumes
 
@@ -21,8 +21,6 @@ NAME = "meta-fuse-csi-plugin.csi.storage.pfn.io"
 EMPTY_DIR = "fdPassingEmptyDirName"
 SOCKET = "fdPassingSocketName"
 MOUNT_OPTIONS = "mountOptions"
-
-Context = grpc.aio.ServicerContext
 
 
 class Identity(csi_pb2_grpc.IdentityServicer):
@@ -100,11 +98,6 @@ class Node(csi_pb2_grpc.NodeServicer):
         return csi_pb2.NodeUnpublishVolumeResponse()
 
 
-async def abort(context: Context, error: VolumeError) -> None:
-    """Answer with the gRPC status of `error`."""
-    await context.abort(grpc.StatusCode[error.code.name], str(error))
-
-
 def publication_of(request: csi_pb2.NodePublishVolumeRequest, pods_dir: str) -> Publication:
     """What a NodePublishVolumeRequest asks for. Raises VolumeError with INVALID_ARGUMENT."""
     _check_volume_id(request.volume_id)
@@ -136,8 +129,8 @@ def _check_volume_id(volume_id: str) -> None:
         raise VolumeError(Code.INVALID_ARGUMENT, "volume_id is missing")
 
 
-def _attribute(context: "csi_pb2._containers.ScalarMap[str, str]", name: str) -> str:
-    value: str = context.get(name, "")
+def _attribute(context: Mapping[str, str], name: str) -> str:
+    value = context.get(name, "")
     if not value:
         raise VolumeError(
             Code.INVALID_ARGUMENT, f"volume attribute {name} is missing or empty: set it in volumeAttributes of the pod's csi volume"

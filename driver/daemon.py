@@ -1,7 +1,6 @@
 """The driver's process: puts the parts together, serves until a signal, and leaves the volumes as they are."""
 
 import asyncio
-import ctypes
 import os
 import resource
 import signal
@@ -11,7 +10,7 @@ from functools import partial
 
 import grpc.aio
 
-from driver import __version__, node
+from driver import __version__, node, privileges
 from driver.admin import Admin
 from driver.closewatch import CloseWatch
 from driver.csi import Controller, Identity, Node
@@ -41,9 +40,13 @@ class Settings:
 
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises StartError."""
+    csi_path = socket_path(settings.endpoint)
     os.umask(0o077)
     _raise_fd_limit()
-    csi_path = socket_path(settings.endpoint)
+    try:
+        privileges.drop()
+    except OSError as error:
+        raise StartError(f"cannot drop privileges: {error}") from None
     asyncio.run(_serve(settings, csi_path))
 
 
@@ -133,8 +136,3 @@ def _raise_fd_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def leave(code: int) -> None:
-    """End the process at once: threads that hang in a pod's file system cannot be waited for."""
-    ctypes.CDLL(None)._exit(code)

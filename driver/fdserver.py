@@ -55,14 +55,18 @@ class FdServer:
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._requests: set[asyncio.Task[None]] = set()
+        self._waiting: set[asyncio.Future[None]] = set()
         self._listen()
 
     def close(self) -> None:
-        """Take no more requests, and end those at work. The sockets stay the caller's."""
+        """Take no more requests, and end those that have not arrived yet. The sockets stay the caller's.
+
+        A request at work goes on: half an unmount would be worse, and the volume's lock makes others wait for it.
+        """
         for sock in (self._sockets.v1, self._sockets.original):
             self._loop.remove_reader(sock.fileno())
-        for task in self._requests:
-            task.cancel()
+        for waiting in self._waiting:
+            _settle(waiting, ConnectionResetError("the volume is being unpublished"))
 
     def _listen(self) -> None:
         self._loop.add_reader(self._sockets.v1.fileno(), self._accept, self._sockets.v1, self._serve_v1)
@@ -142,22 +146,28 @@ class FdServer:
 
     async def _receive(self, connection: socket.socket) -> bytes:
         readable = self._loop.create_future()
+        self._waiting.add(readable)
         self._loop.add_reader(connection.fileno(), _settle, readable)
         try:
             await readable
         finally:
             self._loop.remove_reader(connection.fileno())
+            self._waiting.discard(readable)
         try:
             # Without room for fds the kernel drops them, and never installs them here.
-            data, _ = fdpass.receive_with_fds(connection, protocol.PACKET_MAX, 0)
+            data, _ = fdpass.receive_with_fds(connection, limits.PACKET_MAX, 0)
         except fdpass.Truncated:
-            raise ProtocolError(f"the packet is longer than {protocol.PACKET_MAX} bytes") from None
+            raise ProtocolError(f"the packet is longer than {limits.PACKET_MAX} bytes") from None
         return data
 
 
-def _settle(future: "asyncio.Future[None]") -> None:
-    if not future.done():
+def _settle(future: "asyncio.Future[None]", error: OSError | None = None) -> None:
+    if future.done():
+        return
+    if error is None:
         future.set_result(None)
+    else:
+        future.set_exception(error)
 
 
 def _hand_over(connection: socket.socket, reply: Reply, fd: int) -> None:

@@ -4,9 +4,10 @@ Everything here blocks at most as long as the kernel works, but for `is_gone` an
 pod serves: call those through bounded.run().
 """
 
+import fcntl
 import os
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from errno import EBUSY, ECONNABORTED, EINVAL, ENOTCONN
 
 from driver import syscalls
@@ -18,6 +19,8 @@ from fusermount3_proxy.mountinfo import Mount
 # Neither may hold the word fuse: users wait for their mount with `mount | grep fuse`.
 PLACEHOLDER_SOURCE = "mfcp-waiting"
 _PLACEHOLDER_TYPE = "tmpfs"
+
+_PRIVATE_PREFIX = "private-"
 
 
 @dataclass(frozen=True)
@@ -36,25 +39,29 @@ class FuseMount:
     on_placeholder: bool = True
 
 
-@dataclass
 class Workspace:
     """The driver's own places for mounting: device nodes, and a private tmpfs whose mounts reach nobody else."""
 
-    folder: str
-    nodes: DeviceNodes = field(init=False)
-
-    def __post_init__(self) -> None:
-        os.makedirs(self.folder, mode=0o755, exist_ok=True)
-        self.nodes = DeviceNodes(f"{self.folder}/dev")
-        self._private = f"{self.folder}/private"
-        os.makedirs(self._private, mode=0o700, exist_ok=True)
-        self._drop_private()
-        syscalls.mount("mfcp-private", self._private, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, "mode=0700")
+    def __init__(self, folder: str) -> None:
+        """Make them below `folder`, and clear away what a driver that was killed left there. Raises OSError."""
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+        self.nodes = DeviceNodes(f"{folder}/dev")
+        for name in os.listdir(folder):
+            if name.startswith(_PRIVATE_PREFIX):
+                _remove_private(f"{folder}/{name}")
+        self._private = f"{folder}/{_PRIVATE_PREFIX}{secrets.token_hex(8)}"
+        os.mkdir(self._private, 0o700)
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+        syscalls.mount("mfcp-private", self._private, "tmpfs", flags, "mode=0700")
         syscalls.mount(None, self._private, None, syscalls.MS_PRIVATE)
+        # Held as long as the process lives: it tells another driver, or the next one, whose this is.
+        self._owned = os.open(self._private, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def close(self) -> None:
-        """Leave nothing of the workspace in the mount table."""
-        self._drop_private()
+        """Leave nothing of it in the mount table."""
+        os.close(self._owned)
+        _remove_private(self._private)
 
     def new_place(self) -> str:
         """An empty directory on the private tmpfs."""
@@ -62,16 +69,21 @@ class Workspace:
         os.mkdir(path, 0o700)
         return path
 
-    def _drop_private(self) -> None:
-        # What a driver that was killed left in it are peers of mounts in containers: unmounted as they are, they would
-        # take those with them.
-        while mounts_at(self._private):
-            fd = os.open(self._private, os.O_PATH | os.O_CLOEXEC)
-            try:
-                syscalls.mount_setattr(fd, propagation=syscalls.MS_PRIVATE, recursive=True)
-            finally:
-                os.close(fd)
-            syscalls.umount(self._private, syscalls.MNT_DETACH)
+
+def _remove_private(path: str) -> None:
+    """Remove a private tmpfs, unless a driver that runs owns it."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if mounts_at(path):
+            # What is mounted in it are peers of mounts in containers: unmounted as they are, they would take those along.
+            syscalls.mount_setattr(fd, propagation=syscalls.MS_PRIVATE, recursive=True)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(fd)
+    detach_all(path)
+    os.rmdir(path)
 
 
 def mount_placeholder(target: str) -> None:

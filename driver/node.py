@@ -5,6 +5,7 @@ import re
 import stat
 
 from driver import fusemount
+from fusermount3_proxy import mountinfo
 
 _KERNEL = (5, 12)  # mount_setattr(2)
 
@@ -32,15 +33,10 @@ def _propagation(pods_dir: str) -> str:
     # Without kubelet there are no pods, and volumes of `volume add` have a shared root of their own.
     if not os.path.isdir(pods_dir):
         return ""
-    real = os.path.realpath(pods_dir)
-    mounts = fusemount.mount_table()
-    # The mount that holds the folder has the longest path; of several there the topmost counts.
-    holding = [m for m in mounts if os.path.commonpath([os.fsencode(real), m.path]) == m.path]
-    longest = max((m.path for m in holding), key=len, default=b"/")
-    top = fusemount.mounts_at(os.fsdecode(longest))[-1:] if longest != b"/" else [m for m in holding if m.path == b"/"][-1:]
-    if top and top[0].shared:
+    mount = mountinfo.holding(fusemount.mount_table(), os.fsencode(os.path.realpath(pods_dir)))
+    if mount is None or mount.shared:
         return ""
-    where = os.fsdecode(longest)
+    where = os.fsdecode(mount.path)
     return (
         f"{pods_dir} lies on the mount {where}, which is not shared, so that no container would see a mount: run "
         f"'mount --make-rshared {where}' on the node, and give the driver's container mountPropagation: Bidirectional"

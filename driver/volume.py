@@ -222,7 +222,7 @@ class Volume:
         except TimeoutError:
             raise Refused("the FUSE file system could not be unmounted in time", EBUSY) from None
         except OSError as error:
-            raise Refused(error.strerror, error.errno or EINVAL) from None
+            raise Refused(str(error.strerror), error.errno or EINVAL) from None
 
     # ---- the FUSE mount
 

@@ -49,14 +49,14 @@ class Volumes:
 
     async def unpublish(self, target: str) -> None:
         """Unpublish; a target that is not known is cleared of what a former driver left. Raises VolumeError."""
+        # A caller that gives up must not leave the volume half unpublished.
+        await asyncio.shield(asyncio.ensure_future(self._unpublish(target)))
+
+    async def _unpublish(self, target: str) -> None:
         volume = self._by_target.get(target)
         if volume is None:
             await self._clear(target)
             return
-        # A caller that gives up must not leave the volume half unpublished.
-        await asyncio.shield(asyncio.ensure_future(self._unpublish(target, volume)))
-
-    async def _unpublish(self, target: str, volume: Volume) -> None:
         await volume.unpublish()
         if self._by_target.get(target) is volume:
             del self._by_target[target]

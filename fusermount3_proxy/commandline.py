@@ -15,6 +15,10 @@ Options may stand in any place, before and after the mountpoint; `--` ends them;
 clear. `--options` and `-U` come from the Go plugin's fusermount3-proxy.
 """
 
+TYPE_CHECKING = False  # typing's, without importing typing
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 # long name -> (short letter, takes an argument); the order is the one of messages
 _LONG = {
     "unmount": ("u", False),
@@ -65,7 +69,7 @@ class Command:
 def parse(arguments: list[str]) -> Command:
     """Read the arguments after the program's name. Raises CommandLineError with fusermount3's message."""
     command = Command()
-    operands = []
+    operands: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         if argument == "--":
@@ -88,8 +92,8 @@ def parse(arguments: list[str]) -> Command:
     return command
 
 
-def _long(command, text, rest) -> None:
-    given, equals, value = text.partition("=")
+def _long(command: Command, text: str, rest: "Iterator[str]") -> None:
+    given, equals, glued = text.partition("=")
     matches = [given] if given in _LONG else [name for name in _LONG if name.startswith(given)]
     if not matches:
         raise CommandLineError(f"unrecognized option '--{text}'")
@@ -103,14 +107,13 @@ def _long(command, text, rest) -> None:
             raise CommandLineError(f"option '--{name}' doesn't allow an argument")
         _apply(command, letter, "")
         return
-    if not equals:
-        value = next(rest, None)
-        if value is None:
-            raise CommandLineError(f"option '--{name}' requires an argument")
+    value = glued if equals else next(rest, None)
+    if value is None:
+        raise CommandLineError(f"option '--{name}' requires an argument")
     _apply(command, letter, value)
 
 
-def _short(command, letters, rest) -> None:
+def _short(command: Command, letters: str, rest: "Iterator[str]") -> None:
     while letters:
         letter, letters = letters[0], letters[1:]
         if letter not in _SHORT:
@@ -127,7 +130,7 @@ def _short(command, letters, rest) -> None:
         return
 
 
-def _apply(command, letter, value) -> None:
+def _apply(command: Command, letter: str, value: str) -> None:
     if letter == "o":
         command.options = value
     elif letter == "c":

@@ -26,15 +26,16 @@ class OriginalProtocolOnly(DriverError):
 def mount(path: str, request: MountRequest, wait: float, say: "Callable[[str], None]") -> tuple[Reply, int]:
     """Ask for the volume's mount at the socket `path`.
 
-    `wait` is how many seconds to wait for a socket that is missing or refuses, `say` prints a line meanwhile. Returns the answer and the /dev/fuse fd, which the caller owns; the fd is -1
-    where the answer is a refusal. Raises DriverError.
+    `wait` is how many seconds to wait for a socket that is missing or refuses, `say` prints a line meanwhile. Returns
+    the answer and the /dev/fuse fd, which the caller owns; the fd is -1 where the answer is a refusal. Raises
+    DriverError.
     """
     packet = _encode(request)
     sock, is_v1 = _connect(path, wait, say, may_be_original=True)
     try:
         if is_v1:
             _send(sock, packet)
-        message, fds = _receive(sock, protocol.PACKET_MAX if is_v1 else limits.ORIGINAL_MESSAGE_MAX)
+        message, fds = _receive(sock, limits.PACKET_MAX if is_v1 else limits.ORIGINAL_MESSAGE_MAX)
     finally:
         sock.close()
     try:
@@ -56,7 +57,7 @@ def unmount(path: str, request: UnmountRequest, wait: float, say: "Callable[[str
     sock, _ = _connect(path, wait, say, may_be_original=False)
     try:
         _send(sock, packet)
-        message, fds = _receive(sock, protocol.PACKET_MAX)
+        message, fds = _receive(sock, limits.PACKET_MAX)
     finally:
         sock.close()
     fdpass.close_all(fds)

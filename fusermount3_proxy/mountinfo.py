@@ -100,3 +100,13 @@ def topmost(mounts: list[Mount], path: bytes) -> Mount | None:
     """The mount that a path walk to `path` ends on, where `path` is a mount point; otherwise None."""
     here = stack(mounts, path)
     return here[-1] if here else None
+
+
+def holding(mounts: list[Mount], path: bytes) -> Mount | None:
+    """The mount that `path`, absolute and without symlinks, lies on."""
+    at = path
+    while True:
+        mount = topmost(mounts, at)
+        if mount is not None or at == b"/":
+            return mount
+        at = at.rpartition(b"/")[0] or b"/"

@@ -142,7 +142,7 @@ class _Scan:
         raise ProtocolError(f"{name} is not JSON")
 
 
-_scan = make_scanner(_Scan)
+_scan = make_scanner(_Scan)  # type: ignore[arg-type]
 _SPACE = " \t\n\r"
 
 

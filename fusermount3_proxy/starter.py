@@ -107,9 +107,8 @@ def main(arguments: list[str]) -> int:
     environment = program_environment(posix.environ, getattr(sys, "_MEIPASS", None))
     # Looked up before the volume is mounted, so that nothing has to be undone.
     candidates = _candidates(command.program[0], environment)
-    if error := _not_executable(candidates):
-        say(f"{command.program[0]}: {posix.strerror(error)}")
-        return EXIT_NOT_FOUND if error in (ENOENT, ENOTDIR) else EXIT_NOT_EXECUTABLE
+    if not_executable := _not_executable(candidates):
+        return _cannot_execute(command.program[0], not_executable)
     try:
         reply, fuse_fd = driver_socket.mount(command.socket_path, MountRequest("", ""), command.wait, say)
     except DriverError as error:
@@ -158,12 +157,18 @@ def _not_executable(candidates: list[bytes]) -> int:
         try:
             mode = posix.stat(path).st_mode
         except OSError as error:
-            told = error.errno if error.errno not in (ENOENT, ENOTDIR) else told
+            if error.errno not in (ENOENT, ENOTDIR, None):
+                told = error.errno
             continue
         if mode & 0o170000 == 0o100000 and posix.access(path, posix.X_OK):
             return 0
         told = EACCES
     return told
+
+
+def _cannot_execute(program: str, error: int) -> int:
+    say(f"{program}: {posix.strerror(error)}")
+    return EXIT_NOT_FOUND if error in (ENOENT, ENOTDIR) else EXIT_NOT_EXECUTABLE
 
 
 def _become(candidates: list[bytes], program: list[str], environment: dict[bytes, bytes], fuse_fd: int) -> int:
@@ -186,9 +191,9 @@ def _become(candidates: list[bytes], program: list[str], environment: dict[bytes
         try:
             posix.execve(path, arguments, environment)
         except OSError as error:
-            told = error.errno if error.errno not in (ENOENT, ENOTDIR) else told
-    say(f"{program[0]}: {posix.strerror(told)}")
-    return EXIT_NOT_FOUND if told in (ENOENT, ENOTDIR) else EXIT_NOT_EXECUTABLE
+            if error.errno not in (ENOENT, ENOTDIR, None):
+                told = error.errno
+    return _cannot_execute(program[0], told)
 
 
 def _init(candidates: list[bytes], program: list[str], environment: dict[bytes, bytes], fuse_fd: int) -> int:
