@@ -5,7 +5,6 @@ ROOT/NAME/sock     the sockets: bind it into the FUSE container
 """
 
 import os
-import shutil
 import stat
 
 from driver import fusemount, paths, syscalls
@@ -33,30 +32,24 @@ class Standalone:
     def add(self, name: str, read_only: bool, options: str) -> Volume:
         """Publish a volume; the same again is no error. Raises VolumeError."""
         volume_paths = self._paths(name)
-        folder = f"{self.root}/{name}"
-        known = self._volumes.at(volume_paths.target_path)
-        if known is None:
-            for directory, mode in ((folder, 0o755), (f"{folder}/sock", 0o777)):
-                os.makedirs(directory, exist_ok=True)
-                os.chmod(directory, mode)
+        publication = Publication(
+            volume_id=name,
+            paths=volume_paths,
+            socket_name=STANDALONE_SOCKET,
+            read_only=read_only,
+            mount_flags=(),
+            mount_options=options,
+            pod="",
+        )
+        made = self._make_folder(name)
         try:
-            return self._volumes.publish(
-                Publication(
-                    volume_id=name,
-                    paths=volume_paths,
-                    socket_name=STANDALONE_SOCKET,
-                    read_only=read_only,
-                    mount_flags=(),
-                    mount_options=options,
-                    pod="",
-                )
-            )
+            return self._volumes.publish(publication)
         except VolumeError as error:
+            for directory in reversed(made):
+                os.rmdir(directory)
             if error.code is Code.ALREADY_EXISTS:
                 text = f"volume {name} exists already, with another --read-only or -o; remove it first"
                 raise VolumeError(Code.ALREADY_EXISTS, text) from None
-            if known is None:
-                shutil.rmtree(folder, ignore_errors=True)
             raise
 
     async def remove(self, name: str) -> None:
@@ -77,6 +70,22 @@ class Standalone:
             return paths.standalone(name, self.root)
         except BadPath as error:
             raise VolumeError(Code.INVALID_ARGUMENT, str(error)) from None
+
+    def _make_folder(self, name: str) -> list[str]:
+        """Make the volume's directory and the one for its sockets. Returns those that were not there."""
+        made = []
+        folder = f"{self.root}/{name}"
+        try:
+            for directory, mode in ((folder, 0o755), (f"{folder}/sock", 0o777)):
+                try:
+                    os.mkdir(directory)
+                except FileExistsError:
+                    continue
+                made.append(directory)
+                os.chmod(directory, mode)
+        except OSError as error:
+            raise VolumeError(Code.INTERNAL, f"cannot make {error.filename}: {error.strerror}") from None
+        return made
 
     def _remove_folder(self, folder: str) -> None:
         # A container could write to sock/: only what this driver puts there is removed, and what is left is told.
