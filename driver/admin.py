@@ -36,7 +36,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
 
     async def ListVolumes(self, request: admin_pb2.ListVolumesRequest, context: Context) -> admin_pb2.ListVolumesResponse:
         """List them."""
-        return admin_pb2.ListVolumesResponse(volumes=[message_of(volume) for volume in self._standalone.list()])
+        return admin_pb2.ListVolumesResponse(volumes=[message_of(volume) for volume in self._standalone.all()])
 
     async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Context) -> admin_pb2.GetStatusResponse:
         """The driver and every volume."""

@@ -61,7 +61,7 @@ class Standalone:
         await self._volumes.unpublish(volume_paths.target_path)
         self._remove_folder(folder)
 
-    def list(self) -> list[Volume]:
+    def all(self) -> list[Volume]:
         """The volumes that add() made."""
         return [volume for volume in self._volumes if volume.publication.paths.root == self.root]
 

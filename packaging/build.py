@@ -18,7 +18,7 @@ ROOT = client.ROOT
 DIST = ROOT / "dist"
 
 # Tools by the Debian and Ubuntu package that has them.
-TOOLS = {"gcc": "gcc", "patchelf": "patchelf", "strip": "binutils", "objdump": "binutils", "ldd": "libc-bin"}
+TOOLS = {"gcc": "gcc", "patchelf": "patchelf", "strip": "binutils", "nm": "binutils", "ldd": "libc-bin"}
 
 
 class BuildError(Exception):

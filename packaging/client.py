@@ -92,8 +92,8 @@ def build_single(program: str, out: Path, scratch: Path) -> None:
     _write_standard_library(files, {program: modules})
 
     shutil.copyfile(_bootloader(), out)
-    # The image need not have it: the boot loader uses it for compressed entries alone, and calls are bound when made.
-    elf.patch(out, "--remove-needed", "libz.so.1")
+    # An image with a libc need not have this one; the boot loader calls it for compressed entries alone.
+    elf.make_optional(out, "libz.so.1")
     script = _script(program, modules, hidden_environment=False, scratch=scratch)
     entries = _entries(program, script)
     # Not compressed: extracting would take twice as long as everything else.

@@ -1,6 +1,7 @@
-"""Executables and shared libraries: what they need, and changing it. Uses ldd, patchelf and strip."""
+"""Executables and shared libraries: what they need, and changing it. Uses ldd, nm, patchelf and strip."""
 
 import re
+import struct
 import subprocess
 from pathlib import Path
 
@@ -38,6 +39,32 @@ def strip(path: Path) -> None:
 def patch(path: Path, *options: str) -> None:
     """Change a file with patchelf's options."""
     _run("patchelf", *options, str(path))
+
+
+def make_optional(path: Path, library: str) -> None:
+    """Let an executable run without `library`, as long as it calls nothing in it.
+
+    Its symbols become weak: otherwise a start with LD_BIND_NOW in the environment would miss them.
+    """
+    symbols = set(_run("nm", "--dynamic", "--defined-only", "--format=just-symbols", str(libraries(path)[library])).split())
+    patch(path, "--remove-needed", library)
+    content = bytearray(path.read_bytes())
+    # elf(5): Elf64_Ehdr, Elf64_Shdr, Elf64_Sym.
+    (table,), (entry_size, count) = struct.unpack_from("<Q", content, 0x28), struct.unpack_from("<HH", content, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQIIQQ", content, table + i * entry_size) for i in range(count)]
+    for _, kind, _, _, offset, size, link, *_ in sections:
+        if kind != _SHT_DYNSYM:
+            continue
+        names = sections[link][4]
+        for symbol in range(offset, offset + size, _SYMBOL_SIZE):
+            name_at, info, _, section = struct.unpack_from("<IBBH", content, symbol)
+            name = content[names + name_at : content.index(b"\0", names + name_at)].decode()
+            if section == _SHN_UNDEF and name in symbols:
+                content[symbol + 4] = _STB_WEAK << 4 | info & 0xF
+    path.write_bytes(content)
+
+
+_SHT_DYNSYM, _SHN_UNDEF, _STB_WEAK, _SYMBOL_SIZE = 11, 0, 2, 24
 
 
 def is_elf(path: Path) -> bool:

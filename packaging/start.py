@@ -22,5 +22,5 @@ def reveal() -> None:
     hidden = posix.environ.copy()
     posix.environ.clear()
     for name, value in hidden.items():
-        if name[:1] >= b"\x80":
+        if not name.startswith(b"_PYI_"):
             posix.environ[bytes((name[0] ^ 0x80,)) + name[1:]] = value
