@@ -92,8 +92,7 @@ class Volume:
 
         Returns no error: kubelet could remove the target of a volume whose publish failed.
         """
-        assert self._sockets is not None
-        if not self._sockets.are_in_place(self.publication.paths, self.publication.socket_name):
+        if self._sockets is None or not self._sockets.are_in_place(self.publication.paths, self.publication.socket_name):
             self.log.warning("the sockets in the emptyDir are gone or replaced; making them again")
             self._stop_listening()
             try:

@@ -45,8 +45,43 @@ def build_client(out: Path, scratch: Path) -> None:
         _try_tree(out / "mfcp", program)
 
 
+def build_driver(out: Path, scratch: Path) -> None:
+    """Make the driver's tree in `out`."""
+    spec = ROOT / "packaging" / "driver.spec"
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "PyInstaller",
+        "--noconfirm",
+        "--distpath",
+        out,
+        "--workpath",
+        scratch / "work",
+        spec,
+    ]
+    # Its cache of stripped files is kept per user otherwise.
+    environment = {**os.environ, "PYINSTALLER_CONFIG_DIR": str(scratch / "config"), "SOURCE_DATE_EPOCH": str(_epoch())}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode != 0:
+        print(done.stderr, file=sys.stderr)
+        raise BuildError("PyInstaller failed (see above)")
+    program = out / "meta-fuse-csi-plugin" / "meta-fuse-csi-plugin"
+    _try([program, "-V"])
+    # As far as it goes without privileges: everything is imported by then.
+    done = subprocess.run([program, "--nodeid=x", "--pods-dir=x"], capture_output=True, text=True, env={})
+    if done.returncode != 2 or "--pods-dir" not in done.stderr:
+        raise BuildError(f"{program.name} fails after the build: {done.stderr.strip()}")
+
+
+def driver_inputs() -> list[Path]:
+    """Every file that the driver's tree depends on, besides the locked packages."""
+    ours = [path for folder in ("driver", "fusermount3_proxy") for path in sorted((ROOT / folder).rglob("*.py"))]
+    return [*ours, ROOT / "packaging" / "driver.spec", ROOT / "packaging" / "driver_main.py", *client.system_inputs()]
+
+
 PARTS = [
     Part("client", ["mfcp", "fusermount3", "fuse-starter"], client.inputs, build_client),
+    Part("driver", ["meta-fuse-csi-plugin"], driver_inputs, build_driver),
 ]
 
 
@@ -113,9 +148,13 @@ def _digest(files: list[Path]) -> str:
 
 def _set_times(folder: Path) -> None:
     """The same time for every file of every build, so that images of the same content have the same layers."""
-    epoch = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))
+    epoch = _epoch()
     for path in folder.rglob("*"):
         os.utime(path, (epoch, epoch), follow_symlinks=False)
+
+
+def _epoch() -> int:
+    return int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))  # 1980, the first year that a zip file can say
 
 
 def _try(command: list[str | Path]) -> None:

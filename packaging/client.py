@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib.machinery import FrozenImporter
 from pathlib import Path
 
 import elf
@@ -105,18 +106,22 @@ def build_single(program: str, out: Path, scratch: Path) -> None:
 
 def inputs() -> list[Path]:
     """Every file that the result depends on, besides the locked packages."""
-    system = [_libpython(), elf.interpreter(_bootloader()), *elf.libraries(_libpython()).values()]
-    return [*sorted((ROOT / PACKAGE).glob("*.py")), *sorted(HERE.glob("*.py")), HERE / "trampoline.c", *system]
+    return [*sorted((ROOT / PACKAGE).glob("*.py")), *sorted(HERE.glob("*.py")), HERE / "trampoline.c", *system_inputs()]
+
+
+def system_inputs() -> list[Path]:
+    """The files of the build machine that are copied: an upgrade of it makes another result."""
+    return [_libpython(), elf.interpreter(_bootloader()), *elf.libraries(_libpython()).values()]
 
 
 def _bootloader() -> Path:
-    return Path(PyInstaller.__file__).parent / "bootloader" / PyInstaller.PLATFORM / "run"
+    return Path(PyInstaller.__file__).parent / "bootloader" / str(PyInstaller.PLATFORM) / "run"
 
 
 def _libpython() -> Path:
-    name = sysconfig.get_config_var("INSTSONAME")
+    name, multiarch = str(sysconfig.get_config_var("INSTSONAME")), str(sysconfig.get_config_var("MULTIARCH"))
     folder = Path(sysconfig.get_config_var("LIBDIR"))
-    for path in (folder / (sysconfig.get_config_var("MULTIARCH") or "."), folder):
+    for path in (folder / multiarch, folder):
         if (path / name).exists() and ".so" in name:
             return path / name
     version = sysconfig.get_python_version()
@@ -140,17 +145,14 @@ def _imported(program: str) -> list[tuple[str, str]]:
         modules = []
         for line in done.stderr.splitlines():
             name = line.rpartition("|")[2].strip()
-            spec = importlib.util.find_spec(name) if line.startswith("import time:") and name != "imported package" else None
-            # zipimport and site name the same places in every program; they are frozen into libpython.
-            if spec is not None and spec.has_location and name not in sys.builtin_module_names and not _is_frozen(name):
+            if not line.startswith("import time:") or name == "imported package" or FrozenImporter.find_spec(name):
+                continue
+            spec = importlib.util.find_spec(name)
+            if spec is not None and spec.has_location and spec.origin:  # not built in
                 modules.append((name, spec.origin))
         return modules
     finally:
         sys.path.remove(str(ROOT))
-
-
-def _is_frozen(name: str) -> bool:
-    return importlib.machinery.FrozenImporter.find_spec(name) is not None
 
 
 def _extensions(modules: dict[str, list[tuple[str, str]]]) -> list[Path]:
