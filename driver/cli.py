@@ -20,6 +20,7 @@ _KLOG = ("logtostderr", "alsologtostderr", "stderrthreshold", "vmodule", "log_di
 @click.option("--v", "verbosity", type=int, default=1, show_default=True, help="How much to log: 0 errors, 1 to 5 volumes, 6 and more all.")
 @click.option("--pods-dir", default="/var/lib/kubelet/pods", show_default=True, help="kubelet's folder of pods.")
 @click.option("--run-dir", default="/run/mfcp", show_default=True, help="The driver's own folder, on a tmpfs.")
+@click.option("--state-dir", default="", help="Folder of the volumes' records.  [default: state in --run-dir]")
 @click.option("--admin-socket", default=ADMIN_SOCKET, show_default=True, help="Socket of the commands below.")
 @click.version_option(__version__, "-V", "--version", prog_name="meta-fuse-csi-plugin")
 @click.pass_context
@@ -31,6 +32,7 @@ def main(
     verbosity: int,
     pods_dir: str,
     run_dir: str,
+    state_dir: str,
     admin_socket: str,
     **klog: str,
 ) -> None:
@@ -55,6 +57,7 @@ def main(
                 node_id=nodeid,
                 pods_dir=os.path.normpath(pods_dir),
                 run_dir=os.path.normpath(run_dir),
+                state_dir=state_dir or f"{os.path.normpath(run_dir)}/state",
                 admin_socket=admin_socket,
             )
         )

@@ -16,6 +16,7 @@ from driver.closewatch import CloseWatch
 from driver.csi import Controller, Identity, Node
 from driver.fusemount import Workspace
 from driver.logs import log
+from driver.records import Records
 from driver.rpc import admin_pb2_grpc, csi_pb2_grpc
 from driver.standalone import Standalone
 from driver.volumes import Volumes
@@ -35,6 +36,7 @@ class Settings:
     node_id: str
     pods_dir: str
     run_dir: str
+    state_dir: str
     admin_socket: str
 
 
@@ -65,9 +67,10 @@ async def _serve(settings: Settings, csi_path: str) -> None:
     try:
         workspace = Workspace(settings.run_dir)
         watch = CloseWatch()
-        volumes = Volumes(workspace, watch)
+        volumes = Volumes(workspace, watch, Records(settings.state_dir))
         standalone = Standalone(volumes, f"{settings.run_dir}/volumes")
         standalone.prepare()
+        volumes.restore()
     except OSError as error:
         raise StartError(f"cannot prepare {settings.run_dir} (--run-dir): {error}; the driver needs root with CAP_SYS_ADMIN") from None
     problem = partial(node.problem, settings.pods_dir)

@@ -9,9 +9,11 @@ import fcntl
 import os
 import secrets
 import stat
+import time
 
 from driver import syscalls
 
+_FRESH = 60  # seconds
 _FUSE = os.makedev(10, 229)  # Documentation/admin-guide/devices.txt
 
 
@@ -54,6 +56,13 @@ class DeviceNodes:
             return True
         finally:
             os.close(fd)
+
+    def remove_unheld(self) -> None:
+        """Remove the nodes that nobody holds: of mounts that ended while no driver ran."""
+        for name in os.listdir(self.folder):
+            # One that another process has just made is not locked yet.
+            if time.time() - os.stat(name, dir_fd=self._fd).st_ctime > _FRESH and not self.is_held(name):
+                self.remove(name)
 
     def path(self, name: str) -> str:
         """Where inotify finds the node."""

@@ -204,10 +204,22 @@ def detach_all(target: str) -> None:
             raise
 
 
-def mounts_at(target: str) -> list[Mount]:
-    """The mounts at `target`, topmost last, without touching any of them."""
+def mounts_at(target: str, by_path: dict[bytes, list[Mount]] | None = None) -> list[Mount]:
+    """The mounts at `target`, topmost last, without touching any of them.
+
+    `by_path` is what mounts_by_path() returned, for asking about many targets.
+    """
     folder, name = os.path.split(target)
-    return mountinfo.stack(mount_table(), os.fsencode(f"{os.path.realpath(folder)}/{name}"))
+    path = os.fsencode(f"{os.path.realpath(folder)}/{name}")
+    return mountinfo.stack(mount_table() if by_path is None else by_path.get(path, []), path)
+
+
+def mounts_by_path() -> dict[bytes, list[Mount]]:
+    """This process's mounts by mount point."""
+    found: dict[bytes, list[Mount]] = {}
+    for mount in mount_table():
+        found.setdefault(mount.path, []).append(mount)
+    return found
 
 
 def mount_table() -> list[Mount]:

@@ -23,6 +23,7 @@ from driver.paths import VolumePaths
 from driver.podsockets import NameTaken, NoDirectory, PodSockets
 from driver.policy import Refused, VolumePolicy, kernel_mount
 from fusermount3_proxy import limits
+from fusermount3_proxy.mountinfo import Mount
 from fusermount3_proxy.protocol import MountRequest, UnmountRequest, from_wire
 
 _TARGET_MODE = 0o755
@@ -57,7 +58,10 @@ class Publication:
 class Volume:
     """A volume from publish to unpublish. Calls of one volume run one after another."""
 
-    def __init__(self, publication: Publication, policy: VolumePolicy, workspace: Workspace, watch: CloseWatch) -> None:
+    def __init__(
+        self, publication: Publication, policy: VolumePolicy, workspace: Workspace, watch: CloseWatch, on_change: Callable[["Volume"], None]
+    ) -> None:
+        """`on_change` is called when the mount has changed, for the record of it."""
         self.publication = publication
         self.policy = policy
         self.log = VolumeLog(publication.pod, publication.volume_id)
@@ -66,6 +70,7 @@ class Volume:
         self.is_closing = False
         self._workspace = workspace
         self._watch = watch
+        self._on_change = on_change
         self._watch_id: int | None = None
         self._target = publication.paths.target_path
         self._lock = asyncio.Lock()
@@ -87,6 +92,32 @@ class Volume:
             self.log.warning(warning)
         self.log.info(f"published at {self._target}, {self.state.value}")
 
+    def restore(self, known: FuseMount | None, stack: list[Mount]) -> bool:
+        """Take up a volume that a former driver published; `known` is the mount that it made last.
+
+        What is at the target (`stack`, fusemount.mounts_at) decides. Returns False where the target is gone, and the
+        volume with it.
+        """
+        if not stack and not os.path.isdir(self._target):
+            return False
+        try:
+            if not stack:
+                fusemount.mount_placeholder(self._target)
+            elif stack[-1].is_fuse:
+                same = known is not None and known.device == stack[-1].device
+                self._set_mount(known if known is not None and same else fusemount.adopt(stack))
+        except OSError as error:
+            self.log.error(f"cannot look after {self._target}: {error}")
+        try:
+            self._listen()
+        except VolumeError as error:
+            # The pod may be gone already; kubelet's republish or unpublish comes.
+            self.log.warning(f"not listening: {error}")
+        if self.mount_record is not None:
+            self._reap_if_not_held(self.mount_record)
+        self.log.info(f"taken up again at {self._target}, {self.state.value}")
+        return True
+
     def republish(self) -> None:
         """kubelet's periodic publish of a volume that is published: look after what the pod or kubelet may have changed.
 
@@ -99,9 +130,8 @@ class Volume:
                 self._listen()
             except VolumeError as error:
                 self.log.error(f"cannot make the sockets again: {error}")
-        record = self.mount_record
-        if record is not None and (record.node is None or not self._workspace.nodes.is_held(record.node)):
-            self._reap_later(record)
+        if self.mount_record is not None:
+            self._reap_if_not_held(self.mount_record)
 
     async def unpublish(self) -> None:
         """Take everything away. Raises VolumeError; a second call goes on where the first one stopped."""
@@ -229,7 +259,11 @@ class Volume:
         self.mount_record = record
         self.state = State.MOUNTED
         if record.node is not None:
-            self._watch_id = self._watch.add(self._workspace.nodes.path(record.node), self._callback(record))
+            try:
+                self._watch_id = self._watch.add(self._workspace.nodes.path(record.node), self._callback(record))
+            except OSError as error:
+                self.log.error(f"the mount's end will be noticed at a republish only: {error}")
+        self._on_change(self)
 
     def _callback(self, record: FuseMount) -> Callable[[], None]:
         return lambda: self._reap_later(record)
@@ -250,6 +284,7 @@ class Volume:
             self._workspace.nodes.remove(record.node)
         self.mount_record = None
         self.state = State.WAITING
+        self._on_change(self)
 
     async def _is_dead(self, record: FuseMount) -> bool:
         """Whether nobody serves the mount any more.
@@ -263,6 +298,10 @@ class Volume:
             return await bounded.run(limits.PROBE_WAIT, lambda: fusemount.is_gone(self._target, record))
         except TimeoutError:
             return False
+
+    def _reap_if_not_held(self, record: FuseMount) -> None:
+        if record.node is None or not self._workspace.nodes.is_held(record.node):
+            self._reap_later(record)
 
     def _reap_later(self, record: FuseMount) -> None:
         task = asyncio.get_running_loop().create_task(self._reap(record))

@@ -1,0 +1,109 @@
+"""What survives the driver's process: one small file for each volume, so that the next driver takes it up again.
+
+The mounts themselves stay in the kernel. A record says what kernel and kubelet do not: what publish was asked for, and
+which device node belongs to the mount. It names device numbers, never mount ids or pids, which mean nothing to another
+process. The files lie on a tmpfs and end with the boot, as the mounts do, so nothing is synced; where the folder is on a
+disk, the boot's id tells that a record is of an earlier one.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from driver.fusemount import FuseMount
+from driver.logs import log
+from driver.paths import VolumePaths
+from driver.volume import Publication
+from fusermount3_proxy.protocol import from_wire, to_wire
+
+_VERSION = 1
+_SUFFIX = ".json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One volume as it was when it last changed."""
+
+    publication: Publication
+    mount: FuseMount | None
+
+
+class Records:
+    """The folder of the records."""
+
+    def __init__(self, folder: str) -> None:
+        """Make the folder, and own it until the process ends. Raises OSError."""
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        self._folder = folder
+        self._owned = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning(f"another driver has {folder}; a restart of this one will not know its volumes (give it a --state-dir)")
+            self._owned = -1
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            self._boot_id = file.read().strip()
+
+    def save(self, record: Record) -> None:
+        """Write a record, whole or not at all. Raises OSError."""
+        if self._owned < 0:
+            return
+        text = json.dumps({"version": _VERSION, "bootId": self._boot_id, **_to_json(record)})
+        path = self._path(record.publication.paths.target_path)
+        with open(f"{path}.new", "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+        os.rename(f"{path}.new", path)
+
+    def delete(self, target_path: str) -> None:
+        """Delete the record of a target, if there is one."""
+        try:
+            os.unlink(self._path(target_path))
+        except FileNotFoundError:
+            pass
+
+    def load(self) -> list[Record]:
+        """All records of this boot. A broken one is left out, told in the log, and costs no other volume."""
+        found: list[Record] = []
+        if self._owned < 0:
+            return found
+        for name in sorted(os.listdir(self._folder)):
+            path = f"{self._folder}/{name}"
+            if not name.endswith(_SUFFIX):
+                os.unlink(path)  # half written by a driver that was killed
+                continue
+            try:
+                with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                    content = json.load(file)
+                if content["version"] != _VERSION:
+                    raise ValueError(f"version {content['version']} is not {_VERSION}")
+                if content["bootId"] != self._boot_id:
+                    os.unlink(path)
+                    continue
+                found.append(_from_json(content))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                log.error(f"the record {path} cannot be read ({error!r}); its volume is known again when kubelet publishes it")
+        return found
+
+    def _path(self, target_path: str) -> str:
+        # A target path is longer than a file's name may be.
+        return f"{self._folder}/{hashlib.sha256(os.fsencode(target_path)).hexdigest()[:32]}{_SUFFIX}"
+
+
+def _to_json(record: Record) -> dict[str, Any]:
+    publication = asdict(record.publication)
+    mount = None
+    if record.mount is not None:
+        mount = asdict(record.mount) | {"mountpoint": to_wire(record.mount.mountpoint)}
+    return {"publication": publication, "mount": mount}
+
+
+def _from_json(content: dict[str, Any]) -> Record:
+    publication, mount = dict(content["publication"]), content["mount"]
+    publication["paths"] = VolumePaths(**publication["paths"])
+    publication["mount_flags"] = tuple(publication["mount_flags"])
+    if mount is not None:
+        mount = FuseMount(**{**mount, "mountpoint": from_wire(mount["mountpoint"])})
+    return Record(Publication(**publication), mount)
