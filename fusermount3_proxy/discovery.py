@@ -3,7 +3,9 @@
 """
 
 import posix
+import sys
 
+from fusermount3_proxy import procfs
 from fusermount3_proxy.protocol import V1_SUFFIX
 
 VARIABLE = "FUSERMOUNT3PROXY_FDPASSING_SOCKPATH"
@@ -34,23 +36,25 @@ def find_socket(folder: str = FOLDER) -> str:
 
 
 def _parents_variable() -> bytes | None:
-    try:
-        fd = posix.open(f"/proc/{posix.getppid()}/environ", posix.O_RDONLY | posix.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        chunks = []
-        while chunk := posix.read(fd, 65536):
-            chunks.append(chunk)
-    except OSError:
-        return None
-    finally:
-        posix.close(fd)
     prefix = VARIABLE.encode() + b"="
-    for entry in b"".join(chunks).split(b"\0"):
+    try:
+        environment = procfs.read(f"/proc/{_parent()}/environ")
+    except OSError:
+        return None
+    for entry in environment.split(b"\0"):
         if entry.startswith(prefix):
             return entry[len(prefix) :]
     return None
+
+
+def _parent() -> int:
+    """Who started this program. The single-file build is a child of its boot loader, whose own parent it is."""
+    parent = posix.getppid()
+    unpacked = posix.environ.get(b"_PYI_APPLICATION_HOME_DIR")
+    if unpacked is None or unpacked.decode("utf-8", "surrogateescape") != getattr(sys, "_MEIPASS", None):
+        return parent
+    # proc_pid_stat(5): the name in parentheses may hold any bytes; the parent is the second field after it.
+    return int(procfs.read(f"/proc/{parent}/stat").rpartition(b")")[2].split()[1])
 
 
 def _sockets_in(folder: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 import posix
 
-from fusermount3_proxy import mountinfo
+from fusermount3_proxy import mountinfo, procfs
 
 
 def resolve(raw: bytes) -> bytes:
@@ -32,12 +32,5 @@ def real_path(path: bytes) -> bytes:
 
 def fuse_device(path: bytes) -> str | None:
     """MAJOR:MINOR of the FUSE file system mounted at `path`, if the topmost mount there is one."""
-    fd = posix.open("/proc/self/mountinfo", posix.O_RDONLY | posix.O_CLOEXEC)
-    try:
-        chunks = []
-        while chunk := posix.read(fd, 65536):
-            chunks.append(chunk)
-    finally:
-        posix.close(fd)
-    mount = mountinfo.topmost(mountinfo.parse(b"".join(chunks)), path)
+    mount = mountinfo.topmost(mountinfo.parse(procfs.read("/proc/self/mountinfo")), path)
     return mount.device if mount is not None and mount.is_fuse else None

@@ -9,7 +9,20 @@ program's own. Exit codes of its own, as of env(1): 125 where it fails itself, 1
 
 import posix
 import sys
-from _signal import SIG_BLOCK, SIG_DFL, SIG_SETMASK, SIGCHLD, SIGINT, SIGPIPE, SIGXFSZ, pthread_sigmask, sigwait, valid_signals
+from _signal import (
+    SIG_BLOCK,
+    SIG_DFL,
+    SIG_SETMASK,
+    SIGCHLD,
+    SIGINT,
+    SIGPIPE,
+    SIGXFSZ,
+    default_int_handler,
+    getsignal,
+    pthread_sigmask,
+    sigwait,
+    valid_signals,
+)
 from _signal import signal as set_signal
 from errno import EACCES, ENOENT, ENOTDIR
 
@@ -226,7 +239,8 @@ def _init(candidates: list[bytes], program: list[str], environment: dict[bytes, 
 
 def run() -> None:
     """The program's entry: never returns."""
-    set_signal(SIGINT, SIG_DFL)
+    if getsignal(SIGINT) is default_int_handler:  # where a shell's background job has it ignored, it stays ignored
+        set_signal(SIGINT, SIG_DFL)
     posix._exit(main(sys.argv[1:]))
 
 

@@ -48,17 +48,8 @@ def build_client(out: Path, scratch: Path) -> None:
 def build_driver(out: Path, scratch: Path) -> None:
     """Make the driver's tree in `out`."""
     spec = ROOT / "packaging" / "driver.spec"
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "PyInstaller",
-        "--noconfirm",
-        "--distpath",
-        out,
-        "--workpath",
-        scratch / "work",
-        spec,
-    ]
+    folders = ["--distpath", str(out), "--workpath", str(scratch / "work")]
+    command = [sys.executable, "-m", "PyInstaller", "--noconfirm", *folders, str(spec)]
     # Its cache of stripped files is kept per user otherwise.
     environment = {**os.environ, "PYINSTALLER_CONFIG_DIR": str(scratch / "config"), "SOURCE_DATE_EPOCH": str(_epoch())}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -76,7 +67,8 @@ def build_driver(out: Path, scratch: Path) -> None:
 def driver_inputs() -> list[Path]:
     """Every file that the driver's tree depends on, besides the locked packages."""
     ours = [path for folder in ("driver", "fusermount3_proxy") for path in sorted((ROOT / folder).rglob("*.py"))]
-    return [*ours, ROOT / "packaging" / "driver.spec", ROOT / "packaging" / "driver_main.py", *client.system_inputs()]
+    recipe = [ROOT / "packaging" / name for name in ("driver.spec", "driver_main.py", "build.py")]
+    return [*ours, *recipe, *client.system_inputs()]
 
 
 PARTS = [
@@ -98,6 +90,8 @@ def main() -> int:
         with (DIST / ".lock").open("w") as lock:
             # Two builds at once would take each other's folders away.
             fcntl.flock(lock, fcntl.LOCK_EX)
+            for left in DIST.glob(".building-*"):  # by a build that was killed
+                shutil.rmtree(left)
             for part in parts:
                 _bring_up_to_date(part, arguments.force)
     except (BuildError, elf.ElfError) as error:

@@ -1,9 +1,9 @@
 """The pod's programs, frozen: the tree mfcp/ and the single files fusermount3 and fuse-starter.
 
 PyInstaller's boot loader starts Python, and nothing else of PyInstaller is in them: its own start-up (import hooks, an
-archive of the standard library) costs five times the program. Instead the archive behind each boot loader holds one
-script, made of start.py and all modules of the program, and Python's files beside it are the few that it reads before
-that: the package encodings, and extensions that are not built into libpython.
+archive of the standard library) costs several times what the program does. Instead the archive behind each boot loader
+holds one script, made of start.py and all modules of the program, and Python's files beside it are the few that it reads
+before that: the package encodings, and extensions that are not built into libpython.
 
 The tree brings its own libc. Executables name the dynamic loader and their libraries with absolute paths below PLACE,
 so nothing is searched for, and what an image has in the usual places plays no part.
@@ -97,7 +97,7 @@ def build_single(program: str, out: Path, scratch: Path) -> None:
     elf.make_optional(out, "libz.so.1")
     script = _script(program, modules, hidden_environment=False, scratch=scratch)
     entries = _entries(program, script)
-    # Not compressed: extracting would take twice as long as everything else.
+    # Not compressed: that would double the time of a start.
     for file in sorted(path for path in files.rglob("*") if path.is_file()):
         entries.append((str(file.relative_to(files)), str(file), False, "b" if elf.is_elf(file) else "x"))
     _append_archive(out, entries, libpython.name, scratch)
