@@ -3,10 +3,9 @@
 from collections.abc import Callable
 
 from driver import __version__
-from driver.errors import VolumeError
 from driver.rpc import admin_pb2, admin_pb2_grpc
 from driver.standalone import Standalone
-from driver.status import Context, abort
+from driver.status import Context, answers
 from driver.volume import Volume
 from driver.volumes import Volumes
 
@@ -19,19 +18,15 @@ class Admin(admin_pb2_grpc.AdminServicer):
         self._standalone = standalone
         self._problem = problem
 
+    @answers
     async def AddVolume(self, request: admin_pb2.AddVolumeRequest, context: Context) -> admin_pb2.Volume:
         """Add a volume without Kubernetes."""
-        try:
-            return message_of(self._standalone.add(request.name, request.read_only, request.options))
-        except VolumeError as error:
-            await abort(context, error)
+        return message_of(self._standalone.add(request.name, request.read_only, request.options))
 
+    @answers
     async def RemoveVolume(self, request: admin_pb2.RemoveVolumeRequest, context: Context) -> admin_pb2.RemoveVolumeResponse:
         """Remove one."""
-        try:
-            await self._standalone.remove(request.name)
-        except VolumeError as error:
-            await abort(context, error)
+        await self._standalone.remove(request.name)
         return admin_pb2.RemoveVolumeResponse()
 
     async def ListVolumes(self, request: admin_pb2.ListVolumesRequest, context: Context) -> admin_pb2.ListVolumesResponse:

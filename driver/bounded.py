@@ -1,7 +1,8 @@
 """Work that may block for ever, in threads that nobody has to wait for.
 
 A thread that waits for an answer which a FUSE program has already read cannot be killed; only aborting the connection
-frees it. So such work runs in a daemon thread, and its caller waits for a limited time.
+frees it. So such work runs in a daemon thread, its caller waits for a limited time, and each kind of work of each volume
+has its own few threads: a pod can make its own hang, and nobody else's.
 """
 
 import asyncio
@@ -9,45 +10,66 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from fusermount3_proxy import limits
-
 T = TypeVar("T")
 
-_running: set[threading.Thread] = set()
 
+class Threads:
+    """At most `most` threads at one time."""
 
-async def run(limit: float, work: Callable[[], T]) -> T:
-    """The result of `work()`, or its exception; TimeoutError after `limit` seconds, when its thread goes on alone.
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._running = 0
+        self._waiting: set[asyncio.Future[None]] = set()
 
-    `work` owns what it opens, since nobody takes a result that comes late. Raises TimeoutError at once where
-    limits.THREADS_MAX threads are still at work: whoever made them hang must not take the rest.
-    """
-    if len(_running) >= limits.THREADS_MAX:
-        raise TimeoutError(f"{len(_running)} earlier calls to file systems of pods still hang")
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
+    async def run(self, limit: float, work: Callable[[], T]) -> T:
+        """The result of `work()`, or its exception; TimeoutError after `limit` seconds, when its thread goes on alone.
 
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
+        Waits, within the limit, for a thread where all are at work. `work` owns what it opens, since nobody takes a
+        result that comes late. Raises OSError where no thread can be made.
+        """
+        async with asyncio.timeout(limit):
+            while self._running >= self._most:
+                await self._one_ends()
+            return await self._start(work)
 
-    def body() -> None:
-        result, error = None, None
+    async def _one_ends(self) -> None:
+        ended = asyncio.get_running_loop().create_future()
+        self._waiting.add(ended)
         try:
-            result = work()
-        except BaseException as caught:
-            error = caught
-        _running.discard(threading.current_thread())
-        try:
-            loop.call_soon_threadsafe(settle, result, error)
-        except RuntimeError:
-            pass  # the driver is stopping
+            await ended
+        finally:
+            self._waiting.discard(ended)
 
-    thread = threading.Thread(target=body, daemon=True)
-    _running.add(thread)
-    thread.start()
-    return await asyncio.wait_for(future, limit)
+    def _start(self, work: Callable[[], T]) -> "asyncio.Future[T]":
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def settle(result: T | None, error: BaseException | None) -> None:
+            self._running -= 1
+            for waiting in self._waiting:
+                if not waiting.done():
+                    waiting.set_result(None)
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)  # type: ignore[arg-type]
+
+        def body() -> None:
+            result, error = None, None
+            try:
+                result = work()
+            except BaseException as caught:
+                error = caught
+            try:
+                loop.call_soon_threadsafe(settle, result, error)
+            except RuntimeError:
+                pass  # the driver is stopping
+
+        try:
+            threading.Thread(target=body, daemon=True).start()
+        except RuntimeError as error:  # the node's or the container's limit of tasks
+            raise OSError(11, f"no thread can be made: {error}") from None
+        self._running += 1
+        return future

@@ -6,9 +6,7 @@ import sys
 import click
 
 from driver import __version__
-from driver.logs import configure
-
-ADMIN_SOCKET = "/run/mfcp/admin.sock"
+from driver.logs import configure, shown
 
 # What klog's users put on the command line: accepted, and without a meaning here.
 _KLOG = ("logtostderr", "alsologtostderr", "stderrthreshold", "vmodule", "log_dir", "log_file", "add_dir_header", "skip_headers")
@@ -20,8 +18,8 @@ _KLOG = ("logtostderr", "alsologtostderr", "stderrthreshold", "vmodule", "log_di
 @click.option("--v", "verbosity", type=int, default=1, show_default=True, help="How much to log: 0 errors, 1 to 5 volumes, 6 and more all.")
 @click.option("--pods-dir", default="/var/lib/kubelet/pods", show_default=True, help="kubelet's folder of pods.")
 @click.option("--run-dir", default="/run/mfcp", show_default=True, help="The driver's own folder, on a tmpfs.")
-@click.option("--state-dir", default="", help="Folder of the volumes' records.  [default: state in --run-dir]")
-@click.option("--admin-socket", default=ADMIN_SOCKET, show_default=True, help="Socket of the commands below.")
+@click.option("--state-dir", help="Folder of the volumes' records.  [default: state in --run-dir]")
+@click.option("--admin-socket", help="Socket of the commands below.  [default: admin.sock in --run-dir]")
 @click.version_option(__version__, "-V", "--version", prog_name="meta-fuse-csi-plugin")
 @click.pass_context
 def main(
@@ -32,11 +30,14 @@ def main(
     verbosity: int,
     pods_dir: str,
     run_dir: str,
-    state_dir: str,
-    admin_socket: str,
+    state_dir: str | None,
+    admin_socket: str | None,
     **klog: str,
 ) -> None:
     """The CSI driver that mounts FUSE file systems for unprivileged containers. Without a command it runs the driver."""
+    run_dir = os.path.normpath(run_dir)
+    admin_socket = admin_socket or f"{run_dir}/admin.sock"
+    state_dir = state_dir or f"{run_dir}/state"
     if context.invoked_subcommand is not None:
         context.obj = admin_socket
         return
@@ -45,19 +46,18 @@ def main(
     from driver import daemon  # gRPC is slow to import, and --help does not need it
 
     configure(verbosity)
-    for option, path in (("--pods-dir", pods_dir), ("--run-dir", run_dir), ("--admin-socket", admin_socket)):
+    paths = {"--pods-dir": pods_dir, "--run-dir": run_dir, "--state-dir": state_dir, "--admin-socket": admin_socket}
+    for option, path in paths.items():
         if not os.path.isabs(path):
             raise click.UsageError(f"{option} {path!r} is not an absolute path")
-    if run_dir != "/run/mfcp" and admin_socket == ADMIN_SOCKET:
-        admin_socket = f"{run_dir}/admin.sock"
     try:
         daemon.serve(
             daemon.Settings(
                 endpoint=endpoint,
                 node_id=nodeid,
                 pods_dir=os.path.normpath(pods_dir),
-                run_dir=os.path.normpath(run_dir),
-                state_dir=state_dir or f"{os.path.normpath(run_dir)}/state",
+                run_dir=run_dir,
+                state_dir=state_dir,
                 admin_socket=admin_socket,
             )
         )
@@ -127,7 +127,7 @@ def status(admin_socket: str) -> None:
 
 
 def _table(rows: list[list[str]], header: str) -> None:
-    table = [header.split(), *([cell or "-" for cell in row] for row in rows)]
+    table = [header.split(), *([shown(cell) or "-" for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     for row in table:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -47,6 +47,9 @@ class CloseWatch:
         while offset < len(data):
             watch, mask, _, length = _EVENT.unpack_from(data, offset)
             offset += _EVENT.size + length
+            if mask & syscalls.IN_Q_OVERFLOW:
+                for each in list(self._callbacks.values()):
+                    each()
             callback = self._callbacks.get(watch)
             if callback is not None and mask & syscalls.IN_CLOSE_WRITE:
                 callback()

@@ -5,13 +5,12 @@ Section names are those of the CSI specification v1.12.0. grpcio answers UNIMPLE
 
 from collections.abc import Callable, Mapping
 
-import grpc
-
 from driver import __version__, paths
 from driver.errors import Code, VolumeError
+from driver.logs import VolumeLog
 from driver.paths import BadPath
 from driver.rpc import csi_pb2, csi_pb2_grpc
-from driver.status import Context, abort
+from driver.status import Context, answers
 from driver.volume import Publication
 from driver.volumes import Volumes
 
@@ -21,6 +20,11 @@ NAME = "meta-fuse-csi-plugin.csi.storage.pfn.io"
 EMPTY_DIR = "fdPassingEmptyDirName"
 SOCKET = "fdPassingSocketName"
 MOUNT_OPTIONS = "mountOptions"
+
+_READ_ONLY_MODES = (
+    csi_pb2.VolumeCapability.AccessMode.SINGLE_NODE_READER_ONLY,
+    csi_pb2.VolumeCapability.AccessMode.MULTI_NODE_READER_ONLY,
+)
 
 
 class Identity(csi_pb2_grpc.IdentityServicer):
@@ -40,10 +44,11 @@ class Identity(csi_pb2_grpc.IdentityServicer):
         """GetPluginCapabilities: none, volumes are made by pods."""
         return csi_pb2.GetPluginCapabilitiesResponse()
 
+    @answers
     async def Probe(self, request: csi_pb2.ProbeRequest, context: Context) -> csi_pb2.ProbeResponse:
         """Probe: FAILED_PRECONDITION with the remedy where this node cannot mount."""
         if problem := self._problem():
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, problem)
+            raise VolumeError(Code.FAILED_PRECONDITION, problem)
         response = csi_pb2.ProbeResponse()
         response.ready.value = True
         return response
@@ -78,23 +83,27 @@ class Node(csi_pb2_grpc.NodeServicer):
         kinds = csi_pb2.NodeServiceCapability.RPC
         return csi_pb2.NodeGetCapabilitiesResponse(capabilities=[csi_pb2.NodeServiceCapability(rpc=kinds(type=kinds.VOLUME_MOUNT_GROUP))])
 
+    @answers
     async def NodePublishVolume(self, request: csi_pb2.NodePublishVolumeRequest, context: Context) -> csi_pb2.NodePublishVolumeResponse:
         """NodePublishVolume. kubelet calls it again about every ten seconds (requiresRepublish)."""
         try:
             self._volumes.publish(publication_of(request, self._pods_dir))
         except VolumeError as error:
-            await abort(context, error)
+            VolumeLog(_pod_of(request.volume_context), request.volume_id).warning(f"publish failed: {error}")
+            raise
         return csi_pb2.NodePublishVolumeResponse()
 
+    @answers
     async def NodeUnpublishVolume(
         self, request: csi_pb2.NodeUnpublishVolumeRequest, context: Context
     ) -> csi_pb2.NodeUnpublishVolumeResponse:
         """NodeUnpublishVolume. When it answers, the target is gone; of a volume that is not there it is no error."""
+        _check_volume_id(request.volume_id)
         try:
-            _check_volume_id(request.volume_id)
             await self._volumes.unpublish(_pod_paths(request.target_path, "-", self._pods_dir).target_path)
         except VolumeError as error:
-            await abort(context, error)
+            VolumeLog("", request.volume_id).warning(f"unpublish failed: {error}")
+            raise
         return csi_pb2.NodeUnpublishVolumeResponse()
 
 
@@ -111,17 +120,21 @@ def publication_of(request: csi_pb2.NodePublishVolumeRequest, pods_dir: str) -> 
         paths.check_socket_name(socket_name)
     except BadPath as error:
         raise VolumeError(Code.INVALID_ARGUMENT, f"volume attribute {SOCKET}: {error}") from None
-    namespace, pod = context.get("csi.storage.k8s.io/pod.namespace", ""), context.get("csi.storage.k8s.io/pod.name", "")
     return Publication(
         volume_id=request.volume_id,
         paths=_pod_paths(request.target_path, _attribute(context, EMPTY_DIR), pods_dir),
         socket_name=socket_name,
-        read_only=request.readonly,
+        read_only=request.readonly or request.volume_capability.access_mode.mode in _READ_ONLY_MODES,
         # volume_mount_group changes nothing: a FUSE program decides who owns its files.
         mount_flags=tuple(request.volume_capability.mount.mount_flags),
         mount_options=context.get(MOUNT_OPTIONS, ""),
-        pod=f"{namespace}/{pod}" if pod else "",
+        pod=_pod_of(context),
     )
+
+
+def _pod_of(context: Mapping[str, str]) -> str:
+    pod = context.get("csi.storage.k8s.io/pod.name", "")
+    return f"{context.get('csi.storage.k8s.io/pod.namespace', '')}/{pod}" if pod else ""
 
 
 def _check_volume_id(volume_id: str) -> None:

@@ -5,6 +5,8 @@ import os
 import resource
 import signal
 import socket
+import stat
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -43,6 +45,7 @@ class Settings:
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises StartError."""
     csi_path = socket_path(settings.endpoint)
+    _open_standard_streams()
     os.umask(0o077)
     _raise_fd_limit()
     try:
@@ -64,25 +67,38 @@ def socket_path(endpoint: str) -> str:
 
 
 async def _serve(settings: Settings, csi_path: str) -> None:
-    try:
-        workspace = Workspace(settings.run_dir)
-        watch = CloseWatch()
-        volumes = Volumes(workspace, watch, Records(settings.state_dir))
-        standalone = Standalone(volumes, f"{settings.run_dir}/volumes")
-        standalone.prepare()
-        volumes.restore()
-    except OSError as error:
-        raise StartError(f"cannot prepare {settings.run_dir} (--run-dir): {error}; the driver needs root with CAP_SYS_ADMIN") from None
+    _refuse_if_served(csi_path, "--endpoint")
+    with ExitStack() as stack:
+        try:
+            workspace = Workspace(settings.run_dir)
+            stack.callback(workspace.close)
+            watch = CloseWatch()
+            stack.callback(watch.close)
+            volumes = Volumes(workspace, watch, Records(settings.state_dir))
+            stack.callback(volumes.release)
+            standalone = Standalone(volumes, f"{settings.run_dir}/volumes")
+            standalone.prepare()
+            volumes.restore()
+        except OSError as error:
+            text = f"cannot prepare {settings.run_dir} (--run-dir): {error}; the driver needs root with CAP_SYS_ADMIN"
+            raise StartError(text) from None
+        await _serve_volumes(settings, csi_path, volumes, standalone)
+
+
+async def _serve_volumes(settings: Settings, csi_path: str, volumes: Volumes, standalone: Standalone) -> None:
     problem = partial(node.problem, settings.pods_dir)
     if text := problem():
-        log.warning("not ready: %s", text)
-
+        log.warning(f"not ready: {text}")
     csi = grpc.aio.server()
     csi_pb2_grpc.add_IdentityServicer_to_server(Identity(problem), csi)
     csi_pb2_grpc.add_ControllerServicer_to_server(Controller(), csi)
     csi_pb2_grpc.add_NodeServicer_to_server(Node(volumes, settings.node_id, settings.pods_dir), csi)
     admin = grpc.aio.server()
     admin_pb2_grpc.add_AdminServicer_to_server(Admin(volumes, standalone, problem), admin)
+
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     _listen(csi, csi_path, "--endpoint")
     await csi.start()
     servers = [csi]
@@ -92,20 +108,11 @@ async def _serve(settings: Settings, csi_path: str) -> None:
         servers.append(admin)
     except StartError as error:
         # CSI does not need it, and another driver on the same node may have it.
-        log.warning("no admin service: %s", error)
-    log.info(
-        "meta-fuse-csi-plugin %s, node %s, serves CSI on %s, admin on %s", __version__, settings.node_id, csi_path, settings.admin_socket
-    )
-
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        log.warning(f"no admin service: {error}")
+    log.info(f"meta-fuse-csi-plugin {__version__}, node {settings.node_id}, serves CSI on {csi_path}, admin on {settings.admin_socket}")
     await stopped.wait()
     log.info("stopping; volumes and their mounts stay as they are")
     await asyncio.gather(*(server.stop(_GRACE) for server in servers))
-    volumes.release()
-    watch.close()
-    workspace.close()
 
 
 def _listen(server: grpc.aio.Server, path: str, option: str) -> None:
@@ -113,11 +120,9 @@ def _listen(server: grpc.aio.Server, path: str, option: str) -> None:
     folder = os.path.dirname(path) or "."
     try:
         os.makedirs(folder, mode=0o755, exist_ok=True)
-        if node.is_socket(path):
-            _refuse_if_served(path, option)
+        _refuse_if_served(path, option)
+        if os.path.lexists(path):
             os.unlink(path)
-        elif os.path.lexists(path):
-            raise StartError(f"{option}: {path} exists and is no socket; remove it or choose another path")
         server.add_insecure_port(f"unix:{path}")
         os.chmod(path, 0o600)
     except (OSError, RuntimeError) as error:
@@ -125,6 +130,10 @@ def _listen(server: grpc.aio.Server, path: str, option: str) -> None:
 
 
 def _refuse_if_served(path: str, option: str) -> None:
+    if not os.path.lexists(path):
+        return
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise StartError(f"{option}: {path} exists and is no socket; remove it or choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:
@@ -132,6 +141,13 @@ def _refuse_if_served(path: str, option: str) -> None:
         except OSError:
             return
     raise StartError(f"{option}: another process serves {path}; stop it first")
+
+
+def _open_standard_streams() -> None:
+    # Where one is closed, the next socket would get its number, and be written to.
+    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 def _raise_fd_limit() -> None:

@@ -1,7 +1,9 @@
 """Serves one volume's sockets: takes requests from whoever connects, and hands out /dev/fuse fds.
 
-Everything that arrives is from the pod, so it has a size, a time, and a number at once. No fd is ever received: one
-of a file that the pod serves itself could block whoever touches it, even in close(2).
+Everything that arrives is from the pod, so it has a size, a time, and a number at once. Fds that a client sends along
+are dropped by the kernel, and never installed here. But the drop itself can block whoever makes it, for as long as the
+pod likes (a lingering TCP socket, a file of a file system that the pod serves), and closing a connection drops what was
+queued in it. So both happen in threads of the volume's own, and where these are all stuck the volume accepts no more.
 """
 
 import asyncio
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from errno import EIO, EPROTO
 from typing import Protocol
 
+from driver.bounded import Threads
 from driver.logs import VolumeLog
 from driver.podsockets import PodSockets
 from driver.policy import Refused
@@ -24,6 +27,7 @@ Serve = Callable[[socket.socket], Awaitable[None]]
 _UCRED = struct.Struct("iII")  # struct ucred, unix(7): pid, uid, gid
 _ACCEPTS_AT_ONCE = 16  # then other volumes have their turn
 _ACCEPT_PAUSE = 0.1  # seconds, after accept(2) failed for want of fds
+_CONNECTIONS_MAX = limits.REQUESTS_AT_ONCE + 64  # the surplus is only closed, in its turn
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Handler(Protocol):
 
 
 class FdServer:
-    """Two listening sockets and the requests on them."""
+    """Two listening sockets, which it owns, and the requests on them."""
 
     def __init__(self, handler: Handler, sockets: PodSockets, volume_name: str, log: VolumeLog) -> None:
         self._handler = handler
@@ -54,64 +58,97 @@ class FdServer:
         self._volume_name = volume_name
         self._log = log
         self._loop = asyncio.get_running_loop()
-        self._requests: set[asyncio.Task[None]] = set()
+        self._threads = Threads(limits.REQUESTS_AT_ONCE)
+        self._listener_thread = Threads(1)
+        self._serving = 0
+        self._connections: set[asyncio.Task[None]] = set()
+        self._stuck: list[socket.socket] = []
         self._waiting: set[asyncio.Future[None]] = set()
+        self._is_listening = False
+        self._is_closed = False
         self._listen()
 
-    def close(self) -> None:
-        """Take no more requests, and end those that have not arrived yet. The sockets stay the caller's.
+    def stop(self) -> None:
+        """Take no more requests, and end those that have not arrived yet.
 
         A request at work goes on: half an unmount would be worse, and the volume's lock makes others wait for it.
         """
-        for sock in (self._sockets.v1, self._sockets.original):
-            self._loop.remove_reader(sock.fileno())
+        self._is_closed = True
+        self._pause()
         for waiting in self._waiting:
             _settle(waiting, ConnectionResetError("the volume is being unpublished"))
 
+    async def close(self) -> None:
+        """Stop, and close the listening sockets with all that is queued in them."""
+        self.stop()
+        try:
+            await self._listener_thread.run(limits.PROBE_WAIT, self._sockets.close)
+        except OSError as error:
+            self._log.warning(f"the sockets are not closed yet: {error}")
+
     def _listen(self) -> None:
+        if self._is_closed or self._is_listening:
+            return
+        self._is_listening = True
         self._loop.add_reader(self._sockets.v1.fileno(), self._accept, self._sockets.v1, self._serve_v1)
         self._loop.add_reader(self._sockets.original.fileno(), self._accept, self._sockets.original, self._serve_original)
 
+    def _pause(self) -> None:
+        if self._is_listening:
+            self._is_listening = False
+            for sock in (self._sockets.v1, self._sockets.original):
+                self._loop.remove_reader(sock.fileno())
+
     def _accept(self, listener: socket.socket, serve: Serve) -> None:
         for _ in range(_ACCEPTS_AT_ONCE):
+            # A pod that floods its socket must not fill the driver's memory.
+            if len(self._connections) + len(self._stuck) >= _CONNECTIONS_MAX:
+                self._pause()
+                return
             try:
                 connection, _ = listener.accept()
             except BlockingIOError:
                 return
             except OSError as error:
-                self._log.error(f"cannot accept a connection: {error.strerror}")
-                self._loop.remove_reader(listener.fileno())
-                self._loop.call_later(_ACCEPT_PAUSE, self._resume)
+                self._log.refusal(f"cannot accept a connection: {error.strerror}")
+                self._pause()
+                self._loop.call_later(_ACCEPT_PAUSE, self._listen)
                 return
-            # A pod that floods its socket must not fill the driver's memory.
-            if len(self._requests) >= limits.REQUESTS_AT_ONCE:
-                connection.close()
-                continue
             connection.setblocking(False)
             task = self._loop.create_task(self._run(serve, connection))
-            self._requests.add(task)
-            task.add_done_callback(self._requests.discard)
+            self._connections.add(task)
+            task.add_done_callback(self._end)
 
-    def _resume(self) -> None:
-        if self._sockets.v1.fileno() >= 0:
+    def _end(self, task: "asyncio.Task[None]") -> None:
+        self._connections.discard(task)
+        if len(self._connections) + len(self._stuck) < _CONNECTIONS_MAX:
             self._listen()
 
     async def _run(self, serve: Serve, connection: socket.socket) -> None:
         try:
-            await serve(connection)
+            if self._serving < limits.REQUESTS_AT_ONCE:
+                self._serving += 1
+                try:
+                    await serve(connection)
+                finally:
+                    self._serving -= 1
         except (BrokenPipeError, ConnectionResetError):
-            self._log.info("a client went before it had its answer")
+            self._log.debug("a client went before it had its answer")
         except Exception as error:
             self._log.error(f"a request failed: {error!r}")
-        finally:
-            connection.close()
+        try:
+            await self._threads.run(limits.REQUEST_WAIT, connection.close)
+        except OSError:
+            # Kept, or the garbage collector would close it here.
+            self._stuck.append(connection)
+            self._log.refusal("a client's connection cannot be closed; it holds file descriptors that block whoever drops them")
 
     async def _serve_original(self, connection: socket.socket) -> None:
         try:
             fd = await self._handler.mount(MountRequest("", ""), _peer(connection))
         except Refused as refusal:
             # The original protocol knows no refusal but a close.
-            self._log.warning(f"mount refused: {refusal}")
+            self._log.refusal(f"mount refused: {refusal}")
             return
         _hand_over(connection, Reply(volume_name=self._volume_name), fd)
 
@@ -128,17 +165,17 @@ class FdServer:
                 await self._handler.unmount(request)
                 fdpass.send_with_fds(connection, protocol.encode_reply(Reply()), [])
         except Refused as refusal:
-            self._log.warning(f"request refused: {refusal}")
+            self._log.refusal(f"request refused: {refusal}")
             self._refuse(connection, str(refusal), refusal.errno)
         except ProtocolError as error:
-            self._log.warning(f"bad request: {error}")
+            self._log.refusal(f"bad request: {error}")
             self._refuse(connection, f"bad request: {error}", EPROTO)
         except TimeoutError:
-            self._log.warning(f"a client connected and sent no request within {limits.REQUEST_WAIT:g} s")
+            self._log.refusal(f"a client connected and sent no request within {limits.REQUEST_WAIT:g} s")
         except (BrokenPipeError, ConnectionResetError):
             raise
         except OSError as error:
-            self._log.error(f"a request failed: {error}")
+            self._log.refusal(f"a request failed: {error}")
             self._refuse(connection, f"the driver failed: {error.strerror}", error.errno or EIO)
 
     def _refuse(self, connection: socket.socket, text: str, errno: int) -> None:
@@ -154,8 +191,7 @@ class FdServer:
             self._loop.remove_reader(connection.fileno())
             self._waiting.discard(readable)
         try:
-            # Without room for fds the kernel drops them, and never installs them here.
-            data, _ = fdpass.receive_with_fds(connection, limits.PACKET_MAX, 0)
+            data, _ = await self._threads.run(limits.REQUEST_WAIT, lambda: fdpass.receive_with_fds(connection, limits.PACKET_MAX, 0))
         except fdpass.Truncated:
             raise ProtocolError(f"the packet is longer than {limits.PACKET_MAX} bytes") from None
         return data

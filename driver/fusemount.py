@@ -1,6 +1,6 @@
 """One FUSE connection at one target: mounting it, asking whether it lives, taking it off.
 
-Everything here blocks at most as long as the kernel works, but for `is_gone` and `take_off`, which touch what a
+Everything here blocks at most as long as the kernel works, but for `is_gone`, `take_off` and `remove_target`, which touch what a
 pod serves: call those through bounded.run().
 """
 
@@ -44,7 +44,7 @@ class Workspace:
 
     def __init__(self, folder: str) -> None:
         """Make them below `folder`, and clear away what a driver that was killed left there. Raises OSError."""
-        os.makedirs(folder, mode=0o755, exist_ok=True)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
         self.nodes = DeviceNodes(f"{folder}/dev")
         for name in os.listdir(folder):
             if name.startswith(_PRIVATE_PREFIX):
@@ -86,14 +86,17 @@ def _remove_private(path: str) -> None:
     os.rmdir(path)
 
 
-def mount_placeholder(target: str) -> None:
+def mount_placeholder(target: str) -> str:
     """Mount what a volume is without its FUSE file system: an empty directory in which nothing can be created.
+
+    Returns its device number.
 
     With one inode, what an application writes too early fails with ENOSPC instead of landing on the node's disk. The
     mode lets programs mount on it that first ask whether they could write.
     """
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
     syscalls.mount(PLACEHOLDER_SOURCE, target, _PLACEHOLDER_TYPE, flags, "nr_inodes=1,size=4k,mode=0777")
+    return device_at(target)
 
 
 def is_placeholder(mount: Mount) -> bool:
@@ -108,9 +111,11 @@ def mount_fuse(nodes: DeviceNodes, target: str, mountpoint: bytes, kernel: Kerne
     """
     node = nodes.create()
     fd = -1
+    is_mounted = False
     try:
         fd = nodes.open_locked(node)
         syscalls.mount(kernel.source, target, kernel.fstype, kernel.flags, kernel.with_fd(fd))
+        is_mounted = True
         record = FuseMount(
             mountpoint=mountpoint,
             device=device_at(target),
@@ -119,6 +124,8 @@ def mount_fuse(nodes: DeviceNodes, target: str, mountpoint: bytes, kernel: Kerne
             node=node,
         )
     except BaseException:
+        if is_mounted:
+            syscalls.umount(target, syscalls.MNT_DETACH)
         if fd >= 0:
             os.close(fd)
         nodes.remove(node)
@@ -147,13 +154,19 @@ def is_gone(target: str, mount: FuseMount) -> bool:
 
     Blocks as long as a program that lives does not answer.
     """
-    if device_at(target) != mount.device:
+    try:
+        fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
         return True
     try:
-        os.close(os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC))
+        if syscalls.device_of(fd) != mount.device:
+            return True
+        syscalls.ask_for_attributes(fd)
     except OSError as error:
         # ECONNABORTED: the question was on its way when the connection ended.
         return error.errno in (ENOTCONN, ECONNABORTED)
+    finally:
+        os.close(fd)
     return False
 
 
@@ -191,6 +204,20 @@ def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool) -
             os.close(fuse)
     finally:
         _drop(peer)
+
+
+def remove_target(workspace: Workspace, target: str, mount: FuseMount | None) -> None:
+    """Take everything off `target`, `mount` as take_off() does, and remove the directory; one that is gone is no error.
+
+    Raises OSError with ENOTEMPTY where something lies in it: rmdir deletes no file.
+    """
+    try:
+        if mount is not None:
+            take_off(workspace, target, mount, plain=False)
+        detach_all(target)
+        os.rmdir(target)
+    except FileNotFoundError:
+        pass
 
 
 def detach_all(target: str) -> None:

@@ -10,17 +10,44 @@ _ROOT = "mfcp"
 
 log = logging.getLogger(_ROOT)
 
+_TEXT_MAX = 500  # characters
+_REFUSALS_MAX = 20  # lines
+_REFUSALS_SECONDS = 60.0
+
 
 class VolumeLog(logging.LoggerAdapter[logging.Logger]):
-    """Puts the pod and the volume in front of each line."""
+    """Puts the pod and the volume in front of each line, and keeps each to one line of a readable length.
+
+    Much of what is logged is a pod's own text, in which there may be anything.
+    """
 
     def __init__(self, pod: str, volume_id: str) -> None:
         super().__init__(log, {})
-        self._prefix = f"pod={_shown(pod) or '-'} volume={_shown(volume_id)}: "
+        self._prefix = f"pod={shown(pod) or '-'} volume={shown(volume_id)}: "
+        self._refusals = 0
+        self._since = 0.0
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         """Add the prefix."""
-        return f"{self._prefix}{msg}", kwargs
+        return self._prefix + shown(str(msg)), kwargs
+
+    def refusal(self, text: str) -> None:
+        """A warning about what the pod did, which it may do as often as it likes: only some of them are logged."""
+        now = time.monotonic()
+        if now - self._since > _REFUSALS_SECONDS:
+            if self._refusals > _REFUSALS_MAX:
+                self.warning(f"{self._refusals - _REFUSALS_MAX} more refusals were not logged")
+            self._refusals, self._since = 0, now
+        self._refusals += 1
+        if self._refusals <= _REFUSALS_MAX:
+            self.warning(text)
+
+
+def shown(text: str) -> str:
+    """Text from outside as it may stand in a line: what is not printable is escaped, what is long is cut."""
+    if len(text) > _TEXT_MAX:
+        text = text[:_TEXT_MAX] + "..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def configure(verbosity: int) -> None:
@@ -32,8 +59,3 @@ def configure(verbosity: int) -> None:
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(logging.WARNING if verbosity <= 0 else logging.INFO if verbosity <= 5 else logging.DEBUG)
-
-
-def _shown(text: str) -> str:
-    """Text from outside as it may stand in a line: what is not printable is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

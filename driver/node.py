@@ -2,7 +2,6 @@
 
 import os
 import re
-import stat
 
 from driver import fusemount
 from fusermount3_proxy import mountinfo
@@ -41,11 +40,3 @@ def _propagation(pods_dir: str) -> str:
         f"{pods_dir} lies on the mount {where}, which is not shared, so that no container would see a mount: run "
         f"'mount --make-rshared {where}' on the node, and give the driver's container mountPropagation: Bidirectional"
     )
-
-
-def is_socket(path: str) -> bool:
-    """Whether there is a socket at `path`."""
-    try:
-        return stat.S_ISSOCK(os.lstat(path).st_mode)
-    except FileNotFoundError:
-        return False

@@ -17,6 +17,7 @@ _NAME_MAX = 255  # bytes, <linux/limits.h>
 _VOLUME_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 STANDALONE_SOCKET = "fuse.sock"
+DEV_FUSE = "dev-fuse"  # beside the sockets
 
 
 class BadPath(Exception):
@@ -44,7 +45,7 @@ def of_pod(target_path: str, empty_dir: str, pods_dir: str) -> VolumePaths:
     PODS and the pod's UID come from kubelet's target path, never from the volume context: a pod's author writes the
     context, and could name another pod's folder in it. Raises BadPath.
     """
-    check_component("the pods folder's emptyDir", empty_dir)
+    check_component("the emptyDir's name", empty_dir)
     target_path = target_path.rstrip("/")
     expected = f"{pods_dir}/UID/volumes/kubernetes.io~csi/VOLUME/mount"
     if "\0" in target_path or not target_path.startswith(pods_dir + "/"):
@@ -73,6 +74,9 @@ def standalone(name: str, root: str) -> VolumePaths:
 def check_socket_name(name: str) -> None:
     """Whether `name` can name the original socket, and with its suffix protocol v1's. Raises BadPath."""
     check_component("the socket's name", name, _NAME_MAX - len(V1_SUFFIX))
+    if name.endswith(V1_SUFFIX) or name.startswith(".") or name == DEV_FUSE:
+        own = f"{DEV_FUSE}, what ends in {V1_SUFFIX}, what begins with a dot"
+        raise BadPath(f"the socket's name, {name!r}, is one that the driver keeps for itself ({own}): choose another")
 
 
 def check_component(what: str, name: str, longest: int = _NAME_MAX) -> None:

@@ -8,16 +8,18 @@ import os
 import socket
 import stat
 from dataclasses import dataclass
+from errno import EAGAIN, ELOOP, ENOENT, ENOTDIR, EXDEV
 from socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQPACKET, SOCK_STREAM
 
 from driver import syscalls
-from driver.paths import VolumePaths
+from driver.paths import DEV_FUSE, VolumePaths
 from fusermount3_proxy.protocol import V1_SUFFIX
 
+Identity = tuple[tuple[int, int], ...]  # device and inode of each
+
+_TRIES = 3
 _BIND_NAME = ".mfcp-bind"  # sun_path is too short for long names: bound under this one, then renamed
 _BACKLOG = 64
-
-DEV_FUSE = "dev-fuse"
 
 
 class NoDirectory(Exception):
@@ -34,30 +36,37 @@ class PodSockets:
 
     original: socket.socket
     v1: socket.socket
-    _identity: tuple[tuple[int, int], ...]
+    _identity: Identity
 
     @staticmethod
     def listen(paths: VolumePaths, name: str) -> "PodSockets":
-        """Make both sockets, replacing ones that a former driver left. Raises NoDirectory, NameTaken and OSError."""
+        """Make both sockets, replacing ones that a former driver left.
+
+        Raises NoDirectory, NameTaken and OSError, and then leaves no socket behind.
+        """
         directory = _open_directory(paths)
-        opened = []
         try:
-            # v1 first: where a client finds the original one alone it takes the driver for the Go plugin's.
-            for socket_name, kind in ((name + V1_SUFFIX, SOCK_SEQPACKET), (name, SOCK_STREAM)):
-                opened.append(_bind(directory, socket_name, kind))
-            put_dev_fuse(directory)
-            identity = _identity(directory, name)
-            assert identity is not None
-            return PodSockets(original=opened[1], v1=opened[0], _identity=identity)
-        except BaseException:
-            for sock in opened:
-                sock.close()
-            raise
+            for _ in range(_TRIES):
+                sockets = _bind_both(directory, name)
+                try:
+                    put_dev_fuse(directory)
+                    identity = _identity(directory, name)
+                    if identity is not None:
+                        return PodSockets(original=sockets[1], v1=sockets[0], _identity=identity)
+                except BaseException:
+                    _remove(directory, name)
+                    _close(sockets)
+                    raise
+                _close(sockets)
+            raise OSError(EAGAIN, "the pod removes them as fast as they are made")
         finally:
             os.close(directory)
 
     def are_in_place(self, paths: VolumePaths, name: str) -> bool:
-        """Whether the pod still sees these sockets: kubelet may have mounted a memory emptyDir, the pod removed them."""
+        """Whether the pod still sees these sockets: kubelet may have mounted a memory emptyDir, the pod removed them.
+
+        Raises OSError where that cannot be told.
+        """
         try:
             directory = _open_directory(paths)
         except NoDirectory:
@@ -67,33 +76,66 @@ class PodSockets:
         finally:
             os.close(directory)
 
-    def close(self, paths: VolumePaths, name: str) -> None:
-        """Stop listening, and remove the sockets where they still are the same ones."""
-        self.original.close()
-        self.v1.close()
+    def remove(self, paths: VolumePaths, name: str) -> None:
+        """Remove the sockets' files, where they still are the same ones. Raises OSError."""
         try:
             directory = _open_directory(paths)
         except NoDirectory:
             return
         try:
             if _identity(directory, name) == self._identity:
-                os.unlink(name, dir_fd=directory)
-                os.unlink(name + V1_SUFFIX, dir_fd=directory)
-        except FileNotFoundError:
-            pass
+                _remove(directory, name)
         finally:
             os.close(directory)
 
+    def close(self) -> None:
+        """Stop listening. May block: what clients have queued is dropped with it."""
+        _close([self.original, self.v1])
+
 
 def _open_directory(paths: VolumePaths) -> int:
-    root = os.open(paths.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # openat2 stops a pod that swaps a part of the way for a link to somewhere else on the node.
-        return syscalls.openat2(root, paths.sockets, os.O_PATH | os.O_DIRECTORY)
+        root = os.open(paths.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # openat2 stops a pod that swaps a part of the way for a link to somewhere else on the node.
+            return syscalls.openat2(root, paths.sockets, os.O_PATH | os.O_DIRECTORY)
+        finally:
+            os.close(root)
     except OSError as error:
-        raise NoDirectory(f"{paths.root}/{paths.sockets}: {error.strerror}") from None
-    finally:
-        os.close(root)
+        if error.errno in (ENOENT, ENOTDIR, ELOOP, EXDEV):
+            raise NoDirectory(f"{paths.root}/{paths.sockets}: {error.strerror}") from None
+        raise
+
+
+def _bind_both(directory: int, name: str) -> list[socket.socket]:
+    made: list[socket.socket] = []
+    try:
+        # v1 first: where a client finds the original one alone it takes the driver for the Go plugin's.
+        for socket_name, kind in ((name + V1_SUFFIX, SOCK_SEQPACKET), (name, SOCK_STREAM)):
+            made.append(_bind(directory, socket_name, kind))
+    except BaseException:
+        if made:
+            _unlink(directory, name + V1_SUFFIX)
+        _close(made)
+        raise
+    return made
+
+
+def _remove(directory: int, name: str) -> None:
+    for socket_name in (name, name + V1_SUFFIX):
+        _unlink(directory, socket_name)
+
+
+def _unlink(directory: int, name: str) -> None:
+    try:
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        pass
+
+
+def _close(sockets: list[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()
 
 
 def _bind(directory: int, name: str, kind: int) -> socket.socket:
@@ -111,6 +153,7 @@ def _bind(directory: int, name: str, kind: int) -> socket.socket:
         sock.listen(_BACKLOG)
         os.rename(_BIND_NAME, name, src_dir_fd=directory, dst_dir_fd=directory)
     except BaseException:
+        _unlink(directory, _BIND_NAME)
         sock.close()
         raise
     return sock
@@ -123,14 +166,11 @@ def _make_room(directory: int, name: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise NameTaken(f"the pod's emptyDir holds {name!r}, which is no socket; remove it or choose another fdPassingSocketName")
-    try:
-        os.unlink(name, dir_fd=directory)
-    except FileNotFoundError:
-        pass
+        raise NameTaken(f"the directory for the sockets holds {name!r}, which is no socket: remove it")
+    _unlink(directory, name)
 
 
-def _identity(directory: int, name: str) -> tuple[tuple[int, int], ...] | None:
+def _identity(directory: int, name: str) -> Identity | None:
     here = os.fstat(directory)
     found = [(here.st_dev, here.st_ino)]
     for socket_name in (name, name + V1_SUFFIX):

@@ -65,23 +65,30 @@ def of_volume(read_only: bool, mount_flags: list[str], attribute: str) -> Volume
     `attribute` is the text of `mountOptions`: comma-separated, and `o=X` means X.
     """
     merged = MountOptions()
-    warnings = []
+    warnings: list[str] = []
     may_drop = False
     if read_only:
         merged.flags["ro"] = True
-    said = [(flag, "mount flag") for text in mount_flags for flag in options.split(_wire(text))]
-    said += [(option.strip().removeprefix("o="), "mountOptions") for option in options.split(_wire(attribute))]
-    for option, where in said:
-        if option == NO_DEFAULT_PERMISSIONS:
-            may_drop = True
-            continue
-        try:
-            parsed = options.parse(option)
-        except OptionError as error:
-            warnings.append(f"{where}: {error}; ignored")
-            continue
-        warnings += [f"{where}: {warning}" for warning in parsed.warnings]
-        _merge(merged, parsed)
+    flags = [option for text in mount_flags for option in options.split(_wire(text))]
+    attributes = [option.strip().removeprefix("o=") for option in options.split(_wire(attribute))]
+    for where, said in (("mount flags", flags), ("mountOptions", attributes)):
+        may_drop = may_drop or NO_DEFAULT_PERMISSIONS in said
+        source = MountOptions()
+        for option in said:
+            if option == NO_DEFAULT_PERMISSIONS:
+                continue
+            try:
+                parsed = options.parse(option)
+                _check(parsed)
+            except (OptionError, Refused) as error:
+                text = from_wire(f"{error} ({option})").decode("utf-8", "replace")
+                warnings.append(f"{where}: {text}; ignored")
+                continue
+            warnings += [f"{where}: {warning}" for warning in parsed.warnings]
+            # Within one source the last word counts, as in a -o.
+            later, source = source, parsed
+            _merge(source, later)
+        _merge(merged, source)
     return VolumePolicy(merged, may_drop, tuple(warnings))
 
 
@@ -126,13 +133,23 @@ def _merge(into: MountOptions, more: MountOptions) -> None:
         into.flags.setdefault(flag, on)
     for name, value in more.numbers.items():
         into.numbers.setdefault(name, value)
-    into.access |= more.access
     into.fsname = more.fsname if into.fsname is None else into.fsname
     into.subtype = more.subtype if into.subtype is None else into.subtype
 
 
 def _wire(text: str) -> str:
     return to_wire(text.encode("utf-8", "surrogateescape"))
+
+
+def _check(said: MountOptions) -> None:
+    """Raises Refused for a volume's option that would make every mount fail."""
+    if "blksize" in said.numbers:
+        raise Refused("blksize is for block devices")
+    for value in said.numbers.values():
+        _number(value)
+    for name in (said.fsname, said.subtype):
+        if name is not None:
+            _raw(name)
 
 
 def _number(value: str) -> str:

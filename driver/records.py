@@ -21,6 +21,7 @@ from fusermount3_proxy.protocol import from_wire, to_wire
 
 _VERSION = 1
 _SUFFIX = ".json"
+_NEW_SUFFIX = ".new"
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ class Records:
             return
         text = json.dumps({"version": _VERSION, "bootId": self._boot_id, **_to_json(record)})
         path = self._path(record.publication.paths.target_path)
-        with open(f"{path}.new", "w", encoding="utf-8", errors="surrogateescape") as file:
+        with open(f"{path}{_NEW_SUFFIX}", "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
-        os.rename(f"{path}.new", path)
+        os.rename(f"{path}{_NEW_SUFFIX}", path)
 
     def delete(self, target_path: str) -> None:
         """Delete the record of a target, if there is one."""
@@ -71,10 +72,11 @@ class Records:
             return found
         for name in sorted(os.listdir(self._folder)):
             path = f"{self._folder}/{name}"
-            if not name.endswith(_SUFFIX):
-                os.unlink(path)  # half written by a driver that was killed
-                continue
             try:
+                if name.endswith(_NEW_SUFFIX):
+                    os.unlink(path)  # half written by a driver that was killed
+                if not name.endswith(_SUFFIX):
+                    continue
                 with open(path, encoding="utf-8", errors="surrogateescape") as file:
                     content = json.load(file)
                 if content["version"] != _VERSION:
@@ -83,7 +85,7 @@ class Records:
                     os.unlink(path)
                     continue
                 found.append(_from_json(content))
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except Exception as error:  # whatever it is, it must not cost the others
                 log.error(f"the record {path} cannot be read ({error!r}); its volume is known again when kubelet publishes it")
         return found
 

@@ -9,10 +9,10 @@ import stat
 
 from driver import fusemount, paths, syscalls
 from driver.errors import Code, VolumeError
-from driver.paths import STANDALONE_SOCKET, BadPath
-from driver.podsockets import DEV_FUSE
+from driver.paths import DEV_FUSE, STANDALONE_SOCKET, BadPath
 from driver.volume import Publication, Volume
 from driver.volumes import Volumes
+from fusermount3_proxy.protocol import V1_SUFFIX
 
 
 class Standalone:
@@ -24,7 +24,8 @@ class Standalone:
 
     def prepare(self) -> None:
         """Make the root a shared mount, so that what is mounted below it later reaches containers. Raises OSError."""
-        os.makedirs(self.root, mode=0o755, exist_ok=True)
+        # 0700: whoever reached a volume's sockets on the node, which are for its containers, could serve or unmount it.
+        os.makedirs(self.root, mode=0o700, exist_ok=True)
         if not fusemount.mounts_at(self.root):
             syscalls.mount(self.root, self.root, None, syscalls.MS_BIND)
         syscalls.mount(None, self.root, None, syscalls.MS_SHARED)
@@ -45,8 +46,8 @@ class Standalone:
         try:
             return self._volumes.publish(publication)
         except VolumeError as error:
-            for directory in reversed(made):
-                os.rmdir(directory)
+            if made:
+                self._remove_folder(f"{self.root}/{name}")
             if error.code is Code.ALREADY_EXISTS:
                 text = f"volume {name} exists already, with another --read-only or -o; remove it first"
                 raise VolumeError(Code.ALREADY_EXISTS, text) from None
@@ -71,36 +72,41 @@ class Standalone:
         except BadPath as error:
             raise VolumeError(Code.INVALID_ARGUMENT, str(error)) from None
 
-    def _make_folder(self, name: str) -> list[str]:
-        """Make the volume's directory and the one for its sockets. Returns those that were not there."""
-        made = []
+    def _make_folder(self, name: str) -> bool:
+        """Make the volume's directory and the one for its sockets. Returns whether the volume's was not there."""
         folder = f"{self.root}/{name}"
+        is_new = not os.path.isdir(folder)
         try:
             for directory, mode in ((folder, 0o755), (f"{folder}/sock", 0o777)):
-                try:
-                    os.mkdir(directory)
-                except FileExistsError:
-                    continue
-                made.append(directory)
+                os.makedirs(directory, exist_ok=True)
                 os.chmod(directory, mode)
         except OSError as error:
             raise VolumeError(Code.INTERNAL, f"cannot make {error.filename}: {error.strerror}") from None
-        return made
+        return is_new
 
     def _remove_folder(self, folder: str) -> None:
         # A container could write to sock/: only what this driver puts there is removed, and what is left is told.
-        directory = os.open(f"{folder}/sock", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            for name in (DEV_FUSE, STANDALONE_SOCKET, f"{STANDALONE_SOCKET}.v1"):
-                _unlink_own(directory, name)
-        finally:
-            os.close(directory)
-        try:
+            directory = os.open(f"{folder}/sock", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                for name in (DEV_FUSE, STANDALONE_SOCKET, f"{STANDALONE_SOCKET}{V1_SUFFIX}"):
+                    _unlink_own(directory, name)
+            finally:
+                os.close(directory)
             os.rmdir(f"{folder}/sock")
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _left(error) from None
+        try:
             os.rmdir(folder)
         except OSError as error:
-            text = f"the volume is unmounted, but {error.filename} cannot be removed: {error.strerror}; look at what is in it"
-            raise VolumeError(Code.FAILED_PRECONDITION, text) from None
+            raise _left(error) from None
+
+
+def _left(error: OSError) -> VolumeError:
+    text = f"the volume is unmounted, but {error.filename} cannot be removed: {error.strerror}; look at what is in it"
+    return VolumeError(Code.FAILED_PRECONDITION, text)
 
 
 def _unlink_own(directory: int, name: str) -> None:

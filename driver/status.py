@@ -1,16 +1,36 @@
 """How a service answers a call that failed."""
 
-from typing import Any, NoReturn
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 
 from driver.errors import VolumeError
+from driver.logs import log, shown
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+Service = TypeVar("Service")
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+Method = Callable[[Service, Request, Context], Awaitable[Response]]
 
-async def abort(context: Context, error: VolumeError) -> NoReturn:
-    """End the call with the gRPC status of `error` and its text."""
-    await context.abort(grpc.StatusCode[error.code.name], str(error))
-    raise error  # abort() has raised already
+
+def answers(method: Method[Service, Request, Response]) -> Method[Service, Request, Response]:
+    """A gRPC method that ends with a status and one line of text, whatever it raises: VolumeError says which."""
+
+    @functools.wraps(method)
+    async def call(self: Service, request: Request, context: Context) -> Response:
+        try:
+            return await method(self, request, context)
+        except VolumeError as error:
+            code, text = grpc.StatusCode[error.code.name], shown(str(error))
+        except OSError as error:
+            code, text = grpc.StatusCode.INTERNAL, shown(f"the driver failed: {error}")
+            log.error(f"{method.__name__} failed: {text}")
+        await context.abort(code, text)
+        raise AssertionError("abort() raises")
+
+    return call

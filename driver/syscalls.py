@@ -14,7 +14,7 @@ Path = str | bytes
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
-AT_SYMLINK_NOFOLLOW = 0x100
+AT_STATX_FORCE_SYNC = 0x2000
 AT_STATX_DONT_SYNC = 0x4000
 AT_RECURSIVE = 0x8000
 
@@ -39,12 +39,13 @@ MOUNT_ATTR_NODEV = 4
 OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 
-RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 
+STATX_BASIC_STATS = 0x7FF
+
 IN_CLOSE_WRITE = 0x08
-IN_IGNORED = 0x8000
+IN_Q_OVERFLOW = 0x4000
 
 _SYS_OPEN_TREE = 428
 _SYS_OPENAT2 = 437
@@ -105,6 +106,14 @@ def device_of(fd: int) -> str:
     buffer = (ctypes.c_uint32 * 64)()  # struct statx has 256 bytes; stx_dev_major and _minor are words 34 and 35
     _check(_libc.statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, 0, buffer), f"/proc/self/fd/{fd}")
     return f"{buffer[34]}:{buffer[35]}"
+
+
+def ask_for_attributes(fd: int) -> None:
+    """Make the file system of `fd` (O_PATH will do) answer for its attributes, whatever is cached: statx(2) with
+    AT_STATX_FORCE_SYNC. Blocks as long as it does not answer.
+    """
+    buffer = (ctypes.c_uint32 * 64)()
+    _check(_libc.statx(fd, b"", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, buffer), f"/proc/self/fd/{fd}")
 
 
 def inotify_init() -> int:

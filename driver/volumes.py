@@ -1,13 +1,14 @@
 """All volumes of this node, by target path."""
 
 import asyncio
-import os
 from collections.abc import Iterator
 
-from driver import bounded, fusemount
+from driver import fusemount
+from driver.bounded import Threads
 from driver.closewatch import CloseWatch
 from driver.errors import Code, VolumeError
 from driver.fusemount import Workspace
+from driver.logs import log
 from driver.policy import of_volume
 from driver.records import Record, Records
 from driver.volume import Publication, Volume, unpublish_error
@@ -22,27 +23,22 @@ class Volumes:
         self._watch = watch
         self._records = records
         self._by_target: dict[str, Volume] = {}
+        self._by_sockets: dict[tuple[str, str, str], Volume] = {}
+        self._unpublishing: dict[str, asyncio.Task[None]] = {}
 
     def __iter__(self) -> Iterator[Volume]:
         return iter(list(self._by_target.values()))
 
-    def at(self, target: str) -> Volume | None:
-        """The volume that is published at a target path."""
-        return self._by_target.get(target)
-
     def publish(self, publication: Publication) -> Volume:
         """Publish, or look after what is published already. Raises VolumeError."""
         target = publication.paths.target_path
+        if target in self._unpublishing:
+            raise VolumeError(Code.ABORTED, f"{target} is being unpublished")
         volume = self._by_target.get(target)
         if volume is None:
-            volume = self._new(publication)
-            volume.publish()
-            self._by_target[target] = volume
-            # Before publish answers: from then on kubelet counts on the volume, whatever happens to this process.
-            self._save(volume)
-            return volume
+            return self._publish_new(publication)
         if volume.is_closing:
-            raise VolumeError(Code.ABORTED, f"{target} is being unpublished")
+            raise VolumeError(Code.ABORTED, f"{target} is not unpublished yet")
         if volume.publication != publication:
             raise VolumeError(
                 Code.ALREADY_EXISTS, f"{target} is published already, with another volume id, readOnly, mount flags or attributes"
@@ -50,14 +46,36 @@ class Volumes:
         volume.republish()
         return volume
 
+    def _publish_new(self, publication: Publication) -> Volume:
+        other = self._by_sockets.get(_sockets_key(publication))
+        if other is not None:
+            # They would take the sockets from each other at every republish.
+            text = f"the socket {publication.socket_name} in {publication.paths.sockets} belongs to volume {other.publication.volume_id}"
+            raise VolumeError(Code.INVALID_ARGUMENT, f"{text}: give each volume of a pod another fdPassingSocketName")
+        volume = self._new(publication)
+        volume.publish()
+        self._add(volume)
+        # Before publish answers: from then on kubelet counts on the volume, whatever happens to this process.
+        self._save(volume)
+        return volume
+
+    def _add(self, volume: Volume) -> None:
+        self._by_target[volume.publication.paths.target_path] = volume
+        self._by_sockets[_sockets_key(volume.publication)] = volume
+
     def restore(self) -> None:
         """Take up what a former driver left."""
         by_path = fusemount.mounts_by_path()
         for record in self._records.load():
             target = record.publication.paths.target_path
-            volume = self._new(record.publication)
-            if volume.restore(record.mount, fusemount.mounts_at(target, by_path)):
-                self._by_target[target] = volume
+            try:
+                volume = self._new(record.publication)
+                is_there = volume.restore(record.mount, fusemount.mounts_at(target, by_path))
+            except Exception as error:  # whatever it is, it must not cost the others
+                log.error(f"the volume at {target} cannot be taken up ({error!r}); it is known again when kubelet publishes it")
+                continue
+            if is_there:
+                self._add(volume)
                 self._save(volume)
             else:
                 self._records.delete(target)
@@ -65,8 +83,13 @@ class Volumes:
 
     async def unpublish(self, target: str) -> None:
         """Unpublish; a target that is not known is cleared of what a former driver left. Raises VolumeError."""
+        task = self._unpublishing.get(target)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._unpublish(target))
+            self._unpublishing[target] = task
+            task.add_done_callback(lambda _: self._unpublishing.pop(target))
         # A caller that gives up must not leave the volume half unpublished.
-        await asyncio.shield(asyncio.ensure_future(self._unpublish(target)))
+        await asyncio.shield(task)
 
     async def _unpublish(self, target: str) -> None:
         volume = self._by_target.get(target)
@@ -74,9 +97,9 @@ class Volumes:
             await self._clear(target)
             return
         await volume.unpublish()
-        if self._by_target.get(target) is volume:
-            del self._by_target[target]
-            self._records.delete(target)
+        del self._by_target[target]
+        self._by_sockets.pop(_sockets_key(volume.publication), None)
+        self._records.delete(target)
 
     def release(self) -> None:
         """The driver stops, and the volumes stay."""
@@ -101,14 +124,11 @@ class Volumes:
     async def _clear(self, target: str) -> None:
         try:
             stack = fusemount.mounts_at(target)
-            if stack and stack[-1].is_fuse:
-                record = fusemount.adopt(stack)
-                await bounded.run(limits.TAKE_OFF_WAIT, lambda: fusemount.take_off(self._workspace, target, record, plain=False))
-            fusemount.detach_all(target)
-            os.rmdir(target)
-        except FileNotFoundError:
-            return
-        except TimeoutError:
-            raise VolumeError(Code.DEADLINE_EXCEEDED, f"{target}: the FUSE file system could not be unmounted in time") from None
+            record = fusemount.adopt(stack) if stack and stack[-1].is_fuse else None
+            await Threads(1).run(limits.TAKE_OFF_WAIT, lambda: fusemount.remove_target(self._workspace, target, record))
         except OSError as error:
             raise unpublish_error(target, error) from None
+
+
+def _sockets_key(publication: Publication) -> tuple[str, str, str]:
+    return publication.paths.root, publication.paths.sockets, publication.socket_name

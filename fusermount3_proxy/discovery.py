@@ -54,7 +54,8 @@ def _parent() -> int:
     if unpacked is None or unpacked.decode("utf-8", "surrogateescape") != getattr(sys, "_MEIPASS", None):
         return parent
     # proc_pid_stat(5): the name in parentheses may hold any bytes; the parent is the second field after it.
-    return int(procfs.read(f"/proc/{parent}/stat").rpartition(b")")[2].split()[1])
+    fields = procfs.read(f"/proc/{parent}/stat").rpartition(b")")[2].split()
+    return int(fields[1]) if len(fields) > 1 else parent
 
 
 def _sockets_in(folder: str) -> list[str]:
@@ -65,7 +66,7 @@ def _sockets_in(folder: str) -> list[str]:
     found = []
     for name in names:
         try:
-            if posix.lstat(f"{folder}/{name}").st_mode & _S_IFMT == _S_IFSOCK:
+            if not name.startswith(".") and posix.lstat(f"{folder}/{name}").st_mode & _S_IFMT == _S_IFSOCK:
                 found.append(name)
         except OSError:
             continue

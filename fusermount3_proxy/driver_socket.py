@@ -93,7 +93,10 @@ def _connect(path: str, wait: float, say: "Callable[[str], None]", may_be_origin
 
 def _try_connect(path: str, kind: int) -> tuple[socket | None, int]:
     """A connected socket; or None and the errno, where waiting may help. Raises DriverError where it cannot."""
-    sock = socket(AF_UNIX, kind | SOCK_CLOEXEC)
+    try:
+        sock = socket(AF_UNIX, kind | SOCK_CLOEXEC)
+    except OSError as error:
+        raise DriverError(f"no socket can be made: {error.strerror}") from None
     fd = -1
     try:
         sock.settimeout(limits.ANSWER_WAIT)

@@ -6,16 +6,15 @@ and passes the /dev/fuse fd on over that socket the way libfuse's fusermount3 do
 
 import posix
 import sys
-from _signal import SIG_DFL, SIGINT
-from _signal import signal as set_signal
 from _socket import AF_UNIX, SO_DOMAIN, SOL_SOCKET, socket
 from errno import EINVAL, ENOTCONN
 
-from fusermount3_proxy import commandline, driver_socket, fdpass, limits, mountpoint, options, protocol
+from fusermount3_proxy import commandline, driver_socket, fdpass, limits, mountpoint, options, program, protocol
 from fusermount3_proxy.commandline import Command, CommandLineError
 from fusermount3_proxy.discovery import NoSocket, find_socket
 from fusermount3_proxy.driver_socket import DriverError, OriginalProtocolOnly
 from fusermount3_proxy.options import OptionError
+from fusermount3_proxy.program import to_bytes, to_text
 from fusermount3_proxy.protocol import MountRequest, UnmountRequest
 
 # Programs compare it to know what the helper can do; 3.14 is the version whose behaviour this one has.
@@ -32,10 +31,10 @@ def main(arguments: list[str]) -> int:
     try:
         command = commandline.parse(arguments)
         if command.help:
-            _write(1, commandline.USAGE)
+            program.write(1, commandline.USAGE)
             return 1
         if command.version:
-            _write(1, VERSION)
+            program.write(1, VERSION)
             return 0
         path = _resolve(command.mountpoint)
         if command.unmount:
@@ -54,31 +53,16 @@ def main(arguments: list[str]) -> int:
 
 def say(line: str) -> None:
     """Print one line on standard error, under the name that users of libfuse look for."""
-    _write(2, f"fusermount3: {line}\n")
-
-
-def _write(fd: int, text: str) -> None:
-    try:
-        posix.write(fd, text.encode("utf-8", "surrogateescape"))
-    except OSError:
-        pass  # nobody listens; the exit code tells
+    program.write(2, f"fusermount3: {line}\n")
 
 
 def _resolve(given: str) -> bytes:
     try:
-        return mountpoint.resolve(_bytes(given))
+        return mountpoint.resolve(to_bytes(given))
     except OSError as error:
         raise Failure(f"bad mount point {given}: {error.strerror}") from None
     except ValueError:
         raise Failure(f"invalid mountpoint '{given}'") from None
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode(sys.getfilesystemencoding(), "surrogateescape")
-
-
-def _name(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogateescape")
 
 
 def _mount(command: Command, path: bytes) -> None:
@@ -94,9 +78,9 @@ def _mount(command: Command, path: bytes) -> None:
             raise Failure("old style mounting not supported")
         comm_fd = variable.decode("utf-8", "replace")
     _check_mountpoint(path)
-    raw_options = _bytes(command.options)
+    raw_options = to_bytes(command.options)
     try:
-        asked = options.parse(_name(raw_options))
+        asked = options.parse(to_text(raw_options))
     except OptionError as error:
         raise Failure(str(error)) from None
     for warning in asked.warnings:
@@ -112,8 +96,9 @@ def _mount(command: Command, path: bytes) -> None:
     try:
         fdpass.send_with_fds(comm, b"\0", [fuse_fd])
     except OSError as error:
-        posix.close(fuse_fd)
+        # Before the fd is closed: until then no other program can have mounted there.
         _undo(socket_path, path)
+        posix.close(fuse_fd)
         raise Failure(f"sending file descriptor: {error.strerror}") from None
 
 
@@ -123,7 +108,7 @@ def _check_mountpoint(path: bytes) -> None:
         posix.lstat(path)
     except OSError as error:
         if error.errno != ENOTCONN:  # a dead mount: the driver takes it off
-            raise Failure(f"failed to access mountpoint {_name(path)}: {error.strerror}") from None
+            raise Failure(f"failed to access mountpoint {to_text(path)}: {error.strerror}") from None
 
 
 def _comm_socket(number: str) -> socket:
@@ -142,7 +127,7 @@ def _comm_socket(number: str) -> socket:
 
 
 def _undo(socket_path: str, path: bytes) -> None:
-    """Unmount what nobody will serve. Without it the driver does the same when it sees the fd closed."""
+    """Unmount what nobody will serve; then it is gone when this program ends. Without it the driver does it soon after."""
     try:
         driver_socket.unmount(socket_path, UnmountRequest(protocol.to_wire(path), lazy=True), 0, say)
     except DriverError:
@@ -161,23 +146,23 @@ def _unmount(command: Command, path: bytes) -> None:
     except NoSocket:
         if device is not None:
             raise
-        raise Failure(f"entry for {_name(path)} not found in /etc/mtab") from None
+        raise Failure(f"entry for {to_text(path)} not found in /etc/mtab") from None
     quiet = command.quiet
     request = UnmountRequest(protocol.to_wire(path), command.lazy, device)
     try:
         reply = driver_socket.unmount(socket_path, request, limits.SOCKET_WAIT, (lambda line: None) if quiet else say)
     except OriginalProtocolOnly as error:
-        raise Failure(f"failed to unmount {_name(path)}: {error}") from None
+        raise Failure(f"failed to unmount {to_text(path)}: {error}") from None
     if reply.error is None:
         return
     if reply.errno == EINVAL:
-        raise Failure(f"entry for {_name(path)} not found in /etc/mtab")
-    raise Failure(f"failed to unmount {_name(path)}: {reply.error}")
+        raise Failure(f"entry for {to_text(path)} not found in /etc/mtab")
+    raise Failure(f"failed to unmount {to_text(path)}: {reply.error}")
 
 
 def run() -> None:
     """The program's entry: never returns, and leaves without the interpreter's own clean-up."""
-    set_signal(SIGINT, SIG_DFL)  # dies of it as a C program does, without a traceback
+    program.die_of_interrupts()
     posix._exit(main(sys.argv[1:]))
 
 

@@ -13,8 +13,8 @@ REQUESTS_AT_ONCE = 8  # per volume; further connections are closed
 # The driver, for file systems that pods serve.
 PROBE_WAIT = 1.0  # one touch of a served file system
 TAKE_OFF_WAIT = 10.0  # unmounting, with everything that it touches
+LOOK_AGAIN = 10.0  # until the next look at a mount whose end nobody would tell
 
 # The wire (docs/protocol.md).
 PACKET_MAX = 64 * 1024
 ORIGINAL_MESSAGE_MAX = 500
-THREADS_MAX = 64  # threads that may hang in file systems of pods at one time

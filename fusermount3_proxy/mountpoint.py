@@ -26,6 +26,8 @@ def real_path(path: bytes) -> bytes:
     fd = posix.open(path, posix.O_PATH | posix.O_CLOEXEC)
     try:
         return posix.readlink(b"/proc/self/fd/%d" % fd)
+    except OSError as error:
+        raise OSError(error.errno, "/proc is not mounted, and this program needs it") from None
     finally:
         posix.close(fd)
 

@@ -100,13 +100,21 @@ def split(text: str) -> list[str]:
     parts = []
     start = 0
     while start < len(text):
-        end = start
-        escapes = text.startswith(("fsname=", "subtype="), start)
-        while end < len(text) and text[end] != ",":
-            end += 2 if escapes and text[end] == "\\" else 1
+        end = text.find(",", start)
+        if text.startswith(("fsname=", "subtype="), start):
+            end = _end_of_value(text, start)
+        elif end < 0:
+            end = len(text)
         parts.append(text[start:end])
         start = end + 1
     return parts
+
+
+def _end_of_value(text: str, start: int) -> int:
+    end = start
+    while end < len(text) and text[end] != ",":
+        end += 2 if text[end] == "\\" else 1
+    return min(end, len(text))
 
 
 def unescape(value: str) -> str:

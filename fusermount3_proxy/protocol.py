@@ -4,7 +4,7 @@ Paths and options are bytes on both sides and Latin-1 on the wire (byte n is cod
 Inside the programs they are `str` in that same Latin-1 form; `to_wire` and `from_wire` change forms.
 """
 
-from _json import encode_basestring_ascii, make_scanner
+from _json import encode_basestring, encode_basestring_ascii, make_scanner
 
 from fusermount3_proxy.limits import ORIGINAL_MESSAGE_MAX, PACKET_MAX
 
@@ -102,11 +102,11 @@ def decode_request(packet: bytes) -> MountRequest | UnmountRequest:
 
 def encode_reply(reply: Reply) -> bytes:
     """The packet of an answer; also the one message of the original protocol, for a mount that was made."""
-    quote = encode_basestring_ascii
+    quote = encode_basestring  # not escaped: a volume's name of 255 bytes must fit into the original message
     if reply.error is not None:
-        return f'{{"error":{quote(reply.error)},"errno":{reply.errno}}}'.encode("ascii")
+        return f'{{"error":{quote(reply.error)},"errno":{reply.errno}}}'.encode("utf-8", "replace")
     if reply.volume_name is not None:
-        return f'{{"volumeName":{quote(reply.volume_name)}}}'.encode("ascii")
+        return f'{{"volumeName":{quote(reply.volume_name)}}}'.encode("utf-8", "replace")
     return b"{}"
 
 

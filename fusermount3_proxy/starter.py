@@ -9,25 +9,13 @@ program's own. Exit codes of its own, as of env(1): 125 where it fails itself, 1
 
 import posix
 import sys
-from _signal import (
-    SIG_BLOCK,
-    SIG_DFL,
-    SIG_SETMASK,
-    SIGCHLD,
-    SIGINT,
-    SIGPIPE,
-    SIGXFSZ,
-    default_int_handler,
-    getsignal,
-    pthread_sigmask,
-    sigwait,
-    valid_signals,
-)
+from _signal import SIG_BLOCK, SIG_DFL, SIG_SETMASK, SIGCHLD, SIGPIPE, SIGXFSZ, pthread_sigmask, sigwait, valid_signals
 from _signal import signal as set_signal
-from errno import EACCES, ENOENT, ENOTDIR
+from errno import EACCES, ENOENT, ENOEXEC, ENOTDIR
 
-from fusermount3_proxy import driver_socket, limits
+from fusermount3_proxy import driver_socket, limits, program
 from fusermount3_proxy.driver_socket import DriverError
+from fusermount3_proxy.program import to_bytes
 from fusermount3_proxy.protocol import MountRequest
 
 FUSE_FD = 3  # the programs name it /dev/fd/3
@@ -115,7 +103,7 @@ def main(arguments: list[str]) -> int:
         say(f"{error} (fuse-starter --help)")
         return EXIT_FAILED
     if command.help:
-        posix.write(1, USAGE.encode())
+        program.write(1, USAGE)
         return 0
     environment = program_environment(posix.environ, getattr(sys, "_MEIPASS", None))
     # Looked up before the volume is mounted, so that nothing has to be undone.
@@ -137,10 +125,7 @@ def main(arguments: list[str]) -> int:
 
 def say(line: str) -> None:
     """Print one line on standard error."""
-    try:
-        posix.write(2, f"fuse-starter: {line}\n".encode("utf-8", "surrogateescape"))
-    except OSError:
-        pass
+    program.write(2, f"fuse-starter: {line}\n")
 
 
 def program_environment(environ: dict[bytes, bytes], bundle: str | None) -> dict[bytes, bytes]:
@@ -154,9 +139,9 @@ def program_environment(environ: dict[bytes, bytes], bundle: str | None) -> dict
     return clean
 
 
-def _candidates(program: str, environment: dict[bytes, bytes]) -> list[bytes]:
+def _candidates(name: str, environment: dict[bytes, bytes]) -> list[bytes]:
     """Where the program may be, as execvp(3) looks for it."""
-    raw = program.encode("utf-8", "surrogateescape")
+    raw = to_bytes(name)
     if b"/" in raw:
         return [raw]
     folders = environment.get(b"PATH", b"/bin:/usr/bin").split(b":")
@@ -179,43 +164,63 @@ def _not_executable(candidates: list[bytes]) -> int:
     return told
 
 
-def _cannot_execute(program: str, error: int) -> int:
-    say(f"{program}: {posix.strerror(error)}")
+def _cannot_execute(name: str, error: int) -> int:
+    say(f"{name}: {posix.strerror(error)}")
     return EXIT_NOT_FOUND if error in (ENOENT, ENOTDIR) else EXIT_NOT_EXECUTABLE
 
 
-def _become(candidates: list[bytes], program: list[str], environment: dict[bytes, bytes], fuse_fd: int) -> int:
+def _become(candidates: list[bytes], command: list[str], environment: dict[bytes, bytes], fuse_fd: int) -> int:
     if fuse_fd == FUSE_FD:
         posix.set_inheritable(FUSE_FD, True)
     else:
         posix.dup2(fuse_fd, FUSE_FD, True)
-    for name in posix.listdir("/proc/self/fd"):
-        if int(name) > FUSE_FD:
-            try:
-                posix.close(int(name))
-            except OSError:
-                pass  # the folder's own fd is gone already
+    _close_from(FUSE_FD + 1)
     # Python ignores these two, and an ignored signal stays ignored across execve(2).
     set_signal(SIGPIPE, SIG_DFL)
     set_signal(SIGXFSZ, SIG_DFL)
-    arguments = [argument.encode("utf-8", "surrogateescape") for argument in program]
+    arguments = [to_bytes(argument) for argument in command]
     told = ENOENT
     for path in candidates:
         try:
-            posix.execve(path, arguments, environment)
+            _execute(path, arguments, environment)
         except OSError as error:
             if error.errno not in (ENOENT, ENOTDIR, None):
                 told = error.errno
-    return _cannot_execute(program[0], told)
+    return _cannot_execute(command[0], told)
 
 
-def _init(candidates: list[bytes], program: list[str], environment: dict[bytes, bytes], fuse_fd: int) -> int:
+def _execute(path: bytes, arguments: list[bytes], environment: dict[bytes, bytes]) -> None:
+    try:
+        posix.execve(path, arguments, environment)
+    except OSError as error:
+        if error.errno != ENOEXEC:
+            raise
+    # A script without #!: as execvp(3) does it.
+    posix.execve(b"/bin/sh", [b"/bin/sh", path, *arguments[1:]], environment)
+
+
+def _close_from(first: int) -> None:
+    try:
+        fds = [int(name) for name in posix.listdir("/proc/self/fd")]
+    except OSError:
+        posix.closerange(first, posix.sysconf("SC_OPEN_MAX"))
+        return
+    for fd in fds:
+        if fd >= first:
+            try:
+                posix.close(fd)
+            except OSError:
+                pass  # the folder's own fd is gone already
+
+
+def _init(candidates: list[bytes], command: list[str], environment: dict[bytes, bytes], fuse_fd: int) -> int:
     """Run the program as a child: forward every signal to it, reap whatever ends, exit as the program did."""
+    set_signal(SIGCHLD, SIG_DFL)  # ignored, as some parents leave it, children would vanish without a word
     before = pthread_sigmask(SIG_BLOCK, valid_signals())
     child = posix.fork()
     if child == 0:
         pthread_sigmask(SIG_SETMASK, before)
-        posix._exit(_become(candidates, program, environment, fuse_fd))
+        posix._exit(_become(candidates, command, environment, fuse_fd))
     # Held here it would keep the connection alive after the program's death.
     posix.close(fuse_fd)
     while True:
@@ -223,8 +228,8 @@ def _init(candidates: list[bytes], program: list[str], environment: dict[bytes, 
         if number != SIGCHLD:
             try:
                 posix.kill(child, number)
-            except ProcessLookupError:
-                pass
+            except OSError:
+                pass  # it has just ended, or has become another user
             continue
         while True:
             try:
@@ -239,8 +244,7 @@ def _init(candidates: list[bytes], program: list[str], environment: dict[bytes, 
 
 def run() -> None:
     """The program's entry: never returns."""
-    if getsignal(SIGINT) is default_int_handler:  # where a shell's background job has it ignored, it stays ignored
-        set_signal(SIGINT, SIG_DFL)
+    program.die_of_interrupts()
     posix._exit(main(sys.argv[1:]))
 
 
