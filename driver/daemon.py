@@ -119,7 +119,7 @@ def _listen(server: grpc.aio.Server, path: str, option: str) -> None:
     """Bind a server's socket, mode 0600. Raises StartError where another process listens there."""
     folder = os.path.dirname(path) or "."
     try:
-        os.makedirs(folder, mode=0o755, exist_ok=True)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
         _refuse_if_served(path, option)
         if os.path.lexists(path):
             os.unlink(path)

@@ -96,7 +96,11 @@ def mount_placeholder(target: str) -> str:
     """
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
     syscalls.mount(PLACEHOLDER_SOURCE, target, _PLACEHOLDER_TYPE, flags, "nr_inodes=1,size=4k,mode=0777")
-    return device_at(target)
+    try:
+        return device_at(target)
+    except OSError:
+        syscalls.umount(target, syscalls.MNT_DETACH)
+        raise
 
 
 def is_placeholder(mount: Mount) -> bool:

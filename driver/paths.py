@@ -38,6 +38,11 @@ class VolumePaths:
         """The absolute target path."""
         return f"{self.root}/{self.target}"
 
+    @property
+    def is_pods(self) -> bool:
+        """Whether kubelet made these places for a pod."""
+        return "/volumes/kubernetes.io~csi/" in self.target
+
 
 def of_pod(target_path: str, empty_dir: str, pods_dir: str) -> VolumePaths:
     """The places of a pod's volume.

@@ -179,10 +179,8 @@ class Volume:
         try:
             self._sockets = PodSockets.listen(publication.paths, publication.socket_name)
         except NoDirectory as error:
-            raise VolumeError(
-                Code.FAILED_PRECONDITION,
-                f"no directory for the fd-passing socket, {error}: does fdPassingEmptyDirName name an emptyDir volume of this pod?",
-            ) from None
+            hint = ": does fdPassingEmptyDirName name an emptyDir volume of this pod?" if publication.paths.is_pods else ""
+            raise VolumeError(Code.FAILED_PRECONDITION, f"no directory for the fd-passing sockets, {error}{hint}") from None
         except NameTaken as error:
             raise VolumeError(Code.FAILED_PRECONDITION, str(error)) from None
         except OSError as error:
