@@ -115,14 +115,15 @@ def publication_of(request: csi_pb2.NodePublishVolumeRequest, pods_dir: str) -> 
     if not request.volume_capability.HasField("mount"):
         raise VolumeError(Code.INVALID_ARGUMENT, "volume_capability: only mount is supported, block volumes are not")
     context = request.volume_context
-    socket_name = _attribute(context, SOCKET)
-    try:
-        paths.check_socket_name(socket_name)
-    except BadPath as error:
-        raise VolumeError(Code.INVALID_ARGUMENT, f"volume attribute {SOCKET}: {error}") from None
+    socket_name, empty_dir = _attribute(context, SOCKET), _attribute(context, EMPTY_DIR)
+    for attribute, check, value in ((SOCKET, paths.check_socket_name, socket_name), (EMPTY_DIR, paths.check_empty_dir, empty_dir)):
+        try:
+            check(value)
+        except BadPath as error:
+            raise VolumeError(Code.INVALID_ARGUMENT, f"volume attribute {attribute}: {error}") from None
     return Publication(
         volume_id=request.volume_id,
-        paths=_pod_paths(request.target_path, _attribute(context, EMPTY_DIR), pods_dir),
+        paths=_pod_paths(request.target_path, empty_dir, pods_dir),
         socket_name=socket_name,
         read_only=request.readonly or request.volume_capability.access_mode.mode in _READ_ONLY_MODES,
         # volume_mount_group changes nothing: a FUSE program decides who owns its files.

@@ -50,7 +50,7 @@ def of_pod(target_path: str, empty_dir: str, pods_dir: str) -> VolumePaths:
     PODS and the pod's UID come from kubelet's target path, never from the volume context: a pod's author writes the
     context, and could name another pod's folder in it. Raises BadPath.
     """
-    check_component("the emptyDir's name", empty_dir)
+    check_empty_dir(empty_dir)
     target_path = target_path.rstrip("/")
     expected = f"{pods_dir}/UID/volumes/kubernetes.io~csi/VOLUME/mount"
     if "\0" in target_path or not target_path.startswith(pods_dir + "/"):
@@ -74,6 +74,11 @@ def standalone(name: str, root: str) -> VolumePaths:
     if not _VOLUME_NAME.fullmatch(name):
         raise BadPath(f"volume name {name!r} is not allowed: a-z, 0-9 and -, at most 63 characters, not - at the start")
     return VolumePaths(root=root, target=f"{name}/mount", sockets=f"{name}/sock", volume_name=name)
+
+
+def check_empty_dir(name: str) -> None:
+    """Whether `name` can name an emptyDir. Raises BadPath."""
+    check_component("the emptyDir's name", name)
 
 
 def check_socket_name(name: str) -> None:

@@ -70,7 +70,7 @@ def of_volume(read_only: bool, mount_flags: list[str], attribute: str) -> Volume
     if read_only:
         merged.flags["ro"] = True
     flags = [option for text in mount_flags for option in options.split(_wire(text))]
-    attributes = [option.strip().removeprefix("o=") for option in options.split(_wire(attribute))]
+    attributes = [option.strip(" ").removeprefix("o=") for option in options.split(_wire(attribute))]
     for where, said in (("mount flags", flags), ("mountOptions", attributes)):
         may_drop = may_drop or NO_DEFAULT_PERMISSIONS in said
         source = MountOptions()

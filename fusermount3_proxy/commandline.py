@@ -15,6 +15,8 @@ Options may stand in any place, before and after the mountpoint; `--` ends them;
 clear. `--options` and `-U` come from the Go plugin's fusermount3-proxy.
 """
 
+from fusermount3_proxy.program import to_bytes, to_text
+
 TYPE_CHECKING = False  # typing's, without importing typing
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,7 +119,8 @@ def _short(command: Command, letters: str, rest: "Iterator[str]") -> None:
     while letters:
         letter, letters = letters[0], letters[1:]
         if letter not in _SHORT:
-            raise CommandLineError(f"invalid option -- '{letter}'")
+            # getopt_long(3) reads bytes, and names the first one of a character that has more.
+            raise CommandLineError(f"invalid option -- '{to_text(to_bytes(letter)[:1])}'")
         if not _SHORT[letter]:
             _apply(command, letter, "")
             if command.help or command.version:

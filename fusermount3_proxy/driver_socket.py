@@ -66,6 +66,8 @@ def unmount(path: str, request: UnmountRequest, wait: float, say: "Callable[[str
 
 def _connect(path: str, wait: float, say: "Callable[[str], None]", may_be_original: bool) -> tuple[socket, bool]:
     """A connection, and whether it speaks v1. On the original socket connecting is the request."""
+    if "\0" in path:
+        raise DriverError(f"the socket's path holds a NUL byte: {path!r}")
     start = monotonic()
     said = False
     while True:
@@ -112,9 +114,6 @@ def _try_connect(path: str, kind: int) -> tuple[socket | None, int]:
         if error.errno in (ENOENT, ECONNREFUSED, EAGAIN):
             return None, error.errno
         raise DriverError(f"failed to connect to the driver at {path}: {error.strerror or 'timed out'}") from None
-    except ValueError:
-        sock.close()
-        raise DriverError(f"the socket's path holds a NUL byte: {path!r}") from None
     finally:
         if fd >= 0:
             posix.close(fd)
@@ -123,7 +122,7 @@ def _try_connect(path: str, kind: int) -> tuple[socket | None, int]:
 def _exists(path: str) -> bool:
     try:
         posix.lstat(path)
-    except (OSError, ValueError):
+    except OSError:
         return False
     return True
 
@@ -165,7 +164,7 @@ def _receive(sock: socket, size: int) -> tuple[bytes, list[int]]:
             part, more = fdpass.receive_with_fds(sock, size + 1 - len(message), 1)
             fds += more
             message += part
-            if not part or len(message) > size or message.endswith(b"}"):
+            if not part or len(message) > size or message.rstrip().endswith(b"}"):
                 return message, fds
     except TimeoutError:
         fdpass.close_all(fds)

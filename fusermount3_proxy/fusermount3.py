@@ -25,6 +25,10 @@ class Failure(Exception):
     """The end, with exit code 1; the text is the line on standard error, without the program's name."""
 
 
+class CannotUnmount(Failure):
+    """A failure that -q keeps quiet about."""
+
+
 def main(arguments: list[str]) -> int:
     """Run with the arguments after the program's name. Returns the exit code."""
     command = Command()
@@ -41,11 +45,9 @@ def main(arguments: list[str]) -> int:
             _unmount(command, path)
         else:
             _mount(command, path)
-    except CommandLineError as error:
-        say(str(error))
-        return 1
-    except (Failure, DriverError, NoSocket) as error:
-        if not (command.unmount and command.quiet):
+    except (CommandLineError, Failure, DriverError, NoSocket) as error:
+        is_quiet = command.unmount and command.quiet and isinstance(error, CannotUnmount | DriverError | NoSocket)
+        if not is_quiet:
             say(str(error))
         return 1
     return 0
@@ -82,6 +84,8 @@ def _mount(command: Command, path: bytes) -> None:
     try:
         asked = options.parse(to_text(raw_options))
     except OptionError as error:
+        for warning in error.warnings:
+            say(warning)
         raise Failure(str(error)) from None
     for warning in asked.warnings:
         say(warning)
@@ -146,18 +150,18 @@ def _unmount(command: Command, path: bytes) -> None:
     except NoSocket:
         if device is not None:
             raise
-        raise Failure(f"entry for {to_text(path)} not found in /etc/mtab") from None
+        raise CannotUnmount(f"entry for {to_text(path)} not found in /etc/mtab") from None
     quiet = command.quiet
     request = UnmountRequest(protocol.to_wire(path), command.lazy, device)
     try:
         reply = driver_socket.unmount(socket_path, request, limits.SOCKET_WAIT, (lambda line: None) if quiet else say)
     except OriginalProtocolOnly as error:
-        raise Failure(f"failed to unmount {to_text(path)}: {error}") from None
+        raise CannotUnmount(f"failed to unmount {to_text(path)}: {error}") from None
     if reply.error is None:
         return
     if reply.errno == EINVAL:
-        raise Failure(f"entry for {to_text(path)} not found in /etc/mtab")
-    raise Failure(f"failed to unmount {to_text(path)}: {reply.error}")
+        raise CannotUnmount(f"entry for {to_text(path)} not found in /etc/mtab")
+    raise CannotUnmount(f"failed to unmount {to_text(path)}: {reply.error}")
 
 
 def run() -> None:

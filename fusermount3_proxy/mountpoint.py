@@ -1,6 +1,7 @@
 """The mountpoint as the client names it: made absolute, and what the client's own mount table shows there."""
 
 import posix
+from errno import ENOENT
 
 from fusermount3_proxy import mountinfo, procfs
 
@@ -25,9 +26,14 @@ def real_path(path: bytes) -> bytes:
     """The path without symlinks, `.` and `..`, asked of the kernel. Raises OSError."""
     fd = posix.open(path, posix.O_PATH | posix.O_CLOEXEC)
     try:
-        return posix.readlink(b"/proc/self/fd/%d" % fd)
-    except OSError as error:
-        raise OSError(error.errno, "/proc is not mounted, and this program needs it") from None
+        try:
+            real = posix.readlink(b"/proc/self/fd/%d" % fd)
+        except OSError as error:
+            raise OSError(error.errno, "/proc is not mounted, and this program needs it") from None
+        # What the kernel writes behind the path of a directory that is gone; one may also have such a name.
+        if real.endswith(b" (deleted)") and posix.fstat(fd).st_nlink == 0:
+            raise FileNotFoundError(ENOENT, posix.strerror(ENOENT))
+        return real
     finally:
         posix.close(fd)
 

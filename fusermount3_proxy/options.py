@@ -4,6 +4,8 @@ Pure: text in, values out. The client reads it to warn and refuse in fusermount3
 text again by the same rules, since a pod can send anything. What a volume's policy then allows is the driver's matter.
 """
 
+import posix
+
 # Each flag and the mount option that it turns on or off.
 FLAGS = {
     "rw": ("ro", False),
@@ -37,7 +39,14 @@ NUMBERS = ("max_read", "blksize")
 
 
 class OptionError(Exception):
-    """An option that is refused. The text is fusermount3's, without the program's name."""
+    """An option that is refused. The text is fusermount3's, without the program's name.
+
+    `warnings` are those of the options before it.
+    """
+
+    def __init__(self, text: str, warnings: list[str]) -> None:
+        super().__init__(text)
+        self.warnings = warnings
 
 
 class MountOptions:
@@ -83,11 +92,12 @@ def parse(text: str) -> MountOptions:
         elif option in UNSAFE:
             found.warnings.append(f"unsafe option {option} ignored")
         elif option == "large_read":
-            found.warnings.append("note: 'large_read' mount option is deprecated")
+            release = ".".join(posix.uname().release.split(".")[:2])
+            found.warnings.append(f"note: 'large_read' mount option is deprecated for {release} kernels")
         elif option == "blkdev":
-            raise OptionError("option blkdev is privileged")
+            raise OptionError("option blkdev is privileged", found.warnings)
         else:
-            raise OptionError(f"unknown option '{option}'")
+            raise OptionError(f"unknown option '{option}'", found.warnings)
     return found
 
 

@@ -8,6 +8,8 @@ from _json import encode_basestring, encode_basestring_ascii, make_scanner
 
 from fusermount3_proxy.limits import ORIGINAL_MESSAGE_MAX, PACKET_MAX
 
+_ERROR_MAX = 4096  # characters; part of it may be the pod's own text, of any length
+
 V1_SUFFIX = ".v1"  # NAME is the original protocol's socket, NAME.v1 is ours
 
 
@@ -104,7 +106,7 @@ def encode_reply(reply: Reply) -> bytes:
     """The packet of an answer; also the one message of the original protocol, for a mount that was made."""
     quote = encode_basestring  # not escaped: a volume's name of 255 bytes must fit into the original message
     if reply.error is not None:
-        return f'{{"error":{quote(reply.error)},"errno":{reply.errno}}}'.encode("utf-8", "replace")
+        return f'{{"error":{quote(reply.error[:_ERROR_MAX])},"errno":{reply.errno}}}'.encode("utf-8", "replace")
     if reply.volume_name is not None:
         return f'{{"volumeName":{quote(reply.volume_name)}}}'.encode("utf-8", "replace")
     return b"{}"
@@ -114,9 +116,9 @@ def decode_reply(packet: bytes, limit: int = PACKET_MAX) -> Reply:
     """An answer from its packet of at most `limit` bytes. Raises ProtocolError."""
     fields = _decode_object(packet, limit)
     if "error" in fields:
-        return Reply(error=_text(fields, "error"), errno=_errno(fields))
+        return Reply(error=_printable(_text(fields, "error")), errno=_errno(fields))
     if "volumeName" in fields:
-        return Reply(volume_name=_text(fields, "volumeName"))
+        return Reply(volume_name=_printable(_text(fields, "volumeName")))
     return Reply()
 
 
@@ -168,6 +170,11 @@ def _text(fields: dict[str, object], name: str, default: str | None = None) -> s
     if not isinstance(value, str):
         raise ProtocolError(f"{name} is {_shown(value)}; it must be a string")
     return value
+
+
+def _printable(text: str) -> str:
+    """JSON can say half of a character that UTF-16 writes as two; nothing can print it."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _flag(fields: dict[str, object], name: str) -> bool:

@@ -59,6 +59,8 @@ def parse(arguments: list[str]) -> Command:
     rest = list(arguments)
     while rest and rest[0].startswith("-"):
         name, equals, value = rest.pop(0).partition("=")
+        if name in ("-fd-passing-socket-path", "-wait", "-init", "-help", "-v"):
+            name = f"-{name}"  # as programs in Go take them
         if name == "--" and not equals:
             break
         if name in ("--help", "-h"):
@@ -67,7 +69,7 @@ def parse(arguments: list[str]) -> Command:
         if name == "--init" and not equals:
             command.init = True
             continue
-        if name not in ("--fd-passing-socket-path", "--wait"):
+        if name not in ("--fd-passing-socket-path", "--wait", "--v"):
             raise UsageError(f"unknown option {name}{equals}{value}")
         if not equals:
             if not rest:
@@ -75,8 +77,9 @@ def parse(arguments: list[str]) -> Command:
             value = rest.pop(0)
         if name == "--wait":
             command.wait = _seconds(value)
-        else:
+        elif name == "--fd-passing-socket-path":
             command.socket_path = value
+        # --v was the Go plugin's verbosity: there is nothing here to be verbose about.
     command.program = rest
     if not command.socket_path:
         raise UsageError("--fd-passing-socket-path is missing: the path of the volume's socket")
