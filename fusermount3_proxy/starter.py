@@ -59,8 +59,10 @@ def parse(arguments: list[str]) -> Command:
     rest = list(arguments)
     while rest and rest[0].startswith("-"):
         name, equals, value = rest.pop(0).partition("=")
-        if name in ("-fd-passing-socket-path", "-wait", "-init", "-help", "-v"):
+        if (not name.startswith("--") and len(name) > 2) or name == "-v":
             name = f"-{name}"  # as programs in Go take them
+        if name in ("--logtostderr", "--alsologtostderr"):
+            continue  # the Go plugin's logging, as --v: there is nothing here to log
         if name == "--" and not equals:
             break
         if name in ("--help", "-h"):
@@ -79,7 +81,6 @@ def parse(arguments: list[str]) -> Command:
             command.wait = _seconds(value)
         elif name == "--fd-passing-socket-path":
             command.socket_path = value
-        # --v was the Go plugin's verbosity: there is nothing here to be verbose about.
     command.program = rest
     if not command.socket_path:
         raise UsageError("--fd-passing-socket-path is missing: the path of the volume's socket")
