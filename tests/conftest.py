@@ -1,0 +1,6 @@
+"""For all tests: the packages of this repository are imported from where they lie."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))

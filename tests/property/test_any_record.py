@@ -1,0 +1,51 @@
+import json
+import os
+import tempfile
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from driver.fusemount import FuseMount
+from driver.paths import VolumePaths
+from driver.records import Record, Records
+from driver.volume import Publication
+
+texts = st.text()
+mounts = st.builds(FuseMount, st.binary(), texts, texts, texts, st.none() | texts, st.booleans())
+paths = st.builds(VolumePaths, texts, st.text(st.characters(exclude_categories=("Cs",))), texts, texts)
+publications = st.builds(Publication, texts, paths, texts, st.booleans(), st.lists(texts).map(tuple), texts, texts)
+values = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(texts, inner))
+
+
+@given(publications, st.none() | mounts)
+def test_any_record_comes_back_as_it_was(publication: Publication, mount: FuseMount | None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        records = Records(folder)
+        try:
+            records.save(Record(publication, mount))
+            assert records.load() == [Record(publication, mount)]
+        finally:
+            os.close(records._owned)
+
+
+@given(st.binary() | values.map(json.dumps).map(str.encode), publications, st.none() | mounts, st.dictionaries(texts, values))
+def test_any_broken_record_costs_no_other_one(
+    broken: bytes, publication: Publication, mount: FuseMount | None, change: dict[str, object]
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        records = Records(folder)
+        try:
+            records.save(Record(publication, mount))
+            (name,) = os.listdir(folder)
+            with open(f"{folder}/{name}", encoding="utf-8") as file:
+                content = json.load(file)
+            with open(f"{folder}/0.json", "wb") as binary:
+                binary.write(broken)
+            for section in ("publication", "mount"):
+                with open(f"{folder}/1{section}.json", "w", encoding="utf-8") as file:
+                    json.dump(content | {section: change}, file)
+            loaded = records.load()
+            assert Record(publication, mount) in loaded
+            assert all(isinstance(each, Record) for each in loaded)
+        finally:
+            os.close(records._owned)

@@ -1,0 +1,104 @@
+"""Nodes for the system tests. What is missing on this machine fails every test with one line; nothing is skipped.
+
+    packaging/build                             what is tested
+    .venv/bin/python -m pytest tests/system     as root
+
+They need the packages of packages.txt, and once Go and its module proxy for the S3 server. MFCP_DRIVER=source runs the
+driver from its source instead of the frozen one.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import mounts
+from harness.container import Engine
+from harness.driver import Driver
+from harness.kubelet import Kubelet
+from harness.pod import Node, Pod
+from harness.programs import check_installed
+
+
+@pytest.fixture(scope="session")
+def folder() -> Iterator[Path]:
+    """A tmpfs in a mount namespace of the tests' own, as /run is one on most machines."""
+    if os.geteuid() != 0:
+        pytest.fail("the system tests mount file systems and start containers: run them as root", pytrace=False)
+    if not os.path.exists("/dev/fuse"):
+        pytest.fail("there is no /dev/fuse: type 'modprobe fuse' (a container needs --device /dev/fuse too)", pytrace=False)
+    check_installed()
+    try:
+        mounts.enter_private_namespace()
+    except OSError as error:
+        pytest.fail(f"the system tests need a mount namespace of their own (CAP_SYS_ADMIN): {error}", pytrace=False)
+    # Wherever TMPDIR is: the path of a Unix socket holds 107 bytes, and podman wants short ones too.
+    path = Path(tempfile.mkdtemp(prefix="mfcp-test-", dir="/tmp"))
+    path.chmod(0o755)
+    mounts.mount("-t", "tmpfs", "-o", "nosuid,nodev,mode=0755", "mfcp-test", path)
+    try:
+        yield path
+    finally:
+        left = [mount.path for mount in mounts.below(path) if mount.path != str(path)]
+        mounts.unmount_all_below(path)
+        shutil.rmtree(path)
+    assert not left, f"mounts are left at the end: {left}"
+
+
+@pytest.fixture(scope="session")
+def engine(folder: Path) -> Iterator[Engine]:
+    """The container engine."""
+    engine = Engine(folder / "engine")
+    try:
+        yield engine
+    finally:
+        engine.close()
+        # podman's own, for its storage.
+        mounts.unmount_all_below(folder / "engine")
+
+
+@pytest.fixture(scope="module")
+def module_node(folder: Path, engine: Engine) -> Iterator[Node]:
+    """A node with a driver for all tests of a module."""
+    place = Path(tempfile.mkdtemp(prefix="node-", dir=folder))
+    place.chmod(0o755)
+    driver = Driver(place)
+    driver.pods_dir.mkdir()
+    # As on a node of Kubernetes, whose kubelet folder is shared with containers.
+    mounts.mount("--bind", driver.pods_dir, driver.pods_dir)
+    mounts.mount("--make-shared", driver.pods_dir)
+    node = Node(place, driver, Kubelet(driver.csi_socket, driver.pods_dir), engine)
+    try:
+        driver.start()
+        yield node
+        node.delete_pods()
+        # Its own folders are mounts too.
+        left = mounts.below(driver.pods_dir)[1:]
+        assert not left, f"mounts are left in the pods folder: {left}"
+        if driver.is_running:
+            assert driver.stop() == 0, driver.log
+    finally:
+        driver.end()
+        node.engine.close()
+        mounts.unmount_all_below(place)
+
+
+@pytest.fixture
+def node(module_node: Node) -> Iterator[Node]:
+    """The module's node; the pods of the test are deleted at its end, and then nothing of it may be left."""
+    kept = list(module_node.pods)
+    before = module_node.snapshot()
+    said = len(module_node.driver.log)
+    yield module_node
+    print(module_node.driver.log[said:])  # pytest shows it for tests that fail
+    module_node.delete_pods(kept)
+    module_node.expect(before)
+    assert "Traceback" not in module_node.driver.log[said:], module_node.driver.log[said:]
+
+
+@pytest.fixture
+def pod(node: Node) -> Pod:
+    """A new pod."""
+    return node.pod()

@@ -1,0 +1,327 @@
+"""Containers by podman, with the engine's default capabilities and seccomp profile."""
+
+import itertools
+import queue
+import secrets
+import shlex
+import shutil
+import subprocess
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from harness.events import wait_until
+from harness.programs import path_of
+
+_CAP_SYS_RESOURCE = 24  # capabilities(7)
+_LOW_LIMIT = 4096
+_START = 30.0  # seconds
+LOG_FOLDER = "/harness"  # in every container: where background programs leave what they say
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A path of the node in a container; `propagation` as in mount(8)."""
+
+    source: Path
+    target: str
+    propagation: str = "rprivate"
+    read_only: bool = False
+
+    @property
+    def argument(self) -> str:
+        return f"--volume={self.source}:{self.target}:{self.propagation}{',ro' if self.read_only else ''}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command in a container printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Engine:
+    """podman with a storage of its own, so that containers of this machine play no part."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._podman = [path_of("podman"), "--root", f"{folder}/storage", "--runroot", f"{folder}/run", "--events-backend", "none"]
+        # podman's own choice is crun, and it does not look for another one everywhere.
+        if shutil.which("crun") is None:
+            self._podman += ["--runtime", path_of("runc")]
+        self._limits = _limits()
+        # The first of all calls makes the storage, which two at once would both do.
+        self.call("ps")
+        self._running: list[Container] = []
+
+    def start(
+        self,
+        binds: Sequence[Bind] = (),
+        options: Sequence[str] = (),
+        command: Sequence[str] = (),
+        rootfs: Path | str = "/",
+        network: "Container | None" = None,
+        environment: dict[str, str] | None = None,
+    ) -> "Container":
+        """Start a container on an overlay of `rootfs`. Returns at once; what is done with it first waits for it.
+
+        Without a `command` a shell waits for what Container.run() is given. Containers of one pod share the `network`.
+        """
+        name = f"mfcp-test-{secrets.token_hex(6)}"
+        logs = self._folder / "logs" / name
+        logs.mkdir(parents=True)
+        logs.chmod(0o777)
+        if network is not None:
+            network.wait_until_running()
+        if command:
+            self.settle()
+        binds = [*binds, Bind(logs, LOG_FOLDER)]
+        process = subprocess.Popen(
+            [
+                *self._podman,
+                *("run", "--interactive", "--rm", "--name", name, "--log-driver", "none", "--hostname", "test"),
+                *("--network", f"container:{network.name}" if network else "none"),
+                *self._limits,
+                *(bind.argument for bind in binds),
+                *(f"--env={key}={value}" for key, value in (environment or {}).items()),
+                *options,
+                *("--rootfs", f"{rootfs}:O"),
+                *(command or ("/bin/sh",)),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        container = Container(self, name, process, logs, has_shell=not command, is_guest=network is not None)
+        self._running.append(container)
+        return container
+
+    def settle(self) -> None:
+        """Wait until every container with a shell runs.
+
+        Done before any program is started: a container that was started before a mount must not bind it, nor what is
+        left of it when its program has died.
+        """
+        for container in self._running:
+            if container.has_shell:
+                container.wait_until_running()
+
+    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A podman command."""
+        return subprocess.run([*self._podman, *arguments], capture_output=True, text=True, timeout=_START)
+
+    def owns(self, path: str) -> bool:
+        """Whether a mount point is podman's own, for its storage as a whole."""
+        return path == f"{self._folder}/storage/overlay"
+
+    def stop(self, containers: Sequence["Container"]) -> None:
+        """End containers, and wait until nothing is left of them."""
+        guests = [container for container in containers if container.is_guest]
+        # podman waits 20 s for a container whose network others still use.
+        for group in (guests, [container for container in containers if not container.is_guest]):
+            for container in group:
+                container.end()
+            for container in group:
+                container.wait()
+                self._running.remove(container)
+
+    def close(self) -> None:
+        """Remove whatever is left."""
+        self.stop(list(self._running))
+        self.call("rm", "--all", "--force", "--time", "0")
+
+
+class Container:
+    """One container. Commands run in its shell; it and they end with it."""
+
+    def __init__(self, engine: Engine, name: str, process: subprocess.Popen[bytes], logs: Path, has_shell: bool, is_guest: bool) -> None:
+        self.name = name
+        self.logs = logs
+        self.is_guest = is_guest
+        self._engine = engine
+        self._process = process
+        self.has_shell = has_shell
+        self._is_ready = False
+        self._numbers = itertools.count(1)
+        self._out, self._err = _Lines(process.stdout), _Lines(process.stderr)
+
+    def run(self, command: str, timeout: float = 20.0) -> Result:
+        """Run a shell command in the container and wait for it."""
+        assert self.has_shell and self._process.stdin is not None
+        mark = f"end-{secrets.token_hex(8)}"
+        # In a subshell, so that neither an exit nor the reading of standard input reaches the shell that serves us.
+        script = f"(\n{command}\n) </dev/null; printf '\\n{mark} %d\\n' $?; printf '\\n{mark}\\n' >&2\n"
+        try:
+            self._process.stdin.write(script.encode(errors="surrogateescape"))
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise AssertionError(f"the container has ended: {self._err.rest()}") from None
+        try:
+            out, last = self._out.until(mark, timeout, command)
+            err, _ = self._err.until(mark, timeout, command)
+        except EOFError:
+            raise AssertionError(f"the container ended during {command!r}: {self._out.rest()}{self._err.rest()}") from None
+        return Result(int(last.split()[1]), out, err)
+
+    def check(self, command: str, timeout: float = 20.0) -> str:
+        """The output of a command that must succeed."""
+        result = self.run(command, timeout)
+        assert result.code == 0, f"{command} ended with {result.code}: {result.out}{result.err}"
+        return result.out
+
+    def wait_for(self, command: str) -> None:
+        """Wait until a command succeeds."""
+        wait_until(f"{command} succeeds", lambda: self.run(command).code == 0)
+
+    def line(self) -> str:
+        """The next line of its first process, where that is no shell of ours."""
+        return self._out.line()
+
+    def start(self, command: str) -> "Background":
+        """Start a program in the background. `command` is one program with its arguments; variables may stand in front."""
+        self._engine.settle()
+        number = next(self._numbers)
+        file = f"{LOG_FOLDER}/{number}"
+        inner = f"echo $$ >{file}.pid; exec env {command}"
+        self.check(f"{{ sh -c {shlex.quote(inner)}; echo $? >{file}.tmp; mv {file}.tmp {file}.exit; }} >{file}.out 2>{file}.err &")
+        return Background(self, self.logs / str(number), command)
+
+    def wait_until_running(self) -> None:
+        """Wait until its first process runs."""
+        if self._is_ready:
+            return
+        if self.has_shell:
+            self.check("true", _START)
+        else:
+            wait_until(f"{self.name} runs", lambda: self.pid or self._process.poll() is not None, _START)
+        self._is_ready = True
+
+    @property
+    def pid(self) -> int:
+        """Its first process, as the node sees it; 0 where it does not run."""
+        done = self._engine.call("inspect", "--format", "{{.State.Pid}}", self.name)
+        return int(done.stdout) if done.returncode == 0 else 0
+
+    def kill(self, signal: str) -> None:
+        """Send a signal to its first process."""
+        done = self._engine.call("kill", "--signal", signal, self.name)
+        assert done.returncode == 0, done.stderr
+
+    def wait(self, timeout: float = _START) -> Result:
+        """Wait for its end: exit code and output of its first process."""
+        try:
+            code = self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._engine.call("rm", "--force", "--time", "0", self.name)
+            code = self._process.wait(timeout)
+        return Result(code, self._out.rest(), self._err.rest())
+
+    def end(self) -> None:
+        """Make it end: the shell ends with its input, and everything in the container with the shell."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass
+        if not self.has_shell and self._process.poll() is None:
+            self._engine.call("kill", "--signal", "KILL", self.name)
+
+
+class Background:
+    """A program that runs in a container."""
+
+    def __init__(self, container: Container, files: Path, command: str) -> None:
+        self._container = container
+        self._files = files
+        self.command = command
+
+    @property
+    def pid(self) -> int:
+        """Its pid in the container."""
+        return int(wait_until(f"{self.command} has started", lambda: _text(self._files, "pid").strip()))
+
+    @property
+    def out(self) -> str:
+        return _text(self._files, "out")
+
+    @property
+    def err(self) -> str:
+        return _text(self._files, "err")
+
+    @property
+    def is_running(self) -> bool:
+        return not _text(self._files, "exit")
+
+    def kill(self, signal: str = "KILL") -> None:
+        self._container.check(f"kill -{signal} {self.pid}")
+
+    def wait(self, timeout: float = 15.0) -> int:
+        """Its exit code, 128 and the signal where a signal ended it."""
+        try:
+            return int(wait_until(f"{self.command} ends", lambda: _text(self._files, "exit"), timeout))
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it said: {self.out}{self.err}") from None
+
+
+class _Lines:
+    """The lines that come out of a pipe, read by a thread so that neither side ever waits for the other."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._queue: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._read, args=(pipe,), daemon=True).start()
+
+    def until(self, mark: str, timeout: float, command: str) -> tuple[str, str]:
+        """What came before the line that begins with `mark`, without the newline that was added to it; and that line.
+
+        Raises EOFError where the pipe ends first.
+        """
+        lines = []
+        while True:
+            try:
+                line = self._queue.get(timeout=timeout)
+            except queue.Empty:
+                raise AssertionError(f"no end of {command!r} within {timeout:g} s; so far: {''.join(lines)}") from None
+            if line is None:
+                self._queue.put(None)
+                raise EOFError
+            if line.startswith(mark):
+                return "".join(lines).removesuffix("\n"), line
+            lines.append(line)
+
+    def line(self) -> str:
+        """The next line."""
+        line = self._queue.get(timeout=_START)
+        assert line is not None, "the pipe has ended"
+        return line.strip()
+
+    def rest(self) -> str:
+        """Everything up to the end of the pipe."""
+        lines = []
+        while (line := self._queue.get(timeout=_START)) is not None:
+            lines.append(line)
+        self._queue.put(None)
+        return "".join(lines).strip()
+
+    def _read(self, pipe: IO[bytes]) -> None:
+        for line in pipe:
+            self._queue.put(line.decode(errors="surrogateescape"))
+        self._queue.put(None)
+
+
+def _text(files: Path, kind: str) -> str:
+    try:
+        return files.with_suffix(f".{kind}").read_text(errors="surrogateescape")
+    except FileNotFoundError:
+        return ""
+
+
+def _limits() -> list[str]:
+    """podman raises two limits for containers. Where it may not, it cannot start any but with lower ones."""
+    effective = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:"))
+    if int(effective.split()[1], 16) >> _CAP_SYS_RESOURCE & 1:
+        return []
+    return [f"--ulimit={name}={_LOW_LIMIT}:{_LOW_LIMIT}" for name in ("nofile", "nproc")]

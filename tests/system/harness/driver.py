@@ -1,0 +1,153 @@
+"""The driver as a process."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import grpc
+
+from driver.rpc import csi_pb2, csi_pb2_grpc
+from harness.events import wait_until
+from harness.programs import REPOSITORY, missing
+
+VARIABLE = "MFCP_DRIVER"
+NODE_ID = "test-node"
+
+_DEFAULT = REPOSITORY / "dist" / "meta-fuse-csi-plugin" / "meta-fuse-csi-plugin"
+_START = 20.0  # seconds
+
+# What differs between two lives of a driver in the names of what it holds.
+_NUMBERS = re.compile(r"\b[0-9a-f]{16}\b|\d+")
+
+
+def command() -> list[str]:
+    """How the driver is started: the frozen one, or what the variable MFCP_DRIVER says ("source" is the source here)."""
+    chosen = os.environ.get(VARIABLE, "")
+    if chosen == "source":
+        return [sys.executable, "-m", "driver.cli"]
+    if chosen:
+        return shlex.split(chosen)
+    if not _DEFAULT.exists():
+        missing(f"{_DEFAULT} is missing; run packaging/build (or set {VARIABLE}=source)")
+    return [str(_DEFAULT)]
+
+
+class Driver:
+    """A driver with its places below `folder`; it can be stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pods_dir = folder / "pods"
+        self.run_dir = folder / "run"
+        self.csi_socket = folder / "csi.sock"
+        self.admin_socket = folder / "admin.sock"
+        self._log = folder / "driver.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self._log.touch()
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *command(),
+                    *("--endpoint", f"unix:{self.csi_socket}", "--nodeid", NODE_ID, "--v", "5"),
+                    *("--pods-dir", self.pods_dir, "--run-dir", self.run_dir, "--admin-socket", self.admin_socket),
+                ],
+                cwd=REPOSITORY,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        wait_until("the driver answers", self._answers, _START)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Stop it, and return its exit code as subprocess has it."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        code = self._process.wait(_START)
+        self._process = None
+        return code
+
+    def end(self) -> None:
+        """Make sure that it does not run."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(_START)
+            self._process = None
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    @property
+    def log(self) -> str:
+        """Everything that it has said, all its lives together."""
+        return self._log.read_text(errors="surrogateescape")
+
+    def fds(self) -> Counter[str]:
+        """Its open fds by what they are; sockets and the like without their numbers."""
+        assert self._process is not None
+        folder = f"/proc/{self._process.pid}/fd"
+        kinds: Counter[str] = Counter()
+        for name in os.listdir(folder):
+            try:
+                kinds[_NUMBERS.sub("N", os.readlink(f"{folder}/{name}"))] += 1
+            except FileNotFoundError:
+                continue
+        return kinds
+
+    def state(self) -> frozenset[str]:
+        """What it keeps in its own folder: device nodes, records, volumes without Kubernetes."""
+        found = [os.path.join(path, name) for path, folders, files in os.walk(self.run_dir) for name in [*folders, *files]]
+        return frozenset(_NUMBERS.sub("N", path) if "/private-" in path else path for path in found)
+
+    def children(self) -> list[str]:
+        """Its child processes."""
+        return [child for children in self._of_threads("children") for child in children.split()]
+
+    def waits_for_a_fuse_program(self) -> bool:
+        """Whether one of its threads waits for an answer from a FUSE program."""
+        return any("request_wait_answer" in wait for wait in self._of_threads("wchan"))  # fs/fuse/dev.c
+
+    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """One of the commands that talk to it."""
+        whole = [*command(), "--admin-socket", str(self.admin_socket), *arguments]
+        return subprocess.run(whole, cwd=REPOSITORY, capture_output=True, text=True, timeout=_START)
+
+    def _of_threads(self, name: str) -> list[str]:
+        """A file of /proc/PID/task, of each of its threads."""
+        texts = []
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            try:
+                texts.append((task / name).read_text())
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+        return texts
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise AssertionError(f"the driver ended with {self._process.returncode}: {self.log}")
+        if not self.csi_socket.exists():
+            return False
+        with grpc.insecure_channel(f"unix:{self.csi_socket}") as channel:
+            try:
+                return bool(csi_pb2_grpc.IdentityStub(channel).Probe(csi_pb2.ProbeRequest(), timeout=1).ready.value)
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                    raise AssertionError(f"the driver is not ready: {error.details()}") from None
+                return False

@@ -1,0 +1,109 @@
+"""Mount tables, read apart from the product's own reader, and a mount namespace of the tests' own."""
+
+import ctypes
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+_CLONE_NEWNS = 0x00020000
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of mountinfo, proc_pid_mountinfo(5)."""
+
+    mount_id: str
+    parent_id: str
+    device: str
+    path: str
+    options: frozenset[str]
+    fstype: str
+    source: str
+    super_options: frozenset[str]
+
+    @property
+    def is_fuse(self) -> bool:
+        return self.fstype.split(".")[0] == "fuse"
+
+
+def parse(text: str) -> list[Mount]:
+    mounts = []
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        fields, (fstype, source, super_options) = left.split(" "), right.split(" ")
+        mounts.append(
+            Mount(
+                mount_id=fields[0],
+                parent_id=fields[1],
+                device=fields[2],
+                path=_plain(fields[4]),
+                options=frozenset(fields[5].split(",")),
+                fstype=_plain(fstype),
+                source=_plain(source),
+                super_options=frozenset(super_options.split(",")),
+            )
+        )
+    return mounts
+
+
+def table(pid: int | str = "self") -> list[Mount]:
+    """The mounts that a process sees."""
+    return parse(Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape"))
+
+
+def stack(path: Path | str, mounts: list[Mount] | None = None) -> list[Mount]:
+    """The mounts at `path`, topmost last."""
+    here = [mount for mount in (table() if mounts is None else mounts) if mount.path == str(path)]
+    by_parent = {mount.parent_id: mount for mount in here}
+    ids = {mount.mount_id for mount in here}
+    ordered = [mount for mount in here if mount.parent_id not in ids][-1:]
+    while ordered and (above := by_parent.get(ordered[-1].mount_id)):
+        ordered.append(above)
+    return ordered
+
+
+def below(folder: Path) -> list[Mount]:
+    """The mounts at `folder` and below it."""
+    return [mount for mount in table() if Path(mount.path).is_relative_to(folder)]
+
+
+def enter_private_namespace() -> None:
+    """Give this process, and all it starts from now on, a mount table of its own.
+
+    Whatever goes wrong, the machine's own mounts stay as they are, and what is forgotten ends with the last process.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNS)")
+    mount("--make-rslave", "/")
+
+
+def mount(*arguments: str | Path) -> None:
+    """mount(8)."""
+    subprocess.run(["mount", *map(str, arguments)], check=True)
+
+
+def mount_fuse(target: Path) -> int:
+    """Mount a FUSE file system by mount(2), and return the fd to serve it by."""
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    libc = ctypes.CDLL(None, use_errno=True)
+    data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
+    if libc.mount(b"/dev/fuse", os.fsencode(target), b"fuse", ctypes.c_ulong(0), data) != 0:
+        raise OSError(ctypes.get_errno(), "mount", str(target))
+    return fd
+
+
+def unmount(path: Path) -> None:
+    """umount(8)."""
+    subprocess.run(["umount", path], check=True)
+
+
+def unmount_all_below(folder: Path) -> None:
+    for found in reversed(below(folder)):
+        subprocess.run(["umount", "--lazy", os.fspath(found.path)], check=False)
+
+
+def _plain(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

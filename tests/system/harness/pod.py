@@ -1,0 +1,185 @@
+"""Pods on a node: the FUSE container and the application containers, as a pod's manifest would have them."""
+
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness import mounts
+from harness.container import Bind, Container, Engine
+from harness.driver import Driver
+from harness.events import wait_until
+from harness.kubelet import EMPTY_DIR, Kubelet, PodFolder, Published
+from harness.programs import REPOSITORY, missing
+
+TREE = REPOSITORY / "dist" / "mfcp"
+SINGLE_FILE = REPOSITORY / "dist" / "fusermount3"
+
+PLACE = "/opt/mfcp"
+SOCKETS = "/fusermount3-proxy"
+DATA = "/data"
+VARIABLE = "FUSERMOUNT3PROXY_FDPASSING_SOCKPATH"
+_PRIVATE = re.compile(r"-[0-9a-f]{16}$")  # of the driver's own tmpfs: each life of it has another one
+
+HELPERS = ("/usr/bin/fusermount3", "/usr/bin/fusermount")  # libfuse 3 and libfuse 2
+
+
+def tree() -> list[Bind]:
+    """The tree in its place, and its fusermount3 where FUSE libraries look for one."""
+    _need(TREE)
+    return [Bind(TREE, PLACE, read_only=True), *(Bind(TREE / "fusermount3", helper, read_only=True) for helper in HELPERS)]
+
+
+def single_file() -> list[Bind]:
+    """The single file where FUSE libraries look for one."""
+    _need(SINGLE_FILE)
+    return [Bind(SINGLE_FILE, helper, read_only=True) for helper in HELPERS]
+
+
+def _need(path: Path) -> None:
+    if not path.exists():
+        missing(f"{path} is missing; run packaging/build")
+
+
+class Pod:
+    """One pod."""
+
+    def __init__(self, node: "Node", folder: PodFolder) -> None:
+        self.folder = folder
+        self._node = node
+        self._containers: list[Container] = []
+
+    def publish(self, **request: object) -> Published:
+        """Publish a volume; arguments of PodFolder.request()."""
+        self.folder.empty_dir(str(request.get("empty_dir", EMPTY_DIR)))
+        return self.folder.publish(self.folder.request(**request))  # type: ignore[arg-type]
+
+    def container(self, binds: Sequence[Bind] = (), **options: object) -> Container:
+        """A container; arguments of Engine.start()."""
+        container = self._node.engine.start(binds, **options)  # type: ignore[arg-type]
+        self._containers.append(container)
+        return container
+
+    def fuse(
+        self,
+        volume: Published | None,
+        helper: Sequence[Bind] | None = None,
+        data: str = DATA,
+        dev_fuse: bool = True,
+        environment: dict[str, str] | None = None,
+        binds: Sequence[Bind] = (),
+        **options: object,
+    ) -> Container:
+        """The container of the FUSE program: the emptyDir, the volume at `data`, our fusermount3, and a /dev/fuse.
+
+        `dev_fuse` is the file of the emptyDir; without it the container has none.
+        """
+        empty_dir = volume.socket.parent if volume else self.folder.empty_dir()
+        placed = [Bind(empty_dir, SOCKETS), *(tree() if helper is None else helper), *binds]
+        if volume is not None:
+            placed.append(Bind(volume.target, data, "rslave"))
+        if dev_fuse:
+            placed.append(Bind(empty_dir / "dev-fuse", "/dev/fuse"))
+        if environment is None:
+            environment = {VARIABLE: f"{SOCKETS}/{volume.socket.name}"} if volume else {}
+        return self.container(placed, environment=environment, **options)
+
+    def application(self, volume: Published, data: str = DATA, **options: object) -> Container:
+        """A container that uses the volume, as HostToContainer has it."""
+        return self.container([Bind(volume.target, data, "rslave")], **options)
+
+    def stop_containers(self) -> None:
+        self._node.engine.stop(self._containers)
+        self._containers.clear()
+
+    def delete(self) -> None:
+        """What kubelet does: the containers, then the volumes, then the folders."""
+        self.stop_containers()
+        self.folder.delete()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What there is on a node that a test may leave behind."""
+
+    mounts: Counter[str]
+    processes: frozenset[str]
+    fds: Counter[str]
+    state: frozenset[str]
+    files: frozenset[str]
+
+
+@dataclass
+class Node:
+    """A driver, a kubelet and a container engine in a folder of their own."""
+
+    folder: Path
+    driver: Driver
+    kubelet: Kubelet
+    engine: Engine
+    pods: list[Pod] = field(default_factory=list)
+
+    def pod(self) -> Pod:
+        pod = Pod(self, self.kubelet.pod())
+        self.pods.append(pod)
+        return pod
+
+    def delete_pods(self, kept: Sequence[Pod] = ()) -> None:
+        for pod in [pod for pod in self.pods if pod not in kept]:
+            self.pods.remove(pod)
+            pod.delete()
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(
+            mounts=Counter(
+                f"{mount.fstype} at {_PRIVATE.sub('', mount.path)}" for mount in mounts.table() if not self.engine.owns(mount.path)
+            ),
+            processes=frozenset(_processes(self.driver.pid)),
+            fds=self.driver.fds(),
+            state=self.driver.state(),
+            files=frozenset(_files(self.driver.pods_dir)),
+        )
+
+    def expect(self, before: Snapshot, timeout: float = 10.0) -> None:
+        """Fail where something is left that was not there before."""
+
+        def left() -> str:
+            now = self.snapshot()
+            return "; ".join(
+                f"{what}: {', '.join(sorted(map(str, found)))}"
+                for what, found in (
+                    ("mounts", (now.mounts - before.mounts).elements()),
+                    ("processes", now.processes - before.processes),
+                    ("fds of the driver", (now.fds - before.fds).elements()),
+                    ("state of the driver", now.state - before.state),
+                    ("files of pods", now.files - before.files),
+                    ("children of the driver", self.driver.children()),
+                )
+                for found in [list(found)]
+                if found
+            )
+
+        try:
+            wait_until("nothing is left", lambda: not left(), timeout)
+        except AssertionError:
+            raise AssertionError(f"the test left behind: {left()}") from None
+
+
+def _processes(driver: int) -> list[str]:
+    """Every process but the driver in this mount namespace, which nothing but these tests uses."""
+    own = os.readlink("/proc/self/ns/mnt")
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if int(pid) != driver and os.readlink(f"/proc/{pid}/ns/mnt") == own:
+                found.append(f"{pid} {shlex.join(Path(f'/proc/{pid}/cmdline').read_text().split(chr(0)))[:120]}")
+        except (OSError, UnicodeDecodeError):
+            continue
+    return found
+
+
+def _files(folder: Path) -> list[str]:
+    return [os.path.join(path, name) for path, folders, files in os.walk(folder) for name in [*folders, *files]]

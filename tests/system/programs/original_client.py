@@ -1,0 +1,17 @@
+"""What the Go plugin's fuse-starter does: original_client.py SOCKET PROGRAM ARGUMENT...
+
+Prints the message that came with the fd, and becomes the program with the fd as 3.
+"""
+
+import os
+import socket
+import sys
+
+with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as driver:
+    driver.connect(sys.argv[1])
+    message, fds, _, _ = socket.recv_fds(driver, 500, 1)
+if not message:
+    sys.exit("the driver closed the connection")
+print(message.decode(), flush=True)
+os.dup2(fds[0], 3)
+os.execvp(sys.argv[2], sys.argv[2:])

@@ -1,0 +1,131 @@
+"""The driver is stopped and started again; volumes and their mounts go on."""
+
+import signal
+
+import grpc
+import pytest
+from harness.container import Background, Container
+from harness.kubelet import Published, refused
+from harness.pod import Node, Pod
+
+how = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+
+
+class Served:
+    """A volume with a bindfs on it, and an application from before and one from after the mount."""
+
+    def __init__(self, pod: Pod) -> None:
+        self.volume: Published = pod.publish()
+        self.before: Container = pod.application(self.volume)
+        self.fuse: Container = pod.fuse(self.volume)
+        self.fuse.check("mkdir /source && echo content >/source/file")
+        self.program = self.mount()
+        self.after: Container = pod.application(self.volume)
+        self.works()
+
+    def mount(self) -> Background:
+        program = self.fuse.start("bindfs -f /source /data")
+        self.volume.wait_mounted(program)
+        return program
+
+    def works(self) -> None:
+        for application in (self.before, self.after):
+            assert application.check("cat /data/file") == "content\n"
+
+    def is_gone(self) -> None:
+        for application in (self.before, self.after):
+            assert application.check("ls -A /data") == ""
+
+
+def restart(node: Node, served: Served, number: signal.Signals) -> None:
+    code = node.driver.stop(number)
+    assert code == (0 if number == signal.SIGTERM else -number)
+    try:
+        served.works()
+    finally:
+        node.driver.start()
+    served.works()
+
+
+@how
+def test_mounts_go_on_and_are_unmounted_by_the_next_driver(node: Node, pod: Pod, number: signal.Signals) -> None:
+    served = Served(pod)
+    device = served.volume.fuse.device
+    restart(node, served, number)
+    served.volume.republish()
+    assert served.volume.fuse.device == device
+    served.works()
+    served.fuse.check("fusermount3 -u /data")
+    assert served.program.wait() == 0
+    served.is_gone()
+    served.mount()
+    served.works()
+
+
+@how
+def test_a_program_that_dies_after_the_restart_is_replaced(node: Node, pod: Pod, number: signal.Signals) -> None:
+    served = Served(pod)
+    restart(node, served, number)
+    served.program.kill("KILL")
+    served.volume.wait_waiting()
+    served.is_gone()
+    served.mount()
+    served.works()
+
+
+def test_a_program_that_died_while_the_driver_was_away_is_replaced(node: Node, pod: Pod) -> None:
+    served = Served(pod)
+    node.driver.stop()
+    try:
+        served.program.kill("KILL")
+        served.program.wait()
+    finally:
+        node.driver.start()
+    served.volume.wait_waiting()
+    served.is_gone()
+    served.mount()
+    served.works()
+
+
+@how
+def test_a_volume_that_nobody_has_mounted_yet_is_served_by_the_next_driver(node: Node, pod: Pod, number: signal.Signals) -> None:
+    """Before kubelet publishes again: the program need not wait for that."""
+    volume = pod.publish(read_only=True)
+    application, fuse = pod.application(volume), pod.fuse(volume)
+    fuse.wait_until_running()
+    node.driver.stop(number)
+    node.driver.start()
+    mount = volume.wait_mounted(fuse.start("bindfs -f /srv /data"))
+    assert "ro" in mount.super_options
+    assert "Read-only file system" in application.run("touch /data/new").err
+
+
+def test_the_next_driver_knows_what_was_published(node: Node, pod: Pod) -> None:
+    volume = pod.publish()
+    node.driver.stop()
+    node.driver.start()
+    with refused(grpc.StatusCode.ALREADY_EXISTS):
+        pod.publish(read_only=True)
+    volume.republish()
+
+
+def test_volumes_without_kubernetes_go_on(node: Node) -> None:
+    assert node.driver.cli("volume", "add", "lasting", "--read-only").returncode == 0
+    before = node.driver.cli("volume", "list").stdout
+    node.driver.stop()
+    node.driver.start()
+    assert "lasting" in before
+    assert node.driver.cli("volume", "list").stdout == before
+    assert node.driver.cli("volume", "remove", "lasting").returncode == 0
+
+
+@pytest.mark.parametrize("republish", [True, False])
+def test_the_next_driver_unpublishes(node: Node, pod: Pod, republish: bool) -> None:
+    """Also where kubelet never published anew: the pod was deleted meanwhile."""
+    served = Served(pod)
+    restart(node, served, signal.SIGTERM)
+    if republish:
+        served.volume.republish()
+    served.volume.unpublish()
+    served.program.wait()
+    served.is_gone()

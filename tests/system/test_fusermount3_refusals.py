@@ -1,0 +1,221 @@
+"""fusermount3 where something is wrong: one clear line, exit code 1, and nothing left behind."""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness.container import Background, Bind, Container
+from harness.pod import SOCKETS, VARIABLE, Node, Pod
+from harness.programs import SOURCES
+
+LIBRARY = "/usr/bin/library"
+ANSWER_WAIT = 30  # seconds: how long the client waits for an answer
+
+GOOD = b'{"volumeName":"v"}'
+
+
+class Setup:
+    """A pod without a volume: the drivers behind its sockets are stand-ins."""
+
+    def __init__(self, pod: Pod) -> None:
+        self.empty_dir = pod.folder.empty_dir()
+        self.fuse: Container = pod.fuse(None, dev_fuse=False, binds=[Bind(SOURCES / "library.py", LIBRARY, read_only=True)], environment={})
+        self.fuse.wait_until_running()
+
+    def mount(self, name: str, arguments: str = "-- /mnt", kind: str = "stream") -> dict[str, object]:
+        return json.loads(self.fuse.check(self.command(name, arguments, kind)))
+
+    def command(self, name: str, arguments: str = "-- /mnt", kind: str = "stream") -> str:
+        return f"env {VARIABLE}={SOCKETS}/{name} python3 {LIBRARY} {kind} {arguments}"
+
+
+@pytest.fixture(scope="module")
+def setup(module_node: Node) -> Setup:
+    return Setup(module_node.pod())
+
+
+class StandIn:
+    """A driver of protocol v1 that takes one connection and does what the test says."""
+
+    def __init__(self, setup: Setup, name: str, answer: Callable[[socket.socket], None]) -> None:
+        self._path = setup.empty_dir / f"{name}.v1"
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        folder = os.open(self._path.parent, os.O_PATH)
+        self._listener.bind(f"/proc/self/fd/{folder}/{self._path.name}")
+        os.close(folder)
+        self._listener.listen()
+        self.requests: list[bytes] = []
+        self._answer = answer
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection:
+                self.requests.append(connection.recv(65536))
+                self._answer(connection)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(10)
+        self._path.unlink()
+
+
+def null() -> int:
+    return os.open("/dev/null", os.O_RDWR)
+
+
+def with_fds(data: bytes, count: int) -> Callable[[socket.socket], None]:
+    def answer(connection: socket.socket) -> None:
+        fds = [null() for _ in range(count)]
+        socket.send_fds(connection, [data], fds)
+        for fd in fds:
+            os.close(fd)
+
+    return answer
+
+
+@pytest.mark.parametrize("kind", ["stream", "seqpacket"])
+def test_the_fd_of_a_good_answer_is_passed_on(node: Node, setup: Setup, kind: str) -> None:
+    stand_in = StandIn(setup, "good", with_fds(GOOD, 1))
+    try:
+        result = setup.mount("good", "-o ro,fsname=x -- /mnt", kind)
+    finally:
+        stand_in.close()
+    assert result == {"code": 0, "out": "", "err": "", "data": "00", "fds": ["/dev/null"]}
+    request = json.loads(stand_in.requests[0])
+    assert request == {"op": "mount", "mountpoint": "/mnt", "options": "ro,fsname=x", "fds": []}
+
+
+@pytest.mark.parametrize(
+    ("answer", "word"),
+    [
+        (with_fds(GOOD[:-4], 1), "JSON"),
+        (with_fds(b"not JSON", 1), "JSON"),
+        (with_fds(b"[1, 2]", 1), "JSON"),
+        (with_fds(b"\xff\xfe", 1), "JSON"),
+        (with_fds(b'{"volumeName":7}', 1), "volumeName"),
+        (with_fds(b'{"volumeName":"' + b"v" * 66000 + b'"}', 1), "too long"),
+        (with_fds(GOOD, 0), "instead of one"),
+        (with_fds(GOOD, 2), "too many file descriptors"),
+        (with_fds(b"{}", 1), "instead of one"),
+        (lambda connection: None, "closed the connection"),
+        (with_fds(b'{"error":"no such luck","errno":5}', 0), "no such luck"),
+        (with_fds(b'{"error":"no such luck","errno":5}', 1), "no such luck"),
+    ],
+    ids=[
+        *("cut off", "not JSON", "no object", "not UTF-8", "wrong type", "too long", "no fd", "two fds", "no volume"),
+        *("closed", "refusal", "refusal with fd"),
+    ],
+)
+def test_a_bad_answer(node: Node, setup: Setup, answer: Callable[[socket.socket], None], word: str) -> None:
+    stand_in = StandIn(setup, "bad", answer)
+    try:
+        result = setup.mount("bad")
+    finally:
+        stand_in.close()
+    assert (result["code"], result["out"], result["data"], result["fds"]) == (1, "", "", [])
+    (line,) = str(result["err"]).splitlines()
+    assert line.startswith("fusermount3: ")
+    assert word in line
+
+
+def test_a_driver_that_stops_answering(node: Node, setup: Setup) -> None:
+    """Both sides of the socket at once, since it takes its time."""
+    release = threading.Event()
+
+    def say_nothing(connection: socket.socket) -> None:
+        release.wait(2 * ANSWER_WAIT)
+
+    silent = StandIn(setup, "silent", say_nothing)
+    original = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    folder = os.open(setup.empty_dir, os.O_PATH)
+    original.bind(f"/proc/self/fd/{folder}/original")
+    os.close(folder)
+    original.listen()
+    try:
+        start = time.monotonic()
+        programs: list[Background] = [setup.fuse.start(setup.command(name).removeprefix("env ")) for name in ("silent", "original")]
+        for program in programs:
+            assert program.wait(ANSWER_WAIT + 5) == 0
+            assert time.monotonic() - start >= ANSWER_WAIT
+            result = json.loads(program.out)
+            assert result["code"] == 1
+            (line,) = result["err"].splitlines()
+            assert line == f"fusermount3: the driver did not answer within {ANSWER_WAIT} s"
+    finally:
+        release.set()
+        silent.close()
+        original.close()
+        (setup.empty_dir / "original").unlink()
+
+
+@pytest.fixture
+def serving(setup: Setup) -> Iterator[StandIn]:
+    """A driver that nobody should reach."""
+    stand_in = StandIn(setup, "unasked", with_fds(GOOD, 1))
+    yield stand_in
+    stand_in.close()
+
+
+@pytest.mark.parametrize(
+    ("variable", "word"),
+    [
+        ("", "old style mounting not supported"),
+        ("_FUSE_COMMFD=nonsense", "_FUSE_COMMFD=nonsense"),
+        ("_FUSE_COMMFD=-1", "_FUSE_COMMFD=-1"),
+        ("_FUSE_COMMFD=", "_FUSE_COMMFD="),
+        ("_FUSE_COMMFD=99", "_FUSE_COMMFD=99"),
+        ("_FUSE_COMMFD=1", "_FUSE_COMMFD=1"),
+    ],
+    ids=["missing", "no number", "negative", "empty", "not open", "no socket"],
+)
+def test_a_bad_comm_fd(node: Node, setup: Setup, serving: StandIn, variable: str, word: str) -> None:
+    """Found before the driver is asked, so that nothing has to be undone."""
+    result = setup.fuse.run(f"{VARIABLE}={SOCKETS}/unasked {variable} fusermount3 -- /mnt")
+    assert (result.code, result.out) == (1, "")
+    (line,) = result.err.splitlines()
+    assert line.startswith("fusermount3: ")
+    assert word in line
+    assert serving.requests == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ("", "missing mountpoint argument"),
+        ("/mnt /srv", "extra arguments after the mountpoint"),
+        ("--bogus /mnt", "unrecognized option '--bogus'"),
+        ("-x /mnt", "invalid option -- 'x'"),
+        ("/mnt -o", "option requires an argument -- 'o'"),
+        ("-- /no/such/folder", "/no/such/folder"),
+        ("-- ''", "mountpoint"),
+        ("-o bogus -- /mnt", "unknown option 'bogus'"),
+        ("-o blkdev -- /mnt", "option blkdev is privileged"),
+    ],
+)
+def test_a_bad_command_line(node: Node, setup: Setup, serving: StandIn, arguments: str, word: str) -> None:
+    result = setup.mount("unasked", arguments)
+    assert (result["code"], result["out"], result["fds"]) == (1, "", [])
+    (line,) = str(result["err"]).splitlines()
+    assert line.startswith("fusermount3: ")
+    assert word in line
+    assert serving.requests == []
+
+
+def test_no_socket_to_be_found(node: Node, setup: Setup) -> None:
+    assert list(Path(setup.empty_dir).iterdir()) == []
+    result = setup.fuse.run(f"python3 {LIBRARY} stream -- /mnt")
+    (line,) = json.loads(result.out)["err"].splitlines()
+    assert VARIABLE in line
+    assert SOCKETS in line

@@ -1,0 +1,186 @@
+"""What a pod may send to the driver's sockets: each gets an error or a closed connection, and the volume stays usable."""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import struct
+from collections.abc import Iterator
+
+import pytest
+from harness.container import Container
+from harness.events import wait_until
+from harness.kubelet import Published
+from harness.pod import Node, Pod
+
+REQUEST_WAIT = 5  # seconds: how long the driver waits for a request
+AT_ONCE = 8  # requests of one volume
+
+MOUNT = b'{"op":"mount","mountpoint":"/data","options":"","fds":[]}'
+
+
+class Setup:
+    def __init__(self, pod: Pod) -> None:
+        self.volume: Published = pod.publish()
+        self.fuse: Container = pod.fuse(self.volume)
+        self.fuse.wait_until_running()
+
+    def connect(self, suffix: str = ".v1") -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET if suffix else socket.SOCK_STREAM)
+        connection.settimeout(REQUEST_WAIT + 5)
+        folder = os.open(self.volume.socket.parent, os.O_PATH)
+        try:
+            connection.connect(f"/proc/self/fd/{folder}/{self.volume.socket.name}{suffix}")
+        finally:
+            os.close(folder)
+        return connection
+
+
+@pytest.fixture(scope="module")
+def setup(module_node: Node) -> Setup:
+    return Setup(module_node.pod())
+
+
+@pytest.fixture
+def still_works(node: Node, setup: Setup) -> Iterator[None]:
+    """After the test a program mounts on the same volume and unmounts."""
+    yield
+    program = setup.fuse.start("bindfs -f /srv /data")
+    setup.volume.wait_mounted(program)
+    setup.fuse.check("fusermount3 -u /data")
+    program.wait()
+    setup.volume.wait_waiting()
+
+
+pytestmark = pytest.mark.usefixtures("still_works")
+
+
+def answer(connection: socket.socket) -> dict[str, object]:
+    data, fds, _, _ = socket.recv_fds(connection, 65536, 4)
+    for fd in fds:
+        os.close(fd)
+    assert fds == []
+    return json.loads(data) if data else {}
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        b"not JSON",
+        b"\xff\xff",
+        b"[]",
+        b"{}",
+        b"{" * 60000,
+        b'{"op":"format"}',
+        b'{"op":"mount"}',
+        b'{"op":"mount","mountpoint":7}',
+        b'{"op":"mount","mountpoint":"/x","options":["ro"]}',
+        '{"op":"mount","mountpoint":"/€","options":""}'.encode(),
+        b'{"op":"unmount","mountpoint":"/x","lazy":"yes"}',
+        b'{"op":"unmount","mountpoint":"/x","dev":7}',
+        MOUNT[:-1],
+        MOUNT + b"x",
+        MOUNT.ljust(65537),
+    ],
+    ids=[
+        *("not JSON", "not UTF-8", "array", "empty object", "deep", "unknown op", "no mountpoint", "mountpoint", "options"),
+        *("above Latin-1", "lazy", "dev", "cut off", "too much", "too long"),
+    ],
+)
+def test_a_packet_that_is_no_request(node: Node, setup: Setup, packet: bytes) -> None:
+    with setup.connect() as connection:
+        connection.send(packet)
+        reply = answer(connection)
+    assert str(reply["error"]).startswith("bad request: ")
+    assert reply["errno"]
+    assert setup.volume.fuse is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "suid,nonsense",
+        "max_read=1\\,fd=0",
+        "max_read=99999999999999999999",
+        "max_read=-1",
+        "blksize=x",
+        "fsname=",
+        "subtype=",
+        "subtype=a\0b",
+    ],
+)
+def test_options_that_are_refused(node: Node, setup: Setup, options: str) -> None:
+    with setup.connect() as connection:
+        connection.send(json.dumps({"op": "mount", "mountpoint": "/data", "options": options, "fds": []}).encode())
+        reply = answer(connection)
+    assert reply["error"]
+    assert setup.volume.fuse is None
+
+
+def test_options_cannot_take_nosuid_and_nodev_away(node: Node, setup: Setup) -> None:
+    with setup.connect() as connection:
+        connection.send(json.dumps({"op": "mount", "mountpoint": "/data", "options": "suid,dev,allow_other", "fds": []}).encode())
+        _, fds, _, _ = socket.recv_fds(connection, 65536, 1)
+    (fd,) = fds
+    try:
+        assert {"nosuid", "nodev"} <= setup.volume.fuse.options
+        assert "default_permissions" in setup.volume.fuse.super_options
+    finally:
+        os.close(fd)
+    setup.volume.wait_waiting()
+
+
+def test_fds_that_nobody_asked_for_are_not_kept(node: Node, setup: Setup) -> None:
+    read, write = os.pipe()
+    with setup.connect() as connection, contextlib.ExitStack() as stack:
+        stack.callback(os.close, read)
+        socket.send_fds(connection, [b"not JSON"], [write] * 100)
+        os.close(write)
+        assert answer(connection)["error"]
+        # The end of the pipe: nobody holds its other side any more.
+        os.set_blocking(read, False)
+        assert os.read(read, 1) == b""
+
+
+def test_unmounting_what_is_not_mounted(node: Node, setup: Setup) -> None:
+    with setup.connect() as connection:
+        connection.send(b'{"op":"unmount","mountpoint":"/data","lazy":false,"fds":[],"dev":null}')
+        assert answer(connection)["errno"] == 22
+
+
+def test_a_client_that_sends_nothing_is_let_go(node: Node, setup: Setup) -> None:
+    with setup.connect() as connection:
+        assert connection.recv(1) == b""
+        idle = [setup.connect() for _ in range(AT_ONCE)]
+        # One too many: closed at once, and not after the others' time.
+        with setup.connect() as extra:
+            extra.settimeout(REQUEST_WAIT / 2)
+            assert extra.recv(1) == b""
+        for connection in idle:
+            connection.close()
+
+
+@pytest.mark.parametrize("suffix", ["", ".v1"])
+def test_a_client_that_goes_before_its_answer(node: Node, setup: Setup, suffix: str) -> None:
+    said = len(node.driver.log)
+    for _ in range(5):
+        connection = setup.connect(suffix)
+        if suffix:
+            connection.send(MOUNT)
+        # Whatever has arrived is lost with it.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+    wait_until("all are served", lambda: len(re.findall(": (?:mounted|request refused|mount refused)", node.driver.log[said:])) == 5)
+    setup.volume.wait_waiting()
+
+
+def test_what_is_sent_on_the_original_socket_is_not_read(node: Node, setup: Setup) -> None:
+    with setup.connect("") as connection:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(b"x" * 100)
+        data, fds, _, _ = socket.recv_fds(connection, 500, 1)
+        assert json.loads(data) == {"volumeName": "fuse-csi-ephemeral"}
+        for fd in fds:
+            os.close(fd)
+    setup.volume.wait_waiting()

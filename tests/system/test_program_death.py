@@ -1,0 +1,133 @@
+"""What happens to the volume when its FUSE program dies, hangs, or has a rival."""
+
+import signal
+import time
+
+import pytest
+from harness.container import Background, Bind, Container
+from harness.events import wait_until
+from harness.kubelet import Published
+from harness.pod import Node, Pod
+from harness.programs import static_fuse_program
+
+BUSY = "fusermount3: mount failed: Device or resource busy"
+
+
+def mounted(volume: Published, fuse: Container, text: str, options: str = "-f") -> Background:
+    fuse.check(f"mkdir -p /source && echo {text} >/source/file")
+    program = fuse.start(f"bindfs {options} /source /data")
+    volume.wait_mounted(program)
+    # The mount is there before the program has its fd: what dies then is told otherwise.
+    assert fuse.check("cat /data/file") == f"{text}\n"
+    return program
+
+
+def test_a_killed_program_is_replaced_and_every_container_sees_it(pod: Pod) -> None:
+    """A container from before the mount and one from after it; nobody restarts them."""
+    volume = pod.publish()
+    before, fuse = pod.application(volume), pod.fuse(volume)
+    program = mounted(volume, fuse, "first")
+    after = pod.application(volume)
+    for number in range(3):
+        for application in (before, after):
+            application.check("cat /data/file")
+        program.kill("KILL")
+        volume.wait_waiting()
+        # The placeholder: empty, and nothing can be created in it.
+        for application in (before, after):
+            assert application.check("ls -A /data") == ""
+            assert "No space left on device" in application.run("echo lost >/data/file").err
+        program = mounted(volume, fuse, f"life {number}")
+        for application in (before, after):
+            assert application.check("cat /data/file") == f"life {number}\n"
+
+
+def test_a_program_that_went_into_the_background_is_killed(pod: Pod) -> None:
+    volume = pod.publish()
+    application, fuse = pod.application(volume), pod.fuse(volume)
+    mounted(volume, fuse, "content", options="")
+    assert application.check("cat /data/file") == "content\n"
+    fuse.check("pkill -KILL -x bindfs")
+    volume.wait_waiting()
+    mounted(volume, fuse, "again")
+    assert application.check("cat /data/file") == "again\n"
+
+
+def test_the_whole_container_is_killed_and_started_again(pod: Pod) -> None:
+    """As kubelet does it with a container that crashed: a new one, the same emptyDir, the same volume."""
+    volume = pod.publish()
+    application, fuse = pod.application(volume), pod.fuse(volume)
+    mounted(volume, fuse, "first")
+    fuse.kill("KILL")
+    assert fuse.wait().code == 128 + signal.SIGKILL
+    volume.wait_waiting()
+    again = pod.fuse(volume)
+    mounted(volume, again, "second")
+    assert application.check("cat /data/file") == "second\n"
+
+
+def test_a_second_program_is_refused_while_the_first_one_lives(pod: Pod) -> None:
+    volume = pod.publish()
+    application, fuse = pod.application(volume), pod.fuse(volume)
+    program = mounted(volume, fuse, "first")
+    rival = pod.fuse(volume)
+    result = rival.run("mkdir /elsewhere /other && bindfs -f /other /elsewhere")
+    assert result.code != 0
+    assert BUSY in result.err.splitlines()
+    assert program.is_running
+    assert application.check("cat /data/file") == "first\n"
+
+
+def test_a_stopped_program_is_not_taken_for_dead(node: Node, pod: Pod) -> None:
+    """And the driver asks the kernel, not the program that does not answer."""
+    volume = pod.publish()
+    application, fuse = pod.application(volume), pod.fuse(volume)
+    program = mounted(volume, fuse, "first")
+    program.kill("STOP")
+    start = time.monotonic()
+    assert BUSY in fuse.run("mkdir /other /elsewhere && bindfs -f /other /elsewhere").err.splitlines()
+    volume.republish()
+    assert time.monotonic() - start < 5
+    assert not node.driver.waits_for_a_fuse_program()
+    program.kill("CONT")
+    assert application.check("cat /data/file") == "first\n"
+
+
+@pytest.mark.parametrize("number", ["KILL", "TERM"])
+def test_auto_unmount(pod: Pod, number: str) -> None:
+    """The library then asks fusermount3 first of all, and keeps its end of the socket open."""
+    volume = pod.publish()
+    application, fuse = pod.application(volume), pod.fuse(volume)
+    for text in ("first", "second"):
+        program = mounted(volume, fuse, text, "-f -o auto_unmount")
+        assert application.check("cat /data/file") == f"{text}\n"
+        program.kill(number)
+        program.wait()
+        volume.wait_waiting()
+
+
+def test_a_process_that_keeps_the_file_descriptor_keeps_the_file_system(pod: Pod) -> None:
+    """Death is the last close of the fd, not the end of the process that mounted."""
+    volume = pod.publish()
+    hello = Bind(static_fuse_program(), "/usr/bin/hello", read_only=True)
+    application, fuse = pod.application(volume), pod.fuse(volume, binds=[hello])
+    script = "sleep 1000 & echo $! >/harness/keeper; exec hello -f /dev/fd/3"
+    program = fuse.start(f"/opt/mfcp/fuse-starter --fd-passing-socket-path $FUSERMOUNT3PROXY_FDPASSING_SOCKPATH -- sh -c '{script}'")
+    volume.wait_mounted(program)
+    assert application.check("cat /data/hello") == "hello from FUSE\n"
+    program.kill("KILL")
+    program.wait()
+    volume.republish()
+    assert volume.fuse is not None
+    fuse.check("kill -KILL $(cat /harness/keeper)")
+    volume.wait_waiting()
+
+
+def test_the_log_tells_of_the_death(node: Node, pod: Pod) -> None:
+    volume = pod.publish()
+    mounted(volume, pod.fuse(volume), "content").kill("KILL")
+    line = wait_until(
+        "the log tells of it",
+        lambda: next((line for line in node.driver.log.splitlines() if "has gone" in line and volume.request.volume_id in line), None),
+    )
+    assert f"pod=default/pod-{pod.folder.uid[:8]}" in line

@@ -1,0 +1,167 @@
+"""Volumes without Kubernetes: the driver's commands, and containers that use what they made."""
+
+import os
+from pathlib import Path
+
+import pytest
+from harness import mounts
+from harness.container import Bind, Container
+from harness.events import wait_until
+from harness.pod import DATA, SOCKETS, Node, Pod, tree
+
+
+class Volume:
+    """A volume that `volume add` made, as its output says to use it."""
+
+    def __init__(self, node: Node, pod: Pod, name: str, *options: str) -> None:
+        added = node.driver.cli("volume", "add", name, *options)
+        assert added.returncode == 0, added.stderr
+        self.out, self.warnings = added.stdout, added.stderr
+        self._pod = pod
+        self._folder = node.driver.run_dir / "volumes" / name
+        self.target, self.sockets = self._folder / "mount", self._folder / "sock"
+
+    def fuse(self, environment: dict[str, str] | None = None) -> Container:
+        places = [Bind(self.sockets, SOCKETS), Bind(self.target, DATA, "rslave"), Bind(self.sockets / "dev-fuse", "/dev/fuse")]
+        return self._pod.container([*tree(), *places], environment=environment or {})
+
+    def application(self) -> Container:
+        return self._pod.container([Bind(self.target, DATA, "rslave")])
+
+    def wait_mounted(self) -> mounts.Mount:
+        return wait_until("the volume is mounted", lambda: next((m for m in mounts.stack(self.target)[-1:] if m.is_fuse), None))
+
+    def is_gone(self) -> bool:
+        return not os.path.lexists(self._folder)
+
+
+def rows(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
+def test_a_volume_from_add_to_remove(node: Node, pod: Pod) -> None:
+    volume = Volume(node, pod, "plain")
+    assert f"-v {volume.sockets}:/fusermount3-proxy -v {volume.target}:/data:rslave" in volume.out
+    before, fuse = volume.application(), volume.fuse()
+    assert before.check("ls -A /data") == ""
+    fuse.check("mkdir /source && echo content >/source/file")
+    for _ in range(2):
+        program = fuse.start("bindfs -f /source /data")
+        volume.wait_mounted()
+        after = volume.application()
+        for application in (before, after):
+            assert application.check("cat /data/file") == "content\n"
+        after.check("echo written >/data/new")
+        assert fuse.check("cat /source/new") == "written\n"
+        program.kill("KILL")
+        wait_until("the dead mount is off", lambda: len(mounts.stack(volume.target)) == 1)
+    program = fuse.start("bindfs -f /source /data")
+    volume.wait_mounted()
+    listed = rows(node.driver.cli("volume", "list").stdout)
+    assert listed == [["NAME", "STATE", "TYPE", "SOURCE", "PATH"], ["plain", "mounted", "fuse", "/source", str(volume.target)]]
+
+    # While it is in use: the program ends, and everything is gone.
+    done = node.driver.cli("volume", "remove", "plain")
+    assert done.returncode == 0, done.stderr
+    assert volume.is_gone()
+    assert program.wait() == 0
+    assert before.check("ls -A /data") == ""
+    assert rows(node.driver.cli("volume", "list").stdout) == listed[:1]
+
+
+def test_a_read_only_volume_with_options(node: Node, pod: Pod) -> None:
+    volume = Volume(node, pod, "strict", "--read-only", "-o", "noexec,bogus")
+    assert "bogus" in volume.warnings
+    application, fuse = volume.application(), volume.fuse()
+    fuse.start("bindfs -f /srv /data")
+    mount = volume.wait_mounted()
+    assert "ro" in mount.super_options
+    assert "noexec" in mount.options
+    assert "Read-only file system" in application.run("touch /data/new").err
+    node.driver.cli("volume", "remove", "strict")
+    assert volume.is_gone()
+
+
+def test_add_twice(node: Node, pod: Pod) -> None:
+    volume = Volume(node, pod, "twice", "-o", "noexec")
+    again = Volume(node, pod, "twice", "-o", "noexec")
+    assert again.out == volume.out
+    other = node.driver.cli("volume", "add", "twice", "--read-only")
+    assert other.returncode == 1
+    assert "twice" in other.stderr
+    assert "remove it first" in other.stderr
+    assert node.driver.cli("volume", "remove", "twice").returncode == 0
+    assert volume.is_gone()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../escape", "Upper", "under_score", "-", "-x", "dot.ted", "n" * 64, "ümlaut"])
+def test_a_name_that_is_refused(node: Node, name: str) -> None:
+    for command in ("add", "remove"):
+        done = node.driver.cli("volume", command, "--", name)
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert "not allowed" in line
+    assert os.listdir(node.driver.run_dir / "volumes") == []
+
+
+def test_the_longest_name(node: Node, pod: Pod) -> None:
+    name = "n" * 63
+    volume = Volume(node, pod, name)
+    volume.fuse().start("bindfs -f /srv /data")
+    volume.wait_mounted()
+    node.driver.cli("volume", "remove", name)
+    assert volume.is_gone()
+
+
+def test_remove_what_is_not_there(node: Node) -> None:
+    done = node.driver.cli("volume", "remove", "none")
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert "none" in line
+
+
+def test_what_a_container_left_beside_the_sockets_is_not_deleted(node: Node, pod: Pod) -> None:
+    volume = Volume(node, pod, "kept")
+    own = volume.sockets / "own"
+    volume.fuse().check(f"echo content >{SOCKETS}/own")
+    done = node.driver.cli("volume", "remove", "kept")
+    assert done.returncode == 1
+    assert str(volume.sockets) in done.stderr
+    assert own.read_text() == "content\n"
+    assert not mounts.below(volume.target)
+    own.unlink()
+    assert node.driver.cli("volume", "remove", "kept").returncode == 0
+    assert volume.is_gone()
+
+
+def test_status_shows_every_volume(node: Node, pod: Pod) -> None:
+    standalone = Volume(node, pod, "shown", "--read-only")
+    published = pod.publish()
+    done = node.driver.cli("status")
+    assert done.returncode == 0, done.stderr
+    first, header, *volumes = done.stdout.splitlines()
+    assert first.endswith(": ready")
+    assert header.split() == ["VOLUME", "POD", "STATE", "MODE", "TYPE", "SOURCE", "PATH"]
+    assert sorted(line.split() for line in volumes) == sorted(
+        [
+            ["shown", "-", "waiting", "ro", "-", "-", str(standalone.target)],
+            [published.request.volume_id, f"default/pod-{pod.folder.uid[:8]}", "waiting", "rw", "-", "-", str(published.target)],
+        ]
+    )
+    assert node.driver.cli("volume", "remove", "shown").returncode == 0
+
+
+def test_the_admin_socket_is_roots(node: Node) -> None:
+    assert node.driver.admin_socket.stat().st_mode & 0o777 == 0o600
+
+
+def test_commands_without_a_driver(node: Node, tmp_path: Path) -> None:
+    node.driver.stop()
+    try:
+        for command in (["status"], ["volume", "list"], ["volume", "add", "x"], ["volume", "remove", "x"]):
+            done = node.driver.cli(*command)
+            assert done.returncode == 1
+            (line,) = done.stderr.splitlines()
+            assert str(node.driver.admin_socket) in line
+    finally:
+        node.driver.start()

@@ -1,0 +1,78 @@
+"""Two volumes in one pod: each has sockets, a mount and a life of its own."""
+
+import pytest
+from harness.container import Bind, Container
+from harness.kubelet import Published
+from harness.pod import SOCKETS, VARIABLE, Node, Pod
+
+NAMES = ("one", "two")
+
+
+class TwoVolumes:
+    """Volumes `one` and `two`, at /one and /two, each with a bindfs of its own in the same container."""
+
+    def __init__(self, pod: Pod, empty_dirs: tuple[str, str]) -> None:
+        self.volumes: dict[str, Published] = {
+            name: pod.publish(volume=name, empty_dir=empty_dir, socket=f"{name}.sock")
+            for name, empty_dir in zip(NAMES, empty_dirs, strict=True)
+        }
+        binds = [Bind(volume.target, f"/{name}", "rslave") for name, volume in self.volumes.items()]
+        if empty_dirs[0] == empty_dirs[1]:
+            self.sockets = dict.fromkeys(NAMES, SOCKETS)
+        else:
+            self.sockets = {"one": SOCKETS, "two": "/second"}
+            binds.append(Bind(self.volumes["two"].socket.parent, "/second"))
+        self.fuse: Container = pod.fuse(self.volumes["one"], binds=binds, environment={})
+        self.application: Container = pod.container(binds)
+        self.fuse.check("for name in one two; do mkdir /source-$name && echo content of $name >/source-$name/file; done")
+
+    def command(self, name: str) -> str:
+        return f"{VARIABLE}={self.sockets[name]}/{name}.sock bindfs -f /source-{name} /{name}"
+
+    def reads(self, name: str) -> str:
+        return self.application.check(f"cat /{name}/file")
+
+
+@pytest.mark.parametrize("empty_dirs", [("shared", "shared"), ("first", "second")], ids=["one emptyDir", "two emptyDirs"])
+def test_each_volume_has_its_own_file_system(pod: Pod, empty_dirs: tuple[str, str]) -> None:
+    both = TwoVolumes(pod, empty_dirs)
+    programs = {name: both.fuse.start(both.command(name)) for name in NAMES}
+    for name in NAMES:
+        both.volumes[name].wait_mounted(programs[name])
+        assert both.reads(name) == f"content of {name}\n"
+    assert both.volumes["one"].fuse.device != both.volumes["two"].fuse.device
+
+    # The death of one is nothing to the other.
+    programs["one"].kill("KILL")
+    both.volumes["one"].wait_waiting()
+    assert both.reads("two") == "content of two\n"
+    both.volumes["one"].wait_mounted(both.fuse.start(both.command("one")))
+    assert both.reads("one") == "content of one\n"
+
+    # Each socket unmounts its own volume alone.
+    unmount = f"{VARIABLE}={both.sockets['two']}/two.sock fusermount3 -u"
+    result = both.fuse.run(f"{unmount} /one")
+    assert (result.code, result.err) == (1, "fusermount3: entry for /one not found in /etc/mtab\n")
+    both.fuse.check(f"{unmount} /two")
+    both.volumes["two"].wait_waiting()
+    assert both.reads("one") == "content of one\n"
+
+    both.volumes["two"].unpublish()
+    assert both.reads("one") == "content of one\n"
+
+
+def test_without_the_variable_two_sockets_are_one_too_many(node: Node, pod: Pod) -> None:
+    both = TwoVolumes(pod, ("shared", "shared"))
+    result = both.fuse.run("bindfs -f /source-one /one")
+    assert result.code != 0
+    (line,) = [line for line in result.err.splitlines() if line.startswith("fusermount3: ")]
+    for word in (VARIABLE, SOCKETS, "one.sock", "two.sock"):
+        assert word in line
+    assert both.volumes["one"].fuse is None
+
+
+def test_without_the_variable_one_socket_is_enough(pod: Pod) -> None:
+    volume = pod.publish()
+    fuse = pod.fuse(volume, environment={})
+    fuse.check("mkdir /source && echo content >/source/file")
+    volume.wait_mounted(fuse.start("bindfs -f /source /data"))

@@ -1,0 +1,106 @@
+"""fusermount3 -u, by hand and by the FUSE library, and mounting again: the volume's sockets stay."""
+
+import pytest
+from harness.container import Background, Container
+from harness.events import wait_until
+from harness.kubelet import Published
+from harness.pod import Node, Pod
+
+both_places = pytest.mark.parametrize("mountpoint", ["/data", "/elsewhere"])
+
+
+class Setup:
+    """One pod for all tests here: each ends with nothing mounted."""
+
+    def __init__(self, pod: Pod) -> None:
+        self.volume: Published = pod.publish()
+        self.fuse: Container = pod.fuse(self.volume)
+        self.before: Container = pod.application(self.volume)
+        self.fuse.check("mkdir /source /elsewhere && echo content >/source/file")
+        self.before.wait_until_running()
+
+    def mount(self, mountpoint: str = "/data") -> Background:
+        program = self.fuse.start(f"bindfs -f /source {mountpoint}")
+        self.volume.wait_mounted(program)
+        assert self.before.check("cat /data/file") == "content\n"
+        return program
+
+    def unmounted(self, program: Background) -> None:
+        """The program has ended well, and applications see the placeholder."""
+        assert program.wait() == 0, program.err
+        self.volume.wait_waiting()
+        assert self.before.check("ls -A /data") == ""
+
+
+@pytest.fixture(scope="module")
+def setup(module_node: Node) -> Setup:
+    return Setup(module_node.pod())
+
+
+@both_places
+def test_unmount_and_mount_again_three_times(node: Node, setup: Setup, mountpoint: str) -> None:
+    for _ in range(3):
+        program = setup.mount(mountpoint)
+        result = setup.fuse.run(f"fusermount3 -u {mountpoint}")
+        assert (result.code, result.out, result.err) == (0, "", "")
+        setup.unmounted(program)
+
+
+@both_places
+def test_the_library_unmounts_when_it_is_told_to_stop(node: Node, setup: Setup, mountpoint: str) -> None:
+    program = setup.mount(mountpoint)
+    program.kill("TERM")
+    setup.unmounted(program)
+
+
+def test_an_application_that_started_after_the_mount_sees_each_one(node: Node, pod: Pod) -> None:
+    """It has bound the FUSE file system itself, and is not in the placeholder's propagation tree."""
+    volume = pod.publish()
+    fuse = pod.fuse(volume)
+    fuse.check("mkdir /source")
+    after = None
+    for number in range(3):
+        fuse.check(f"echo {number} >/source/file")
+        volume.wait_mounted(fuse.start("bindfs -f /source /data"))
+        after = after or pod.application(volume)
+        assert after.check("cat /data/file") == f"{number}\n"
+        fuse.check("fusermount3 -u /data")
+        assert after.check("ls -A /data") == ""
+
+
+def test_a_busy_file_system_stays(node: Node, setup: Setup) -> None:
+    program = setup.mount()
+    user = setup.before.start("sh -c 'exec 5</data/file; echo open; exec sleep 1000'")
+    wait_until("the file is open", lambda: user.out == "open\n")
+    result = setup.fuse.run("fusermount3 -u /data")
+    assert (result.code, result.err) == (1, "fusermount3: failed to unmount /data: Device or resource busy\n")
+    result = setup.fuse.run("fusermount3 -u -q /data")
+    assert (result.code, result.err) == (1, "")
+    assert setup.before.check("cat /data/file") == "content\n"
+
+    assert setup.fuse.run("fusermount3 -u -z /data").code == 0
+    setup.unmounted(program)
+    user.kill()
+    user.wait()
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_nothing_is_mounted(node: Node, setup: Setup, quiet: bool) -> None:
+    result = setup.fuse.run(f"fusermount3 -u {'-q' if quiet else ''} /data")
+    text = "" if quiet else "fusermount3: entry for /data not found in /etc/mtab\n"
+    assert (result.code, result.out, result.err) == (1, "", text)
+
+
+def test_another_path_than_the_mounted_one(node: Node, setup: Setup) -> None:
+    program = setup.mount("/elsewhere")
+    result = setup.fuse.run("fusermount3 -u /srv")
+    assert (result.code, result.err) == (1, "fusermount3: entry for /srv not found in /etc/mtab\n")
+    assert setup.before.check("cat /data/file") == "content\n"
+    # The volume's own path is in the container's mount table, whatever path the program gave.
+    assert setup.fuse.run("fusermount3 -u /data").code == 0
+    setup.unmounted(program)
+
+
+def test_lazy_goes_with_unmount_only(node: Node, setup: Setup) -> None:
+    result = setup.fuse.run("fusermount3 -z /data")
+    assert (result.code, result.err) == (1, "fusermount3: -z can only be used with -u\n")

@@ -1,0 +1,131 @@
+"""The driver's command line, in processes of their own that end before anything is mounted."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pod_programs import ROOT
+from standin_driver import listen
+
+from driver import __version__, cli
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "driver.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env={"PATH": os.defpath})
+
+
+def check_mistake(ended: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    """It ended with this code, one line that says why, and nothing that only its authors understand."""
+    assert (ended.returncode, ended.stdout) == (code, "")
+    assert "Traceback" not in ended.stderr
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("Error: ")]
+    assert line == ended.stderr.splitlines()[-1]
+    for word in words:
+        assert word in line
+
+
+def test_help_says_every_option_and_command() -> None:
+    ended = run("--help")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    for word in ("--endpoint", "--nodeid", "--v", "--pods-dir", "--run-dir", "--admin-socket", "volume", "status"):
+        assert word in ended.stdout
+
+
+@pytest.mark.parametrize("option", ["-V", "--version"])
+def test_version(option: str) -> None:
+    ended = run(option)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.split()[-1] == __version__
+
+
+@pytest.mark.parametrize("arguments", [[], ["--nodeid", ""], ["--nodeid="], ["--endpoint", "unix:/tmp/x"], ["-nodeid="]])
+def test_a_node_id_is_required(arguments: list[str]) -> None:
+    check_mistake(run(*arguments), 2, "--nodeid")
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["", "tcp:127.0.0.1:1", "/csi.sock", "unix", "unix:", "unix://", "unix:///", "http://x", "unix:" + "/x" * 60]
+)
+def test_an_endpoint_that_is_none_is_told(endpoint: str, tmp_path: Path) -> None:
+    for arguments in ([f"--endpoint={endpoint}"], [f"-endpoint={endpoint}"]):
+        check_mistake(run(*arguments, "--nodeid", "n", "--run-dir", tmp_path / "run"), 1, "--endpoint", repr(endpoint))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option", ["--pods-dir", "--run-dir", "--admin-socket"])
+def test_a_path_that_is_not_absolute_is_told(option: str) -> None:
+    check_mistake(run("--nodeid", "n", option, "relative"), 2, option, "'relative'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--v", "loud", "--nodeid", "n"], "--v"),
+        (["--bogus"], "--bogus"),
+        (["-bogus"], "-b"),
+        (["--nodeid"], "--nodeid"),
+        (["--nodeid", "n", "bogus"], "bogus"),
+        (["volume", "bogus"], "bogus"),
+        (["volume", "add"], "NAME"),
+        (["volume", "add", "a", "b"], "b"),
+        (["volume", "remove"], "NAME"),
+        (["status", "x"], "x"),
+    ],
+)
+def test_what_is_not_known_or_missing_is_told(arguments: list[str], word: str) -> None:
+    check_mistake(run(*arguments), 2, word)
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["volume", "list"], ["volume", "add", "data"], ["volume", "remove", "data"]])
+def test_a_command_without_a_driver_says_so(tmp_path: Path, arguments: list[str]) -> None:
+    path = tmp_path / "admin.sock"
+    check_mistake(run("--admin-socket", path, *arguments), 1, "no driver answers at", str(path))
+    # One that was killed left its socket behind.
+    listen(str(path), socket.SOCK_STREAM).close()
+    check_mistake(run("--admin-socket", path, *arguments), 1, "no driver answers at", str(path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-endpoint=unix:/x", "-nodeid", "n"], ["--endpoint=unix:/x", "--nodeid", "n"]),
+        (["-v=5"], ["--v=5"]),
+        (["-v", "5"], ["--v", "5"]),
+        (["-pods-dir=/p", "-run-dir=/r", "-admin-socket=/a"], ["--pods-dir=/p", "--run-dir=/r", "--admin-socket=/a"]),
+        (["-logtostderr", "-stderrthreshold=2"], ["--logtostderr", "--stderrthreshold=2"]),
+        (["--endpoint", "unix:/x", "--v=5"], ["--endpoint", "unix:/x", "--v=5"]),
+        (["-V"], ["-V"]),
+        (["-h"], ["-h"]),
+        (["volume", "add", "data", "-o", "ro"], ["volume", "add", "data", "-o", "ro"]),
+        (["-unknown=1"], ["-unknown=1"]),
+    ],
+)
+def test_goes_single_dash_is_taken(arguments: list[str], expected: list[str]) -> None:
+    assert cli._go_style(arguments) == expected
+
+
+def test_what_users_of_klog_write_is_taken() -> None:
+    # The Go plugin's DaemonSets hold some of these; the last mistake is the one that is told.
+    options = ["--v=5", "--logtostderr", "--alsologtostderr=true", "--stderrthreshold=INFO", "--vmodule=a=1", "-log_dir=/x", "-log_file=y"]
+    check_mistake(run(*options, "--add_dir_header", "--skip_headers", "--nodeid=n", "--endpoint=bad"), 1, "--endpoint")
+
+
+def test_an_endpoint_that_somebody_has_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with listen(f"{tmp_path}/served", socket.SOCK_STREAM):
+        for name, word in (("file", "no socket"), ("served", "another process serves")):
+            ended = run("--nodeid", "n", "--endpoint", f"unix:{tmp_path}/{name}", "--run-dir", tmp_path / "run")
+            check_mistake(ended, 1, "--endpoint", f"{tmp_path}/{name}", word)
+    assert sorted(os.listdir(tmp_path)) == ["file", "served"]
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    for folder in ("file", "loop"):
+        ended = run("--nodeid", "n", "--endpoint", f"unix:{tmp_path}/csi.sock", "--run-dir", tmp_path / folder / "run")
+        check_mistake(ended, 1, "--run-dir", f"{tmp_path}/{folder}/run")

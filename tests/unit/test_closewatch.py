@@ -1,0 +1,95 @@
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from driver.closewatch import CloseWatch
+
+DEADLINE = 20.0
+
+
+def run(main: Any) -> None:
+    asyncio.run(asyncio.wait_for(main, DEADLINE))
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Path:
+    path = tmp_path / "node"
+    path.touch()
+    return path
+
+
+def test_the_last_close_calls_back(node: Path) -> None:
+    async def main() -> None:
+        closed = asyncio.Event()
+        watch = CloseWatch()
+        fd = os.open(node, os.O_RDWR)
+        other = os.dup(fd)
+        watch.add(str(node), closed.set)
+        os.close(fd)
+        # Reading only is not what a FUSE program does.
+        os.close(os.open(node, os.O_RDONLY))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not closed.is_set()
+        os.close(other)
+        await closed.wait()
+        watch.close()
+
+    run(main())
+
+
+def test_each_watch_has_its_own_callback(tmp_path: Path) -> None:
+    async def main() -> None:
+        told: asyncio.Queue[str] = asyncio.Queue()
+        watch = CloseWatch()
+        for name in ("a", "b"):
+            (tmp_path / name).touch()
+            watch.add(str(tmp_path / name), lambda name=name: told.put_nowait(name))  # type: ignore[misc]
+        for name in ("b", "a", "a"):
+            os.close(os.open(tmp_path / name, os.O_WRONLY))
+            assert await told.get() == name
+        watch.close()
+
+    run(main())
+
+
+def test_a_watch_that_is_removed_calls_nobody(tmp_path: Path, node: Path) -> None:
+    async def main() -> None:
+        (tmp_path / "other").touch()
+        told: asyncio.Queue[str] = asyncio.Queue()
+        watch = CloseWatch()
+        number = watch.add(str(node), lambda: told.put_nowait("removed"))
+        watch.add(str(tmp_path / "other"), lambda: told.put_nowait("other"))
+        watch.remove(number)
+        watch.remove(number)
+        os.close(os.open(node, os.O_WRONLY))
+        os.close(os.open(tmp_path / "other", os.O_WRONLY))
+        assert await told.get() == "other"
+        assert told.empty()
+        watch.close()
+
+    run(main())
+
+
+def test_a_node_that_is_gone_is_removed_without_an_error(node: Path) -> None:
+    async def main() -> None:
+        watch = CloseWatch()
+        number = watch.add(str(node), lambda: None)
+        node.unlink()
+        watch.remove(number)
+        watch.close()
+
+    run(main())
+
+
+def test_what_is_missing_cannot_be_watched(tmp_path: Path) -> None:
+    async def main() -> None:
+        watch = CloseWatch()
+        with pytest.raises(FileNotFoundError):
+            watch.add(str(tmp_path / "missing"), lambda: None)
+        watch.close()
+
+    run(main())

@@ -1,0 +1,560 @@
+"""The server on real sockets, with a handler that stands in for a volume."""
+
+import array
+import asyncio
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from errno import EBUSY, EMFILE, EPROTO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from open_fds import nothing_leaked, same_file
+from standin_driver import DEADLINE, receive
+
+from driver import fdserver
+from driver.fdserver import FdServer, Peer
+from driver.logs import VolumeLog
+from driver.podsockets import PodSockets
+from driver.policy import Refused
+from fusermount3_proxy import limits, protocol
+from fusermount3_proxy.protocol import MountRequest, UnmountRequest
+
+T = TypeVar("T")
+
+MOUNT = protocol.encode_request(MountRequest("/m", "ro"))
+UNMOUNT = protocol.encode_request(UnmountRequest("/m", True, "0:45"))
+NAME = {"volumeName": "data"}
+
+
+class Handler:
+    """Stands in for a volume: keeps what was asked for; `outcome` is raised, or called for its effect."""
+
+    def __init__(self) -> None:
+        self.mounts: list[tuple[str, str, Peer]] = []
+        self.unmounts: list[tuple[str, bool, str | None]] = []
+        self.handed_out: list[int] = []
+        self.outcome: BaseException | None = None
+        # A request is at work from `began` to `go_on`.
+        self.began = asyncio.Semaphore(0)
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+
+    async def mount(self, request: MountRequest, peer: Peer) -> int:
+        self.mounts.append((request.mountpoint, request.options, peer))
+        await self._work()
+        fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self.handed_out.append(fd)
+        return fd
+
+    async def unmount(self, request: UnmountRequest) -> None:
+        self.unmounts.append((request.mountpoint, request.lazy, request.device))
+        await self._work()
+
+    async def _work(self) -> None:
+        self.began.release()
+        await self.go_on.wait()
+        if self.outcome is not None:
+            raise self.outcome
+
+
+class Served:
+    """A server that runs, and clients of it."""
+
+    def __init__(self, handler: Handler, server: FdServer, path: Path, sockets: PodSockets) -> None:
+        self.handler = handler
+        self.server = server
+        self.sockets = sockets
+        self._path = path
+
+    def connect(self, suffix: str = ".v1") -> socket.socket:
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET if suffix else socket.SOCK_STREAM)
+        client.settimeout(DEADLINE)
+        client.connect(f"{self._path}{suffix}")
+        return client
+
+    async def ask(self, packet: bytes, *fds: int) -> tuple[dict[str, Any], list[int]]:
+        """The answer to one packet on a connection of its own."""
+        with self.connect() as client:
+            send(client, packet, *fds)
+            return await answer(client)
+
+
+def send(client: socket.socket, packet: bytes, *fds: int) -> None:
+    client.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else [])
+
+
+async def answer(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    data, fds = await in_thread(lambda: receive(client))
+    assert data, "closed without an answer"
+    return json.loads(data), fds
+
+
+async def is_closed(client: socket.socket) -> bool:
+    """Whether the server closes the connection without a byte."""
+    try:
+        return await in_thread(lambda: client.recv(100)) == b""
+    except ConnectionResetError:
+        return True
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    return await asyncio.wait_for(asyncio.to_thread(work), DEADLINE)
+
+
+async def soon(what: "asyncio.Future[T] | Any") -> Any:
+    return await asyncio.wait_for(what, DEADLINE)
+
+
+def listening(path: Path, suffix: str, kind: type[socket.socket] = socket.socket) -> socket.socket:
+    sock = kind(socket.AF_UNIX, (socket.SOCK_SEQPACKET if suffix else socket.SOCK_STREAM) | socket.SOCK_NONBLOCK)
+    sock.bind(f"{path}{suffix}")
+    sock.listen(64)
+    return sock
+
+
+@asynccontextmanager
+async def serving(folder: Path, kind: type[socket.socket] = socket.socket) -> AsyncIterator[Served]:
+    """A server until the block's end; nothing of its own is left then."""
+    path = folder / "s"
+    with nothing_leaked():
+        sockets = PodSockets(listening(path, ""), listening(path, ".v1", kind), ())
+        handler = Handler()
+        server = FdServer(handler, sockets, "data", VolumeLog("default/pod", "csi-1"))
+        try:
+            yield Served(handler, server, path, sockets)
+        finally:
+            server.stop()
+            handler.go_on.set()
+            for task in list(server._connections):
+                await soon(task)
+            await soon(server.close())
+            for suffix in ("", ".v1"):
+                os.unlink(f"{path}{suffix}")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    # Short names: a Unix socket's address holds 107 bytes.
+    monkeypatch.chdir(tmp_path)
+    return Path(".")
+
+
+def run(main: Any) -> None:
+    asyncio.run(main)
+
+
+# ---- what is served
+
+
+def test_a_mount_is_answered_with_the_name_and_the_fd(folder: Path) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            reply, (fd,) = await served.ask(MOUNT)
+            assert reply == NAME
+            with open("/dev/null") as null:
+                assert same_file(fd, null.fileno())
+            os.close(fd)
+            assert served.handler.mounts == [("/m", "ro", Peer(os.getpid(), os.geteuid(), os.getegid()))]
+
+    run(main())
+
+
+def test_an_unmount_is_answered(folder: Path) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            assert await served.ask(UNMOUNT) == ({}, [])
+            assert served.handler.unmounts == [("/m", True, "0:45")]
+
+    run(main())
+
+
+def test_the_original_socket_mounts_for_whoever_connects(folder: Path) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            with served.connect("") as client:
+                reply, (fd,) = await answer(client)
+                assert reply == NAME
+                os.close(fd)
+                assert await is_closed(client)
+            assert [mount[:2] for mount in served.handler.mounts] == [("", "")]
+
+    run(main())
+
+
+def test_the_sockets_serve_again_and_again(folder: Path) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            for _ in range(3 * limits.REQUESTS_AT_ONCE):
+                reply, (fd,) = await served.ask(MOUNT)
+                os.close(fd)
+                assert reply == NAME
+                with served.connect("") as client:
+                    reply, (fd,) = await answer(client)
+                    os.close(fd)
+                    assert reply == NAME
+
+    run(main())
+
+
+def test_a_connection_carries_one_request(folder: Path) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            with served.connect() as client:
+                send(client, UNMOUNT)
+                send(client, MOUNT)
+                await soon(served.handler.began.acquire())
+                for task in list(served.server._connections):
+                    await soon(task)
+            assert (len(served.handler.unmounts), len(served.handler.mounts)) == (1, 0)
+
+    run(main())
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize("packet", [MOUNT, UNMOUNT])
+def test_a_refusal_is_answered_with_text_and_errno(folder: Path, packet: bytes) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            served.handler.outcome = Refused("mount failed: Device or resource busy", EBUSY)
+            assert await served.ask(packet) == ({"error": "mount failed: Device or resource busy", "errno": EBUSY}, [])
+            # The volume stays usable.
+            served.handler.outcome = None
+            assert (await served.ask(UNMOUNT))[0] == {}
+
+    run(main())
+
+
+def test_a_refusal_on_the_original_socket_is_a_close_without_a_byte(folder: Path) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            served.handler.outcome = Refused("mount failed: Device or resource busy", EBUSY)
+            with served.connect("") as client:
+                assert await is_closed(client)
+
+    run(main())
+
+
+def test_a_refusal_of_any_length_is_an_answer(folder: Path) -> None:
+    # Its text holds what the pod sent, and grows in JSON.
+    async def main() -> None:
+        async with serving(folder) as served:
+            served.handler.outcome = Refused(f"unknown option '{chr(233) * 60000}'")
+            with served.connect() as client:
+                send(client, MOUNT)
+                packet, _ = await in_thread(lambda: receive(client))
+            # decode_reply() refuses a packet that is longer than one may be.
+            assert (protocol.decode_reply(packet).error or "").startswith("unknown option '\u00e9\u00e9")
+
+    run(main())
+
+
+def test_an_oserror_of_the_driver_is_answered(folder: Path) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            served.handler.outcome = OSError(EMFILE, "Too many open files", "/somewhere")
+            reply, _ = await served.ask(MOUNT)
+            assert reply == {"error": "the driver failed: Too many open files", "errno": EMFILE}
+
+    run(main())
+
+
+@pytest.mark.parametrize("suffix", ["", ".v1"])
+def test_a_mistake_of_the_driver_costs_one_connection(folder: Path, suffix: str) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            served.handler.outcome = ZeroDivisionError("a mistake")
+            with served.connect(suffix) as client:
+                if suffix:
+                    send(client, MOUNT)
+                assert await is_closed(client)
+            served.handler.outcome = None
+            assert (await served.ask(UNMOUNT))[0] == {}
+
+    run(main())
+
+
+# ---- what a hostile pod sends
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        b" ",
+        b"x",
+        b"{}",
+        b"[]",
+        b"\xff\xfe",
+        b'{"op":"format"}',
+        b'{"op":"mount"}',
+        b'{"op":"mount","mountpoint":"\\u0100"}',
+        MOUNT[:-1],
+        b"[" * limits.PACKET_MAX,
+        b" " * limits.PACKET_MAX + MOUNT,
+        b"x" * (limits.PACKET_MAX + 1),
+        b"x" * 150000,
+    ],
+)
+def test_what_is_no_request_is_answered_with_an_error(folder: Path, packet: bytes) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            reply, fds = await served.ask(packet)
+            assert reply["errno"] == EPROTO
+            assert reply["error"].startswith("bad request: ")
+            assert fds == []
+            assert served.handler.mounts == []
+            assert (await served.ask(UNMOUNT))[0] == {}
+
+    run(main())
+
+
+def test_a_packet_of_exactly_the_limit_is_taken(folder: Path) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            room = limits.PACKET_MAX - len(protocol.encode_request(UnmountRequest("")))
+            assert (await served.ask(protocol.encode_request(UnmountRequest("m" * room))))[0] == {}
+
+    run(main())
+
+
+@pytest.mark.parametrize("packet", [MOUNT, UNMOUNT, b"{", b"x" * 70000])
+@pytest.mark.parametrize("sent", [1, 2, 253])
+def test_fds_that_come_with_a_packet_are_never_taken(folder: Path, packet: bytes, sent: int) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            served.handler.go_on.clear()
+            reader, writer = os.pipe()
+            with served.connect() as client:
+                send(client, packet, *[writer] * sent)
+                os.close(writer)
+                # End of file while the request is at work, or was refused: nobody holds the other end.
+                assert await in_thread(lambda: os.read(reader, 1)) == b""
+                os.close(reader)
+                served.handler.go_on.set()
+                for fd in (await answer(client))[1]:
+                    os.close(fd)
+
+    run(main())
+
+
+def test_fds_on_the_original_socket_go_with_the_connection(folder: Path) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            served.handler.go_on.clear()
+            reader, writer = os.pipe()
+            with served.connect("") as client:
+                send(client, b"nobody reads this", writer)
+                os.close(writer)
+                await soon(served.handler.began.acquire())
+                served.handler.go_on.set()
+                assert await in_thread(lambda: os.read(reader, 1)) == b""
+                os.close(reader)
+            assert len(served.handler.mounts) == 1
+
+    run(main())
+
+
+def test_whoever_sends_nothing_is_closed_after_the_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "REQUEST_WAIT", 0.1)
+
+    async def main() -> None:
+        async with serving(folder) as served:
+            with served.connect() as client:
+                assert await is_closed(client)
+            assert (await served.ask(UNMOUNT))[0] == {}
+
+    run(main())
+
+
+def test_an_answer_may_take_longer_than_the_limit_of_a_request(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "REQUEST_WAIT", 0.05)
+
+    async def main() -> None:
+        async with serving(folder) as served:
+            served.handler.go_on.clear()
+            asyncio.get_running_loop().call_later(0.3, served.handler.go_on.set)
+            assert (await served.ask(UNMOUNT))[0] == {}
+
+    run(main())
+
+
+@pytest.mark.parametrize("send_first", [False, True])
+def test_more_connections_than_the_limit_are_closed(folder: Path, send_first: bool) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            served.handler.go_on.clear()
+            clients = [served.connect() for _ in range(limits.REQUESTS_AT_ONCE)]
+            if send_first:
+                for client in clients:
+                    send(client, UNMOUNT)
+                for _ in clients:
+                    await soon(served.handler.began.acquire())
+            for suffix in ("", ".v1"):
+                with served.connect(suffix) as one_more:
+                    assert await is_closed(one_more)
+            # Whoever was there first is served, and makes room.
+            served.handler.go_on.set()
+            for client in clients:
+                if not send_first:
+                    send(client, UNMOUNT)
+                assert await answer(client) == ({}, [])
+                client.close()
+            for task in list(served.server._connections):
+                await soon(task)
+            assert (await served.ask(UNMOUNT))[0] == {}
+            assert len(served.handler.unmounts) == limits.REQUESTS_AT_ONCE + 1
+            assert served.handler.mounts == []
+
+    run(main())
+
+
+def test_whoever_connects_and_goes_makes_room(folder: Path) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            for _ in range(5 * limits.REQUESTS_AT_ONCE):
+                with served.connect() as client:
+                    await asyncio.sleep(0)
+                    client.shutdown(socket.SHUT_WR)
+                    assert await is_closed(client)
+            assert (await served.ask(UNMOUNT))[0] == {}
+
+    run(main())
+
+
+def test_a_flood_of_connections_leaves_the_volume_usable(folder: Path) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+
+            def flood() -> None:
+                connections = 0
+                while connections < 2000:
+                    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+                        client.setblocking(False)
+                        try:
+                            client.connect("s.v1")
+                        except BlockingIOError:
+                            continue
+                        connections += 1
+                        highest.append(len(served.server._connections))
+
+            highest: list[int] = []
+            await in_thread(flood)
+            assert max(highest) <= fdserver._CONNECTIONS_MAX
+            reply: dict[str, Any] = {"error": "nothing yet"}
+            # The last of the flood may still have the places; each is closed when the server looks at it.
+            deadline = asyncio.get_running_loop().time() + DEADLINE
+            while reply != {}:
+                assert asyncio.get_running_loop().time() < deadline
+                try:
+                    reply, _ = await served.ask(UNMOUNT)
+                except (AssertionError, OSError):
+                    await asyncio.sleep(0.01)
+
+    run(main())
+
+
+def test_an_fd_for_a_client_that_has_gone_is_closed(folder: Path) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            served.handler.go_on.clear()
+            for suffix in ("", ".v1"):
+                client = served.connect(suffix)
+                if suffix:
+                    send(client, MOUNT)
+                await soon(served.handler.began.acquire())
+                client.close()
+            served.handler.go_on.set()
+            for task in list(served.server._connections):
+                await soon(task)
+            assert len(served.handler.handed_out) == 2
+            for fd in served.handler.handed_out:
+                with pytest.raises(OSError):
+                    os.fstat(fd)
+            assert (await served.ask(UNMOUNT))[0] == {}
+
+    run(main())
+
+
+# ---- the end, and trouble
+
+
+def test_stopping_ends_those_who_have_not_asked_and_lets_those_at_work_end(folder: Path) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            served.handler.go_on.clear()
+            with served.connect() as idle, served.connect() as at_work:
+                send(at_work, UNMOUNT)
+                await soon(served.handler.began.acquire())
+                served.server.stop()
+                assert await is_closed(idle)
+                served.handler.go_on.set()
+                assert await answer(at_work) == ({}, [])
+
+    run(main())
+
+
+def test_after_stopping_nobody_is_served(folder: Path) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            served.server.stop()
+            with served.connect() as client:
+                send(client, UNMOUNT)
+                client.setblocking(False)
+                for _ in range(10):
+                    await asyncio.sleep(0)
+                with pytest.raises(BlockingIOError):
+                    client.recv(100)
+            assert served.handler.unmounts == []
+
+    run(main())
+
+
+class WithoutFds(socket.socket):
+    """A listening socket whose process has no fd left, for the first accepts."""
+
+    failures = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if WithoutFds.failures:
+            WithoutFds.failures -= 1
+            raise OSError(EMFILE, os.strerror(EMFILE))
+        return super().accept()
+
+
+def test_accepting_goes_on_after_there_were_no_fds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fdserver, "_ACCEPT_PAUSE", 0.01)
+
+    async def main() -> None:
+        async with serving(folder, WithoutFds) as served:
+            WithoutFds.failures = 3
+            assert (await served.ask(UNMOUNT))[0] == {}
+            assert WithoutFds.failures == 0
+            with served.connect("") as client:
+                reply, (fd,) = await answer(client)
+                os.close(fd)
+                assert reply == NAME
+
+    run(main())
+
+
+def test_stopping_while_accepting_pauses_is_for_good(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fdserver, "_ACCEPT_PAUSE", 0.01)
+
+    async def main() -> None:
+        async with serving(folder, WithoutFds) as served:
+            WithoutFds.failures = 1
+            with served.connect() as client:
+                send(client, UNMOUNT)
+                while WithoutFds.failures:
+                    await asyncio.sleep(0)
+                # As a driver that stops: the sockets stay for the next one.
+                served.server.stop()
+                await asyncio.sleep(0.1)
+                assert served.handler.unmounts == []
+
+    run(main())

@@ -1,0 +1,29 @@
+"""driver/rpc holds what the .proto files beside it say."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from pod_programs import ROOT
+
+
+def stubs(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in sorted((folder / "driver/rpc").glob("*_pb2*.py*"))}
+
+
+def test_the_generated_stubs_are_up_to_date(tmp_path: Path) -> None:
+    (tmp_path / "driver/rpc").mkdir(parents=True)
+    (tmp_path / "packaging").mkdir()
+    for proto in (ROOT / "driver/rpc").glob("*.proto"):
+        shutil.copy(proto, tmp_path / "driver/rpc")
+    # The command that developers use, where it finds nothing but the .proto files.
+    shutil.copy(ROOT / "packaging/generate-rpc", tmp_path / "packaging")
+    made = subprocess.run(
+        [tmp_path / "packaging/generate-rpc"], env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=100
+    )
+    assert made.returncode == 0, made.stderr
+    committed = stubs(ROOT)
+    assert {"csi_pb2.py", "csi_pb2_grpc.py", "csi_pb2.pyi", "admin_pb2.py", "admin_pb2_grpc.py", "admin_pb2.pyi"} <= set(committed)
+    assert stubs(tmp_path) == committed, "run packaging/generate-rpc"

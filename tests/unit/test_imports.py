@@ -1,0 +1,137 @@
+"""Who imports whom: what the pod's programs load costs time at every mount, and imports run downhill."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pod_programs import ROOT
+
+PACKAGES = ("driver", "fusermount3_proxy")
+
+# Built into the interpreter, or one small extension file.
+MAY_LOAD = {"posix", "_socket", "_signal", "_json", "errno", "time"}
+
+# What both sides of the socket are for.
+SHARED = {f"fusermount3_proxy.{name}" for name in ("fdpass", "limits", "mountinfo", "options", "protocol")}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of ours, but the generated ones."""
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if not path.stem.endswith(("_pb2", "_pb2_grpc")):
+                name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+                found[name.removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imported_by(name: str) -> set[str]:
+    """The full names of what a module imports, inside of functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports relatively"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                # `from package import module` and `from module import name` look the same.
+                found.add(inner if inner in MODULES or is_generated(inner) else str(node.module))
+    return found
+
+
+def is_generated(name: str) -> bool:
+    return name.startswith("driver.rpc.")
+
+
+GRAPH = {name: imported_by(name) for name in MODULES}
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert {"driver.cli", "driver.volume", "fusermount3_proxy.fusermount3", "fusermount3_proxy.starter"} <= set(MODULES)
+    assert "driver.daemon" in GRAPH["driver.cli"]
+    assert "fusermount3_proxy.protocol" in GRAPH["driver.fdserver"]
+
+
+def test_imports_run_downhill() -> None:
+    """No module is imported by what it imports, however far down."""
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"a circle: {' -> '.join((*path, name))}"
+        if name in done:
+            return
+        for other in sorted(GRAPH[name] & set(MODULES)):
+            visit(other, (*path, name))
+        done.add(name)
+
+    for name in MODULES:
+        visit(name, ())
+    assert done == set(MODULES)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("fusermount3_proxy")])
+def test_what_runs_in_the_pod_imports_nothing_of_the_driver(name: str) -> None:
+    assert {other for other in GRAPH[name] if other.partition(".")[0] == "driver"} == set()
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("driver")])
+def test_the_driver_imports_what_is_shared_alone(name: str) -> None:
+    assert {other for other in GRAPH[name] if other.startswith("fusermount3_proxy.")} <= SHARED
+
+
+def test_system_calls_are_in_one_module() -> None:
+    assert [name for name, others in GRAPH.items() if "ctypes" in others] == ["driver.syscalls"]
+
+
+LOAD = """
+import sys
+before = set(sys.modules)
+sys.path.insert(0, {root!r})
+import {module}
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def bare(code: str) -> str:
+    """Run code in an interpreter that has loaded nothing but itself."""
+    command = [sys.executable, "-I", "-S", "-"]
+    ended = subprocess.run(command, input=code, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stdout
+    return ended.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("fusermount3_proxy.")])
+def test_what_runs_in_the_pod_loads_built_in_modules_alone(name: str) -> None:
+    loaded = set(bare(LOAD.format(root=str(ROOT), module=name)).split())
+    assert {other for other in loaded if other.partition(".")[0] != "fusermount3_proxy"} <= MAY_LOAD
+
+
+# The C scanner looks for the json module's error class, and finds none where nobody has imported it.
+BAD_PACKETS = [
+    *(b"", b"{", b"[", b"x", b'"', b'"\\x"', b'"\n"', b"-", b"NaN", b'{"a":1,}', b'{"a" 1}', b'{"a":1', b"1e", b"[1,]", b"\xff"),
+    *(b"[" * 60000, b"9" * 60000),
+]
+DECODE = """
+import sys
+sys.path.insert(0, {root!r})
+from fusermount3_proxy import protocol
+for decode in (protocol.decode_request, protocol.decode_reply):
+    for packet in {packets!r}:
+        try:
+            decode(packet)
+        except protocol.ProtocolError:
+            continue
+        sys.exit("%r was taken" % packet[:20])
+print("ok")
+"""
+
+
+def test_bad_packets_are_refused_without_the_json_module_too() -> None:
+    assert bare(DECODE.format(root=str(ROOT), packets=BAD_PACKETS)) == "ok\n"

@@ -1,0 +1,163 @@
+import json
+
+import pytest
+
+from fusermount3_proxy import protocol
+from fusermount3_proxy.limits import ORIGINAL_MESSAGE_MAX, PACKET_MAX
+from fusermount3_proxy.protocol import MountRequest, ProtocolError, Reply, UnmountRequest
+
+ALL_BYTES = bytes(range(256))
+
+
+def as_tuple(thing: object) -> tuple[object, ...]:
+    return (type(thing).__name__, *(getattr(thing, name) for name in type(thing).__slots__))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("request_", "fields"),
+    [
+        (MountRequest("/m", "ro"), {"op": "mount", "mountpoint": "/m", "options": "ro", "fds": []}),
+        (MountRequest("", "", sync_init=True), {"op": "mount", "mountpoint": "", "options": "", "fds": [], "syncInit": True}),
+        (UnmountRequest("/m"), {"op": "unmount", "mountpoint": "/m", "lazy": False, "dev": None, "fds": []}),
+        (UnmountRequest("/m", True, "0:45"), {"op": "unmount", "mountpoint": "/m", "lazy": True, "dev": "0:45", "fds": []}),
+    ],
+)
+def test_requests_are_the_json_of_the_protocol(request_: MountRequest | UnmountRequest, fields: dict[str, object]) -> None:
+    packet = protocol.encode_request(request_)
+    assert json.loads(packet) == fields
+    assert as_tuple(protocol.decode_request(packet)) == as_tuple(request_)
+
+
+@pytest.mark.parametrize(
+    ("reply", "fields"),
+    [
+        (Reply(), {}),
+        (Reply(volume_name="data"), {"volumeName": "data"}),
+        (Reply(volume_name=""), {"volumeName": ""}),
+        (Reply(error="no", errno=16), {"error": "no", "errno": 16}),
+    ],
+)
+def test_replies_are_the_json_of_the_protocol(reply: Reply, fields: dict[str, object]) -> None:
+    packet = protocol.encode_reply(reply)
+    assert json.loads(packet) == fields
+    assert as_tuple(protocol.decode_reply(packet)) == as_tuple(reply)
+
+
+def test_any_bytes_travel_as_latin_1() -> None:
+    packet = protocol.encode_request(MountRequest(protocol.to_wire(ALL_BYTES), protocol.to_wire(ALL_BYTES[::-1])))
+    assert packet.isascii()
+    assert json.loads(packet)["mountpoint"] == "".join(map(chr, range(256)))
+    received = protocol.decode_request(packet)
+    assert isinstance(received, MountRequest)
+    assert protocol.from_wire(received.mountpoint) == ALL_BYTES
+    assert protocol.from_wire(received.options) == ALL_BYTES[::-1]
+
+
+@pytest.mark.parametrize("field", ["mountpoint", "options"])
+def test_characters_that_are_no_bytes_are_refused(field: str) -> None:
+    request = {"op": "mount", "mountpoint": "/m", "options": "", field: "\u0100"}
+    with pytest.raises(ProtocolError, match=r"U\+00FF"):
+        protocol.decode_request(json.dumps(request).encode())
+
+
+def test_fields_that_are_not_known_are_ignored() -> None:
+    packet = json.dumps({"op": "mount", "mountpoint": "/m", "options": "", "fds": ["later"], "later": {"x": 1}}).encode()
+    assert as_tuple(protocol.decode_request(packet)) == as_tuple(MountRequest("/m", ""))
+    assert as_tuple(protocol.decode_reply(b'{"volumeName":"v","later":[]}')) == as_tuple(Reply(volume_name="v"))
+
+
+def test_options_may_be_left_out_and_space_put_around() -> None:
+    assert as_tuple(protocol.decode_request(b' {"op": "mount", "mountpoint": ""}\n')) == as_tuple(MountRequest("", ""))
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        b"",
+        b" ",
+        b"{",
+        b"{}",
+        b"[]",
+        b"null",
+        b"7",
+        b'"mount"',
+        b"mount",
+        b"\xff",
+        b'{"op":"mount"',
+        b'{"op":"mount"}',
+        b'{"op":"mount","mountpoint":null}',
+        b'{"op":"mount","mountpoint":7}',
+        b'{"op":"mount","mountpoint":"/m","options":[]}',
+        b'{"op":"mount","mountpoint":"/m","syncInit":1}',
+        b'{"op":"mount","mountpoint":"/m"} {}',
+        b'{"op":"mount","mountpoint":"/m"}x',
+        b'{"op":"mount","mountpoint":"a\nb"}',
+        b'{"op":"mount","mountpoint":"\\ud800"}',
+        b'{"op":"mount","mountpoint":NaN}',
+        b'{"op":"umount","mountpoint":"/m"}',
+        b'{"op":["mount"],"mountpoint":"/m"}',
+        b'{"op":"unmount"}',
+        b'{"op":"unmount","mountpoint":"/m","lazy":"yes"}',
+        b'{"op":"unmount","mountpoint":"/m","dev":7}',
+        b"[" * PACKET_MAX,
+        b'{"a":' * (PACKET_MAX // 5),
+        b"9" * PACKET_MAX,
+    ],
+)
+def test_what_is_no_request_is_refused_in_one_short_line(packet: bytes) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        protocol.decode_request(packet)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"volumeName":"data"',
+        b'{"volumeName":7}',
+        b'{"error":null}',
+        b'{"error":"no","errno":"EBUSY"}',
+        b'{"error":"no","errno":-1}',
+        b'{"error":"no","errno":1.5}',
+        b'{"error":"no","errno":99999999999999999999}',
+    ],
+)
+def test_what_is_no_reply_is_refused(packet: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        protocol.decode_reply(packet)
+
+
+def test_a_packet_has_at_most_64_kib() -> None:
+    assert PACKET_MAX == 65536
+    room = PACKET_MAX - len(protocol.encode_request(MountRequest("", "")))
+    longest = protocol.encode_request(MountRequest("", "o" * room))
+    assert len(longest) == PACKET_MAX
+    assert isinstance(protocol.decode_request(longest), MountRequest)
+    with pytest.raises(ProtocolError, match="too long"):
+        protocol.encode_request(MountRequest("", "o" * (room + 1)))
+    with pytest.raises(ProtocolError, match="65537 bytes"):
+        protocol.decode_request(longest + b" ")
+
+
+def test_the_original_message_has_at_most_500_bytes() -> None:
+    assert ORIGINAL_MESSAGE_MAX == 500
+    message = b'{"volumeName": "%s"}' % (b"v" * 482)
+    assert len(message) == 500
+    assert protocol.decode_original(message).volume_name == "v" * 482
+    with pytest.raises(ProtocolError, match="501 bytes"):
+        protocol.decode_original(message[:-2] + b'v"}')
+
+
+def test_the_original_message_of_the_longest_volume_name_fits() -> None:
+    # One component of a path, which may hold what JSON escapes.
+    assert len(protocol.encode_reply(Reply(volume_name="v" * 255))) <= ORIGINAL_MESSAGE_MAX
+
+
+@pytest.mark.parametrize("message", [b"", b"{}", b'{"error":"no","errno":1}', b'{"volumeName":null}'])
+def test_an_original_message_without_a_volume_name_is_refused(message: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        protocol.decode_original(message)

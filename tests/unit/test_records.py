@@ -1,0 +1,128 @@
+"""What survives the driver's process."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from driver.fusemount import FuseMount
+from driver.paths import VolumePaths
+from driver.records import Record, Records
+from driver.volume import Publication
+
+MOUNT = FuseMount(b"/m\xff\n", "0:61", "user@host:/srv", "fuse.sshfs", "0123abcd")
+
+
+def record(target: str = "uid/mount", mount: FuseMount | None = MOUNT) -> Record:
+    publication = Publication(
+        volume_id="csi-1",
+        paths=VolumePaths("/pods", target, "uid/empty", "data"),
+        socket_name="fuse.sock",
+        read_only=True,
+        mount_flags=("noexec", "é\udcff"),
+        mount_options="ro,fsname=日本\n",
+        pod="default/pod",
+    )
+    return Record(publication, mount)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+def next_driver(records: Records, folder: Path) -> Records:
+    """The records of the process that comes after."""
+    os.close(records._owned)
+    return Records(str(folder))
+
+
+@pytest.mark.parametrize("mount", [None, MOUNT, FuseMount(b"", "0:1", "", "fuse", None, False)])
+def test_a_record_comes_back_as_it_was(folder: Path, mount: FuseMount | None) -> None:
+    records = Records(str(folder))
+    records.save(record(mount=mount))
+    assert next_driver(records, folder).load() == [record(mount=mount)]
+
+
+def test_the_last_one_of_a_target_counts(folder: Path) -> None:
+    records = Records(str(folder))
+    records.save(record())
+    records.save(record(mount=None))
+    records.save(record("other/mount"))
+    loaded = sorted(next_driver(records, folder).load(), key=lambda each: each.publication.paths.target)
+    assert loaded == [record("other/mount"), record(mount=None)]
+
+
+def test_what_is_deleted_is_gone(folder: Path) -> None:
+    records = Records(str(folder))
+    records.save(record())
+    records.save(record("other/mount"))
+    records.delete("/pods/uid/mount")
+    records.delete("/pods/uid/mount")
+    assert next_driver(records, folder).load() == [record("other/mount")]
+
+
+def test_a_target_path_may_be_longer_than_a_files_name(folder: Path) -> None:
+    records = Records(str(folder))
+    records.save(record("x/" * 1500 + "mount"))
+    assert len(next_driver(records, folder).load()) == 1
+
+
+def test_records_are_for_nobody_else(folder: Path) -> None:
+    umask = os.umask(0)
+    try:
+        Records(str(folder)).save(record())
+    finally:
+        os.umask(umask)
+    assert folder.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe", b'{"version": 1}', b'{"version": 99, "bootId": "B"}', b'{"version": 1, "bootId": "B"}'],
+)
+def test_a_broken_record_costs_no_other_one(folder: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    records = Records(str(folder))
+    records.save(record())
+    (folder / "0.json").write_bytes(content.replace(b"B", records._boot_id.encode()))
+    assert next_driver(records, folder).load() == [record()]
+    assert "0.json" in caplog.text
+
+
+@pytest.mark.parametrize("change", [{"mount": []}, {"mount": {}}, {"publication": None}, {"publication": {"paths": {}}}])
+def test_a_record_with_other_fields_costs_no_other_one(folder: Path, change: dict[str, object]) -> None:
+    records = Records(str(folder))
+    records.save(record())
+    (file,) = folder.iterdir()
+    (folder / "0.json").write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert next_driver(records, folder).load() == [record()]
+
+
+def test_a_record_of_an_earlier_boot_is_removed(folder: Path) -> None:
+    records = Records(str(folder))
+    records.save(record())
+    (file,) = folder.iterdir()
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"bootId": "an earlier one"}))
+    assert next_driver(records, folder).load() == []
+    assert not file.exists()
+
+
+def test_what_a_killed_driver_left_half_written_is_cleared_away(folder: Path) -> None:
+    records = Records(str(folder))
+    records.save(record())
+    (folder / "0123.json.new").write_text('{"version":')
+    (folder / "something else").touch()
+    assert next_driver(records, folder).load() == [record()]
+    assert not (folder / "0123.json.new").exists()
+    assert (folder / "something else").exists()
+
+
+def test_a_second_driver_on_the_same_folder_changes_nothing(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = Records(str(folder))
+    records.save(record())
+    second = Records(str(folder))
+    assert "another driver" in caplog.text
+    second.save(record("other/mount"))
+    assert second.load() == []
+    assert next_driver(records, folder).load() == [record()]
