@@ -115,7 +115,7 @@ def test_a_volume_that_is_mounted_already(node: Node, setup: Setup) -> None:
     setup.volume.wait_mounted(program)
     result = setup.fuse.run(command(setup.volume, "true"))
     assert (result.code, result.err) == (125, "fuse-starter: mount failed: Device or resource busy\n")
-    assert setup.application.check("cat /data/hello") == "hello from FUSE\n"
+    assert setup.application.check("cat /data/hello") == "Hello World!\n"
     program.kill("TERM")
     program.wait()
     setup.volume.wait_waiting()

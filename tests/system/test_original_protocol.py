@@ -31,7 +31,7 @@ def test_an_original_client_mounts_with_our_driver(pod: Pod, binds: list[Bind]) 
     application, fuse = pod.application(volume), pod.fuse(volume, binds=binds)
     program = fuse.start(f"python3 {CLIENT} {SOCKETS}/{SOCKET} {HELLO} -f /dev/fd/3")
     mount = volume.wait_mounted(program)
-    assert application.check("cat /data/hello") == "hello from FUSE\n"
+    assert application.check("cat /data/hello") == "Hello World!\n"
     assert json.loads(program.out) == {"volumeName": "fuse-csi-ephemeral"}
     assert (mount.source, mount.fstype) == ("/dev/fuse", "fuse")
     assert "noexec" in mount.options
@@ -39,7 +39,7 @@ def test_an_original_client_mounts_with_our_driver(pod: Pod, binds: list[Bind]) 
     volume.wait_waiting()
     # The socket stays, other than the Go driver's.
     volume.wait_mounted(fuse.start(f"python3 {CLIENT} {SOCKETS}/{SOCKET} {HELLO} -f /dev/fd/3"))
-    assert application.check("cat /data/hello") == "hello from FUSE\n"
+    assert application.check("cat /data/hello") == "Hello World!\n"
 
 
 def test_an_original_client_that_is_refused_is_told_by_a_close(node: Node, pod: Pod, binds: list[Bind]) -> None:
@@ -101,7 +101,7 @@ def test_our_fusermount3_with_an_original_driver(pod: Pod, original_driver: Orig
     fuse, application = containers(pod, original_driver, binds)
     program = fuse.start(f"{HELLO} -f /data")
     application.wait_for("cat /data/hello")
-    assert application.check("cat /data/hello") == "hello from FUSE\n"
+    assert application.check("cat /data/hello") == "Hello World!\n"
     # There is no request for it in that protocol.
     result = fuse.run("fusermount3 -u -q /data")
     assert (result.code, result.err) == (1, "")
@@ -122,4 +122,4 @@ def test_our_fuse_starter_with_an_original_driver(pod: Pod, original_driver: Ori
     fuse, application = containers(pod, original_driver, binds)
     fuse.start(f"{PLACE}/fuse-starter --fd-passing-socket-path {SOCKETS}/{SOCKET} -- {HELLO} -f /dev/fd/3")
     application.wait_for("cat /data/hello")
-    assert application.check("cat /data/hello") == "hello from FUSE\n"
+    assert application.check("cat /data/hello") == "Hello World!\n"

@@ -114,7 +114,7 @@ def test_a_process_that_keeps_the_file_descriptor_keeps_the_file_system(pod: Pod
     script = "sleep 1000 & echo $! >/harness/keeper; exec hello -f /dev/fd/3"
     program = fuse.start(f"/opt/mfcp/fuse-starter --fd-passing-socket-path $FUSERMOUNT3PROXY_FDPASSING_SOCKPATH -- sh -c '{script}'")
     volume.wait_mounted(program)
-    assert application.check("cat /data/hello") == "hello from FUSE\n"
+    assert application.check("cat /data/hello") == "Hello World!\n"
     program.kill("KILL")
     program.wait()
     volume.republish()

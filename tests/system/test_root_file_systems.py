@@ -41,7 +41,7 @@ def test_read_only_root_file_system_with_fuse_starter(pod: Pod, hello: Bind) -> 
     volume = pod.publish()
     application, fuse = pod.application(volume), pod.fuse(volume, binds=[hello], options=READ_ONLY)
     volume.wait_mounted(fuse.start(f"{PLACE}/fuse-starter --fd-passing-socket-path {SOCKETS}/{volume.socket.name} -- hello -f /dev/fd/3"))
-    assert application.check("cat /data/hello") == "hello from FUSE\n"
+    assert application.check("cat /data/hello") == "Hello World!\n"
 
 
 class TestWithoutLibc:
@@ -61,7 +61,7 @@ class TestWithoutLibc:
         application = pod.application(volume)
         pod.fuse(volume, binds=[hello], rootfs=rootfs, command=[HELLO, "-f", mountpoint])
         application.wait_for("test -e /data/hello")
-        assert application.check("cat /data/hello") == "hello from FUSE\n"
+        assert application.check("cat /data/hello") == "Hello World!\n"
 
     def test_fusermount3_unmounts(self, pod: Pod, hello: Bind, rootfs: Path) -> None:
         volume = pod.publish()
@@ -79,7 +79,7 @@ class TestWithoutLibc:
         starter = [f"{PLACE}/fuse-starter", "--fd-passing-socket-path", f"{SOCKETS}/{volume.socket.name}"]
         pod.fuse(volume, binds=[hello], rootfs=rootfs, command=[*starter, "--", HELLO, "-f", "/dev/fd/3"])
         application.wait_for("test -e /data/hello")
-        assert application.check("cat /data/hello") == "hello from FUSE\n"
+        assert application.check("cat /data/hello") == "Hello World!\n"
 
 
 @pytest.mark.parametrize("helper", ["tree", "single file"])
