@@ -66,6 +66,8 @@ class TargetMount:
                 self._watch_id = self._watch.add(self._workspace.nodes.path(record.node), self.look)
             except OSError as error:
                 self._log.error(f"the end of the FUSE program will be noticed late: {error}")
+        if self._watch_id is None:
+            self.look()
         self._on_change()
 
     async def is_dead(self) -> bool:
@@ -146,7 +148,8 @@ class TargetMount:
                 if not self._is_held(record):
                     break
             else:
-                return  # the watch tells
+                if self._watch_id is not None:
+                    return  # it tells
             async with self.lock:
                 if self.record is not record or await self._take_off_if_dead():
                     return

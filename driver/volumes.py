@@ -87,9 +87,14 @@ class Volumes:
         if task is None:
             task = asyncio.get_running_loop().create_task(self._unpublish(target))
             self._unpublishing[target] = task
-            task.add_done_callback(lambda _: self._unpublishing.pop(target))
+            task.add_done_callback(lambda ended: self._end_unpublish(target, ended))
         # A caller that gives up must not leave the volume half unpublished.
         await asyncio.shield(task)
+
+    def _end_unpublish(self, target: str, task: "asyncio.Task[None]") -> None:
+        del self._unpublishing[target]
+        if not task.cancelled():
+            task.exception()  # told to the callers, if any waits still
 
     async def _unpublish(self, target: str) -> None:
         volume = self._by_target.get(target)
