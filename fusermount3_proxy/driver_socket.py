@@ -35,7 +35,7 @@ def mount(path: str, request: MountRequest, wait: float, say: "Callable[[str], N
     try:
         if is_v1:
             _send(sock, packet)
-        message, fds = _receive(sock, limits.PACKET_MAX if is_v1 else limits.ORIGINAL_MESSAGE_MAX)
+        message, fds = _receive(sock, limits.PACKET_MAX if is_v1 else limits.ORIGINAL_MESSAGE_MAX, is_v1)
     finally:
         sock.close()
     try:
@@ -57,7 +57,7 @@ def unmount(path: str, request: UnmountRequest, wait: float, say: "Callable[[str
     sock, _ = _connect(path, wait, say, may_be_original=False)
     try:
         _send(sock, packet)
-        message, fds = _receive(sock, limits.PACKET_MAX)
+        message, fds = _receive(sock, limits.PACKET_MAX, is_v1=True)
     finally:
         sock.close()
     fdpass.close_all(fds)
@@ -154,8 +154,8 @@ def _send(sock: socket, packet: bytes) -> None:
         raise DriverError(f"failed to send the request to the driver: {error.strerror}") from None
 
 
-def _receive(sock: socket, size: int) -> tuple[bytes, list[int]]:
-    """One message; on the stream socket it may come in pieces, of which the first carries the fd."""
+def _receive(sock: socket, size: int, is_v1: bool) -> tuple[bytes, list[int]]:
+    """One message: a packet of v1; on the stream socket it may come in pieces, of which the first carries the fd."""
     deadline = monotonic() + limits.ANSWER_WAIT
     message, fds = b"", []
     try:
@@ -164,7 +164,7 @@ def _receive(sock: socket, size: int) -> tuple[bytes, list[int]]:
             part, more = fdpass.receive_with_fds(sock, size + 1 - len(message), 1)
             fds += more
             message += part
-            if not part or len(message) > size or message.rstrip().endswith(b"}"):
+            if is_v1 or not part or len(message) > size or message.rstrip().endswith(b"}"):
                 return message, fds
     except TimeoutError:
         fdpass.close_all(fds)

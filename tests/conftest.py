@@ -1,6 +1,11 @@
-"""For all tests: the packages of this repository are imported from where they lie."""
+"""For all tests: the packages of this repository are imported from where they lie, and signals are as in a terminal."""
 
+import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+# A shell starts background jobs with these ignored, and programs that the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)

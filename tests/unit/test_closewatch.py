@@ -1,10 +1,12 @@
 import asyncio
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from driver import closewatch, syscalls
 from driver.closewatch import CloseWatch
 
 DEADLINE = 20.0
@@ -90,6 +92,44 @@ def test_what_is_missing_cannot_be_watched(tmp_path: Path) -> None:
         watch = CloseWatch()
         with pytest.raises(FileNotFoundError):
             watch.add(str(tmp_path / "missing"), lambda: None)
+        watch.close()
+
+    run(main())
+
+
+def test_a_close_that_was_told_before_the_watch_was_removed_calls_nobody(tmp_path: Path, node: Path) -> None:
+    async def main() -> None:
+        failures: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
+        (tmp_path / "other").touch()
+        told: asyncio.Queue[str] = asyncio.Queue()
+        watch = CloseWatch()
+        number = watch.add(str(node), lambda: told.put_nowait("removed"))
+        watch.add(str(tmp_path / "other"), lambda: told.put_nowait("other"))
+        os.close(os.open(node, os.O_WRONLY))
+        os.close(os.open(tmp_path / "other", os.O_WRONLY))
+        # The loop has not read of either yet.
+        watch.remove(number)
+        assert await told.get() == "other"
+        assert told.empty()
+        assert failures == []
+        watch.close()
+
+    run(main())
+
+
+def test_where_the_kernel_lost_some_everybody_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        told: set[str] = set()
+        watch = CloseWatch()
+        for name in ("a", "b"):
+            (tmp_path / name).touch()
+            watch.add(str(tmp_path / name), lambda name=name: told.add(name))  # type: ignore[misc]
+        event = struct.pack("iIII", -1, syscalls.IN_Q_OVERFLOW, 0, 0)
+        with monkeypatch.context() as overflow:
+            overflow.setattr(closewatch.os, "read", lambda fd, size: event)
+            watch._read()
+        assert told == {"a", "b"}
         watch.close()
 
     run(main())

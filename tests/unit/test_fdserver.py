@@ -4,7 +4,9 @@ import array
 import asyncio
 import json
 import os
+import select
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from errno import EBUSY, EMFILE, EPROTO
@@ -99,6 +101,24 @@ async def is_closed(client: socket.socket) -> bool:
         return await in_thread(lambda: client.recv(100)) == b""
     except ConnectionResetError:
         return True
+
+
+async def nobody_holds_the_other_end(reader: int) -> bool:
+    """Whether a pipe, whose writing end has been sent, comes to its end."""
+
+    def read() -> bool:
+        readable, _, _ = select.select([reader], [], [], 5)
+        return bool(readable) and os.read(reader, 1) == b""
+
+    return await in_thread(read)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop run until something holds."""
+    deadline = asyncio.get_running_loop().time() + DEADLINE
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.005)
 
 
 async def in_thread(work: Callable[[], T]) -> T:
@@ -333,7 +353,7 @@ def test_fds_that_come_with_a_packet_are_never_taken(folder: Path, packet: bytes
                 send(client, packet, *[writer] * sent)
                 os.close(writer)
                 # End of file while the request is at work, or was refused: nobody holds the other end.
-                assert await in_thread(lambda: os.read(reader, 1)) == b""
+                assert await nobody_holds_the_other_end(reader)
                 os.close(reader)
                 served.handler.go_on.set()
                 for fd in (await answer(client))[1]:
@@ -352,7 +372,7 @@ def test_fds_on_the_original_socket_go_with_the_connection(folder: Path) -> None
                 os.close(writer)
                 await soon(served.handler.began.acquire())
                 served.handler.go_on.set()
-                assert await in_thread(lambda: os.read(reader, 1)) == b""
+                assert await nobody_holds_the_other_end(reader)
                 os.close(reader)
             assert len(served.handler.mounts) == 1
 
@@ -432,7 +452,7 @@ def test_a_flood_of_connections_leaves_the_volume_usable(folder: Path) -> None:
 
             def flood() -> None:
                 connections = 0
-                while connections < 2000:
+                while connections < 500:
                     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
                         client.setblocking(False)
                         try:
@@ -556,5 +576,79 @@ def test_stopping_while_accepting_pauses_is_for_good(folder: Path, monkeypatch: 
                 served.server.stop()
                 await asyncio.sleep(0.1)
                 assert served.handler.unmounts == []
+
+    run(main())
+
+
+class Stuck(socket.socket):
+    """A connection in which a client has queued what blocks whoever drops it."""
+
+    go_on = threading.Event()
+
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            assert Stuck.go_on.wait(DEADLINE)
+        super().close()
+
+
+class AcceptsStuckOnes(socket.socket):
+    """A listening socket: the next connections are stuck ones."""
+
+    stuck = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        connection, address = super().accept()
+        if AcceptsStuckOnes.stuck:
+            AcceptsStuckOnes.stuck -= 1
+            return Stuck(fileno=connection.detach()), address
+        return connection, address
+
+
+@pytest.mark.parametrize("stuck", [1, limits.REQUESTS_AT_ONCE - 1])
+def test_connections_that_cannot_be_closed_hang_nobody_else(folder: Path, monkeypatch: pytest.MonkeyPatch, stuck: int) -> None:
+    monkeypatch.setattr(limits, "REQUEST_WAIT", 1.0)
+
+    async def main() -> None:
+        Stuck.go_on.clear()
+        try:
+            async with serving(folder, AcceptsStuckOnes) as served:
+                AcceptsStuckOnes.stuck = stuck
+                for _ in range(stuck):
+                    assert (await served.ask(UNMOUNT))[0] == {}
+                # While they hang, and after they were given up.
+                assert (await served.ask(UNMOUNT))[0] == {}
+                await until(lambda: not served.server._connections)
+                for _ in range(2 * limits.REQUESTS_AT_ONCE):
+                    assert (await served.ask(UNMOUNT))[0] == {}
+                Stuck.go_on.set()
+                served.server._stuck.clear()
+        finally:
+            Stuck.go_on.set()
+
+    run(main())
+
+
+class StuckListener(socket.socket):
+    """A listening socket with connections in its queue that block whoever drops them."""
+
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            assert Stuck.go_on.wait(DEADLINE)
+        super().close()
+
+
+def test_closing_ends_where_the_sockets_cannot_be_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PROBE_WAIT", 0.1)
+
+    async def main() -> None:
+        Stuck.go_on.clear()
+        try:
+            async with serving(folder, StuckListener) as served:
+                await soon(served.server.close())
+                assert served.sockets.v1.fileno() >= 0
+                Stuck.go_on.set()
+                await until(lambda: served.sockets.v1.fileno() < 0 and served.sockets.original.fileno() < 0)
+        finally:
+            Stuck.go_on.set()
 
     run(main())
