@@ -621,7 +621,7 @@ def test_connections_that_cannot_be_closed_hang_nobody_else(folder: Path, monkey
                 for _ in range(2 * limits.REQUESTS_AT_ONCE):
                     assert (await served.ask(UNMOUNT))[0] == {}
                 Stuck.go_on.set()
-                served.server._stuck.clear()
+                await until(lambda: all(connection.fileno() < 0 for connection in served.server._stuck))
         finally:
             Stuck.go_on.set()
 
