@@ -44,6 +44,7 @@ class Records:
             fcntl.flock(self._owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             log.warning(f"another driver has {folder}; a restart of this one will not know its volumes (give it a --state-dir)")
+            os.close(self._owned)
             self._owned = -1
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             self._boot_id = file.read().strip()

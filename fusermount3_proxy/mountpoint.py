@@ -28,7 +28,7 @@ def real_path(path: bytes) -> bytes:
     try:
         try:
             real = posix.readlink(b"/proc/self/fd/%d" % fd)
-        except OSError as error:
+        except FileNotFoundError as error:
             raise OSError(error.errno, "/proc is not mounted, and this program needs it") from None
         # What the kernel writes behind the path of a directory that is gone; one may also have such a name.
         if real.endswith(b" (deleted)") and posix.fstat(fd).st_nlink == 0:
