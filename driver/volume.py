@@ -92,14 +92,8 @@ class Volume:
         if not stack and not os.path.isdir(self._target):
             return False
         try:
-            if not stack:
-                self._mount.placeholder = fusemount.mount_placeholder(self._target)
-            elif fusemount.is_placeholder(stack[-1]):
-                self._mount.placeholder = stack[-1].device
-            elif stack[-1].is_fuse:
-                same = known is not None and known.device == stack[-1].device
-                self._mount.take_over(known if known is not None and same else fusemount.adopt(stack))
-        except OSError as error:
+            self._take_up(stack, known)
+        except (OSError, VolumeError) as error:
             self.log.error(f"cannot look after {self._target}: {error}")
         try:
             self._listen()
@@ -156,23 +150,32 @@ class Volume:
                 os.mkdir(target)
                 created = True
             except FileExistsError:
-                stack = fusemount.mounts_at(target)
-                if stack and stack[-1].is_fuse:
-                    self._mount.take_over(fusemount.adopt(stack))
-                    self.log.info("taking over the FUSE file system that is mounted there already")
-                    return
-                if stack and fusemount.is_placeholder(stack[-1]):
-                    self._mount.placeholder = stack[-1].device
-                    return
-                if stack:
-                    text = f"{target}: a {stack[-1].fstype} file system of something else is mounted there"
-                    raise VolumeError(Code.FAILED_PRECONDITION, text) from None
-            os.chmod(target, _TARGET_MODE)
-            self._mount.placeholder = fusemount.mount_placeholder(target)
+                pass
+            # Nothing is mounted on a directory that was made just now, and the mount table is long.
+            self._take_up([] if created else fusemount.mounts_at(target), None)
         except OSError as error:
             if created:
                 os.rmdir(target)
             raise VolumeError(Code.INTERNAL, f"cannot make the target {target}: {error}") from None
+
+    def _take_up(self, stack: list[Mount], known: FuseMount | None) -> None:
+        """Make the target a volume's, whatever is mounted there (`stack`); `known` is what a record says of it.
+
+        Raises OSError, and VolumeError where the file system is something else's.
+        """
+        if not stack:
+            os.chmod(self._target, _TARGET_MODE)
+            self._mount.placeholder = fusemount.mount_placeholder(self._target)
+        elif fusemount.is_placeholder(stack[-1]):
+            self._mount.placeholder = stack[-1].device
+        elif not stack[-1].is_fuse:
+            text = f"{self._target}: a {stack[-1].fstype} file system of something else is mounted there"
+            raise VolumeError(Code.FAILED_PRECONDITION, text)
+        elif known is not None and known.device == stack[-1].device:
+            self._mount.take_over(known)
+        else:
+            self._mount.take_over(fusemount.adopt(stack))
+            self.log.info("taking over the FUSE file system that is mounted there already")
 
     def _listen(self) -> None:
         publication = self.publication

@@ -136,8 +136,3 @@ def unescape(value: str) -> str:
     for character in characters:
         out.append(next(characters, "\\") if character == "\\" else character)
     return "".join(out)
-
-
-def escape(value: str) -> str:
-    """The opposite of unescape(): the value as it stands in a -o text."""
-    return value.replace("\\", "\\\\").replace(",", "\\,")

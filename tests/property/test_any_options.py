@@ -1,5 +1,6 @@
 from hypothesis import given
 from hypothesis import strategies as st
+from option_text import escape
 
 from fusermount3_proxy import options
 from fusermount3_proxy.options import OptionError
@@ -7,8 +8,8 @@ from fusermount3_proxy.options import OptionError
 ascii_names = [*options.FLAGS, *options.ACCESS, *options.UNSAFE, *options.SKIPPED, "auto_unmount", "large_read"]
 known = (
     st.sampled_from(ascii_names)
-    | st.builds("fsname={}".format, st.text(max_size=8).map(options.escape))
-    | st.builds("subtype={}".format, st.text(max_size=8).map(options.escape))
+    | st.builds("fsname={}".format, st.text(max_size=8).map(escape))
+    | st.builds("subtype={}".format, st.text(max_size=8).map(escape))
     | st.builds("{}={}".format, st.sampled_from([*options.NUMBERS, "fd", "rootmode", "user_id", "group_id"]), st.integers(0, 9999))
 )
 near = st.sampled_from([*"\\,=", "fsname=", "subtype=", "fsname", "max_read=", "x-", "ro", "blkdev", "", "\0"])
@@ -35,7 +36,7 @@ def test_splitting_loses_no_character(text: str) -> None:
 
 @given(st.text())
 def test_what_is_escaped_is_unescaped_again(value: str) -> None:
-    assert options.unescape(options.escape(value)) == value
+    assert options.unescape(escape(value)) == value
 
 
 @given(st.text())
@@ -46,7 +47,7 @@ def test_unescaping_loses_backslashes_alone(value: str) -> None:
 @given(st.text(), st.text(), st.lists(known, max_size=4))
 def test_names_of_any_characters_reach_the_values(fsname: str, subtype: str, others: list[str]) -> None:
     others = [option for option in others if not option.startswith(("fsname=", "subtype="))]
-    parts = [f"fsname={options.escape(fsname)}", *others, f"subtype={options.escape(subtype)}"]
+    parts = [f"fsname={escape(fsname)}", *others, f"subtype={escape(subtype)}"]
     text = ",".join(parts)
     assert options.split(text) == parts
     found = options.parse(text)

@@ -4,6 +4,7 @@ import re
 
 from hypothesis import given
 from hypothesis import strategies as st
+from option_text import escape
 
 from driver import policy, syscalls
 from driver.policy import Refused
@@ -93,12 +94,12 @@ def test_a_program_changes_no_flag_of_the_volume(volumes: list[str], programs: l
 @given(st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1))
 def test_a_name_of_the_volume_reaches_the_mount_as_utf_8(name: str) -> None:
     # Spaces around an option do not count, so none at the end.
-    volume = policy.of_volume(False, [], f"fsname={options.escape(name)}|")
+    volume = policy.of_volume(False, [], f"fsname={escape(name)}|")
     assert policy.kernel_mount(volume, "fsname=program", 0, 0).source == name.encode() + b"|"
 
 
 @given(st.binary(min_size=1).filter(lambda name: b"\0" not in name), st.binary(min_size=1).filter(lambda name: b"\0" not in name))
 def test_names_of_the_program_reach_the_mount_byte_for_byte(fsname: bytes, subtype: bytes) -> None:
-    asked = ",".join(f"{key}={options.escape(raw.decode('latin-1'))}" for key, raw in (("fsname", fsname), ("subtype", subtype)))
+    asked = ",".join(f"{key}={escape(raw.decode('latin-1'))}" for key, raw in (("fsname", fsname), ("subtype", subtype)))
     mount = policy.kernel_mount(policy.of_volume(False, [], ""), asked, 0, 0)
     assert (mount.source, mount.fstype) == (fsname, b"fuse." + subtype)
