@@ -192,6 +192,8 @@ def _send(sock: socket, packet: bytes) -> None:
         fdpass.send_with_fds(sock, packet, [])
     except TimeoutError:
         raise DriverError(f"the driver took no request within {limits.ANSWER_WAIT:g} s") from None
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # closed already; what it has said before, or that it said nothing, is told by receiving
     except OSError as error:
         raise DriverError(f"failed to send the request to the driver: {error.strerror}") from None
 
