@@ -10,7 +10,7 @@ from harness.kubelet import Published
 from harness.pod import Node, Pod
 from harness.programs import SOURCES
 
-PROGRAM = "/usr/bin/sync-init"
+PROGRAMS = "/programs"
 SYNC_MOUNT_WAIT = 30.0  # seconds, what a program has for its answer
 BUSY = "fusermount3: mount failed: Device or resource busy"
 
@@ -20,12 +20,12 @@ class Setup:
 
     def __init__(self, pod: Pod) -> None:
         self.volume: Published = pod.publish()
-        self.fuse: Container = pod.fuse(self.volume, binds=[Bind(SOURCES / "sync_init.py", PROGRAM, read_only=True)])
+        self.fuse: Container = pod.fuse(self.volume, binds=[Bind(SOURCES, PROGRAMS, read_only=True)])
         self.application: Container = pod.application(self.volume)
         self.application.wait_until_running()
 
     def start(self, how: str, options: str = "") -> Background:
-        return self.fuse.start(f"python3 {PROGRAM} {how} /data {options}")
+        return self.fuse.start(f"python3 {PROGRAMS}/sync_init.py {how} /data {options}")
 
     def starts_and_says(self, how: str, word: str) -> Background:
         program = self.start(how)
@@ -129,7 +129,7 @@ def test_a_driver_that_is_killed_meanwhile_leaves_nothing_behind(node: Node, set
     hung = setup.starts_and_says("never", "has INIT")
     node.driver.stop(signal.SIGKILL)
     assert hung.wait() == 0
-    assert "has the fd\nhas INIT\n-5 1\n" == hung.out
+    assert hung.out == "has the fd\nhas INIT\n-5 1\n"
     assert hung.err.startswith("fusermount3: the driver closed the connection")
     assert setup.volume.fuse is None
     node.driver.start()
