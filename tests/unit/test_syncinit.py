@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from open_fds import same_file
 from pod_programs import SOCKET_VARIABLE, end, start
-from standin_driver import DEADLINE, StandIn, answer, fuse_fd, receive, sends, waits_for_end
+from standin_driver import DEADLINE, Recorder, StandIn, answer, fuse_fd, receive, sends, waits_for_end
 
 OK = b'{"volumeName": "data"}'
 DONE = b"{}"
@@ -128,7 +128,7 @@ def test_a_mount_that_failed_is_told_to_the_program_and_to_the_user(library: Cal
 
 
 def test_what_is_refused_at_once_gives_no_fd(library: Callable[[], Library], path: Path) -> None:
-    with StandIn(path, v1=lambda connection: answer(connection, b'{"error":"unknown option \'x\'","errno":22}')):
+    with StandIn(path, v1=Recorder(b'{"error":"unknown option \'x\'","errno":22}')):
         assert library().ended() == (1, "fusermount3: unknown option 'x'\n")
 
 
