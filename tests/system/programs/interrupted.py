@@ -1,7 +1,7 @@
-"""Starts fusermount3 as a FUSE library does and sends it a signal at a moment of its short life: interrupted.py SIGNAL COUNT MOUNTPOINT
+"""Starts fusermount3 as a FUSE library does, and sends it a signal at a moment of its short life: interrupted.py SIGNAL COUNT MOUNTPOINT
 
-The moments go over its whole life, COUNT of them and as many more as it takes until one comes too late. Prints one JSON line for each: how it ended, what it said, and whether
-the fd came.
+The moments go over its whole life, COUNT of them and as many more as it takes until one comes too late. Prints one JSON
+line for each: how it ended, what it said, and whether the fd came.
 """
 
 import json
@@ -35,7 +35,7 @@ def run(delay: float | None) -> tuple[float, dict[str, object]]:
 
 whole = sorted(run(None)[0] for _ in range(3))[1]
 step, results = 0, []
-while step < count or not any(result["code"] == 0 for result in results) and step < 10 * count:
+while step < count or (not any(result["code"] == 0 for result in results) and step < 10 * count):
     results.append(run(1.2 * whole * step / count)[1])
     step += 1
     print(json.dumps(results[-1]), flush=True)
