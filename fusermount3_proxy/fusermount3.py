@@ -170,10 +170,10 @@ def _unmount(command: Command, path: bytes) -> None:
         if device is not None:
             raise
         raise CannotUnmount(f"entry for {to_text(path)} not found in /etc/mtab") from None
-    quiet = command.quiet
     request = UnmountRequest(protocol.to_wire(path), command.lazy, device)
     try:
-        reply = driver_socket.unmount(socket_path, request, limits.SOCKET_WAIT, (lambda line: None) if quiet else say)
+        # Not a word while it waits: go-fuse takes any for a failure.
+        reply = driver_socket.unmount(socket_path, request, limits.SOCKET_WAIT, lambda line: None)
     except OriginalProtocolOnly as error:
         raise CannotUnmount(f"failed to unmount {to_text(path)}: {error}") from None
     if reply.error is None:

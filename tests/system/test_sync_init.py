@@ -57,6 +57,13 @@ def test_a_program_that_answers_is_mounted_with_its_options(setup: Setup) -> Non
         assert program.err == ""
 
 
+def test_on_a_kernel_without_it_the_mount_ends_before_init_is_answered(setup: Setup) -> None:
+    program = setup.start("usual-init")
+    setup.volume.wait_mounted(program)
+    setup.serves(program)
+    assert program.out == "has the fd\n0 0\nhas INIT\n"
+
+
 def test_it_is_replaced_when_it_dies_after_the_mount(setup: Setup) -> None:
     program = setup.start("serves")
     setup.volume.wait_mounted(program)

@@ -4,6 +4,7 @@ The fd comes first, INIT is answered while the helper waits for mount(2), and th
 HOW says what kind of program it is:
 
     serves      answers INIT, prints the result, and serves one file, /hello, until it is unmounted
+    usual-init  the same without the ioctl, as on kernels that do not have it: INIT comes after the mount
     is-killed   dies of SIGKILL when it has the fd
     gives-up    changes its mind when it has the fd, and mounts in the usual way
     never       reads INIT and never answers; prints the result
@@ -38,10 +39,11 @@ def main() -> None:
         server.answer_init(server.read()[1])
         server.serve()
         return
-    try:
-        fcntl.ioctl(server.fd, _SYNC_INIT)
-    except OSError as error:
-        print(f"no synchronous INIT: {error.strerror}", flush=True)
+    if how != "usual-init":
+        try:
+            fcntl.ioctl(server.fd, _SYNC_INIT)
+        except OSError as error:
+            print(f"no synchronous INIT: {error.strerror}", flush=True)
 
     def serve() -> None:
         unique = server.read()[1]
@@ -54,11 +56,14 @@ def main() -> None:
         server.serve()
 
     thread = threading.Thread(target=serve)
-    thread.start()
+    if how != "usual-init":
+        thread.start()
     comm.send(b"\0")
     (result,) = struct.unpack("i", comm.recv(4))
     comm.close()
     print(result, helper.wait(), flush=True)
+    if how == "usual-init":
+        thread.start()
     thread.join()
 
 
