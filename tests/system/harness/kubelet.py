@@ -150,13 +150,13 @@ class PodFolder:
     def _remove_sub_paths(self) -> None:
         # kubelet unmounts each once, and comes back for those that could not be removed then.
         paths = sorted((self.folder / "volume-subpaths").glob("*/*/*"))
-        for tries in range(3):
+        for _ in range(3):
             for path in [path for path in paths if path.exists() or mounts.stack(path)]:
                 if mounts.stack(path):
                     mounts.unmount(path)
                 if not mounts.stack(path):
                     path.rmdir()
-        assert not [path for path in paths if path.exists()], f"kubelet cannot remove {paths} in {tries + 1} tries"
+        assert not [path for path in paths if path.exists()], f"kubelet cannot remove {paths} in three tries"
 
     def delete(self) -> None:
         """What kubelet does with a deleted pod: unpublish, and remove its folders, which must be empty of mounts."""
