@@ -27,6 +27,10 @@ class DeviceNodes:
         self._fd = syscalls.open_tree(folder, syscalls.OPEN_TREE_CLONE)
         syscalls.mount_setattr(self._fd, clear=syscalls.MOUNT_ATTR_NODEV)
 
+    def close(self) -> None:
+        """Close the copy of the mount."""
+        os.close(self._fd)
+
     def create(self) -> str:
         """Make a node and return its name."""
         name = secrets.token_hex(8)

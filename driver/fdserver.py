@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from errno import EIO, EPROTO
 from typing import Protocol
 
+from driver import metrics
 from driver.bounded import Threads
 from driver.logs import VolumeLog
+from driver.metrics import Reason
 from driver.podsockets import PodSockets
 from driver.policy import Refused
 from fusermount3_proxy import fdpass, limits, protocol
@@ -132,6 +134,8 @@ class FdServer:
                     await serve(connection)
                 finally:
                     self._serving -= 1
+            else:
+                metrics.refused(Reason.TOO_MANY)
         except (BrokenPipeError, ConnectionResetError):
             self._log.debug("a client went before it had its answer")
         except Exception as error:
@@ -148,6 +152,7 @@ class FdServer:
             fd = await self._handler.mount(MountRequest("", ""), _peer(connection))
         except Refused as refusal:
             # The original protocol knows no refusal but a close.
+            metrics.refused(refusal.errno)
             self._log.refusal(f"mount refused: {refusal}")
             return
         _hand_over(connection, Reply(volume_name=self._volume_name), fd)
@@ -171,6 +176,7 @@ class FdServer:
             self._log.refusal(f"bad request: {error}")
             self._refuse(connection, f"bad request: {error}", EPROTO)
         except TimeoutError:
+            metrics.refused(Reason.LATE)
             self._log.refusal(f"a client connected and sent no request within {limits.REQUEST_WAIT:g} s")
         except (BrokenPipeError, ConnectionResetError):
             raise
@@ -179,6 +185,7 @@ class FdServer:
             self._refuse(connection, f"the driver failed: {error.strerror}", error.errno or EIO)
 
     def _refuse(self, connection: socket.socket, text: str, errno: int) -> None:
+        metrics.refused(errno)
         fdpass.send_with_fds(connection, protocol.encode_reply(Reply(error=text, errno=errno)), [])
 
     async def _receive(self, connection: socket.socket) -> bytes:

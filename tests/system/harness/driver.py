@@ -45,6 +45,8 @@ class Driver:
         self.run_dir = folder / "run"
         self.csi_socket = folder / "csi.sock"
         self.admin_socket = folder / "admin.sock"
+        self.options: tuple[str, ...] = ()  # more of its command line
+        self.wrapper: tuple[str, ...] = ()  # a command that starts it
         self._log = folder / "driver.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -54,9 +56,11 @@ class Driver:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
+                    *self.wrapper,
                     *command(),
                     *("--endpoint", f"unix:{self.csi_socket}", "--nodeid", NODE_ID, "--v", "5"),
                     *("--pods-dir", self.pods_dir, "--run-dir", self.run_dir, "--admin-socket", self.admin_socket),
+                    *self.options,
                 ],
                 cwd=REPOSITORY,
                 stdin=subprocess.DEVNULL,
