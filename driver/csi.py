@@ -101,7 +101,7 @@ class Node(csi_pb2_grpc.NodeServicer):
     ) -> csi_pb2.NodeUnpublishVolumeResponse:
         """NodeUnpublishVolume. When it answers, the target is gone; of a volume that is not there it is no error."""
         _check_volume_id(request.volume_id)
-        volume = self._volumes.at(request.target_path)
+        volume = self._volumes.at(request.target_path.rstrip("/"))
         try:
             await self._volumes.unpublish(_pod_paths(request.target_path, "-", self._pods_dir).target_path)
         except VolumeError as error:
