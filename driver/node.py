@@ -44,8 +44,11 @@ def checks(pods_dir: str, run_dir: str) -> Iterator[Check]:
     """Look at everything that mounting needs, one after another. Leaves nothing behind."""
     yield Check("kernel", _kernel(os.uname().release))
     yield Check("file system", _fuse())
-    yield Check("capabilities", _capabilities(privileges.missing()))
-    yield Check("system calls", _system_calls(syscalls.refused()))
+    lacking = privileges.missing()
+    yield Check("capabilities", _capabilities(lacking))
+    # Without the capabilities EPERM is their lack, which has been told.
+    refused = {name: errno for name, errno in syscalls.refused().items() if errno != EPERM or not lacking}
+    yield Check("system calls", _system_calls(refused))
     yield Check("FUSE device", _device(run_dir))
     yield Check("propagation", _propagation(pods_dir))
     yield Check("mounts", _room_for_mounts())
@@ -59,11 +62,10 @@ def problem(pods_dir: str, run_dir: str) -> str:
 def notes(run_dir: str) -> Iterator[Note]:
     """What else this node has or lacks."""
     release = os.uname().release
-    yield Note(
-        "synchronous INIT",
-        _has_sync_init(run_dir),
-        "the kernel has it from 6.18 on: FUSE programs that ask for it mount without",
-    )
+    has_sync_init = _has_sync_init(run_dir)
+    if has_sync_init is not None:
+        text = "the kernel has it from 6.18 on: FUSE programs that ask for it mount without"
+        yield Note("synchronous INIT", has_sync_init, text)
     yield Note(
         "FUSE in idmapped mounts",
         _is_at_least(release, _IDMAPPED_FUSE),
@@ -127,7 +129,7 @@ def _device(run_dir: str) -> str:
         if error.errno in (ENXIO, ENODEV):
             return f"{text}: run 'modprobe fuse' on the node"
         if error.errno in (EPERM, EACCES, ENOSYS):
-            return f"{text}: {_PRIVILEGED}"
+            return f"{text}: {_PRIVILEGED}, or the capabilities and the device alone (Docker, Podman: --device /dev/fuse)"
         return f"{text}: give a folder on a tmpfs of the node"
     return ""
 
@@ -176,7 +178,8 @@ def _room_for_mounts() -> str:
     return f"there are {there} mounts, of {most} that there may be: look what they are, or raise it with 'sysctl -w fs.mount-max=N'"
 
 
-def _has_sync_init(run_dir: str) -> bool:
+def _has_sync_init(run_dir: str) -> bool | None:
+    """None where there is no FUSE device to ask."""
     try:
         with _node_folder(run_dir) as nodes:
             name = nodes.create()
@@ -184,13 +187,15 @@ def _has_sync_init(run_dir: str) -> bool:
                 fd = nodes.open_locked(name)
                 try:
                     fcntl.ioctl(fd, _FUSE_DEV_IOC_SYNC_INIT)
+                    return True
+                except OSError:  # ENOTTY, or what a seccomp filter says
+                    return False
                 finally:
                     os.close(fd)
             finally:
                 nodes.remove(name)
     except OSError:
-        return False
-    return True
+        return None
 
 
 def _sees_host_pids() -> bool:

@@ -10,7 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 from harness import mounts
-from harness.driver import Driver, command
+from harness.container import Bind, Engine
+from harness.driver import DEFAULT, Driver, command
 from harness.events import wait_until
 from harness.kubelet import refused
 from harness.programs import REPOSITORY, SOURCES
@@ -117,6 +118,35 @@ def test_a_run_dir_without_devices(place: Path) -> None:
     assert (code, failed(found)) == (1, {"FUSE device"})
     assert "Read-only file system" in found["FUSE device"]
     assert str(run) in found["FUSE device"]
+
+
+CAPABILITIES = "--cap-add=SYS_ADMIN,MKNOD,DAC_OVERRIDE,DAC_READ_SEARCH,FOWNER"
+
+
+@pytest.mark.parametrize(
+    ("options", "lacks"),
+    [
+        ([], {"capabilities", "FUSE device"}),
+        ([CAPABILITIES], {"FUSE device"}),  # the device policy of its cgroup forbids it
+        ([CAPABILITIES, "--device=/dev/fuse"], set()),
+        (["--privileged"], set()),
+    ],
+    ids=["as any other", "with the capabilities", "with the device too", "privileged"],
+)
+def test_a_container(engine: Engine, options: list[str], lacks: set[str]) -> None:
+    container = engine.start([Bind(DEFAULT.parent, "/driver", read_only=True)], options=options)
+    try:
+        result = container.run(f"mkdir -p /run/mfcp && /driver/{DEFAULT.name} --pods-dir /none check")
+        found = dict(line.partition(" ")[2].strip().partition(": ")[::2] for line in result.out.splitlines())
+        assert {name for name in CHECKS if found[name]} == lacks, result.out
+        assert result.code == (1 if lacks else 0)
+        if lacks == {"FUSE device"}:
+            assert "cannot open a FUSE device (c 10:229)" in found["FUSE device"]
+            assert "--device /dev/fuse" in found["FUSE device"]
+        # Where there is none to ask, nothing is said of what it can do.
+        assert ("synchronous INIT" in found) is (not lacks)
+    finally:
+        engine.stop([container])
 
 
 @pytest.mark.parametrize(

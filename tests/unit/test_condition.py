@@ -168,7 +168,7 @@ def test_many_are_examined_some_at_once(monkeypatch: pytest.MonkeyPatch) -> None
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.002)
+        time.sleep(0.05)
         with lock:
             running -= 1
         return condition.NOTHING_KNOWN

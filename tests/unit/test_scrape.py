@@ -185,7 +185,8 @@ def test_another_request_is_refused(request_text: bytes, status: bytes) -> None:
     assert run(request_text).split(b" ")[1] == status
 
 
-def test_a_head_that_is_too_long_ends_the_connection() -> None:
+def test_a_head_that_is_too_long_ends_the_connection_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SCRAPE_WAIT", 10 * DEADLINE)
     assert run(b"GET /metrics HTTP/1.1\r\nX: " + b"x" * 4 * limits.SCRAPE_REQUEST_MAX) == b""
 
 
@@ -229,6 +230,12 @@ def test_clients_that_say_nothing_or_read_nothing_are_cut_off_and_the_next_is_se
             assert told == []
 
     asyncio.run(main())
+
+
+def test_a_page_that_no_buffer_holds_comes_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = b"x" * 10_000_000
+    monkeypatch.setattr(metrics, "text", lambda: page)
+    assert run(b"GET /metrics HTTP/1.1\r\n\r\n").partition(b"\r\n\r\n")[2] == page
 
 
 def test_no_more_than_a_few_are_served_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

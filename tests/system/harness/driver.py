@@ -18,7 +18,7 @@ from harness.programs import REPOSITORY, missing
 VARIABLE = "MFCP_DRIVER"
 NODE_ID = "test-node"
 
-_DEFAULT = REPOSITORY / "dist" / "meta-fuse-csi-plugin" / "meta-fuse-csi-plugin"
+DEFAULT = REPOSITORY / "dist" / "meta-fuse-csi-plugin" / "meta-fuse-csi-plugin"
 _START = 20.0  # seconds
 
 # What differs between two lives of a driver in the names of what it holds.
@@ -32,9 +32,9 @@ def command() -> list[str]:
         return [sys.executable, "-m", "driver.cli"]
     if chosen:
         return shlex.split(chosen)
-    if not _DEFAULT.exists():
-        missing(f"{_DEFAULT} is missing; run packaging/build (or set {VARIABLE}=source)")
-    return [str(_DEFAULT)]
+    if not DEFAULT.exists():
+        missing(f"{DEFAULT} is missing; run packaging/build (or set {VARIABLE}=source)")
+    return [str(DEFAULT)]
 
 
 class Driver:
