@@ -12,7 +12,7 @@ from functools import partial
 
 import grpc.aio
 
-from driver import __version__, node, privileges
+from driver import __version__, metrics, node, privileges, scrape
 from driver.admin import Admin
 from driver.closewatch import CloseWatch
 from driver.csi import Controller, Identity, Node
@@ -40,6 +40,7 @@ class Settings:
     run_dir: str
     state_dir: str
     admin_socket: str
+    metrics_address: str | None
 
 
 def serve(settings: Settings) -> None:
@@ -48,11 +49,13 @@ def serve(settings: Settings) -> None:
     _open_standard_streams()
     os.umask(0o077)
     _raise_fd_limit()
+    # Before the privileges go, which a port below 1024 needs.
+    scraped = _listen_for_scrapes(settings.metrics_address)
     try:
         privileges.drop()
     except OSError as error:
         raise StartError(f"cannot drop privileges: {error}") from None
-    asyncio.run(_serve(settings, csi_path))
+    asyncio.run(_serve(settings, csi_path, scraped))
 
 
 def socket_path(endpoint: str) -> str:
@@ -66,7 +69,7 @@ def socket_path(endpoint: str) -> str:
     return path
 
 
-async def _serve(settings: Settings, csi_path: str) -> None:
+async def _serve(settings: Settings, csi_path: str, scraped: socket.socket | None) -> None:
     _refuse_if_served(csi_path, "--endpoint")
     with ExitStack() as stack:
         try:
@@ -80,13 +83,19 @@ async def _serve(settings: Settings, csi_path: str) -> None:
             standalone.prepare()
             volumes.restore()
         except OSError as error:
-            text = f"cannot prepare {settings.run_dir} (--run-dir): {error}; the driver needs root with CAP_SYS_ADMIN"
-            raise StartError(text) from None
+            reason = node.problem(settings.pods_dir, settings.run_dir) or "the driver needs root with CAP_SYS_ADMIN"
+            raise StartError(f"cannot prepare {settings.run_dir} (--run-dir): {error}; {reason}") from None
+        scrapes = scrape.Scrapes()
+        stack.callback(scrapes.stop)
+        if scraped is not None:
+            metrics.start(volumes.by_state, volumes.troubled)
+            await scrapes.start(scraped)
+            log.info(f"metrics are at {scrape.url(scraped)}")
         await _serve_volumes(settings, csi_path, volumes, standalone)
 
 
 async def _serve_volumes(settings: Settings, csi_path: str, volumes: Volumes, standalone: Standalone) -> None:
-    problem = partial(node.problem, settings.pods_dir)
+    problem = partial(node.problem, settings.pods_dir, settings.run_dir)
     if text := problem():
         log.warning(f"not ready: {text}")
     csi = grpc.aio.server()
@@ -113,6 +122,15 @@ async def _serve_volumes(settings: Settings, csi_path: str, volumes: Volumes, st
     await stopped.wait()
     log.info("stopping; volumes and their mounts stay as they are")
     await asyncio.gather(*(server.stop(_GRACE) for server in servers))
+
+
+def _listen_for_scrapes(address: str | None) -> socket.socket | None:
+    if address is None:
+        return None
+    try:
+        return scrape.listen(address)
+    except scrape.BadAddress as error:
+        raise StartError(f"--metrics-address: {error}") from None
 
 
 def _listen(server: grpc.aio.Server, path: str, option: str) -> None:

@@ -37,6 +37,10 @@ class DeviceNodes:
         self._fd = syscalls.open_tree(folder, syscalls.OPEN_TREE_CLONE)
         syscalls.mount_setattr(self._fd, clear=syscalls.MOUNT_ATTR_NODEV)
 
+    def close(self) -> None:
+        """Close the copy of the mount."""
+        os.close(self._fd)
+
     def open(self) -> Opened:
         """Make a node and open it. Raises OSError."""
         name = secrets.token_hex(8)

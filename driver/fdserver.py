@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from errno import EIO, EPROTO
 from typing import Protocol
 
+from driver import metrics
 from driver.bounded import Threads
 from driver.logs import VolumeLog
+from driver.metrics import Reason
 from driver.podsockets import PodSockets
 from driver.policy import Refused
 from fusermount3_proxy import fdpass, limits, protocol
@@ -149,6 +151,8 @@ class FdServer:
                     await serve(connection)
                 finally:
                     self._serving -= 1
+            else:
+                metrics.refused(Reason.TOO_MANY)
         except (BrokenPipeError, ConnectionResetError):
             self._log.debug("a client went before it had its answer")
         except Exception as error:
@@ -165,6 +169,7 @@ class FdServer:
             fd = await self._handler.mount(MountRequest("", ""), _peer(connection))
         except Refused as refusal:
             # The original protocol knows no refusal but a close.
+            metrics.refused(refusal.errno)
             self._log.refusal(f"mount refused: {refusal}")
             return
         _hand_over(connection, Reply(volume_name=self._volume_name), fd)
@@ -190,6 +195,7 @@ class FdServer:
             self._log.refusal(f"bad request: {error}")
             self._refuse(connection, f"bad request: {error}", EPROTO)
         except TimeoutError:
+            metrics.refused(Reason.LATE)
             self._log.refusal("a client connected and did not send in time what it wants")
         except (BrokenPipeError, ConnectionResetError):
             raise
@@ -218,6 +224,7 @@ class FdServer:
         fdpass.send_with_fds(connection, protocol.encode_reply(Reply()), [])
 
     def _refuse(self, connection: socket.socket, text: str, errno: int) -> None:
+        metrics.refused(errno)
         fdpass.send_with_fds(connection, protocol.encode_reply(Reply(error=text, errno=errno)), [])
 
     async def _receive(self, connection: socket.socket) -> bytes:

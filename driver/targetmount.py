@@ -14,7 +14,9 @@ from driver.bounded import Threads
 from driver.closewatch import CloseWatch
 from driver.device import Opened
 from driver.fusemount import FuseMount, Workspace
+from driver.history import History
 from driver.logs import VolumeLog
+from driver.metrics import End, Operation, Timer
 from driver.mountprocess import MountProcess
 from driver.policy import KernelMount
 from fusermount3_proxy import limits
@@ -34,7 +36,9 @@ class State(Enum):
 class TargetMount:
     """The mount of one target. Whoever changes it holds `lock`."""
 
-    def __init__(self, target: str, workspace: Workspace, watch: CloseWatch, log: VolumeLog, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, target: str, workspace: Workspace, watch: CloseWatch, log: VolumeLog, history: History, on_change: Callable[[], None]
+    ) -> None:
         """`on_change` is called when `record` has changed."""
         self.lock = asyncio.Lock()
         self.record: FuseMount | None = None
@@ -45,6 +49,7 @@ class TargetMount:
         self._workspace = workspace
         self._watch = watch
         self._log = log
+        self._history = history
         self._on_change = on_change
         self._watch_id: int | None = None
         # A program that does not answer holds one of each for ever, and so each has one.
@@ -56,6 +61,7 @@ class TargetMount:
     def mount(self, mountpoint: bytes, kernel: KernelMount) -> int:
         """Mount FUSE on the placeholder. Returns the fd to serve it by. Raises OSError."""
         record, fd = fusemount.mount_fuse(self._workspace.nodes, self._target, mountpoint, kernel)
+        self._history.mounted()
         self.take_over(record)
         return fd
 
@@ -86,6 +92,7 @@ class TargetMount:
             if record is None:
                 self.discard(opened)
                 return
+            self._history.mounted()
             self.take_over(record)
             os.close(opened.fd)  # after the watch was set, which hears of it where it is the last one
 
@@ -103,11 +110,14 @@ class TargetMount:
         self.record = record
         self.state = State.MOUNTED
         self._reaper = None
+        self._history.no_trouble("watch")
         if record.node is not None:
             try:
                 self._watch_id = self._watch.add(self._workspace.nodes.path(record.node), self.look)
             except OSError as error:
-                self._log.error(f"the end of the FUSE program will be noticed late: {error}")
+                text = f"the end of the FUSE program will be noticed late: {error}"
+                self._log.error(text)
+                self._history.trouble("watch", text)
         if self._watch_id is None:
             self.look()
         self._on_change()
@@ -122,17 +132,23 @@ class TargetMount:
         if record is None or self._is_held(record):
             return False
         try:
-            return await self._prober.run(limits.PROBE_WAIT, lambda: fusemount.is_gone(self._target, record))
+            is_gone = await self._prober.run(limits.PROBE_WAIT, lambda: fusemount.is_gone(self._target, record))
         except OSError:
             return False
+        if is_gone and self.state is not State.DEAD:
+            self.state = State.DEAD
+            self._history.died()
+        return is_gone
 
     async def take_off(self, plain: bool) -> None:
         """Unmount the FUSE mount, if there is one; `plain` as for fusemount.take_off(). Raises OSError, TimeoutError."""
         record = self.record
         if record is None:
             return
+        took = Timer(Operation.UNMOUNT)
         await self._remover.run(limits.TAKE_OFF_WAIT, lambda: fusemount.take_off(self._workspace, self._target, record, plain))
-        self._forget()
+        took.stop()
+        self._forget(End.DIED if self.state is State.DEAD else End.ASKED)
 
     async def remove_target(self) -> None:
         """Unmount all, and remove the target's directory. Raises OSError, TimeoutError."""
@@ -142,7 +158,7 @@ class TargetMount:
             fusemount.remove_target(self._workspace, self._target, None)
             return
         await self._remover.run(limits.TAKE_OFF_WAIT, lambda: fusemount.remove_target(self._workspace, self._target, record))
-        self._forget()
+        self._forget(End.UNPUBLISHED)
 
     def look(self) -> None:
         """Look whether the program has died, now or soon, and take its mount off then."""
@@ -167,8 +183,10 @@ class TargetMount:
             self._reaper.cancel()
         self._reaper = None
 
-    def _forget(self) -> None:
+    def _forget(self, end: End) -> None:
         self.release()
+        if self.record is not None:
+            self._history.ended(end)
         if self.record is not None and self.record.node is not None:
             self._workspace.nodes.remove(self.record.node)
         self.record = None
@@ -203,7 +221,6 @@ class TargetMount:
     async def _take_off_if_dead(self) -> bool:
         if not await self.is_dead():
             return False
-        self.state = State.DEAD
         try:
             await self.take_off(plain=False)
         except OSError as error:

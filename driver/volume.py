@@ -11,12 +11,15 @@ from errno import EAGAIN, EBUSY, EEXIST, EINVAL, ENOTEMPTY
 from typing import Any
 
 from driver import fusemount
+from driver.bounded import Threads
 from driver.closewatch import CloseWatch
 from driver.device import Opened
 from driver.errors import Code, VolumeError
 from driver.fdserver import FdServer, Peer
 from driver.fusemount import FuseMount, Workspace
+from driver.history import History, Past
 from driver.logs import VolumeLog
+from driver.metrics import Operation, Timer
 from driver.mountprocess import MountProcess
 from driver.paths import VolumePaths
 from driver.podsockets import NameTaken, NoDirectory, PodSockets
@@ -74,15 +77,23 @@ class Volume:
     """A volume from publish to unpublish. Calls of one volume run one after another."""
 
     def __init__(
-        self, publication: Publication, policy: VolumePolicy, workspace: Workspace, watch: CloseWatch, on_change: Callable[["Volume"], None]
+        self,
+        publication: Publication,
+        policy: VolumePolicy,
+        workspace: Workspace,
+        watch: CloseWatch,
+        past: Past | None,
+        on_change: Callable[["Volume"], None],
     ) -> None:
-        """`on_change` is called when the mount has changed, for the record of it."""
+        """`past` is what a record says; `on_change` is called when the mount has changed, for the record of it."""
         self.publication = publication
         self.policy = policy
         self.log = VolumeLog(publication.pod, publication.volume_id)
+        self.history = History(past)
+        self.examiner = Threads(1)  # whoever asks its file system how it is
         self.is_closing = False
         self._target = publication.paths.target_path
-        self._mount = TargetMount(self._target, workspace, watch, self.log, lambda: on_change(self))
+        self._mount = TargetMount(self._target, workspace, watch, self.log, self.history, lambda: on_change(self))
         self._sockets: PodSockets | None = None
         self._server: FdServer | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -101,6 +112,7 @@ class Volume:
 
     def publish(self) -> None:
         """Make the target, its placeholder and the sockets. Raises VolumeError, and then leaves no mount and no socket."""
+        took = Timer(Operation.PUBLISH)
         self._listen()
         try:
             self._make_target()
@@ -109,7 +121,7 @@ class Volume:
             raise
         for warning in self.policy.warnings:
             self.log.warning(warning)
-        self.log.info(f"published at {self._target}, {self.state.value}")
+        self.log.info(f"published at {self._target}, {self.state.value}, in {took.stop()}")
 
     def restore(self, known: FuseMount | None, stack: list[Mount]) -> bool:
         """Take up a volume that a former driver published; `known` is the mount that it made last.
@@ -122,12 +134,14 @@ class Volume:
         try:
             self._take_up(stack, known)
         except (OSError, VolumeError) as error:
-            self.log.error(f"cannot look after {self._target}: {error}")
+            self._trouble("target", f"cannot look after {self._target}: {error}")
         try:
             self._listen()
         except VolumeError as error:
             # The pod may be gone already; kubelet's republish or unpublish comes.
-            self.log.warning(f"not listening: {error}")
+            text = f"not listening: {error}"
+            self.log.warning(text)
+            self.history.trouble("sockets", text)
         self._mount.look_unless_held()
         self.log.info(f"taken up again at {self._target}, {self.state.value}")
         return True
@@ -142,13 +156,15 @@ class Volume:
                 self.log.refusal("the sockets in the emptyDir are gone or replaced; making them again")
                 self._stop_listening()
                 self._listen()
+            self.history.no_trouble("sockets")
         except (OSError, VolumeError) as error:
-            self.log.error(f"cannot look after the sockets: {error}")
+            self._trouble("sockets", f"cannot look after the sockets: {error}")
         self._mount.look_unless_held()
 
     async def unpublish(self) -> None:
         """Take everything away. Raises VolumeError; a second call goes on where the first one stopped."""
         self.is_closing = True
+        took = Timer(Operation.UNPUBLISH)
         self._stop_listening()
         if self._closing:
             # Until then they keep a memory emptyDir busy.
@@ -165,13 +181,17 @@ class Volume:
                 pass
             except OSError as error:
                 raise unpublish_error(self._target, error) from None
-        self.log.info("unpublished")
+        self.log.info(f"unpublished in {took.stop()}")
 
     def release(self) -> None:
         """The driver stops: take no more requests, and leave target, mount and sockets as they are for the next one."""
         self._mount.release()
         if self._server is not None:
             self._server.stop()
+
+    def _trouble(self, kind: str, text: str) -> None:
+        self.log.error(text)
+        self.history.trouble(kind, text)
 
     def _make_target(self) -> None:
         """Make the directory and its placeholder. What a former driver left there is taken over."""
@@ -246,11 +266,12 @@ class Volume:
             self._refuse_when_closing()
             kernel = kernel_mount(self.policy, request.options, peer.uid, peer.gid)
             await self._make_room()
+            took = Timer(Operation.MOUNT)
             try:
                 fd = self._mount.mount(from_wire(request.mountpoint), kernel)
             except OSError as error:
                 raise _mount_failed(error) from None
-        self._log_mounted(request, peer, kernel)
+        self._log_mounted(request, peer, kernel, took)
         return fd
 
     async def prepare(self, request: MountRequest, peer: Peer) -> "PreparedMount":
@@ -273,6 +294,7 @@ class Volume:
             self._refuse_when_closing()
             await self._make_room()
             mountpoint = from_wire(prepared.request.mountpoint)
+            took = Timer(Operation.MOUNT)
             try:
                 process = self._mount.mount_opened(prepared.opened, mountpoint, prepared.kernel)
             except OSError as error:
@@ -287,7 +309,7 @@ class Volume:
             self._refuse_when_closing()
             text = "the FUSE program did not answer INIT in time" if process.is_killed else os.strerror(errno)
             raise Refused(f"mount failed: {text}", errno)
-        self._log_mounted(prepared.request, prepared.peer, prepared.kernel)
+        self._log_mounted(prepared.request, prepared.peer, prepared.kernel, took)
 
     def discard_prepared(self, prepared: "PreparedMount") -> None:
         """Close what prepare() has opened and nobody has mounted."""
@@ -313,10 +335,10 @@ class Volume:
         except TimeoutError:
             raise Refused(f"mount failed: {os.strerror(EBUSY)}", EBUSY) from None
 
-    def _log_mounted(self, request: MountRequest, peer: Peer, kernel: KernelMount) -> None:
+    def _log_mounted(self, request: MountRequest, peer: Peer, kernel: KernelMount, took: Timer) -> None:
         self.log.info(
             f"mounted {os.fsdecode(kernel.fstype)} {os.fsdecode(kernel.source)!r} for uid {peer.uid}, pid {peer.pid}, "
-            f"asked for at {os.fsdecode(from_wire(request.mountpoint))!r}"
+            f"asked for at {os.fsdecode(from_wire(request.mountpoint))!r}, in {took.stop()}"
         )
 
     async def unmount(self, request: UnmountRequest) -> None:

@@ -18,6 +18,11 @@ PROBE_WAIT = 1.0  # one touch of a served file system
 TAKE_OFF_WAIT = 10.0  # unmounting, with everything that it touches
 LOOK_AGAIN = 10.0  # until the next look at a mount whose end nobody would tell
 
+# The driver, for whoever reads its metrics.
+SCRAPE_WAIT = 5.0  # from the connection to the last byte
+SCRAPES_AT_ONCE = 8  # further connections are closed
+SCRAPE_REQUEST_MAX = 8192  # bytes of the request's head
+
 # The wire (docs/protocol.md).
 PACKET_MAX = 64 * 1024
 ORIGINAL_MESSAGE_MAX = 500
