@@ -37,6 +37,11 @@ def folder(paths: VolumePaths) -> str:
     return f"{paths.root}/{uid}/volume-subpaths/{paths.volume_name}"
 
 
+def has_any(paths: VolumePaths) -> bool:
+    """Whether kubelet has made any."""
+    return os.path.isdir(folder(paths))
+
+
 def stale(mounts: Iterable[Mount], below: bytes, device: str) -> list[SubPath]:
     """The binds below a folder that do not show the file system `device` (None of them does where it is ""). Pure."""
     by_path: dict[bytes, list[Mount]] = {}
@@ -61,11 +66,8 @@ def renew(paths: VolumePaths, device: str) -> int:
     Returns how many. Raises OSError with the first that could not be, after the others. Asks the pod's program for the
     directories, and blocks as long as it does not answer.
     """
-    below = folder(paths)
-    if not os.path.isdir(below):
-        return 0
     done, failed = 0, None
-    for each in stale(fusemount.mount_table(), os.fsencode(below), device):
+    for each in _stale_now(paths, device):
         try:
             _renew(paths.target_path, device, each)
             done += 1
@@ -78,11 +80,13 @@ def renew(paths: VolumePaths, device: str) -> int:
 
 def remove_layers(paths: VolumePaths) -> None:
     """Take our layers off, which show a file system that has gone, so that kubelet finds its own binds. Raises OSError."""
-    below = folder(paths)
-    if not os.path.isdir(below):
-        return
-    for each in stale(fusemount.mount_table(), os.fsencode(below), ""):
+    for each in _stale_now(paths, ""):
         _remove_layers(each)
+
+
+def _stale_now(paths: VolumePaths, device: str) -> list[SubPath]:
+    # The mount table is long, and few volumes have any.
+    return stale(fusemount.mount_table(), os.fsencode(folder(paths)), device) if has_any(paths) else []
 
 
 def _renew(target: str, device: str, each: SubPath) -> None:

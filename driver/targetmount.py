@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from enum import Enum
 
-from driver import fusemount
+from driver import fusemount, subpaths
 from driver.bounded import Threads
 from driver.closewatch import CloseWatch
 from driver.device import Opened
@@ -18,6 +18,7 @@ from driver.history import History
 from driver.logs import VolumeLog
 from driver.metrics import End, Operation, Timer
 from driver.mountprocess import MountProcess
+from driver.paths import VolumePaths
 from driver.policy import KernelMount
 from fusermount3_proxy import limits
 
@@ -37,7 +38,7 @@ class TargetMount:
     """The mount of one target. Whoever changes it holds `lock`."""
 
     def __init__(
-        self, target: str, workspace: Workspace, watch: CloseWatch, log: VolumeLog, history: History, on_change: Callable[[], None]
+        self, paths: VolumePaths, workspace: Workspace, watch: CloseWatch, log: VolumeLog, history: History, on_change: Callable[[], None]
     ) -> None:
         """`on_change` is called when `record` has changed."""
         self.lock = asyncio.Lock()
@@ -45,7 +46,8 @@ class TargetMount:
         self.placeholder: str | None = None  # its device number, where it is known
         self.state = State.WAITING
         self.process: MountProcess | None = None  # mounts for a program that answers INIT first (sync-init)
-        self._target = target
+        self._paths = paths
+        self._target = paths.target_path
         self._workspace = workspace
         self._watch = watch
         self._log = log
@@ -55,6 +57,9 @@ class TargetMount:
         # A program that does not answer holds one of each for ever, and so each has one.
         self._prober = Threads(1)
         self._remover = Threads(1)
+        self._renewer = Threads(1)
+        self._renewing: asyncio.Task[None] | None = None
+        self._has_old_sub_paths = False
         self._reaper: asyncio.Task[None] | None = None
         self._look_again = asyncio.Event()
 
@@ -110,7 +115,8 @@ class TargetMount:
         self.record = record
         self.state = State.MOUNTED
         self._reaper = None
-        self._history.no_trouble("watch")
+        self._history.no_trouble("watch", "subPath")
+        self._has_old_sub_paths = True  # for all that is known here
         if record.node is not None:
             try:
                 self._watch_id = self._watch.add(self._workspace.nodes.path(record.node), self.look)
@@ -120,6 +126,7 @@ class TargetMount:
                 self._history.trouble("watch", text)
         if self._watch_id is None:
             self.look()
+        self.renew_sub_paths()
         self._on_change()
 
     async def is_dead(self) -> bool:
@@ -146,9 +153,16 @@ class TargetMount:
         if record is None:
             return
         took = Timer(Operation.UNMOUNT)
-        await self._remover.run(limits.TAKE_OFF_WAIT, lambda: fusemount.take_off(self._workspace, self._target, record, plain))
+        await self._remover.run(limits.TAKE_OFF_WAIT, lambda: self._take_off(record, plain))
         took.stop()
         self._forget(End.DIED if self.state is State.DEAD else End.ASKED)
+
+    def _take_off(self, record: FuseMount, plain: bool) -> None:
+        fusemount.take_off(self._workspace, self._target, record, plain)
+        try:
+            subpaths.remove_layers(self._paths)
+        except OSError as error:  # the next mount does it
+            self._log.warning(f"former layers of subPath binds cannot be removed: {error}")
 
     async def remove_target(self) -> None:
         """Unmount all, and remove the target's directory. Raises OSError, TimeoutError."""
@@ -174,6 +188,31 @@ class TargetMount:
         if self.record is not None and not self._is_held(self.record):
             self.look()
 
+    def renew_sub_paths(self) -> None:
+        """Give kubelet's subPath binds the present file system, in the background: its program has to answer for that.
+
+        Where it failed, a later call tries again.
+        """
+        if not subpaths.has_any(self._paths):
+            self._has_old_sub_paths = False  # those that are made later show what is mounted then
+        if self.record is not None and self._has_old_sub_paths and (self._renewing is None or self._renewing.done()):
+            self._renewing = asyncio.get_running_loop().create_task(self._renew_sub_paths(self.record))
+
+    async def _renew_sub_paths(self, record: FuseMount) -> None:
+        try:
+            done = await self._renewer.run(limits.SUB_PATH_WAIT, lambda: subpaths.renew(self._paths, record.device))
+        except OSError as error:
+            if self.record is record:
+                text = "the FUSE program does not answer" if isinstance(error, TimeoutError) else str(error)
+                self._log.warning(text := f"containers with a subPath of the volume do not see the new mount yet: {text}")
+                self._history.trouble("subPath", text)
+            return
+        if self.record is record:
+            self._has_old_sub_paths = False
+            self._history.no_trouble("subPath")
+        if done:
+            self._log.info(f"subPath binds that show the new mount: {done}")
+
     def release(self) -> None:
         """The driver stops: look no more, and leave everything as it is."""
         if self._watch_id is not None:
@@ -182,6 +221,9 @@ class TargetMount:
         if self._reaper is not None and self._reaper is not asyncio.current_task():
             self._reaper.cancel()
         self._reaper = None
+        if self._renewing is not None:
+            self._renewing.cancel()
+            self._renewing = None
 
     def _forget(self, end: End) -> None:
         self.release()

@@ -93,7 +93,7 @@ class Volume:
         self.examiner = Threads(1)  # whoever asks its file system how it is
         self.is_closing = False
         self._target = publication.paths.target_path
-        self._mount = TargetMount(self._target, workspace, watch, self.log, self.history, lambda: on_change(self))
+        self._mount = TargetMount(publication.paths, workspace, watch, self.log, self.history, lambda: on_change(self))
         self._sockets: PodSockets | None = None
         self._server: FdServer | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -160,6 +160,7 @@ class Volume:
         except (OSError, VolumeError) as error:
             self._trouble("sockets", f"cannot look after the sockets: {error}")
         self._mount.look_unless_held()
+        self._mount.renew_sub_paths()
 
     async def unpublish(self) -> None:
         """Take everything away. Raises VolumeError; a second call goes on where the first one stopped."""

@@ -15,6 +15,7 @@ REQUESTS_AT_ONCE = 8  # per volume; further connections are closed
 
 # The driver, for file systems that pods serve.
 PROBE_WAIT = 1.0  # one touch of a served file system
+SUB_PATH_WAIT = 10.0  # finding the directories of kubelet's subPath binds in a file system that was just mounted
 TAKE_OFF_WAIT = 10.0  # unmounting, with everything that it touches
 LOOK_AGAIN = 10.0  # until the next look at a mount whose end nobody would tell
 

@@ -151,12 +151,13 @@ class PodFolder:
         # kubelet unmounts each once, and comes back for those that could not be removed then.
         paths = sorted((self.folder / "volume-subpaths").glob("*/*/*"))
         for _ in range(3):
-            for path in [path for path in paths if path.exists() or mounts.stack(path)]:
+            for path in paths:
                 if mounts.stack(path):
                     mounts.unmount(path)
-                if not mounts.stack(path):
+                if not mounts.stack(path) and os.path.lexists(path):
                     path.rmdir()
-        assert not [path for path in paths if path.exists()], f"kubelet cannot remove {paths} in three tries"
+        left = [path for path in paths if mounts.stack(path) or os.path.lexists(path)]
+        assert not left, f"kubelet cannot remove {left} in three tries"
 
     def delete(self) -> None:
         """What kubelet does with a deleted pod: unpublish, and remove its folders, which must be empty of mounts."""
