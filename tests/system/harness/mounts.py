@@ -72,12 +72,13 @@ def below(folder: Path) -> list[Mount]:
 def enter_private_namespace() -> None:
     """Give this process, and all it starts from now on, a mount table of its own.
 
-    Whatever goes wrong, the machine's own mounts stay as they are, and what is forgotten ends with the last process.
+    Whatever goes wrong, the machine's own mounts stay as they are, and what is forgotten ends with the last process. What
+    else the machine mounts meanwhile (another container engine) is not seen here, where mounts are counted.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNS) != 0:
         raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNS)")
-    mount("--make-rslave", "/")
+    mount("--make-rprivate", "/")
 
 
 def mount(*arguments: str | Path) -> None:
