@@ -193,6 +193,6 @@ def test_a_mount_that_ended_while_no_driver_ran_is_told(node: Node, pod: Pod) ->
     program = mounted(volume, pod.fuse(volume))
     node.driver.stop()
     mounts.unmount(volume.target)
-    program.kill("KILL")
+    program.wait()
     node.driver.start()
     assert "its FUSE program has gone without unmounting" in Stats(node, volume).text
