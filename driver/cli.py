@@ -53,6 +53,9 @@ def main(
         return
     if not nodeid:
         raise click.UsageError("--nodeid is missing or empty: give the name of this node")
+    # What gRPC does in a process that was forked is for one that goes on using it: it starts threads there. Ours only mounts
+    # (mountprocess.py). Read when gRPC is imported.
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     if log_format == "json":
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are no JSON
     from driver import daemon  # gRPC is slow to import, and --help does not need it

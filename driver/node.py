@@ -117,13 +117,8 @@ def _device(run_dir: str) -> str:
     doing = "prepare a folder for device nodes"
     try:
         with _node_folder(run_dir) as nodes:
-            doing = "make a device node (mknod c 10 229)"
-            name = nodes.create()
-            try:
-                doing = "open a FUSE device (c 10:229)"
-                os.close(nodes.open_locked(name))
-            finally:
-                nodes.remove(name)
+            doing = "make and open a FUSE device (c 10:229)"
+            nodes.discard(nodes.open())
     except OSError as error:
         text = f"cannot {doing} below {run_dir} (--run-dir): {error.strerror}"
         if error.errno in (ENXIO, ENODEV):
@@ -182,18 +177,14 @@ def _has_sync_init(run_dir: str) -> bool | None:
     """None where there is no FUSE device to ask."""
     try:
         with _node_folder(run_dir) as nodes:
-            name = nodes.create()
+            opened = nodes.open()
             try:
-                fd = nodes.open_locked(name)
-                try:
-                    fcntl.ioctl(fd, _FUSE_DEV_IOC_SYNC_INIT)
-                    return True
-                except OSError:  # ENOTTY, or what a seccomp filter says
-                    return False
-                finally:
-                    os.close(fd)
+                fcntl.ioctl(opened.fd, _FUSE_DEV_IOC_SYNC_INIT)
+                return True
+            except OSError:  # ENOTTY, or what a seccomp filter says
+                return False
             finally:
-                nodes.remove(name)
+                nodes.discard(opened)
     except OSError:
         return None
 

@@ -12,10 +12,12 @@ from enum import Enum
 from driver import fusemount
 from driver.bounded import Threads
 from driver.closewatch import CloseWatch
+from driver.device import Opened
 from driver.fusemount import FuseMount, Workspace
 from driver.history import History
 from driver.logs import VolumeLog
 from driver.metrics import End, Operation, Timer
+from driver.mountprocess import MountProcess
 from driver.policy import KernelMount
 from fusermount3_proxy import limits
 
@@ -42,6 +44,7 @@ class TargetMount:
         self.record: FuseMount | None = None
         self.placeholder: str | None = None  # its device number, where it is known
         self.state = State.WAITING
+        self.process: MountProcess | None = None  # mounts for a program that answers INIT first (sync-init)
         self._target = target
         self._workspace = workspace
         self._watch = watch
@@ -61,6 +64,46 @@ class TargetMount:
         self._history.mounted()
         self.take_over(record)
         return fd
+
+    def open(self) -> Opened:
+        """A /dev/fuse for mount_opened() or discard(). Raises OSError."""
+        return self._workspace.nodes.open()
+
+    def discard(self, opened: Opened) -> None:
+        """Close what open() has opened."""
+        self._workspace.nodes.discard(opened)
+
+    def mount_opened(self, opened: Opened, mountpoint: bytes, kernel: KernelMount) -> MountProcess:
+        """Mount on the placeholder, and take as long as the program takes to answer INIT. Returns the process that does.
+
+        When that ends the mount is known here, or `opened` is discarded. Needs the lock at the start alone: as long as
+        `process` is there nothing else mounts. Raises OSError, and then `opened` is the caller's still.
+        """
+        before = fusemount.device_at(self._target)
+
+        def end() -> None:
+            self.process = None
+            # Told by what is there, since a process can be killed when it has just mounted.
+            try:
+                is_mounted = fusemount.device_at(self._target) != before
+                record = fusemount.record_of(opened, self._target, mountpoint, kernel) if is_mounted else None
+            except OSError:
+                record = None  # the target is gone
+            if record is None:
+                self.discard(opened)
+                return
+            self._history.mounted()
+            self.take_over(record)
+            os.close(opened.fd)  # after the watch was set, which hears of it where it is the last one
+
+        self.process = MountProcess(opened.fd, lambda: fusemount.mount_opened(opened, self._target, kernel), end)
+        return self.process
+
+    async def end_process(self, process: MountProcess) -> None:
+        """Kill a process of mount_opened(), and wait for its end. Raises TimeoutError."""
+        process.kill()
+        # A process that gave no sign for so long sleeps where no signal reaches it; it is looked after when it ends.
+        await asyncio.wait_for(asyncio.shield(process.ended), limits.PROBE_WAIT)
 
     def take_over(self, record: FuseMount) -> None:
         """Look after a FUSE mount that is at the target."""

@@ -8,19 +8,22 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EAGAIN, EBUSY, EEXIST, EINVAL, ENOTEMPTY
+from typing import Any
 
 from driver import fusemount
 from driver.bounded import Threads
 from driver.closewatch import CloseWatch
+from driver.device import Opened
 from driver.errors import Code, VolumeError
 from driver.fdserver import FdServer, Peer
 from driver.fusemount import FuseMount, Workspace
 from driver.history import History, Past
 from driver.logs import VolumeLog
 from driver.metrics import End, Operation, Timer
+from driver.mountprocess import MountProcess
 from driver.paths import VolumePaths
 from driver.podsockets import NameTaken, NoDirectory, PodSockets
-from driver.policy import Refused, VolumePolicy, kernel_mount
+from driver.policy import KernelMount, Refused, VolumePolicy, kernel_mount
 from driver.targetmount import State, TargetMount
 from fusermount3_proxy import limits
 from fusermount3_proxy.mountinfo import Mount
@@ -43,6 +46,31 @@ class Publication:
     mount_flags: tuple[str, ...]
     mount_options: str
     pod: str
+
+
+@dataclass
+class PreparedMount:
+    """A /dev/fuse that a client has, and that is mounted when it says so; Volume's mount_prepared() or discard_prepared()."""
+
+    volume: "Volume"
+    request: MountRequest
+    peer: Peer
+    kernel: KernelMount
+    opened: Opened
+    is_handed_on: bool = False  # who closes `opened` is somebody else
+
+    @property
+    def fd(self) -> int:
+        """The fd to serve it by, for the client."""
+        return self.opened.fd
+
+    async def mount(self, client_gone: "asyncio.Future[None]") -> None:
+        """Mount it, as long as the client waits. Raises Refused."""
+        await self.volume.mount_prepared(self, client_gone)
+
+    def discard(self) -> None:
+        """Close it, unless it was mounted or tried to."""
+        self.volume.discard_prepared(self)
 
 
 class Volume:
@@ -144,6 +172,11 @@ class Volume:
             # Until then they keep a memory emptyDir busy.
             await asyncio.wait(self._closing)
         async with self._mount.lock:
+            if self._mount.process is not None:
+                try:
+                    await self._mount.end_process(self._mount.process)
+                except TimeoutError:
+                    pass  # without its target, which goes now, it cannot mount
             try:
                 await self._mount.remove_target()
             except FileNotFoundError:
@@ -233,23 +266,82 @@ class Volume:
         """Mount for a client, and return the fd. Raises Refused."""
         async with self._mount.lock:
             self._refuse_when_closing()
-            if request.sync_init:
-                raise Refused("--sync-init is not supported by this driver")
             kernel = kernel_mount(self.policy, request.options, peer.uid, peer.gid)
-            if self._mount.record is not None:
-                if not await self._mount.is_dead():
-                    raise Refused(f"mount failed: {os.strerror(EBUSY)}", EBUSY)
-                await self._take_off(plain=False)
+            await self._make_room()
             took = Timer(Operation.MOUNT)
             try:
                 fd = self._mount.mount(from_wire(request.mountpoint), kernel)
             except OSError as error:
-                raise Refused(f"mount failed: {error.strerror}", error.errno or EINVAL) from None
+                raise _mount_failed(error) from None
+        self._log_mounted(request, peer, kernel, took)
+        return fd
+
+    async def prepare(self, request: MountRequest, peer: Peer) -> "PreparedMount":
+        """Open a /dev/fuse for a client that says later when to mount it (sync-init). Raises Refused.
+
+        Nothing is reserved: until then others can mount, and a client that goes away stands in nobody's way.
+        """
+        async with self._mount.lock:
+            self._refuse_when_closing()
+            kernel = kernel_mount(self.policy, request.options, peer.uid, peer.gid)
+            await self._make_room()
+            try:
+                return PreparedMount(self, request, peer, kernel, self._mount.open())
+            except OSError as error:
+                raise _mount_failed(error) from None
+
+    async def mount_prepared(self, prepared: "PreparedMount", client_gone: "asyncio.Future[None]") -> None:
+        """Mount what prepare() has opened, as long as the client waits. Raises Refused."""
+        async with self._mount.lock:
+            self._refuse_when_closing()
+            await self._make_room()
+            mountpoint = from_wire(prepared.request.mountpoint)
+            took = Timer(Operation.MOUNT)
+            try:
+                process = self._mount.mount_opened(prepared.opened, mountpoint, prepared.kernel)
+            except OSError as error:
+                raise _mount_failed(error) from None
+            prepared.is_handed_on = True
+        # Without the lock: the program may take its time, and unpublish must not wait for it.
+        first: set[asyncio.Future[Any]] = {process.ended, client_gone}
+        await asyncio.wait(first, timeout=limits.SYNC_MOUNT_WAIT, return_when=asyncio.FIRST_COMPLETED)
+        if not process.ended.done():
+            await self._end_process(process)
+        if (errno := process.ended.result()) != 0:
+            self._refuse_when_closing()
+            text = "the FUSE program did not answer INIT in time" if process.is_killed else os.strerror(errno)
+            raise Refused(f"mount failed: {text}", errno)
+        self._log_mounted(prepared.request, prepared.peer, prepared.kernel, took)
+
+    def discard_prepared(self, prepared: "PreparedMount") -> None:
+        """Close what prepare() has opened and nobody has mounted."""
+        if not prepared.is_handed_on:
+            prepared.is_handed_on = True
+            self._mount.discard(prepared.opened)
+
+    async def _make_room(self) -> None:
+        """Refuse a mount where one is served; take one off whose program has died. Needs the lock. Raises Refused."""
+        if (process := self._mount.process) is not None:
+            if not process.is_killed:
+                raise Refused(f"mount failed: {os.strerror(EBUSY)}", EBUSY)
+            await self._end_process(process)
+        if self._mount.record is None:
+            return
+        if not await self._mount.is_dead():
+            raise Refused(f"mount failed: {os.strerror(EBUSY)}", EBUSY)
+        await self._take_off(plain=False)
+
+    async def _end_process(self, process: MountProcess) -> None:
+        try:
+            await self._mount.end_process(process)
+        except TimeoutError:
+            raise Refused(f"mount failed: {os.strerror(EBUSY)}", EBUSY) from None
+
+    def _log_mounted(self, request: MountRequest, peer: Peer, kernel: KernelMount, took: Timer) -> None:
         self.log.info(
             f"mounted {os.fsdecode(kernel.fstype)} {os.fsdecode(kernel.source)!r} for uid {peer.uid}, pid {peer.pid}, "
             f"asked for at {os.fsdecode(from_wire(request.mountpoint))!r}, in {took.stop()}"
         )
-        return fd
 
     async def unmount(self, request: UnmountRequest) -> None:
         """Unmount for a client. Raises Refused, with EINVAL where the mount is not the one that it means."""
@@ -273,6 +365,10 @@ class Volume:
             raise Refused("the FUSE file system could not be unmounted in time", EBUSY) from None
         except OSError as error:
             raise Refused(str(error.strerror), error.errno or EINVAL) from None
+
+
+def _mount_failed(error: OSError) -> Refused:
+    return Refused(f"mount failed: {error.strerror}", error.errno or EINVAL)
 
 
 def unpublish_error(target: str, error: OSError) -> VolumeError:

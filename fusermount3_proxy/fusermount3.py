@@ -9,13 +9,14 @@ import sys
 from _socket import AF_UNIX, SO_DOMAIN, SOL_SOCKET, socket
 from errno import EINVAL, ENOTCONN
 
-from fusermount3_proxy import commandline, driver_socket, fdpass, limits, mountpoint, options, program, protocol
+from fusermount3_proxy import autounmount, commandline, driver_socket, fdpass, limits, mountpoint, options, program, protocol, syncinit
 from fusermount3_proxy.commandline import Command, CommandLineError
 from fusermount3_proxy.discovery import NoSocket, find_socket
 from fusermount3_proxy.driver_socket import DriverError, OriginalProtocolOnly
 from fusermount3_proxy.options import OptionError
 from fusermount3_proxy.program import to_bytes, to_text
 from fusermount3_proxy.protocol import MountRequest, UnmountRequest
+from fusermount3_proxy.syncinit import SyncInitError
 
 # Programs compare it to know what the helper can do; 3.14 is the version whose behaviour this one has.
 VERSION = "fusermount3 version: 3.14.0\n"
@@ -68,17 +69,16 @@ def _resolve(given: str) -> bytes:
 
 
 def _mount(command: Command, path: bytes) -> None:
-    if command.sync_init:
-        # libfuse then calls again without it.
-        raise Failure("--sync-init is not supported")
-    if command.auto_unmount and not command.options:
-        raise Failure("--auto-unmount of a mount that was made without this helper is not supported")
     comm_fd = command.comm_fd
     if comm_fd is None:
         variable = posix.environ.get(b"_FUSE_COMMFD")
         if variable is None:
             raise Failure("old style mounting not supported")
         comm_fd = variable.decode("utf-8", "replace")
+    if command.auto_unmount:
+        # The program has mounted by itself, in its own container, and asks for nothing else.
+        autounmount.wait_and_unmount(_comm_socket(comm_fd), path)
+        return
     _check_mountpoint(path)
     raw_options = to_bytes(command.options)
     try:
@@ -93,7 +93,10 @@ def _mount(command: Command, path: bytes) -> None:
     comm = _comm_socket(comm_fd)
 
     socket_path = find_socket()
-    request = MountRequest(protocol.to_wire(path), protocol.to_wire(raw_options))
+    request = MountRequest(protocol.to_wire(path), protocol.to_wire(raw_options), command.sync_init)
+    if command.sync_init:
+        _mount_when_told(comm, socket_path, request)
+        return
     reply, fuse_fd = driver_socket.mount(socket_path, request, limits.SOCKET_WAIT, say)
     if reply.error is not None:
         raise Failure(reply.error)
@@ -104,6 +107,22 @@ def _mount(command: Command, path: bytes) -> None:
         _undo(socket_path, path)
         posix.close(fuse_fd)
         raise Failure(f"sending file descriptor: {error.strerror}") from None
+
+
+def _mount_when_told(comm: socket, socket_path: str, request: MountRequest) -> None:
+    try:
+        reply, fuse_fd, prepared = driver_socket.prepare(socket_path, request, limits.SOCKET_WAIT, say)
+    except OriginalProtocolOnly as error:
+        # Nothing was asked for, and the FUSE library calls again without it.
+        raise Failure(f"--sync-init is not supported: {error}") from None
+    try:
+        if reply.error is not None:
+            raise Failure(reply.error)
+        syncinit.mount(comm, fuse_fd, prepared)
+    except SyncInitError as error:
+        raise Failure(str(error)) from None
+    finally:
+        prepared.close()
 
 
 def _check_mountpoint(path: bytes) -> None:
@@ -151,10 +170,10 @@ def _unmount(command: Command, path: bytes) -> None:
         if device is not None:
             raise
         raise CannotUnmount(f"entry for {to_text(path)} not found in /etc/mtab") from None
-    quiet = command.quiet
     request = UnmountRequest(protocol.to_wire(path), command.lazy, device)
     try:
-        reply = driver_socket.unmount(socket_path, request, limits.SOCKET_WAIT, (lambda line: None) if quiet else say)
+        # Not a word while it waits: go-fuse takes any for a failure.
+        reply = driver_socket.unmount(socket_path, request, limits.SOCKET_WAIT, lambda line: None)
     except OriginalProtocolOnly as error:
         raise CannotUnmount(f"failed to unmount {to_text(path)}: {error}") from None
     if reply.error is None:

@@ -5,9 +5,12 @@ SOCKET_WAIT = 10.0  # a socket that is missing or refuses: the driver may be sta
 SOCKET_WAIT_SILENT = 1.0  # after this the client says what it waits for
 SOCKET_RETRY = 0.05
 ANSWER_WAIT = 30.0
+MOUNT_ANSWER_WAIT = 40.0  # for a mount that waits for the program (sync-init): longer than the driver lets it take
 
 # The driver, for a client.
 REQUEST_WAIT = 5.0
+PROCEED_WAIT = 300.0  # for sync-init's proceed, as long as libfuse's helper waits; the client waits as long for the program
+SYNC_MOUNT_WAIT = 30.0  # mount(2) of sync-init, until the program has answered INIT
 REQUESTS_AT_ONCE = 8  # per volume; further connections are closed
 
 # The driver, for file systems that pods serve.

@@ -141,7 +141,7 @@ def test_a_container(engine: Engine, options: list[str], lacks: set[str]) -> Non
         assert {name for name in CHECKS if found[name]} == lacks, result.out
         assert result.code == (1 if lacks else 0)
         if lacks == {"FUSE device"}:
-            assert "cannot open a FUSE device (c 10:229)" in found["FUSE device"]
+            assert "cannot make and open a FUSE device (c 10:229)" in found["FUSE device"]
             assert "--device /dev/fuse" in found["FUSE device"]
         # Where there is none to ask, nothing is said of what it can do.
         assert ("synchronous INIT" in found) is (not lacks)

@@ -170,15 +170,6 @@ def test_a_mistake_is_fusermount3s_line_and_the_driver_hears_nothing(
     assert ended == failed(message.replace(" M", f" {put}"))
 
 
-def test_sync_init_is_refused_before_the_volume_is_touched(library: Library, path: Path, mountpoint: Path) -> None:
-    # libfuse falls back to a call without it.
-    with StandIn(path, v1=Recorder(b"")) as driver:
-        ended = library.run(["--sync-init", "-o", "ro", "--", str(mountpoint)], path)
-        assert driver.connections == 0
-    assert (ended.code, ended.stdout) == (1, b"")
-    assert ended.stderr.count(b"\n") == 1
-
-
 def test_options_that_make_the_packet_too_long_are_refused(library: Library, path: Path, mountpoint: Path) -> None:
     with StandIn(path, v1=Recorder(b"")) as driver:
         ended = library.run(["-o", "fsname=" + "x" * 130000, str(mountpoint)], path)

@@ -7,6 +7,7 @@ import pytest
 from open_fds import nothing_leaked
 
 from driver import fusemount, node, privileges
+from driver.device import Opened
 from fusermount3_proxy import mountinfo
 
 
@@ -133,17 +134,14 @@ class Nodes:
         self._step("prepare")
         return self
 
-    def create(self) -> str:
-        self._step("create")
-        self.there.append("name")
-        return "name"
-
-    def open_locked(self, name: str) -> int:
+    def open(self) -> Opened:
         self._step("open")
-        return os.open("/dev/null", os.O_RDWR)
+        self.there.append("name")
+        return Opened("name", os.open("/dev/null", os.O_RDWR))
 
-    def remove(self, name: str) -> None:
-        self.there.remove(name)
+    def discard(self, opened: Opened) -> None:
+        os.close(opened.fd)
+        self.there.remove(opened.node)
 
     def close(self) -> None:
         self.is_closed = True
@@ -158,11 +156,10 @@ class Nodes:
     [
         ("prepare", ENOSYS, ["prepare a folder", "privileged: true"]),
         ("prepare", EROFS, ["prepare a folder", "tmpfs of the node"]),
-        ("create", EPERM, ["mknod c 10 229", "privileged: true"]),
-        ("open", EPERM, ["open a FUSE device", "privileged: true"]),
-        ("open", EACCES, ["open a FUSE device", "privileged: true"]),
-        ("open", ENODEV, ["open a FUSE device", "modprobe fuse"]),
-        ("open", ENXIO, ["open a FUSE device", "modprobe fuse"]),
+        ("open", EPERM, ["make and open a FUSE device", "privileged: true"]),
+        ("open", EACCES, ["make and open a FUSE device", "privileged: true"]),
+        ("open", ENODEV, ["make and open a FUSE device", "modprobe fuse"]),
+        ("open", ENXIO, ["make and open a FUSE device", "modprobe fuse"]),
     ],
 )
 def test_a_device_that_cannot_be_had_is_told_with_the_remedy(
