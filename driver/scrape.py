@@ -5,7 +5,9 @@ a limited time for all of it, and few do it at once, so one that reads slowly or
 """
 
 import asyncio
+import os
 import socket
+from errno import EADDRNOTAVAIL
 
 from driver import metrics
 from fusermount3_proxy import limits
@@ -38,17 +40,30 @@ def listen(address: str) -> socket.socket:
     """A socket that listens at HOST:PORT. Raises BadAddress."""
     host, port = parse(address)
     try:
-        if host:
-            family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-            return socket.create_server(where[:2], family=family, backlog=_BACKLOG)
-        if socket.has_dualstack_ipv6():
-            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG)
-        return socket.create_server(("", port), backlog=_BACKLOG)
+        return _listen_at(host, port) if host else _listen_everywhere(port)
     except socket.gaierror as error:
         raise BadAddress(f"{address!r}: the host is not known: {error.strerror}") from None
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "the host is not one"
         raise BadAddress(f"cannot listen at {address!r}: {reason}") from None
+
+
+def _listen_at(host: str, port: int) -> socket.socket:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for number, (family, _, _, _, where) in enumerate(found, 1):
+        try:
+            return socket.create_server(where, family=family, backlog=_BACKLOG)
+        except OSError:
+            # A name may have an IPv6 address on a machine that has none.
+            if number == len(found):
+                raise
+    raise OSError(EADDRNOTAVAIL, os.strerror(EADDRNOTAVAIL))
+
+
+def _listen_everywhere(port: int) -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG)
+    return socket.create_server(("", port), backlog=_BACKLOG)
 
 
 def url(listener: socket.socket) -> str:

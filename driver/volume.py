@@ -19,7 +19,7 @@ from driver.fdserver import FdServer, Peer
 from driver.fusemount import FuseMount, Workspace
 from driver.history import History, Past
 from driver.logs import VolumeLog
-from driver.metrics import Operation, Timer
+from driver.metrics import End, Operation, Timer
 from driver.mountprocess import MountProcess
 from driver.paths import VolumePaths
 from driver.podsockets import NameTaken, NoDirectory, PodSockets
@@ -142,6 +142,8 @@ class Volume:
             text = f"not listening: {error}"
             self.log.warning(text)
             self.history.trouble("sockets", text)
+        if known is not None and self.mount_record is None:
+            self.history.ended(End.DIED)  # while no driver ran, or before one that was killed could record it
         self._mount.look_unless_held()
         self.log.info(f"taken up again at {self._target}, {self.state.value}")
         return True

@@ -7,6 +7,7 @@ import time
 
 import grpc
 import pytest
+from harness import mounts
 from harness.container import Background, Container
 from harness.events import wait_until
 from harness.kubelet import Published, refused
@@ -180,7 +181,18 @@ def test_a_restart_of_the_driver_changes_nothing_of_it(node: Node, pod: Pod) -> 
     volume.wait_waiting()
     mounted(volume, fuse)
     before = node.driver.cli("status", "--output", "json").stdout
+    assert '"mounts": 2' in before
     node.driver.stop()
     node.driver.start()
     assert node.driver.cli("status", "--output", "json").stdout == before
     assert not Stats(node, volume).is_abnormal
+
+
+def test_a_mount_that_ended_while_no_driver_ran_is_told(node: Node, pod: Pod) -> None:
+    volume = pod.publish()
+    program = mounted(volume, pod.fuse(volume))
+    node.driver.stop()
+    mounts.unmount(volume.target)
+    program.wait()
+    node.driver.start()
+    assert "its FUSE program has gone without unmounting" in Stats(node, volume).text
