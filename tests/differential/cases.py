@@ -119,8 +119,8 @@ _comm_numbers = st.sampled_from([b"77", b"77", b"99", b"x", b"", b" 77x"])
 
 
 def _twins(words: list[tuple[Words, Words]], number: bytes | None, variable: bytes | None) -> tuple[Case, Case]:
-    short = Case(tuple(word for pair in words for word in pair[0]) + (b"m",), comm_fd=variable if number is None else number)
-    long = tuple(word for pair in words for word in pair[1]) + (b"m",)
+    short = Case((*(word for pair in words for word in pair[0]), b"m"), comm_fd=variable if number is None else number)
+    long = (*(word for pair in words for word in pair[1]), b"m")
     return short, replace(short, arguments=long if number is None else (b"--comm-fd", number, *long), comm_fd=variable)
 
 
