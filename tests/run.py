@@ -171,7 +171,7 @@ def missing_packages(wanted: list[Stage]) -> list[str]:
         for line in SYSTEM_PACKAGES.read_text().splitlines():
             names += line.partition("#")[0].split()
     if STAGES["differential"] in wanted:
-        names += DIFFERENTIAL_PACKAGES + (ALL_DIFFERENTIAL_PACKAGES if "MFCP_ALL" in os.environ else [])
+        names += DIFFERENTIAL_PACKAGES + (ALL_DIFFERENTIAL_PACKAGES if os.environ.get("MFCP_ALL") else [])
     query = ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n", *names]
     answer = subprocess.run(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
     installed = {line.split()[0] for line in answer.splitlines() if line.endswith(" installed")}

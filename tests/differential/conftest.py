@@ -27,7 +27,7 @@ from harness.programs import missing
 from sides import USER, Ours, Place, Reference, make_mountpoints
 
 # Each example is four programs and a mount or two; the long run of tests/property would take hours.
-_EXAMPLES = max(500, int(os.environ.get("MFCP_EXAMPLES", "0")) // 8)
+_EXAMPLES = max(400, int(os.environ.get("MFCP_EXAMPLES", "0")) // 8)
 _SECONDS_PER_EXAMPLE = 0.5
 
 settings.register_profile(

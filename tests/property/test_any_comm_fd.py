@@ -12,7 +12,9 @@ numbers = st.builds(
     "{}{}{}{}".format,
     st.text(st.sampled_from(" \t\n\v\f\r"), max_size=2),
     st.sampled_from(["", "+", "-", "--"]),
-    digits | st.integers(0, 2**66).map(str),
+    digits
+    | st.integers(0, 2**66).map(str)
+    | st.builds(lambda zeros, number: "0" * zeros + str(number), st.integers(0, 30), st.integers(0, 2**32)),
     st.text(max_size=2),
 )
 

@@ -208,8 +208,13 @@ def run_with_comm(number: str, mountpoint: Path, path: Path, pass_fds: Sequence[
 
 def check_refused(ended: Ended, message: str) -> None:
     assert (ended.code, ended.stdout) == (1, b"")
-    # As fusermount3 says it: without its name.
-    assert ended.stderr == f"{message}\n".encode()
+    assert ended.stderr.count(b"\n") == 1
+    assert ended.stderr.startswith(f"fusermount3: {message}".encode())
+
+
+def cannot_send(reason: str) -> Ended:
+    # fusermount3 says this without its name.
+    return Ended(1, b"", f"sending file descriptor: {reason}\n".encode())
 
 
 def test_without_a_comm_fd_nothing_is_mounted(path: Path, mountpoint: Path) -> None:
@@ -231,13 +236,13 @@ def test_without_a_comm_fd_nothing_is_mounted(path: Path, mountpoint: Path) -> N
 )
 def test_the_comm_fd_is_read_as_atoi_reads_it(path: Path, mountpoint: Path, number: str, message: str) -> None:
     with StandIn(path, v1=Recorder(OK)) as driver:
-        check_refused(run_with_comm(number, mountpoint, path), f"sending file descriptor: {message}")
+        assert run_with_comm(number, mountpoint, path) == cannot_send(message)
         assert driver.connections == 0
 
 
 def test_a_comm_fd_that_is_closed_is_told(path: Path, mountpoint: Path) -> None:
     with StandIn(path, v1=Recorder(OK)) as driver:
-        check_refused(run_with_comm("99", mountpoint, path), "sending file descriptor: Bad file descriptor")
+        assert run_with_comm("99", mountpoint, path) == cannot_send("Bad file descriptor")
         assert driver.connections == 0
 
 
@@ -250,7 +255,7 @@ def test_a_comm_fd_that_is_no_unix_socket_is_told(path: Path, mountpoint: Path) 
             (file.fileno(), "Socket operation on non-socket"),
             (inet.fileno(), "Invalid argument"),
         ):
-            check_refused(run_with_comm(str(fd), mountpoint, path, [fd]), f"sending file descriptor: {message}")
+            assert run_with_comm(str(fd), mountpoint, path, [fd]) == cannot_send(message)
         assert driver.connections == 0
     os.close(reader)
     os.close(writer)
@@ -290,7 +295,7 @@ def test_a_library_that_has_gone_is_told_and_the_mount_undone(any_library: Libra
 
     any_library.ours.close()
     with StandIn(path, v1=behaviour):
-        assert any_library.run([str(mountpoint)], path) == Ended(1, b"", b"sending file descriptor: Broken pipe\n")
+        assert any_library.run([str(mountpoint)], path) == cannot_send("Broken pipe")
     assert [request["op"] for request in requests] == ["mount", "unmount"]
     assert requests[1]["mountpoint"] == str(mountpoint)
     assert requests[1]["lazy"]

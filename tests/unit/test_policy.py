@@ -133,7 +133,7 @@ def test_what_is_no_number_is_refused(name: str, value: str) -> None:
             kernel(asked, policy.of_volume(False, [], f"{name}=1"))
 
 
-@pytest.mark.parametrize("asked", ["bogus", "ro,,rw", "context=x", "fd", "blkdev"])
+@pytest.mark.parametrize("asked", ["bogus", "ro,,rw", "context=x", "fd", "blkdev", "allow_root"])
 def test_what_fusermount3_refuses_is_refused_again(asked: str) -> None:
     # A pod can send anything.
     with pytest.raises(Refused) as caught:
@@ -240,7 +240,6 @@ def test_what_cannot_be_is_left_out_with_a_warning_that_says_where(option: str, 
         ("no_default_permissions", "", True),
         ("no_default_permissions", "allow_other,default_permissions", True),
         ("no_default_permissions", "default_permissions", True),
-        ("no_default_permissions", "allow_root", True),
         ("no_default_permissions", "allow_other", False),
         ("o=no_default_permissions,ro", "ro,allow_other", False),
     ],
