@@ -38,6 +38,7 @@ class TargetMount:
         self.record: FuseMount | None = None
         self.placeholder: str | None = None  # its device number, where it is known
         self.state = State.WAITING
+        self.left: bytes | None = None  # the mountpoint of a program that has gone, while nobody has unmounted it
         self._target = target
         self._workspace = workspace
         self._watch = watch
@@ -60,6 +61,7 @@ class TargetMount:
         """Look after a FUSE mount that is at the target."""
         self.record = record
         self.state = State.MOUNTED
+        self.left = None
         self._reaper = None
         if record.node is not None:
             try:
@@ -159,7 +161,8 @@ class TargetMount:
                 pass
 
     async def _take_off_if_dead(self) -> bool:
-        if not await self.is_dead():
+        record = self.record
+        if record is None or not await self.is_dead():
             return False
         self.state = State.DEAD
         try:
@@ -167,5 +170,6 @@ class TargetMount:
         except OSError as error:
             self._log.error(f"the FUSE program has gone, and its mount at {os.fspath(self._target)} cannot be taken off: {error}")
             return False
+        self.left = record.mountpoint
         self._log.info("the FUSE program has gone; its mount is taken off, and another one can mount")
         return True
