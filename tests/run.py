@@ -25,6 +25,7 @@ PACKAGES = [
     *("patchelf", "binutils", "libc-bin"),
 ]
 SYSTEM_PACKAGES = ROOT / "tests/system/packages.txt"
+SYSTEM_PACKAGES_OF_ALL = ROOT / "tests/system/packages-all.txt"
 
 LONG_EXAMPLES = 20_000
 
@@ -164,7 +165,8 @@ def missing_packages(wanted: list[Stage]) -> list[str]:
     """The names of packages that are not installed."""
     names = PACKAGES.copy()
     if STAGES["system"] in wanted:
-        for line in SYSTEM_PACKAGES.read_text().splitlines():
+        lists = [SYSTEM_PACKAGES, *([SYSTEM_PACKAGES_OF_ALL] if os.environ.get("MFCP_ALL") else [])]
+        for line in "".join(file.read_text() for file in lists).splitlines():
             names += line.partition("#")[0].split()
     query = ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n", *names]
     answer = subprocess.run(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
@@ -233,7 +235,11 @@ def arguments() -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("--only", metavar="STAGE[,STAGE]", type=stages, default=list(STAGES.values()), help="run these stages alone")
-    parser.add_argument("--all", action="store_true", help=f"the long runs too: {LONG_EXAMPLES} examples for each property")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help=f"the long runs too: {LONG_EXAMPLES} examples for each property, FUSE programs that take long or are built first (needs Rust)",
+    )
     parser.add_argument("--no-setup", action="store_true", help="install nothing and build nothing: test what is there")
     return parser.parse_args()
 
@@ -274,6 +280,7 @@ def main() -> int:
         signal.signal(number, signal.default_int_handler)
     status = 0
     if options.all:
+        os.environ["MFCP_ALL"] = "1"  # read by tests/system
         os.environ.setdefault("MFCP_EXAMPLES", str(LONG_EXAMPLES))  # read by tests/property
     try:
         if not options.no_setup:
