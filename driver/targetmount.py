@@ -48,6 +48,7 @@ class TargetMount:
         self.process: MountProcess | None = None  # mounts for a program that answers INIT first (sync-init)
         self._paths = paths
         self._target = paths.target_path
+        self.left: bytes | None = None  # the mountpoint of a program that has gone, while nobody has unmounted it
         self._workspace = workspace
         self._watch = watch
         self._log = log
@@ -114,6 +115,7 @@ class TargetMount:
         """Look after a FUSE mount that is at the target."""
         self.record = record
         self.state = State.MOUNTED
+        self.left = None
         self._reaper = None
         self._history.no_trouble("watch", "subPath")
         self._has_old_sub_paths = True  # for all that is known here
@@ -261,12 +263,14 @@ class TargetMount:
                 pass
 
     async def _take_off_if_dead(self) -> bool:
-        if not await self.is_dead():
+        record = self.record
+        if record is None or not await self.is_dead():
             return False
         try:
             await self.take_off(plain=False)
         except OSError as error:
             self._log.error(f"the FUSE program has gone, and its mount at {os.fspath(self._target)} cannot be taken off: {error}")
             return False
+        self.left = record.mountpoint
         self._log.info("the FUSE program has gone; its mount is taken off, and another one can mount")
         return True

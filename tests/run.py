@@ -25,6 +25,7 @@ PACKAGES = [
     *("patchelf", "binutils", "libc-bin"),
 ]
 SYSTEM_PACKAGES = ROOT / "tests/system/packages.txt"
+SYSTEM_PACKAGES_OF_ALL = ROOT / "tests/system/packages-all.txt"
 # libfuse's fusermount3 of this machine; and what makes a root with Debian 13's.
 DIFFERENTIAL_PACKAGES = ["fuse3"]
 ALL_DIFFERENTIAL_PACKAGES = ["debootstrap", "debian-archive-keyring"]
@@ -168,7 +169,8 @@ def missing_packages(wanted: list[Stage]) -> list[str]:
     """The names of packages that are not installed."""
     names = PACKAGES.copy()
     if STAGES["system"] in wanted:
-        for line in SYSTEM_PACKAGES.read_text().splitlines():
+        lists = [SYSTEM_PACKAGES, *([SYSTEM_PACKAGES_OF_ALL] if os.environ.get("MFCP_ALL") else [])]
+        for line in "".join(file.read_text() for file in lists).splitlines():
             names += line.partition("#")[0].split()
     if STAGES["differential"] in wanted:
         names += DIFFERENTIAL_PACKAGES + (ALL_DIFFERENTIAL_PACKAGES if os.environ.get("MFCP_ALL") else [])
@@ -240,7 +242,10 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--only", metavar="STAGE[,STAGE]", type=stages, default=list(STAGES.values()), help="run these stages alone")
     parser.add_argument(
-        "--all", action="store_true", help=f"the long runs too: {LONG_EXAMPLES} examples for each property, and Debian 13's fusermount3"
+        "--all",
+        action="store_true",
+        help=f"the long runs too: {LONG_EXAMPLES} examples for each property, Debian 13's fusermount3, and FUSE programs that take "
+        "long or are built first (needs Rust)",
     )
     parser.add_argument("--no-setup", action="store_true", help="install nothing and build nothing: test what is there")
     return parser.parse_args()
@@ -282,8 +287,8 @@ def main() -> int:
         signal.signal(number, signal.default_int_handler)
     status = 0
     if options.all:
+        os.environ["MFCP_ALL"] = "1"  # read by tests/system and tests/differential
         os.environ.setdefault("MFCP_EXAMPLES", str(LONG_EXAMPLES))  # read by tests/property and tests/differential
-        os.environ.setdefault("MFCP_ALL", "1")  # read by tests/differential
     try:
         if not options.no_setup:
             set_up(run, wanted)

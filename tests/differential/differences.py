@@ -121,7 +121,7 @@ def _one_mount(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | 
     return None
 
 
-@_difference("dead-mount", Case((b"-u", b"m"), before=Before.DEAD), Case((b"--", b"m"), before=Before.DEAD))
+@_difference("dead-mount", Case((b"--", b"m"), before=Before.DEAD), Case((b"-u", b"m/."), before=Before.DEAD, mountpoint=b"m/."))
 def _dead_mount(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
     if case.before is not Before.DEAD:
         return None

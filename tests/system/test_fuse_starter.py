@@ -53,7 +53,7 @@ def test_sshfs(pod: Pod, starter: str) -> None:
     before, server = pod.application(volume), SshServer(pod)
     server.container.check("echo content >/srv/file")
     fuse = pod.fuse(volume, binds=[server.key, single_starter()], network=server.container)
-    program = fuse.start(command(volume, f"sshfs -f {server.options} root@127.0.0.1:/srv /dev/fd/3", starter))
+    program = fuse.start(command(volume, f"sshfs -f {server.OPTIONS} root@127.0.0.1:/srv /dev/fd/3", starter))
     volume.wait_mounted(program)
     after = pod.application(volume)
     for application in (before, after):

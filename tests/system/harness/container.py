@@ -186,7 +186,8 @@ class Container:
         self._engine.settle()
         number = next(self._numbers)
         file = f"{LOG_FOLDER}/{number}"
-        inner = f"echo $$ >{file}.pid; exec env {command}"
+        # The shell starts what is in its background with these two ignored, and programs of libfuse then leave them so.
+        inner = f"echo $$ >{file}.pid; exec env --default-signal=INT,QUIT {command}"
         self.check(f"{{ sh -c {shlex.quote(inner)}; echo $? >{file}.tmp; mv {file}.tmp {file}.exit; }} >{file}.out 2>{file}.err &")
         return Background(self, self.logs / str(number), command)
 
