@@ -18,6 +18,9 @@ from harness.programs import REPOSITORY
 from launcher import COMM
 from sides import Ended, Line, Outcome
 
+from fusermount3_proxy import commandline
+from fusermount3_proxy.commandline import CommandLineError
+
 TABLE = REPOSITORY / "docs" / "compatibility.md"
 HEADING = "## Differences from fusermount3"
 
@@ -65,6 +68,13 @@ def _refused(case: Case, theirs: Outcome, text: str) -> Outcome:
     warnings = b"".join(re.findall(rb"(?m)^(?:unsafe option|note:) [^\n]*\n", theirs.ended.err))
     old = theirs.lines[:0] if case.before is Before.NOTHING else theirs.lines[:1]
     return Outcome(Ended(1, b"", warnings + text.encode("latin-1") + b"\n"), lines=old)
+
+
+def _unmounts(case: Case) -> bool:
+    try:
+        return commandline.parse([os.fsdecode(argument) for argument in case.arguments]).unmount
+    except CommandLineError:
+        return False
 
 
 def _every_line(theirs: Outcome, change: Callable[[Line], Line]) -> Outcome:
@@ -126,6 +136,9 @@ def _dead_mount(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] |
     if case.before is not Before.DEAD:
         return None
     asked = ask(replace(case, before=Before.NOTHING))
+    loud = ask(replace(case, before=Before.NOTHING, arguments=(b"-u", b"--", case.mountpoint)))
+    if asked.ended.err in (b"", loud.ended.err) and _says(loud, "entry for [^\n]*/user/m not found in [^\n]*") and _unmounts(case):
+        asked = replace(asked, ended=Ended(0, b"", b""))  # the first one, by its path
     # What comes after a mount is not looked at where something was before it.
     return case, replace(asked, after=None, left=())
 
@@ -291,7 +304,7 @@ def _repeated_options(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outc
 @_difference("long-requests", mounting(b"ro," * 40000), mounting(b"fsname=" + b"x" * 70000))
 def _long_requests(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
     options = _options(case)
-    if options is None or not (theirs.fds or _says(theirs, "mount failed: Invalid argument")):
+    if options is None or not (theirs.fds or _says(theirs, "mount failed: (?:Invalid argument|Device or resource busy)")):
         return None
     if len(json.dumps(case.arguments[1].decode("latin-1"))) < 65000:
         return None

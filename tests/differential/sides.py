@@ -326,6 +326,13 @@ class Ours(Side):
         super().__init__(place, Path("/"))
 
     def unmount(self) -> None:
+        self._take_off()
+        # The driver remembers where a program has died, for the first -u after that. The next mount makes it forget.
+        fd = self._mount()
+        self._take_off()
+        os.close(fd)
+
+    def _take_off(self) -> None:
         for mount in self._mounts():
             self._request(op="unmount", mountpoint="", lazy=True, dev=mount.device)
         self._after_death()
