@@ -9,7 +9,7 @@ program's own. Exit codes of its own, as of env(1): 125 where it fails itself, 1
 
 import posix
 import sys
-from _signal import SIG_BLOCK, SIG_DFL, SIG_SETMASK, SIGCHLD, SIGPIPE, SIGXFSZ, pthread_sigmask, sigwait, valid_signals
+from _signal import SIG_BLOCK, SIG_DFL, SIG_SETMASK, SIGCHLD, SIGINT, SIGPIPE, SIGTERM, SIGXFSZ, pthread_sigmask, sigwait, valid_signals
 from _signal import signal as set_signal
 from errno import EACCES, ENOENT, ENOEXEC, ENOTDIR
 
@@ -249,6 +249,11 @@ def _init(candidates: list[bytes], command: list[str], environment: dict[bytes, 
 def run() -> None:
     """The program's entry: never returns."""
     program.die_of_interrupts()
+    if posix.getpid() == 1:
+        # The kernel drops signals to a container's first process that it does not handle, and a socket may be waited
+        # for as long as the user likes. execve(2) takes the handlers off again.
+        for number in (SIGINT, SIGTERM):
+            set_signal(number, lambda number, _: posix._exit(128 + number))
     posix._exit(main(sys.argv[1:]))
 
 

@@ -181,6 +181,10 @@ class Container:
         """The next line of its first process, where that is no shell of ours."""
         return self._out.line()
 
+    def error_line(self) -> str:
+        """The same, of standard error."""
+        return self._err.line()
+
     def start(self, command: str) -> "Background":
         """Start a program in the background. `command` is one program with its arguments; variables may stand in front."""
         self._engine.settle()
