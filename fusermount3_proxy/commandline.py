@@ -7,7 +7,7 @@
     -u --unmount                unmount
     -z --lazy                   with -u: detach now, clean up when it is no longer used
     -q --quiet                  with -u: no message where it cannot be unmounted
-    -U --auto-unmount           unmount when the program ends
+    -U --auto-unmount           unmount when the program ends, which has mounted itself; goes before -u
        --sync-init              libfuse 3.19: mount after the program says so
        --comm-fd        N       the same as _FUSE_COMMFD=N
 
@@ -89,7 +89,7 @@ def parse(arguments: list[str], options_first: bool = False) -> Command:
                 operands += rest
         if command.help or command.version:
             return command
-    if command.lazy and not command.unmount:
+    if command.lazy and not command.unmount and not command.auto_unmount:
         raise CommandLineError("-z can only be used with -u")
     if not operands:
         raise CommandLineError("missing mountpoint argument")

@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
             program.write(1, VERSION)
             return 0
         path = _resolve(command.mountpoint)
-        if command.unmount:
+        if command.unmount and not command.auto_unmount:
             _unmount(command, path)
         else:
             _mount(command, path)

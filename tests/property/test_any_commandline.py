@@ -65,7 +65,7 @@ def expected(words: list[str]) -> Command | None:
                 operands.append(argument)
             case _:
                 setattr(command, {"u": "unmount", "z": "lazy", "q": "quiet", "U": "auto_unmount", "S": "sync_init"}[found], True)
-    if len(operands) != 1 or (command.lazy and not command.unmount):
+    if len(operands) != 1 or (command.lazy and not command.unmount and not command.auto_unmount):
         return None
     command.mountpoint = operands[0]
     return command

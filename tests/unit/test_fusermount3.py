@@ -77,6 +77,24 @@ def failed(line: str) -> Ended:
 # ---- mounting
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--auto-unmount"], ["--auto-unmount", "-u"], ["-z", "--auto-unmount"], ["--auto-unmount", "-o", "ro"]]
+)
+def test_auto_unmount_alone_waits_for_the_end_of_the_socket(library: Library, path: Path, mountpoint: Path, arguments: list[str]) -> None:
+    """Nothing is mounted at the path, and nothing is asked for."""
+    helper = library.helpers.fileno()
+    environment = {"_FUSE_COMMFD": str(helper), SOCKET_VARIABLE: str(path)}
+    with StandIn(path, v1=Recorder(OK)) as driver:
+        process = start("fusermount3", [*arguments, "--", str(mountpoint)], environment, [helper])
+        library.helpers.close()
+        library.ours.send(b"what it has to say is nothing")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        library.ours.close()
+        assert end(process) == Ended(0, b"", b"")
+        assert driver.connections == 0
+
+
 @pytest.mark.parametrize("protocol", ["v1", "original"])
 def test_the_library_gets_one_byte_and_the_fd(any_library: Library, path: Path, fuse: int, mountpoint: Path, protocol: str) -> None:
     behaviour = Recorder(OK, fuse) if protocol == "v1" else sends(OK, fuse)
