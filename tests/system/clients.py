@@ -64,7 +64,7 @@ class Client:
 
     @property
     def marks(self) -> list[pytest.MarkDecorator]:
-        return [pytest.mark.long, pytest.mark.timeout(900)] if self.is_long else []
+        return [pytest.mark.long, pytest.mark.timeout(1800)] if self.is_long else []
 
     def says(self, pattern: str, mountpoint: str) -> str:
         """The regular expression for all that it says on standard error."""

@@ -173,6 +173,7 @@ def test_cryfs_refuses_the_volumes_own_path(pod: Pod) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("option", ["", "--auto-unmount"])
 def test_fuser_takes_the_helper_that_a_variable_names(pod: Pod, option: str) -> None:
     """The other fusermount3 in the container is libfuse's, which could mount nothing there."""
