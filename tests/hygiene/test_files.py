@@ -12,10 +12,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SHELL = re.compile(rb"#!\s*(/usr/bin/env\s+|/bin/|/usr/bin/)(sh|dash|bash)\b")
 
-# The sites that packages come from: each machine has its own configuration of that, mirrors and caches included. (Cargo
-# writes one name for its registry into every Cargo.lock, whatever it is configured to ask.)
+# The sites that packages come from: each machine has its own configuration of that, mirrors and caches included.
 REGISTRY = re.compile(
-    r"pypi[.]org|pythonhosted[.]org|proxy[.]golang[.]org|sum[.]golang[.]org|registry[.]npmjs[.]org|(?<!rust-lang/)crates[.]io"
+    r"pypi[.]org|pythonhosted[.]org|proxy[.]golang[.]org|sum[.]golang[.]org|registry[.]npmjs[.]org|crates[.]io"
     r"|(deb|security|snapshot|ftp)[.]debian[.]org|(archive|security)[.]ubuntu[.]com",
     re.IGNORECASE,
 )

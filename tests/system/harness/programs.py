@@ -123,19 +123,31 @@ def gcsfuse_version() -> str:
 
 
 def rust_program(name: str) -> Path:
-    """The program in programs/NAME, built from what its Cargo.lock locks."""
+    """The program in programs/NAME, built from what its crates.lock locks."""
     source = SOURCES / name
-    files = [source / "Cargo.toml", source / "Cargo.lock", source / "src/main.rs"]
+    files = [source / "Cargo.toml", source / "crates.lock", source / "src/main.rs"]
     built = _CACHE / f"hello-{name}-{hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:16]}"
     if not built.exists():
         cargo = os.environ.get("CARGO") or shutil.which("cargo")
         if cargo is None:
             missing("cargo is missing, programs in Rust are built with it; install Rust >= 1.91 (Debian has a package cargo-web)")
-        with tempfile.TemporaryDirectory() as target:
-            command = [cargo, "build", "--quiet", "--release", "--locked", "--manifest-path", source / "Cargo.toml", "--target-dir", target]
-            _run(command, "it needs Rust >= 1.91, and its registry of crates once")
-            _place(Path(target, "release", f"hello-{name}"), built)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder, name)
+            shutil.copytree(source, copy)
+            remedy = "it needs Rust >= 1.91, and its registry of crates once"
+            options: list[str | Path] = ["--quiet", "--manifest-path", copy / "Cargo.toml"]
+            _run([cargo, "generate-lockfile", *options], remedy)
+            _write_cargo_lock(copy)
+            _run([cargo, "build", "--release", "--locked", "--target-dir", Path(folder, "target"), *options], remedy)
+            _place(Path(folder, "target/release", f"hello-{name}"), built)
     return built
+
+
+def _write_cargo_lock(folder: Path) -> None:
+    """Cargo.lock with the versions and hashes of crates.lock, and the address that this machine's cargo has for all of them."""
+    lock = folder / "Cargo.lock"
+    address = next(line for line in lock.read_text().splitlines() if line.startswith("source = "))
+    lock.write_text(re.sub(r"^checksum = ", f"{address}\\nchecksum = ", (folder / "crates.lock").read_text(), flags=re.MULTILINE))
 
 
 def crate_version(name: str) -> str:
