@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from driver import __version__
+from driver import __version__, rundir
 from driver.logs import configure, shown
 
 # What klog's users put on the command line: accepted, and without a meaning here.
@@ -17,9 +17,11 @@ _KLOG = ("logtostderr", "alsologtostderr", "stderrthreshold", "vmodule", "log_di
 @click.option("--nodeid", help="Name of this node; must not be empty.")
 @click.option("--v", "verbosity", type=int, default=1, show_default=True, help="How much to log: 0 errors, 1 to 5 volumes, 6 and more all.")
 @click.option("--pods-dir", default="/var/lib/kubelet/pods", show_default=True, help="kubelet's folder of pods.")
-@click.option("--run-dir", default="/run/mfcp", show_default=True, help="The driver's own folder, on a tmpfs.")
+@click.option("--run-dir", help=f"The driver's own folder.  [default: {rundir.DEFAULT}; where that is read-only, beside --endpoint]")
 @click.option("--state-dir", help="Folder of the volumes' records.  [default: state in --run-dir]")
 @click.option("--admin-socket", help="Socket of the commands below.  [default: admin.sock in --run-dir]")
+@click.option("--kubelet-registration-path", help="Register with kubelet, which finds the --endpoint socket at this path on the node.")
+@click.option("--plugin-registration-path", default="/registration", show_default=True, help="kubelet's plugins_registry folder.")
 @click.version_option(__version__, "-V", "--version", prog_name="meta-fuse-csi-plugin")
 @click.pass_context
 def main(
@@ -29,36 +31,46 @@ def main(
     nodeid: str | None,
     verbosity: int,
     pods_dir: str,
-    run_dir: str,
+    run_dir: str | None,
     state_dir: str | None,
     admin_socket: str | None,
+    kubelet_registration_path: str | None,
+    plugin_registration_path: str,
     **klog: str,
 ) -> None:
     """The CSI driver that mounts FUSE file systems for unprivileged containers. Without a command it runs the driver."""
-    run_dir = os.path.normpath(run_dir)
-    admin_socket = admin_socket or f"{run_dir}/admin.sock"
-    state_dir = state_dir or f"{run_dir}/state"
     if context.invoked_subcommand is not None:
-        context.obj = admin_socket
+        context.obj = admin_socket or _admin_socket(run_dir, endpoint)
         return
     if not nodeid:
         raise click.UsageError("--nodeid is missing or empty: give the name of this node")
     from driver import daemon  # gRPC is slow to import, and --help does not need it
 
     configure(verbosity)
-    paths = {"--pods-dir": pods_dir, "--run-dir": run_dir, "--state-dir": state_dir, "--admin-socket": admin_socket}
+    paths = {
+        "--pods-dir": pods_dir,
+        "--run-dir": run_dir,
+        "--state-dir": state_dir,
+        "--admin-socket": admin_socket,
+        "--kubelet-registration-path": kubelet_registration_path,
+        "--plugin-registration-path": plugin_registration_path,
+    }
     for option, path in paths.items():
-        if not os.path.isabs(path):
+        if path is not None and not os.path.isabs(path):
             raise click.UsageError(f"{option} {path!r} is not an absolute path")
     try:
+        csi_socket = daemon.socket_path(endpoint)
+        run_dir = os.path.normpath(run_dir) if run_dir else rundir.default(csi_socket)
         daemon.serve(
             daemon.Settings(
-                endpoint=endpoint,
+                csi_socket=csi_socket,
                 node_id=nodeid,
                 pods_dir=os.path.normpath(pods_dir),
                 run_dir=run_dir,
-                state_dir=state_dir,
-                admin_socket=admin_socket,
+                state_dir=state_dir or f"{run_dir}/state",
+                admin_socket=admin_socket or f"{run_dir}/admin.sock",
+                kubelet_registration_path=kubelet_registration_path,
+                plugin_registration_path=plugin_registration_path,
             )
         )
     except daemon.StartError as error:
@@ -124,6 +136,14 @@ def status(admin_socket: str) -> None:
     _table(rows, "VOLUME POD STATE MODE TYPE SOURCE PATH")
     if answer.problem:
         sys.exit(1)
+
+
+def _admin_socket(run_dir: str | None, endpoint: str) -> str:
+    """Where the driver listens for the commands."""
+    if run_dir:
+        return f"{os.path.normpath(run_dir)}/admin.sock"
+    usual, beside = (f"{folder}/admin.sock" for folder in (rundir.DEFAULT, rundir.beside(endpoint.removeprefix("unix:"))))
+    return beside if os.path.exists(beside) and not os.path.exists(usual) else usual
 
 
 def _table(rows: list[list[str]], header: str) -> None:

@@ -31,7 +31,7 @@ def check_mistake(ended: subprocess.CompletedProcess[str], code: int, *words: st
 def test_help_says_every_option_and_command() -> None:
     ended = run("--help")
     assert (ended.returncode, ended.stderr) == (0, "")
-    for word in ("--endpoint", "--nodeid", "--v", "--pods-dir", "--run-dir", "--admin-socket", "volume", "status"):
+    for word in ("--endpoint", "--nodeid", "--v", "--pods-dir", "--run-dir", "--admin-socket", "--kubelet-registration-path", "status"):
         assert word in ended.stdout
 
 
@@ -56,7 +56,9 @@ def test_an_endpoint_that_is_none_is_told(endpoint: str, tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("option", ["--pods-dir", "--run-dir", "--admin-socket"])
+@pytest.mark.parametrize(
+    "option", ["--pods-dir", "--run-dir", "--admin-socket", "--kubelet-registration-path", "--plugin-registration-path"]
+)
 def test_a_path_that_is_not_absolute_is_told(option: str) -> None:
     check_mistake(run("--nodeid", "n", option, "relative"), 2, option, "'relative'")
 
