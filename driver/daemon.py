@@ -121,23 +121,30 @@ async def _serve_volumes(settings: Settings, volumes: Volumes, standalone: Stand
         refusals.append(text)
         stopped.set()
 
+    place = registration.Place(settings.plugin_registration_path)
     if settings.kubelet_registration_path is not None:
-        servers.append(await _register(settings.kubelet_registration_path, settings.plugin_registration_path, refused))
+        servers.append(await _register(settings.kubelet_registration_path, place, refused))
     await stopped.wait()
     if not refusals:
         log.info("stopping; volumes and their mounts stay as they are")
+    place.remove()
     await asyncio.gather(*(server.stop(_GRACE) for server in servers))
     if refusals:
         # kubelet does not ask again until the socket is made anew: whoever started this process starts it again.
         raise StartError(f"kubelet does not register the driver: {refusals[0]}")
 
 
-async def _register(endpoint: str, folder: str, refused: Callable[[str], None]) -> grpc.aio.Server:
+async def _register(endpoint: str, place: registration.Place, refused: Callable[[str], None]) -> grpc.aio.Server:
     """Let kubelet know the driver, which serves CSI by now: kubelet calls it at once. Raises StartError."""
+    _refuse_if_served(place.path, "--plugin-registration-path")
     server = grpc.aio.server()
     pluginregistration_pb2_grpc.add_RegistrationServicer_to_server(registration.Registration(endpoint, refused), server)
-    _listen(server, registration.socket_path(folder), "--plugin-registration-path")
+    _listen(server, place.bound, "--plugin-registration-path")
     await server.start()
+    try:
+        place.show()
+    except OSError as error:
+        raise StartError(f"--plugin-registration-path: cannot listen at {place.path}: {error.strerror}") from None
     return server
 
 

@@ -4,6 +4,8 @@ kubelet watches its plugins_registry folder, asks the service on each socket the
 kubelet that starts later, or again, finds the socket and asks anew.
 """
 
+import os
+import secrets
 from collections.abc import Callable
 
 from driver.csi import NAME
@@ -37,6 +39,29 @@ class Registration(pluginregistration_pb2_grpc.RegistrationServicer):
         return pluginregistration_pb2.RegistrationStatusResponse()
 
 
-def socket_path(folder: str) -> str:
-    """Where the service listens in kubelet's plugins_registry folder; any name would do, and this one is usual."""
-    return f"{folder}/{NAME}-reg.sock"
+class Place:
+    """The socket's place in kubelet's plugins_registry folder.
+
+    gRPC removes by name what it has bound. Where something else has put its own there meanwhile (node-driver-registrar, in
+    a pod that takes this one's place), kubelet would forget the driver for ever. So gRPC binds a name that kubelet does not
+    look at, and the socket is moved.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.path = f"{folder}/{NAME}-reg.sock"  # any name would do; this one is usual
+        self.bound = f"{folder}/.{secrets.token_hex(8)}"
+        self._inode = 0
+
+    def show(self) -> None:
+        """Let kubelet see it. Raises OSError."""
+        self._inode = os.lstat(self.bound).st_ino
+        os.rename(self.bound, self.path)
+
+    def remove(self) -> None:
+        """Remove it, if it is this one still: kubelet forgets the driver, and pods are told that it is not there."""
+        try:
+            if os.lstat(self.path).st_ino == self._inode:
+                os.unlink(self.path)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                log.warning(f"cannot remove {self.path}: {error.strerror}")

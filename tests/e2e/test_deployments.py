@@ -20,12 +20,19 @@ def deploy(cluster: Cluster, path: Path) -> None:
     cluster.wait_for_driver()
 
 
+def undeploy(cluster: Cluster) -> None:
+    """Remove the DaemonSet."""
+    cluster.check("-n", SYSTEM, "delete", "daemonset", "meta-fuse-csi-plugin", "--ignore-not-found", "--wait=true")
+    # Its pods end later, and would share their places with the next ones.
+    wait_until("its pods are gone", lambda: not cluster.driver_pods())
+
+
 @pytest.fixture
 def other_daemon_sets(cluster: Cluster) -> Iterator[Cluster]:
     """The cluster, which gets its own DaemonSet back at the end."""
     yield cluster
     # From nothing: what a manifest had in fields that the other does not name would stay.
-    cluster.check("-n", SYSTEM, "delete", "daemonset", "meta-fuse-csi-plugin", "--ignore-not-found", "--wait=true")
+    undeploy(cluster)
     deploy(cluster, OURS)
 
 
@@ -40,7 +47,7 @@ def check_recovers(made: Pod, node: NodeShell) -> None:
 @pytest.mark.parametrize("manifest", [GO_PLUGINS, WITH_REGISTRAR], ids=["the Go plugin's", "with node-driver-registrar"])
 def test_another_daemon_set_does_the_same(other_daemon_sets: Cluster, node: NodeShell, manifest: Path) -> None:
     cluster = other_daemon_sets
-    cluster.check("delete", "--wait=true", "-f", str(OURS))
+    undeploy(cluster)
     deploy(cluster, manifest)
     made = Pod(cluster, pod("other-daemonset", starter=sidecar(SERVE_AGAIN_AND_AGAIN)))
     with existing(made):
@@ -62,7 +69,7 @@ def test_another_daemon_set_does_the_same(other_daemon_sets: Cluster, node: Node
 
 def test_from_the_go_plugins_daemon_set_to_ours_under_a_pod_that_runs(other_daemon_sets: Cluster, node: NodeShell) -> None:
     cluster = other_daemon_sets
-    cluster.check("delete", "--wait=true", "-f", str(OURS))
+    undeploy(cluster)
     deploy(cluster, GO_PLUGINS)
     made = Pod(cluster, pod("migrated", starter=sidecar(SERVE_AGAIN_AND_AGAIN)))
     with existing(made):

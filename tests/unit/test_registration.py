@@ -1,12 +1,15 @@
 """How the driver answers kubelet's plugin registration, over a real socket."""
 
 import asyncio
+import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
+from standin_driver import listen
 
 from driver import csi, daemon, registration
 from driver.rpc import pluginregistration_pb2, pluginregistration_pb2_grpc
@@ -26,9 +29,10 @@ def ask(folder: Path, *statuses: pluginregistration_pb2.RegistrationStatus) -> t
     refusals: list[str] = []
 
     async def session() -> pluginregistration_pb2.PluginInfo:
-        server = await daemon._register(ENDPOINT, str(folder), refusals.append)
+        place = registration.Place(str(folder))
+        server = await daemon._register(ENDPOINT, place, refusals.append)
         try:
-            async with grpc.aio.insecure_channel(f"unix:{registration.socket_path(str(folder))}") as channel:
+            async with grpc.aio.insecure_channel(f"unix:{place.path}") as channel:
                 kubelet = pluginregistration_pb2_grpc.RegistrationStub(channel)
                 info = await kubelet.GetInfo(pluginregistration_pb2.InfoRequest())
                 for status in statuses:
@@ -48,15 +52,42 @@ def test_kubelet_is_told_what_it_needs(folder: Path) -> None:
 
 def test_the_socket_has_the_drivers_name_and_is_roots_alone(folder: Path) -> None:
     async def session() -> None:
-        server = await daemon._register(ENDPOINT, str(folder), lambda text: None)
+        place = registration.Place(str(folder))
+        server = await daemon._register(ENDPOINT, place, lambda text: None)
         (path,) = folder.iterdir()
         assert path.name == f"{csi.NAME}-reg.sock"
         assert path.stat().st_mode & 0o777 == 0o600
+        place.remove()
         await server.stop(None)
         # kubelet forgets a plugin whose socket goes: pods then say that the driver is not there.
         assert list(folder.iterdir()) == []
 
     asyncio.run(session())
+
+
+def test_the_socket_of_whoever_took_the_place_stays(folder: Path) -> None:
+    async def session() -> None:
+        old, new = registration.Place(str(folder)), registration.Place(str(folder))
+        servers = [await daemon._register(ENDPOINT, old, lambda text: None)]
+        try:
+            os.unlink(old.path)  # as node-driver-registrar does
+            servers.append(await daemon._register(ENDPOINT, new, lambda text: None))
+            old.remove()
+            await servers.pop(0).stop(None)
+            assert [path.name for path in folder.iterdir()] == [f"{csi.NAME}-reg.sock"]
+            new.remove()
+        finally:
+            for server in servers:  # where one is left, the process does not end
+                await server.stop(None)
+        new.remove()
+        assert list(folder.iterdir()) == []
+
+    asyncio.run(session())
+
+
+def test_a_place_that_another_process_has_is_told(folder: Path) -> None:
+    with listen(registration.Place(str(folder)).path, socket.SOCK_STREAM), pytest.raises(daemon.StartError, match="another process"):
+        ask(folder)
 
 
 @pytest.mark.parametrize("error", ["", "the reason\nof kubelet"])
