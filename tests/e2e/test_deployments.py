@@ -103,8 +103,13 @@ def test_persistent_volumes_with_one_handle_in_two_pods(cluster: Cluster) -> Non
             "resources": {"requests": {"storage": "1Gi"}},
         },
     }
+    inline = Pod(cluster, pod("inline"))
     cluster.apply(volume, claim)
     try:
+        with existing(inline):
+            inline.wait_ready()
+            cluster.check("replace", "--force", "-f", str(ROOT / "deploy/csi-driver-persistent.yaml"))
+            assert inline.read("app", FILE) == CONTENT
         used = {"name": VOLUME, "persistentVolumeClaim": {"claimName": "mfcp-e2e"}}
         pods = [Pod(cluster, pod(f"persistent-{number}", volume=used)) for number in (1, 2)]
         with existing(*pods):
@@ -118,6 +123,9 @@ def test_persistent_volumes_with_one_handle_in_two_pods(cluster: Cluster) -> Non
     finally:
         cluster.check("-n", "default", "delete", "pvc", "mfcp-e2e", "--wait=true")
         cluster.check("delete", "pv", "mfcp-e2e", "--wait=true")
+        # Not the file: the namespace is in it, and the driver in that.
+        cluster.check("delete", "csidriver", DRIVER)
+        cluster.check("apply", "-f", str(ROOT / "deploy/csi-driver.yaml"))
 
 
 def test_thirty_pods_at_once(cluster: Cluster, node: NodeShell) -> None:

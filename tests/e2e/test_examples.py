@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cluster import ROOT, SOON, Cluster, Pod, existing, load, wait_until
+from cluster import BUSYBOX, ROOT, SOON, Cluster, Pod, existing, load, wait_until
 
 CONTENT = {"sshfs": "Hello from the SSH server.\n", "minio": "Hello from MinIO.\n"}
 
@@ -79,3 +79,39 @@ def test_an_unmodified_image_runs_in_a_restricted_namespace(cluster: Cluster) ->
             pod.delete()
     finally:
         cluster.check("delete", "namespace", "mfcp-e2e-restricted", "--wait=true", timeout=300)
+
+
+def test_gcsfuse_of_a_server_that_stands_in_for_google(cluster: Cluster) -> None:
+    """The example as it is, but for its bucket's server, and what only Google's clusters have: the service account."""
+    (manifest,) = load(ROOT / "examples/proxy/gcsfuse/deploy.yaml")
+    manifest["metadata"]["namespace"] = "default"
+    spec = manifest["spec"]
+    del spec["serviceAccountName"]
+    spec["volumes"].append({"name": "objects", "emptyDir": {}})
+    objects = {"name": "objects", "mountPath": "/data"}
+    script = "mkdir -p /data/test-bucket/subdir && echo 'Hello from the bucket.' >/data/test-bucket/subdir/test.txt"
+    made = {
+        "name": "objects",
+        "image": BUSYBOX,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["sh", "-c", script],
+        "volumeMounts": [objects],
+    }
+    server = {
+        "name": "server",
+        "image": "docker.io/fsouza/fake-gcs-server:latest",
+        "imagePullPolicy": "IfNotPresent",
+        "restartPolicy": "Always",
+        "args": ["-scheme", "http", "-host", "127.0.0.1", "-port", "4443", "-public-host", "127.0.0.1:4443"],
+        "volumeMounts": [objects],
+    }
+    (starter,) = spec["initContainers"]
+    assert starter["args"][-2:] == ["BUCKET", "/tmp"]
+    starter["args"][-2:] = ["--custom-endpoint=http://127.0.0.1:4443/storage/v1/", "--anonymous-access", "test-bucket", "/tmp"]
+    spec["initContainers"] = [made, server, starter]
+    pod = Pod(cluster, manifest)
+    with existing(pod):
+        pod.wait_ready()
+        for path in ("/data/subdir/test.txt", "/data-subpath/test.txt"):
+            assert pod.read("busybox", path) == "Hello from the bucket.\n"
+        pod.delete()

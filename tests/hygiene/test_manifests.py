@@ -95,6 +95,13 @@ def test_both_daemon_sets_are_the_same_but_for_the_registration() -> None:
     assert ours == with_registrar
 
 
+def test_both_csi_drivers_are_the_same_but_for_persistent_volumes() -> None:
+    _, ours = yaml.safe_load_all((ROOT / "deploy/csi-driver.yaml").read_text())
+    persistent = yaml.safe_load((ROOT / "deploy/csi-driver-persistent.yaml").read_text())
+    persistent["spec"]["volumeLifecycleModes"].remove("Persistent")
+    assert ours == persistent
+
+
 def test_examples_are_named_as_their_folders() -> None:
     for path in (ROOT / "examples").glob("*/*/deploy.yaml"):
         names = [manifest["metadata"]["name"] for manifest in yaml.safe_load_all(Path(path).read_text()) if manifest["kind"] == "Pod"]
