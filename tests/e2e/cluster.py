@@ -185,6 +185,13 @@ class NodeShell:
         assert done.code == 0, done.err
         return done.out
 
+    def restart_kubelet(self) -> None:
+        """Restart the node's kubelet: a service of systemd, or what MFCP_E2E_RESTART_KUBELET says to this machine's shell."""
+        if command := os.environ.get("MFCP_E2E_RESTART_KUBELET"):
+            subprocess.run(command, shell=True, check=True, timeout=SOON, stdout=subprocess.DEVNULL)
+        else:
+            self.check("chroot /proc/1/root systemctl restart kubelet")
+
     def processes(self, pod: Pod, name: str) -> list[int]:
         """The host's pids of a pod's processes with this name."""
         uid = pod.get()["metadata"]["uid"]

@@ -73,6 +73,30 @@ def test_a_driver_that_is_replaced_disturbs_nobody(cluster: Cluster) -> None:
         wait_until("the driver has forgotten it", lambda: driver_state(cluster, made) == "")
 
 
+def test_a_kubelet_that_is_restarted_finds_everything_as_it_was(cluster: Cluster, node: NodeShell) -> None:
+    made = Pod(cluster, pod("kubelet", application("app", ["sh", "-c", READ_FOR_EVER]), starter=sidecar(SERVE_AGAIN_AND_AGAIN)))
+    with existing(made):
+        made.wait_ready()
+        uid = made.get()["metadata"]["uid"]
+        driver = cluster.driver_pods()[0]["metadata"]["name"]
+        before = len(registrations(cluster))
+        node.restart_kubelet()
+        wait_until("the driver is registered again", lambda: len(registrations(cluster)) > before)
+        wait_until("kubelet publishes again", lambda: made.is_ready() and driver_state(cluster, made) == "mounted")
+        # A driver that mounts at each publish would have done it by now.
+        assert len([line for line in node.mounts(uid) if " - fuse" in line]) == 1
+        assert made.execute("app", "cat /tmp/errors 2>/dev/null").out == ""
+        assert [pod["metadata"]["name"] for pod in cluster.driver_pods()] == [driver]
+        assert (made.restarts("app"), made.restarts("starter")) == (0, 0)
+        made.delete()
+
+
+def registrations(cluster: Cluster) -> list[str]:
+    """The lines of the driver's log that say that kubelet has registered it."""
+    log = cluster.check("-n", SYSTEM, "logs", "daemonset/meta-fuse-csi-plugin")
+    return [line for line in log.splitlines() if "kubelet has registered" in line]
+
+
 def test_a_program_that_ends_while_no_driver_runs_is_taken_off_by_the_next(cluster: Cluster, node: NodeShell) -> None:
     made = Pod(cluster, pod("orphaned", starter=sidecar(SERVE_AGAIN_AND_AGAIN)))
     with existing(made):
