@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from driver import __version__
+from driver import __version__, condition
+from driver.condition import Condition
 from driver.rpc import admin_pb2, admin_pb2_grpc
 from driver.standalone import Standalone
 from driver.status import Context, answers
@@ -29,18 +30,24 @@ class Admin(admin_pb2_grpc.AdminServicer):
         await self._standalone.remove(request.name)
         return admin_pb2.RemoveVolumeResponse()
 
+    @answers
     async def ListVolumes(self, request: admin_pb2.ListVolumesRequest, context: Context) -> admin_pb2.ListVolumesResponse:
         """List them."""
         return admin_pb2.ListVolumesResponse(volumes=[message_of(volume) for volume in self._standalone.all()])
 
+    @answers
     async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Context) -> admin_pb2.GetStatusResponse:
         """The driver and every volume."""
+        volumes = list(self._volumes)
+        found = await condition.examine_all(volumes)
         return admin_pb2.GetStatusResponse(
-            version=__version__, problem=self._problem(), volumes=[message_of(volume) for volume in self._volumes]
+            version=__version__,
+            problem=self._problem(),
+            volumes=[message_of(volume, how) for volume, (how, _) in zip(volumes, found, strict=True)],
         )
 
 
-def message_of(volume: Volume) -> admin_pb2.Volume:
+def message_of(volume: Volume, how: Condition | None = None) -> admin_pb2.Volume:
     """A volume as the service shows it."""
     publication, record = volume.publication, volume.mount_record
     return admin_pb2.Volume(
@@ -53,4 +60,8 @@ def message_of(volume: Volume) -> admin_pb2.Volume:
         fs_type=record.fstype if record else "",
         read_only=volume.policy.options.flags.get("ro", False),
         warnings=volume.policy.warnings,
+        since=int(volume.history.past.since),
+        mounts=volume.history.past.mounts,
+        abnormal=how is not None and how.is_abnormal,
+        condition=how.text if how else "",
     )

@@ -1,12 +1,18 @@
 """meta-fuse-csi-plugin: the driver, and the commands that talk to it."""
 
+import json
 import os
 import sys
+import time
+from typing import TYPE_CHECKING
 
 import click
 
 from driver import __version__, rundir
-from driver.logs import configure, shown
+from driver.logs import FORMATS, configure, shown
+
+if TYPE_CHECKING:
+    from driver.rpc import admin_pb2
 
 # What klog's users put on the command line: accepted, and without a meaning here.
 _KLOG = ("logtostderr", "alsologtostderr", "stderrthreshold", "vmodule", "log_dir", "log_file", "add_dir_header", "skip_headers")
@@ -22,6 +28,8 @@ _KLOG = ("logtostderr", "alsologtostderr", "stderrthreshold", "vmodule", "log_di
 @click.option("--admin-socket", help="Socket of the commands below.  [default: admin.sock in --run-dir]")
 @click.option("--kubelet-registration-path", help="Register with kubelet, which finds the --endpoint socket at this path on the node.")
 @click.option("--plugin-registration-path", default="/registration", show_default=True, help="kubelet's plugins_registry folder.")
+@click.option("--metrics-address", metavar="HOST:PORT", help="Serve metrics for Prometheus here.  [default: nowhere]")
+@click.option("--log-format", type=click.Choice(list(FORMATS)), default="text", show_default=True, help="What a line of the log is.")
 @click.version_option(__version__, "-V", "--version", prog_name="meta-fuse-csi-plugin")
 @click.pass_context
 def main(
@@ -36,6 +44,8 @@ def main(
     admin_socket: str | None,
     kubelet_registration_path: str | None,
     plugin_registration_path: str,
+    metrics_address: str | None,
+    log_format: str,
     **klog: str,
 ) -> None:
     """The CSI driver that mounts FUSE file systems for unprivileged containers. Without a command it runs the driver."""
@@ -44,20 +54,24 @@ def main(
         return
     if not nodeid:
         raise click.UsageError("--nodeid is missing or empty: give the name of this node")
+    # What gRPC does in a process that was forked is for one that goes on using it: it starts threads there. Ours only mounts
+    # (mountprocess.py). Read when gRPC is imported.
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+    if log_format == "json":
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are no JSON
     from driver import daemon  # gRPC is slow to import, and --help does not need it
 
-    configure(verbosity)
-    paths = {
-        "--pods-dir": pods_dir,
-        "--run-dir": run_dir,
-        "--state-dir": state_dir,
-        "--admin-socket": admin_socket,
-        "--kubelet-registration-path": kubelet_registration_path,
-        "--plugin-registration-path": plugin_registration_path,
-    }
-    for option, path in paths.items():
-        if path is not None and not os.path.isabs(path):
-            raise click.UsageError(f"{option} {path!r} is not an absolute path")
+    configure(verbosity, log_format)
+    _check_absolute(
+        {
+            "--pods-dir": pods_dir,
+            "--run-dir": run_dir,
+            "--state-dir": state_dir,
+            "--admin-socket": admin_socket,
+            "--kubelet-registration-path": kubelet_registration_path,
+            "--plugin-registration-path": plugin_registration_path,
+        }
+    )
     try:
         csi_socket = daemon.socket_path(endpoint)
         run_dir = os.path.normpath(run_dir) if run_dir else rundir.default(csi_socket)
@@ -71,11 +85,18 @@ def main(
                 admin_socket=admin_socket or f"{run_dir}/admin.sock",
                 kubelet_registration_path=kubelet_registration_path,
                 plugin_registration_path=plugin_registration_path,
+                metrics_address=metrics_address,
             )
         )
     except daemon.StartError as error:
         raise click.ClickException(str(error)) from None
     os._exit(0)  # threads that hang in a pod's file system cannot be waited for
+
+
+def _check_absolute(paths: dict[str, str | None]) -> None:
+    for option, path in paths.items():
+        if path is not None and not os.path.isabs(path):
+            raise click.UsageError(f"{option} {path!r} is not an absolute path")
 
 
 for _name in _KLOG:
@@ -125,15 +146,22 @@ def volume_list(admin_socket: str) -> None:
 
 
 @main.command()
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="What to print.")
 @click.pass_obj
-def status(admin_socket: str) -> None:
+def status(admin_socket: str, output: str) -> None:
     """Say how the driver is, and show every volume of this node."""
     from driver import client
 
     answer = client.status(admin_socket)
-    click.echo(f"meta-fuse-csi-plugin {answer.version}: {'not ready: ' + answer.problem if answer.problem else 'ready'}")
-    rows = [[v.name, v.pod or "-", v.state, "ro" if v.read_only else "rw", v.fs_type, v.source, v.target_path] for v in answer.volumes]
-    _table(rows, "VOLUME POD STATE MODE TYPE SOURCE PATH")
+    if output == "json":
+        click.echo(json.dumps(_status_object(answer), indent=2))
+    else:
+        click.echo(f"meta-fuse-csi-plugin {answer.version}: {'not ready: ' + answer.problem if answer.problem else 'ready'}")
+        rows = [
+            [v.name, v.pod, v.state, _utc(v.since), str(v.mounts), _mode(v), v.fs_type, v.source, v.target_path, v.condition]
+            for v in answer.volumes
+        ]
+        _table(rows, "VOLUME POD STATE SINCE MOUNTS MODE TYPE SOURCE PATH CONDITION")
     if answer.problem:
         sys.exit(1)
 
@@ -142,8 +170,64 @@ def _admin_socket(run_dir: str | None, endpoint: str) -> str:
     """Where the driver listens for the commands."""
     if run_dir:
         return f"{os.path.normpath(run_dir)}/admin.sock"
-    usual, beside = (f"{folder}/admin.sock" for folder in (rundir.DEFAULT, rundir.beside(endpoint.removeprefix("unix:"))))
+    usual, beside = (f"{folder}/admin.sock" for folder in (rundir.DEFAULT, rundir.beside(_path_of(endpoint))))
     return beside if os.path.exists(beside) and not os.path.exists(usual) else usual
+
+
+def _path_of(endpoint: str) -> str:
+    return endpoint.removeprefix("unix:")
+
+
+def _status_object(answer: "admin_pb2.GetStatusResponse") -> dict[str, object]:
+    return {
+        "version": answer.version,
+        "problem": answer.problem,
+        "volumes": [
+            {
+                "volume": v.name,
+                "pod": v.pod,
+                "state": v.state,
+                "since": _utc(v.since),
+                "mounts": v.mounts,
+                "readOnly": v.read_only,
+                "type": v.fs_type,
+                "source": v.source,
+                "path": v.target_path,
+                "abnormal": v.abnormal,
+                "condition": v.condition,
+            }
+            for v in answer.volumes
+        ],
+    }
+
+
+def _utc(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _mode(volume: "admin_pb2.Volume") -> str:
+    return "ro" if volume.read_only else "rw"
+
+
+@main.command()
+@click.pass_context
+def check(context: click.Context, /) -> None:
+    """Say what this node lacks for the driver, and what to do about it. Needs no running driver."""
+    from driver import node
+
+    assert context.parent is not None
+    given = context.parent.params
+    run_dir = given["run_dir"] or rundir.default(_path_of(given["endpoint"]))
+    pods_dir, run_dir = os.path.normpath(given["pods_dir"]), os.path.normpath(run_dir)
+    _check_absolute({"--pods-dir": pods_dir, "--run-dir": run_dir})
+    failed = False
+    for found in node.checks(pods_dir, run_dir):
+        click.echo(f"{'FAILED' if found.problem else 'ok':6}  {found.name}{': ' + found.problem if found.problem else ''}")
+        failed = failed or bool(found.problem)
+    for note in node.notes(run_dir):
+        click.echo(f"note    {note.name}: {'yes' if note.is_there else 'no; ' + note.text}")
+    if failed:
+        sys.exit(1)
 
 
 def _table(rows: list[list[str]], header: str) -> None:

@@ -5,7 +5,8 @@ Section names are those of the CSI specification v1.12.0. grpcio answers UNIMPLE
 
 from collections.abc import Callable, Mapping
 
-from driver import __version__, paths
+from driver import __version__, condition, paths
+from driver.condition import Amount
 from driver.errors import Code, VolumeError
 from driver.logs import VolumeLog
 from driver.paths import BadPath
@@ -81,7 +82,8 @@ class Node(csi_pb2_grpc.NodeServicer):
     ) -> csi_pb2.NodeGetCapabilitiesResponse:
         """NodeGetCapabilities: VOLUME_MOUNT_GROUP, so that kubelet leaves ownership alone instead of a recursive chown."""
         kinds = csi_pb2.NodeServiceCapability.RPC
-        return csi_pb2.NodeGetCapabilitiesResponse(capabilities=[csi_pb2.NodeServiceCapability(rpc=kinds(type=kinds.VOLUME_MOUNT_GROUP))])
+        able = (kinds.VOLUME_MOUNT_GROUP, kinds.GET_VOLUME_STATS, kinds.VOLUME_CONDITION)
+        return csi_pb2.NodeGetCapabilitiesResponse(capabilities=[csi_pb2.NodeServiceCapability(rpc=kinds(type=kind)) for kind in able])
 
     @answers
     async def NodePublishVolume(self, request: csi_pb2.NodePublishVolumeRequest, context: Context) -> csi_pb2.NodePublishVolumeResponse:
@@ -99,12 +101,37 @@ class Node(csi_pb2_grpc.NodeServicer):
     ) -> csi_pb2.NodeUnpublishVolumeResponse:
         """NodeUnpublishVolume. When it answers, the target is gone; of a volume that is not there it is no error."""
         _check_volume_id(request.volume_id)
+        volume = self._volumes.at(request.target_path.rstrip("/"))
         try:
             await self._volumes.unpublish(_pod_paths(request.target_path, "-", self._pods_dir).target_path)
         except VolumeError as error:
-            VolumeLog("", request.volume_id).warning(f"unpublish failed: {error}")
+            (volume.log if volume else VolumeLog("", request.volume_id)).warning(f"unpublish failed: {error}")
             raise
         return csi_pb2.NodeUnpublishVolumeResponse()
+
+    @answers
+    async def NodeGetVolumeStats(self, request: csi_pb2.NodeGetVolumeStatsRequest, context: Context) -> csi_pb2.NodeGetVolumeStatsResponse:
+        """NodeGetVolumeStats, with the volume's condition.
+
+        kubelet drops the condition of an answer without usage. So where there is none, because the FUSE program does not
+        answer or has gone, it is all zeros.
+        """
+        _check_volume_id(request.volume_id)
+        if not request.volume_path:
+            raise VolumeError(Code.INVALID_ARGUMENT, "volume_path is missing")
+        volume = self._volumes.at(request.volume_path.rstrip("/"))
+        if volume is None or volume.publication.volume_id != request.volume_id:
+            raise VolumeError(Code.NOT_FOUND, f"no volume {request.volume_id} is published at {request.volume_path}")
+        how, usage = await condition.examine(volume)
+        usage = usage or condition.NOTHING_KNOWN
+        return csi_pb2.NodeGetVolumeStatsResponse(
+            usage=[_usage(usage.size, csi_pb2.VolumeUsage.BYTES), _usage(usage.inodes, csi_pb2.VolumeUsage.INODES)],
+            volume_condition=csi_pb2.VolumeCondition(abnormal=how.is_abnormal, message=how.text),
+        )
+
+
+def _usage(amount: Amount, unit: csi_pb2.VolumeUsage.Unit) -> csi_pb2.VolumeUsage:
+    return csi_pb2.VolumeUsage(total=amount.total, available=amount.available, used=amount.used, unit=unit)
 
 
 def publication_of(request: csi_pb2.NodePublishVolumeRequest, pods_dir: str) -> Publication:

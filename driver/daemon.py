@@ -13,7 +13,7 @@ from functools import partial
 
 import grpc.aio
 
-from driver import __version__, node, privileges, registration
+from driver import __version__, metrics, node, privileges, registration, scrape
 from driver.admin import Admin
 from driver.closewatch import CloseWatch
 from driver.csi import Controller, Identity, Node
@@ -43,6 +43,7 @@ class Settings:
     admin_socket: str
     kubelet_registration_path: str | None  # None: something else registers the driver, or there is no kubelet
     plugin_registration_path: str
+    metrics_address: str | None
 
 
 def serve(settings: Settings) -> None:
@@ -50,11 +51,13 @@ def serve(settings: Settings) -> None:
     _open_standard_streams()
     os.umask(0o077)
     _raise_fd_limit()
+    # Before the privileges go, which a port below 1024 needs.
+    scraped = _listen_for_scrapes(settings.metrics_address)
     try:
         privileges.drop()
     except OSError as error:
         raise StartError(f"cannot drop privileges: {error}") from None
-    asyncio.run(_serve(settings))
+    asyncio.run(_serve(settings, scraped))
 
 
 def socket_path(endpoint: str) -> str:
@@ -68,7 +71,7 @@ def socket_path(endpoint: str) -> str:
     return path
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, scraped: socket.socket | None) -> None:
     _refuse_if_served(settings.csi_socket, "--endpoint")
     with ExitStack() as stack:
         try:
@@ -82,13 +85,19 @@ async def _serve(settings: Settings) -> None:
             standalone.prepare()
             volumes.restore()
         except OSError as error:
-            text = f"cannot prepare {settings.run_dir} (--run-dir): {error}; the driver needs root with CAP_SYS_ADMIN"
-            raise StartError(text) from None
+            reason = node.problem(settings.pods_dir, settings.run_dir) or "the driver needs root with CAP_SYS_ADMIN"
+            raise StartError(f"cannot prepare {settings.run_dir} (--run-dir): {error}; {reason}") from None
+        scrapes = scrape.Scrapes()
+        stack.callback(scrapes.stop)
+        if scraped is not None:
+            metrics.start(volumes.by_state, volumes.troubled)
+            await scrapes.start(scraped)
+            log.info(f"metrics are at {scrape.url(scraped)}")
         await _serve_volumes(settings, volumes, standalone)
 
 
 async def _serve_volumes(settings: Settings, volumes: Volumes, standalone: Standalone) -> None:
-    problem = partial(node.problem, settings.pods_dir)
+    problem = partial(node.problem, settings.pods_dir, settings.run_dir)
     if text := problem():
         log.warning(f"not ready: {text}")
     if os.getpid() == 1:
@@ -146,6 +155,15 @@ async def _register(endpoint: str, place: registration.Place, refused: Callable[
     except OSError as error:
         raise StartError(f"--plugin-registration-path: cannot listen at {place.path}: {error.strerror}") from None
     return server
+
+
+def _listen_for_scrapes(address: str | None) -> socket.socket | None:
+    if address is None:
+        return None
+    try:
+        return scrape.listen(address)
+    except scrape.BadAddress as error:
+        raise StartError(f"--metrics-address: {error}") from None
 
 
 def _listen(server: grpc.aio.Server, path: str, option: str) -> None:

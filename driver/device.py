@@ -10,11 +10,21 @@ import os
 import secrets
 import stat
 import time
+from dataclasses import dataclass
 
 from driver import syscalls
 
+_UNLOCKED_SUFFIX = ".new"
 _FRESH = 60  # seconds
 _FUSE = os.makedev(10, 229)  # Documentation/admin-guide/devices.txt
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A /dev/fuse that is not mounted yet: its device node, and the fd to serve it by, which the owner of this closes."""
+
+    node: str
+    fd: int
 
 
 class DeviceNodes:
@@ -27,21 +37,32 @@ class DeviceNodes:
         self._fd = syscalls.open_tree(folder, syscalls.OPEN_TREE_CLONE)
         syscalls.mount_setattr(self._fd, clear=syscalls.MOUNT_ATTR_NODEV)
 
-    def create(self) -> str:
-        """Make a node and return its name."""
-        name = secrets.token_hex(8)
-        os.mknod(name, stat.S_IFCHR | 0o600, _FUSE, dir_fd=self._fd)
-        return name
+    def close(self) -> None:
+        """Close the copy of the mount."""
+        os.close(self._fd)
 
-    def open_locked(self, name: str) -> int:
-        """The fd to mount and to hand over, locked."""
-        fd = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._fd)
+    def open(self) -> Opened:
+        """Make a node and open it. Raises OSError."""
+        name = secrets.token_hex(8)
+        # Under another name until it is locked: it would look as if its program had gone.
+        unlocked = f"{name}{_UNLOCKED_SUFFIX}"
+        os.mknod(unlocked, stat.S_IFCHR | 0o600, _FUSE, dir_fd=self._fd)
+        fd = -1
         try:
+            fd = os.open(unlocked, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._fd)
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            os.rename(unlocked, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
         except BaseException:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
+            self.remove(unlocked)
             raise
-        return fd
+        return Opened(name, fd)
+
+    def discard(self, opened: Opened) -> None:
+        """Close what was never mounted."""
+        os.close(opened.fd)
+        self.remove(opened.node)
 
     def is_held(self, name: str) -> bool:
         """Whether anybody still holds the fd. A program that is stopped holds it; one that unlocks it itself does not."""
@@ -60,8 +81,10 @@ class DeviceNodes:
     def remove_unheld(self) -> None:
         """Remove the nodes that nobody holds: of mounts that ended while no driver ran."""
         for name in os.listdir(self.folder):
-            # One that another process has just made is not locked yet.
-            if time.time() - os.stat(name, dir_fd=self._fd).st_ctime > _FRESH and not self.is_held(name):
+            # Another driver with the same folder may be about to lock one.
+            if name.endswith(_UNLOCKED_SUFFIX) and time.time() - os.stat(name, dir_fd=self._fd).st_ctime < _FRESH:
+                continue
+            if not self.is_held(name):
                 self.remove(name)
 
     def path(self, name: str) -> str:

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from errno import EIO, EPROTO
 from typing import Protocol
 
+from driver import metrics
 from driver.bounded import Threads
 from driver.logs import VolumeLog
+from driver.metrics import Reason
 from driver.podsockets import PodSockets
 from driver.policy import Refused
 from fusermount3_proxy import fdpass, limits, protocol
@@ -39,11 +41,28 @@ class Peer:
     gid: int
 
 
+class Prepared(Protocol):
+    """A mount that waits for the client's word."""
+
+    @property
+    def fd(self) -> int:
+        """The /dev/fuse for the client; not the server's to close."""
+
+    async def mount(self, client_gone: "asyncio.Future[None]") -> None:
+        """Mount it; gives up where `client_gone` is set. Raises Refused."""
+
+    def discard(self) -> None:
+        """Close it. After mount() this does nothing."""
+
+
 class Handler(Protocol):
-    """What the requests are for; both raise Refused."""
+    """What the requests are for; all raise Refused."""
 
     async def mount(self, request: MountRequest, peer: Peer) -> int:
         """Mount, and return the fd; the server closes it."""
+
+    async def prepare(self, request: MountRequest, peer: Peer) -> Prepared:
+        """Make ready what is mounted when the client says so."""
 
     async def unmount(self, request: UnmountRequest) -> None:
         """Unmount."""
@@ -132,6 +151,8 @@ class FdServer:
                     await serve(connection)
                 finally:
                     self._serving -= 1
+            else:
+                metrics.refused(Reason.TOO_MANY)
         except (BrokenPipeError, ConnectionResetError):
             self._log.debug("a client went before it had its answer")
         except Exception as error:
@@ -148,6 +169,7 @@ class FdServer:
             fd = await self._handler.mount(MountRequest("", ""), _peer(connection))
         except Refused as refusal:
             # The original protocol knows no refusal but a close.
+            metrics.refused(refusal.errno)
             self._log.refusal(f"mount refused: {refusal}")
             return
         _hand_over(connection, Reply(volume_name=self._volume_name), fd)
@@ -158,7 +180,9 @@ class FdServer:
             if not packet:
                 return
             request = protocol.decode_request(packet)
-            if isinstance(request, MountRequest):
+            if isinstance(request, MountRequest) and request.sync_init:
+                await self._serve_sync_init(connection, request)
+            elif isinstance(request, MountRequest):
                 fd = await self._handler.mount(request, _peer(connection))
                 _hand_over(connection, Reply(volume_name=self._volume_name), fd)
             else:
@@ -171,14 +195,36 @@ class FdServer:
             self._log.refusal(f"bad request: {error}")
             self._refuse(connection, f"bad request: {error}", EPROTO)
         except TimeoutError:
-            self._log.refusal(f"a client connected and sent no request within {limits.REQUEST_WAIT:g} s")
+            metrics.refused(Reason.LATE)
+            self._log.refusal("a client connected and did not send in time what it wants")
         except (BrokenPipeError, ConnectionResetError):
             raise
         except OSError as error:
             self._log.refusal(f"a request failed: {error}")
             self._refuse(connection, f"the driver failed: {error.strerror}", error.errno or EIO)
 
+    async def _serve_sync_init(self, connection: socket.socket, request: MountRequest) -> None:
+        """The fd first; the client says when its program is ready to answer INIT, and hears how the mount went."""
+        prepared = await self._handler.prepare(request, _peer(connection))
+        try:
+            fdpass.send_with_fds(connection, protocol.encode_reply(Reply(volume_name=self._volume_name)), [prepared.fd])
+            packet = await asyncio.wait_for(self._receive(connection), limits.PROCEED_WAIT)
+            if not packet:
+                return  # the program has changed its mind, or died
+            protocol.check_proceed(packet)
+            client_gone = self._loop.create_future()
+            # It has nothing to say before it is answered: whatever comes is its end, or not of this protocol.
+            self._loop.add_reader(connection.fileno(), _settle, client_gone)
+            try:
+                await prepared.mount(client_gone)
+            finally:
+                self._loop.remove_reader(connection.fileno())
+        finally:
+            prepared.discard()
+        fdpass.send_with_fds(connection, protocol.encode_reply(Reply()), [])
+
     def _refuse(self, connection: socket.socket, text: str, errno: int) -> None:
+        metrics.refused(errno)
         fdpass.send_with_fds(connection, protocol.encode_reply(Reply(error=text, errno=errno)), [])
 
     async def _receive(self, connection: socket.socket) -> bytes:

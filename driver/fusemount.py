@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from errno import EBUSY, ECONNABORTED, EINVAL, ENOTCONN
 
 from driver import syscalls
-from driver.device import DeviceNodes
+from driver.device import DeviceNodes, Opened
 from driver.policy import KernelMount
 from fusermount3_proxy import mountinfo
 from fusermount3_proxy.mountinfo import Mount
@@ -108,33 +108,41 @@ def is_placeholder(mount: Mount) -> bool:
     return mount.fstype == _PLACEHOLDER_TYPE and mount.source == PLACEHOLDER_SOURCE.encode()
 
 
+def mount_opened(opened: Opened, target: str, kernel: KernelMount) -> None:
+    """Mount it on what is at `target`. Raises OSError as mount(2) does.
+
+    Blocks as long as the program likes, where it has asked to answer INIT first.
+    """
+    syscalls.mount(kernel.source, target, kernel.fstype, kernel.flags, kernel.with_fd(opened.fd))
+
+
+def record_of(opened: Opened, target: str, mountpoint: bytes, kernel: KernelMount) -> FuseMount:
+    """The record of what mount_opened() has mounted at `target`. Raises OSError."""
+    return FuseMount(
+        mountpoint=mountpoint,
+        device=device_at(target),
+        source=kernel.source.decode("utf-8", "replace"),
+        fstype=kernel.fstype.decode("utf-8", "replace"),
+        node=opened.node,
+    )
+
+
 def mount_fuse(nodes: DeviceNodes, target: str, mountpoint: bytes, kernel: KernelMount) -> tuple[FuseMount, int]:
     """Mount a new FUSE connection on what is at `target`. Returns its record and the fd to serve it by.
 
     Raises OSError as mount(2) does; then nothing is left behind.
     """
-    node = nodes.create()
-    fd = -1
+    opened = nodes.open()
     is_mounted = False
     try:
-        fd = nodes.open_locked(node)
-        syscalls.mount(kernel.source, target, kernel.fstype, kernel.flags, kernel.with_fd(fd))
+        mount_opened(opened, target, kernel)
         is_mounted = True
-        record = FuseMount(
-            mountpoint=mountpoint,
-            device=device_at(target),
-            source=kernel.source.decode("utf-8", "replace"),
-            fstype=kernel.fstype.decode("utf-8", "replace"),
-            node=node,
-        )
+        return record_of(opened, target, mountpoint, kernel), opened.fd
     except BaseException:
         if is_mounted:
             syscalls.umount(target, syscalls.MNT_DETACH)
-        if fd >= 0:
-            os.close(fd)
-        nodes.remove(node)
+        nodes.discard(opened)
         raise
-    return record, fd
 
 
 def adopt(stack: list[Mount]) -> FuseMount:

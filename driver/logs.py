@@ -1,10 +1,9 @@
 """The log: one line an event on standard error. A line that concerns a volume names pod and volume."""
 
+import json
 import logging
 import sys
 import time
-from collections.abc import MutableMapping
-from typing import Any
 
 _ROOT = "mfcp"
 
@@ -16,20 +15,12 @@ _REFUSALS_SECONDS = 60.0
 
 
 class VolumeLog(logging.LoggerAdapter[logging.Logger]):
-    """Puts the pod and the volume in front of each line, and keeps each to one line of a readable length.
-
-    Much of what is logged is a pod's own text, in which there may be anything.
-    """
+    """Says of each line which pod and which volume it is about."""
 
     def __init__(self, pod: str, volume_id: str) -> None:
-        super().__init__(log, {})
-        self._prefix = f"pod={shown(pod) or '-'} volume={shown(volume_id)}: "
+        super().__init__(log, {"pod": shown(pod), "volume": shown(volume_id)})
         self._refusals = 0
         self._since = 0.0
-
-    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        """Add the prefix."""
-        return self._prefix + shown(str(msg)), kwargs
 
     def refusal(self, text: str) -> None:
         """A warning about what the pod did, which it may do as often as it likes: only some of them are logged."""
@@ -50,12 +41,49 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def configure(verbosity: int) -> None:
-    """Log to standard error: 0 warnings and errors, 1 to 5 what happens to volumes (klog's usual), 6 and more all of it."""
+class _Text(logging.Formatter):
+    """2026-01-31T12:00:00.000Z LEVEL pod=NAMESPACE/NAME volume=ID: MESSAGE
+
+    Each record is one line of a readable length: much of what is logged is a pod's own text, in which there may be
+    anything. (A traceback, which is the driver's, takes lines of its own.)
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        volume = getattr(record, "volume", None)
+        place = "" if volume is None else f"pod={getattr(record, 'pod', '') or '-'} volume={volume}: "
+        line = f"{_time(record)} {record.levelname} {place}{shown(record.getMessage())}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class _Json(logging.Formatter):
+    """One object a line; what is not ASCII is escaped, so that the encoding of the stream plays no part."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {"time": _time(record), "level": record.levelname.lower(), "message": shown(record.getMessage())}
+        for name in ("pod", "volume"):
+            if value := getattr(record, name, ""):
+                entry[name] = value
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+FORMATS: dict[str, type[logging.Formatter]] = {"text": _Text, "json": _Json}
+
+
+def configure(verbosity: int, form: str = "text") -> None:
+    """Log to standard error: 0 warnings and errors, 1 to 5 what happens to volumes (klog's usual), 6 and more all of it.
+
+    `form` is one of FORMATS. What Python's own modules have to say takes the same way.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
+    handler.setFormatter(FORMATS[form]())
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(logging.WARNING if verbosity <= 0 else logging.INFO if verbosity <= 5 else logging.DEBUG)
+    logging.lastResort = handler
+
+
+def _time(record: logging.LogRecord) -> str:
+    """RFC 3339, UTC, with milliseconds."""
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"

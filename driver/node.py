@@ -1,22 +1,92 @@
-"""Whether this node can do what the driver is for, and what to do where it cannot."""
+"""Whether this node can do what the driver is for, and what to do where it cannot: one list for Probe and `check`."""
 
+import fcntl
 import os
 import re
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from errno import EACCES, ENODEV, ENOSYS, ENXIO, EPERM
 
-from driver import fusemount
+from driver import fusemount, privileges, syscalls
+from driver.device import DeviceNodes
 from fusermount3_proxy import mountinfo
 
 _KERNEL = (5, 12)  # mount_setattr(2)
+_IDMAPPED_FUSE = (6, 12)
+_MOUNTS_FULL = 0.9  # of fs.mount-max
+
+_FUSE_DEV_IOC_SYNC_INIT = 0xE503  # _IO(229, 3), <linux/fuse.h>
+_HOST_PIDS = "pid:[4026531836]"  # PROC_PID_INIT_INO, <linux/proc_ns.h>
+
+_PRIVILEGED = "give the driver's container securityContext.privileged: true (Docker, Podman: --privileged)"
 
 
-def problem(pods_dir: str) -> str:
+@dataclass(frozen=True)
+class Check:
+    """One thing that the driver needs; `problem` says what is wrong with it and what to do, "" where nothing is."""
+
+    name: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """One thing that the driver can do without; `text` says what that means."""
+
+    name: str
+    is_there: bool
+    text: str
+
+
+def checks(pods_dir: str, run_dir: str) -> Iterator[Check]:
+    """Look at everything that mounting needs, one after another. Leaves nothing behind."""
+    yield Check("kernel", _kernel(os.uname().release))
+    yield Check("file system", _fuse())
+    lacking = privileges.missing()
+    yield Check("capabilities", _capabilities(lacking))
+    # Without the capabilities EPERM is their lack, which has been told.
+    refused = {name: errno for name, errno in syscalls.refused().items() if errno != EPERM or not lacking}
+    yield Check("system calls", _system_calls(refused))
+    yield Check("FUSE device", _device(run_dir))
+    yield Check("propagation", _propagation(pods_dir))
+    yield Check("mounts", _room_for_mounts())
+
+
+def problem(pods_dir: str, run_dir: str) -> str:
     """Why mounts would not work, with the remedy, in one line; "" where they do."""
-    return _kernel(os.uname().release) or _fuse() or _propagation(pods_dir)
+    return next((check.problem for check in checks(pods_dir, run_dir) if check.problem), "")
+
+
+def notes(run_dir: str) -> Iterator[Note]:
+    """What else this node has or lacks."""
+    release = os.uname().release
+    has_sync_init = _has_sync_init(run_dir)
+    if has_sync_init is not None:
+        text = "the kernel has it from 6.18 on: FUSE programs that ask for it mount without"
+        yield Note("synchronous INIT", has_sync_init, text)
+    yield Note(
+        "FUSE in idmapped mounts",
+        _is_at_least(release, _IDMAPPED_FUSE),
+        "the kernel has it from 6.12 on, and then for FUSE programs that ask for it: where it is missing, containers of pods with "
+        "hostUsers: false can start before the FUSE program mounts, and not afterwards",
+    )
+    yield Note(
+        "pids of the node",
+        _sees_host_pids(),
+        "the driver is in a pid namespace of its own, so that FUSE programs see every request from pid 0, and some refuse "
+        "writes then: give the driver's pod hostPID: true",
+    )
+
+
+def _is_at_least(release: str, version: tuple[int, int]) -> bool:
+    found = re.match(r"(\d+)\.(\d+)", release)
+    return found is None or (int(found[1]), int(found[2])) >= version
 
 
 def _kernel(release: str) -> str:
-    found = re.match(r"(\d+)\.(\d+)", release)
-    if found is None or (int(found[1]), int(found[2])) >= _KERNEL:
+    if _is_at_least(release, _KERNEL):
         return ""
     return f"the kernel, {release}, is older than {_KERNEL[0]}.{_KERNEL[1]}, which has mount_setattr(2): use a newer one"
 
@@ -26,6 +96,54 @@ def _fuse() -> str:
         if any(line.split()[-1:] == ["fuse"] for line in file):
             return ""
     return "the kernel does not have the fuse file system: run 'modprobe fuse' on the node"
+
+
+def _capabilities(missing: list[str]) -> str:
+    return f"{', '.join(missing)} missing: run the driver as root, and {_PRIVILEGED}" if missing else ""
+
+
+def _system_calls(refused: dict[str, int]) -> str:
+    if not refused:
+        return ""
+    told = ", ".join(f"{name} ({os.strerror(errno)})" for name, errno in refused.items())
+    return (
+        f"system calls are refused: {told}; the kernel is too old, or a seccomp filter keeps them from the driver: "
+        f"{_PRIVILEGED}, or a seccomp profile that allows them"
+    )
+
+
+def _device(run_dir: str) -> str:
+    """Make a device node and open it: a container's device policy may forbid either, whatever its capabilities."""
+    doing = "prepare a folder for device nodes"
+    try:
+        with _node_folder(run_dir) as nodes:
+            doing = "make and open a FUSE device (c 10:229)"
+            nodes.discard(nodes.open())
+    except OSError as error:
+        text = f"cannot {doing} below {run_dir} (--run-dir): {error.strerror}"
+        if error.errno in (ENXIO, ENODEV):
+            return f"{text}: run 'modprobe fuse' on the node"
+        if error.errno in (EPERM, EACCES, ENOSYS):
+            return f"{text}: {_PRIVILEGED}, or the capabilities and the device alone (Docker, Podman: --device /dev/fuse)"
+        return f"{text}: give a folder on a tmpfs of the node"
+    return ""
+
+
+@contextmanager
+def _node_folder(run_dir: str) -> Iterator[DeviceNodes]:
+    """The driver's own folder of device nodes; where there is none, a new one beside its place, for the time being."""
+    with ExitStack() as stack:
+        folder = f"{run_dir}/dev"
+        if not os.path.isdir(folder):
+            place = run_dir
+            while not os.path.isdir(place):
+                place = os.path.dirname(place)
+            folder = f"{place}/mfcp-check-{secrets.token_hex(8)}"
+            os.mkdir(folder, 0o700)
+            stack.callback(os.rmdir, folder)
+        nodes = DeviceNodes(folder)
+        stack.callback(nodes.close)
+        yield nodes
 
 
 def _propagation(pods_dir: str) -> str:
@@ -40,3 +158,39 @@ def _propagation(pods_dir: str) -> str:
         f"{pods_dir} lies on the mount {where}, which is not shared, so that no container would see a mount: run "
         f"'mount --make-rshared {where}' on the node, and give the driver's container mountPropagation: Bidirectional"
     )
+
+
+def _room_for_mounts() -> str:
+    try:
+        with open("/proc/sys/fs/mount-max", encoding="ascii") as file:
+            most = int(file.read())
+    except (OSError, ValueError):
+        return ""  # not every /proc has it
+    with open("/proc/self/mountinfo", "rb") as table:
+        there = sum(1 for _ in table)
+    if there < most * _MOUNTS_FULL:
+        return ""
+    return f"there are {there} mounts, of {most} that there may be: look what they are, or raise it with 'sysctl -w fs.mount-max=N'"
+
+
+def _has_sync_init(run_dir: str) -> bool | None:
+    """None where there is no FUSE device to ask."""
+    try:
+        with _node_folder(run_dir) as nodes:
+            opened = nodes.open()
+            try:
+                fcntl.ioctl(opened.fd, _FUSE_DEV_IOC_SYNC_INIT)
+                return True
+            except OSError:  # ENOTTY, or what a seccomp filter says
+                return False
+            finally:
+                nodes.discard(opened)
+    except OSError:
+        return None
+
+
+def _sees_host_pids() -> bool:
+    try:
+        return os.readlink("/proc/self/ns/pid") == _HOST_PIDS
+    except OSError:
+        return True

@@ -2,13 +2,13 @@
 
 import prctl
 
-_USED = (
-    prctl.CAP_SYS_ADMIN,  # mount(2), umount2(2) and their relatives
-    prctl.CAP_MKNOD,  # a device node for each mount
-    prctl.CAP_DAC_OVERRIDE,  # sockets in an emptyDir of any owner and mode
-    prctl.CAP_DAC_READ_SEARCH,  # the way there
-    prctl.CAP_FOWNER,  # removing them again where the pod has made it sticky
-)
+_USED = {
+    "CAP_SYS_ADMIN": prctl.CAP_SYS_ADMIN,  # mount(2), umount2(2) and their relatives
+    "CAP_MKNOD": prctl.CAP_MKNOD,  # a device node for each mount
+    "CAP_DAC_OVERRIDE": prctl.CAP_DAC_OVERRIDE,  # sockets in an emptyDir of any owner and mode
+    "CAP_DAC_READ_SEARCH": prctl.CAP_DAC_READ_SEARCH,  # the way there
+    "CAP_FOWNER": prctl.CAP_FOWNER,  # removing them again where the pod has made it sticky
+}
 
 
 def drop() -> None:
@@ -17,12 +17,19 @@ def drop() -> None:
     Called before any thread exists, since each thread has its own. Raises OSError.
     """
     for capability in prctl.ALL_CAPS:
-        if capability not in _USED:
+        if capability not in _USED.values():
             try:
                 prctl.capbset_drop(capability)
             except OSError:
                 pass  # unknown to this kernel, or no CAP_SETPCAP; no_new_privs below holds without it
     prctl.cap_inheritable.limit()
-    prctl.cap_effective.limit(*_USED)
-    prctl.cap_permitted.limit(*_USED)
+    prctl.cap_effective.limit(*_USED.values())
+    prctl.cap_permitted.limit(*_USED.values())
     prctl.set_no_new_privs(True)
+
+
+def missing() -> list[str]:
+    """The names of those that are used and that this process does not have."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+    return [name for name, capability in _USED.items() if not effective >> capability & 1]

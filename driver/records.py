@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from driver.fusemount import FuseMount
+from driver.history import Past
 from driver.logs import log
+from driver.metrics import End
 from driver.paths import VolumePaths
 from driver.volume import Publication
 from fusermount3_proxy.protocol import from_wire, to_wire
@@ -30,6 +32,7 @@ class Record:
 
     publication: Publication
     mount: FuseMount | None
+    past: Past | None = None
 
 
 class Records:
@@ -100,7 +103,11 @@ def _to_json(record: Record) -> dict[str, Any]:
     mount = None
     if record.mount is not None:
         mount = asdict(record.mount) | {"mountpoint": to_wire(record.mount.mountpoint)}
-    return {"publication": publication, "mount": mount}
+    past = None
+    if record.past is not None:
+        end = record.past.last_end
+        past = asdict(record.past) | {"last_end": end.value if end else None}
+    return {"publication": publication, "mount": mount, "past": past}
 
 
 def _from_json(content: dict[str, Any]) -> Record:
@@ -109,4 +116,8 @@ def _from_json(content: dict[str, Any]) -> Record:
     publication["mount_flags"] = tuple(publication["mount_flags"])
     if mount is not None:
         mount = FuseMount(**{**mount, "mountpoint": from_wire(mount["mountpoint"])})
-    return Record(Publication(**publication), mount)
+    past = content.get("past")  # records of an earlier version have none
+    if past is not None:
+        end = past["last_end"]
+        past = Past(float(past["since"]), int(past["mounts"]), None if end is None else End(end))
+    return Record(Publication(**publication), mount, past)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
+from driver import metrics
 from driver.errors import VolumeError
 from driver.logs import log, shown
 
@@ -24,12 +25,15 @@ def answers(method: Method[Service, Request, Response]) -> Method[Service, Reque
     @functools.wraps(method)
     async def call(self: Service, request: Request, context: Context) -> Response:
         try:
-            return await method(self, request, context)
+            answer = await method(self, request, context)
+            metrics.called(method.__name__, "OK")
+            return answer
         except VolumeError as error:
             code, text = grpc.StatusCode[error.code.name], shown(str(error))
         except OSError as error:
             code, text = grpc.StatusCode.INTERNAL, shown(f"the driver failed: {error}")
             log.error(f"{method.__name__} failed: {text}")
+        metrics.called(method.__name__, code.name)
         await context.abort(code, text)
         raise AssertionError("abort() raises")
 

@@ -6,6 +6,8 @@ the same number on every architecture. Paths are str or bytes; a path of an fd i
 
 import ctypes
 import os
+from collections.abc import Callable
+from errno import ENOSYS, EPERM
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -24,11 +26,15 @@ MS_NODEV = 4
 MS_NOEXEC = 8
 MS_SYNCHRONOUS = 16
 MS_DIRSYNC = 128
+MS_NOSYMFOLLOW = 256
 MS_NOATIME = 1024
+MS_NODIRATIME = 2048
 MS_BIND = 4096
 MS_PRIVATE = 1 << 18
 MS_SHARED = 1 << 20
+MS_RELATIME = 1 << 21
 MS_STRICTATIME = 1 << 24
+MS_LAZYTIME = 1 << 25
 
 MNT_FORCE = 1
 MNT_DETACH = 2
@@ -39,6 +45,7 @@ MOUNT_ATTR_NODEV = 4
 OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 
+RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 
@@ -95,6 +102,23 @@ def openat2(dir_fd: int, path: Path, flags: int, mode: int = 0, resolve: int = R
     """openat2(2), close-on-exec. By default no symlink is followed and `dir_fd` cannot be left."""
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     return _check(_libc.syscall(_SYS_OPENAT2, dir_fd, _raw(path), ctypes.byref(how), ctypes.sizeof(how)), path)
+
+
+def refused() -> dict[str, int]:
+    """The system calls that are used here and refused to everybody, by name, each with its errno: the kernel does not
+    have it (ENOSYS), or a seccomp filter stands before it. Asks each for something that it cannot do, and changes nothing.
+    """
+    nothing = _MountAttr(0, 0, 0, 0)
+    how = _OpenHow(os.O_PATH, 0, 0)
+    attempts: dict[str, Callable[[], int]] = {
+        "mount": lambda: _libc.mount(None, b"", None, ctypes.c_ulong(0), None),
+        "umount2": lambda: _libc.umount2(b"", UMOUNT_NOFOLLOW),
+        "open_tree": lambda: _libc.syscall(_SYS_OPEN_TREE, -1, b"", AT_EMPTY_PATH),
+        "openat2": lambda: _libc.syscall(_SYS_OPENAT2, -1, b"", ctypes.byref(how), ctypes.sizeof(how)),
+        "mount_setattr": lambda: _libc.syscall(_SYS_MOUNT_SETATTR, -1, b"", AT_EMPTY_PATH, ctypes.byref(nothing), ctypes.sizeof(nothing)),
+    }
+    found = {name: ctypes.get_errno() for name, attempt in attempts.items() if attempt() == -1}
+    return {name: errno for name, errno in found.items() if errno in (ENOSYS, EPERM)}
 
 
 def device_of(fd: int) -> str:

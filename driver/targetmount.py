@@ -9,11 +9,16 @@ import os
 from collections.abc import Callable
 from enum import Enum
 
-from driver import fusemount
+from driver import fusemount, subpaths
 from driver.bounded import Threads
 from driver.closewatch import CloseWatch
+from driver.device import Opened
 from driver.fusemount import FuseMount, Workspace
+from driver.history import History
 from driver.logs import VolumeLog
+from driver.metrics import End, Operation, Timer
+from driver.mountprocess import MountProcess
+from driver.paths import VolumePaths
 from driver.policy import KernelMount
 from fusermount3_proxy import limits
 
@@ -32,42 +37,96 @@ class State(Enum):
 class TargetMount:
     """The mount of one target. Whoever changes it holds `lock`."""
 
-    def __init__(self, target: str, workspace: Workspace, watch: CloseWatch, log: VolumeLog, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, paths: VolumePaths, workspace: Workspace, watch: CloseWatch, log: VolumeLog, history: History, on_change: Callable[[], None]
+    ) -> None:
         """`on_change` is called when `record` has changed."""
         self.lock = asyncio.Lock()
         self.record: FuseMount | None = None
         self.placeholder: str | None = None  # its device number, where it is known
         self.state = State.WAITING
-        self._target = target
+        self.process: MountProcess | None = None  # mounts for a program that answers INIT first (sync-init)
+        self._paths = paths
+        self._target = paths.target_path
         self._workspace = workspace
         self._watch = watch
         self._log = log
+        self._history = history
         self._on_change = on_change
         self._watch_id: int | None = None
         # A program that does not answer holds one of each for ever, and so each has one.
         self._prober = Threads(1)
         self._remover = Threads(1)
+        self._renewer = Threads(1)
+        self._renewing: asyncio.Task[None] | None = None
+        self._has_old_sub_paths = False
         self._reaper: asyncio.Task[None] | None = None
         self._look_again = asyncio.Event()
 
     def mount(self, mountpoint: bytes, kernel: KernelMount) -> int:
         """Mount FUSE on the placeholder. Returns the fd to serve it by. Raises OSError."""
         record, fd = fusemount.mount_fuse(self._workspace.nodes, self._target, mountpoint, kernel)
+        self._history.mounted()
         self.take_over(record)
         return fd
+
+    def open(self) -> Opened:
+        """A /dev/fuse for mount_opened() or discard(). Raises OSError."""
+        return self._workspace.nodes.open()
+
+    def discard(self, opened: Opened) -> None:
+        """Close what open() has opened."""
+        self._workspace.nodes.discard(opened)
+
+    def mount_opened(self, opened: Opened, mountpoint: bytes, kernel: KernelMount) -> MountProcess:
+        """Mount on the placeholder, and take as long as the program takes to answer INIT. Returns the process that does.
+
+        When that ends the mount is known here, or `opened` is discarded. Needs the lock at the start alone: as long as
+        `process` is there nothing else mounts. Raises OSError, and then `opened` is the caller's still.
+        """
+        before = fusemount.device_at(self._target)
+
+        def end() -> None:
+            self.process = None
+            # Told by what is there, since a process can be killed when it has just mounted.
+            try:
+                is_mounted = fusemount.device_at(self._target) != before
+                record = fusemount.record_of(opened, self._target, mountpoint, kernel) if is_mounted else None
+            except OSError:
+                record = None  # the target is gone
+            if record is None:
+                self.discard(opened)
+                return
+            self._history.mounted()
+            self.take_over(record)
+            os.close(opened.fd)  # after the watch was set, which hears of it where it is the last one
+
+        self.process = MountProcess(opened.fd, lambda: fusemount.mount_opened(opened, self._target, kernel), end)
+        return self.process
+
+    async def end_process(self, process: MountProcess) -> None:
+        """Kill a process of mount_opened(), and wait for its end. Raises TimeoutError."""
+        process.kill()
+        # A process that gave no sign for so long sleeps where no signal reaches it; it is looked after when it ends.
+        await asyncio.wait_for(asyncio.shield(process.ended), limits.PROBE_WAIT)
 
     def take_over(self, record: FuseMount) -> None:
         """Look after a FUSE mount that is at the target."""
         self.record = record
         self.state = State.MOUNTED
         self._reaper = None
+        self._history.no_trouble("watch", "subPath")
+        self._has_old_sub_paths = True  # for all that is known here
         if record.node is not None:
             try:
                 self._watch_id = self._watch.add(self._workspace.nodes.path(record.node), self.look)
             except OSError as error:
-                self._log.error(f"the end of the FUSE program will be noticed late: {error}")
+                text = f"the end of the FUSE program will be noticed late: {error}"
+                self._log.error(text)
+                self._history.trouble("watch", text)
         if self._watch_id is None:
             self.look()
+        self.renew_sub_paths()
         self._on_change()
 
     async def is_dead(self) -> bool:
@@ -80,17 +139,30 @@ class TargetMount:
         if record is None or self._is_held(record):
             return False
         try:
-            return await self._prober.run(limits.PROBE_WAIT, lambda: fusemount.is_gone(self._target, record))
+            is_gone = await self._prober.run(limits.PROBE_WAIT, lambda: fusemount.is_gone(self._target, record))
         except OSError:
             return False
+        if is_gone and self.state is not State.DEAD:
+            self.state = State.DEAD
+            self._history.died()
+        return is_gone
 
     async def take_off(self, plain: bool) -> None:
         """Unmount the FUSE mount, if there is one; `plain` as for fusemount.take_off(). Raises OSError, TimeoutError."""
         record = self.record
         if record is None:
             return
-        await self._remover.run(limits.TAKE_OFF_WAIT, lambda: fusemount.take_off(self._workspace, self._target, record, plain))
-        self._forget()
+        took = Timer(Operation.UNMOUNT)
+        await self._remover.run(limits.TAKE_OFF_WAIT, lambda: self._take_off(record, plain))
+        took.stop()
+        self._forget(End.DIED if self.state is State.DEAD else End.ASKED)
+
+    def _take_off(self, record: FuseMount, plain: bool) -> None:
+        fusemount.take_off(self._workspace, self._target, record, plain)
+        try:
+            subpaths.remove_layers(self._paths)
+        except OSError as error:  # the next mount does it
+            self._log.warning(f"former layers of subPath binds cannot be removed: {error}")
 
     async def remove_target(self) -> None:
         """Unmount all, and remove the target's directory. Raises OSError, TimeoutError."""
@@ -100,7 +172,7 @@ class TargetMount:
             fusemount.remove_target(self._workspace, self._target, None)
             return
         await self._remover.run(limits.TAKE_OFF_WAIT, lambda: fusemount.remove_target(self._workspace, self._target, record))
-        self._forget()
+        self._forget(End.UNPUBLISHED)
 
     def look(self) -> None:
         """Look whether the program has died, now or soon, and take its mount off then."""
@@ -116,6 +188,31 @@ class TargetMount:
         if self.record is not None and not self._is_held(self.record):
             self.look()
 
+    def renew_sub_paths(self) -> None:
+        """Give kubelet's subPath binds the present file system, in the background: its program has to answer for that.
+
+        Where it failed, a later call tries again.
+        """
+        if not subpaths.has_any(self._paths):
+            self._has_old_sub_paths = False  # those that are made later show what is mounted then
+        if self.record is not None and self._has_old_sub_paths and (self._renewing is None or self._renewing.done()):
+            self._renewing = asyncio.get_running_loop().create_task(self._renew_sub_paths(self.record))
+
+    async def _renew_sub_paths(self, record: FuseMount) -> None:
+        try:
+            done = await self._renewer.run(limits.SUB_PATH_WAIT, lambda: subpaths.renew(self._paths, record.device))
+        except OSError as error:
+            if self.record is record:
+                text = "the FUSE program does not answer" if isinstance(error, TimeoutError) else str(error)
+                self._log.warning(text := f"containers with a subPath of the volume do not see the new mount yet: {text}")
+                self._history.trouble("subPath", text)
+            return
+        if self.record is record:
+            self._has_old_sub_paths = False
+            self._history.no_trouble("subPath")
+        if done:
+            self._log.info(f"subPath binds that show the new mount: {done}")
+
     def release(self) -> None:
         """The driver stops: look no more, and leave everything as it is."""
         if self._watch_id is not None:
@@ -124,9 +221,14 @@ class TargetMount:
         if self._reaper is not None and self._reaper is not asyncio.current_task():
             self._reaper.cancel()
         self._reaper = None
+        if self._renewing is not None:
+            self._renewing.cancel()
+            self._renewing = None
 
-    def _forget(self) -> None:
+    def _forget(self, end: End) -> None:
         self.release()
+        if self.record is not None:
+            self._history.ended(end)
         if self.record is not None and self.record.node is not None:
             self._workspace.nodes.remove(self.record.node)
         self.record = None
@@ -161,7 +263,6 @@ class TargetMount:
     async def _take_off_if_dead(self) -> bool:
         if not await self.is_dead():
             return False
-        self.state = State.DEAD
         try:
             await self.take_off(plain=False)
         except OSError as error:

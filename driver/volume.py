@@ -8,16 +8,22 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EAGAIN, EBUSY, EEXIST, EINVAL, ENOTEMPTY
+from typing import Any
 
 from driver import fusemount
+from driver.bounded import Threads
 from driver.closewatch import CloseWatch
+from driver.device import Opened
 from driver.errors import Code, VolumeError
 from driver.fdserver import FdServer, Peer
 from driver.fusemount import FuseMount, Workspace
+from driver.history import History, Past
 from driver.logs import VolumeLog
+from driver.metrics import End, Operation, Timer
+from driver.mountprocess import MountProcess
 from driver.paths import VolumePaths
 from driver.podsockets import NameTaken, NoDirectory, PodSockets
-from driver.policy import Refused, VolumePolicy, kernel_mount
+from driver.policy import KernelMount, Refused, VolumePolicy, kernel_mount
 from driver.targetmount import State, TargetMount
 from fusermount3_proxy import limits
 from fusermount3_proxy.mountinfo import Mount
@@ -42,19 +48,52 @@ class Publication:
     pod: str
 
 
+@dataclass
+class PreparedMount:
+    """A /dev/fuse that a client has, and that is mounted when it says so; Volume's mount_prepared() or discard_prepared()."""
+
+    volume: "Volume"
+    request: MountRequest
+    peer: Peer
+    kernel: KernelMount
+    opened: Opened
+    is_handed_on: bool = False  # who closes `opened` is somebody else
+
+    @property
+    def fd(self) -> int:
+        """The fd to serve it by, for the client."""
+        return self.opened.fd
+
+    async def mount(self, client_gone: "asyncio.Future[None]") -> None:
+        """Mount it, as long as the client waits. Raises Refused."""
+        await self.volume.mount_prepared(self, client_gone)
+
+    def discard(self) -> None:
+        """Close it, unless it was mounted or tried to."""
+        self.volume.discard_prepared(self)
+
+
 class Volume:
     """A volume from publish to unpublish. Calls of one volume run one after another."""
 
     def __init__(
-        self, publication: Publication, policy: VolumePolicy, workspace: Workspace, watch: CloseWatch, on_change: Callable[["Volume"], None]
+        self,
+        publication: Publication,
+        policy: VolumePolicy,
+        workspace: Workspace,
+        watch: CloseWatch,
+        past: Past | None,
+        on_change: Callable[["Volume"], None],
     ) -> None:
-        """`on_change` is called when the mount has changed, for the record of it."""
+        """`past` is what a record says; `on_change` is called when the mount has changed, for the record of it."""
         self.publication = publication
         self.policy = policy
         self.log = VolumeLog(publication.pod, publication.volume_id)
+        self.history = History(past)
+        self.examiner = Threads(1)  # whoever asks its file system how it is
         self.is_closing = False
         self._target = publication.paths.target_path
-        self._mount = TargetMount(self._target, workspace, watch, self.log, lambda: on_change(self))
+        self._mount = TargetMount(publication.paths, workspace, watch, self.log, self.history, lambda: on_change(self))
         self._sockets: PodSockets | None = None
         self._server: FdServer | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -73,6 +112,7 @@ class Volume:
 
     def publish(self) -> None:
         """Make the target, its placeholder and the sockets. Raises VolumeError, and then leaves no mount and no socket."""
+        took = Timer(Operation.PUBLISH)
         self._listen()
         try:
             self._make_target()
@@ -81,7 +121,7 @@ class Volume:
             raise
         for warning in self.policy.warnings:
             self.log.warning(warning)
-        self.log.info(f"published at {self._target}, {self.state.value}")
+        self.log.info(f"published at {self._target}, {self.state.value}, in {took.stop()}")
 
     def restore(self, known: FuseMount | None, stack: list[Mount]) -> bool:
         """Take up a volume that a former driver published; `known` is the mount that it made last.
@@ -94,12 +134,16 @@ class Volume:
         try:
             self._take_up(stack, known)
         except (OSError, VolumeError) as error:
-            self.log.error(f"cannot look after {self._target}: {error}")
+            self._trouble("target", f"cannot look after {self._target}: {error}")
         try:
             self._listen()
         except VolumeError as error:
             # The pod may be gone already; kubelet's republish or unpublish comes.
-            self.log.warning(f"not listening: {error}")
+            text = f"not listening: {error}"
+            self.log.warning(text)
+            self.history.trouble("sockets", text)
+        if known is not None and self.mount_record is None:
+            self.history.ended(End.DIED)  # while no driver ran, or before one that was killed could record it
         self._mount.look_unless_held()
         self.log.info(f"taken up again at {self._target}, {self.state.value}")
         return True
@@ -114,31 +158,43 @@ class Volume:
                 self.log.refusal("the sockets in the emptyDir are gone or replaced; making them again")
                 self._stop_listening()
                 self._listen()
+            self.history.no_trouble("sockets")
         except (OSError, VolumeError) as error:
-            self.log.error(f"cannot look after the sockets: {error}")
+            self._trouble("sockets", f"cannot look after the sockets: {error}")
         self._mount.look_unless_held()
+        self._mount.renew_sub_paths()
 
     async def unpublish(self) -> None:
         """Take everything away. Raises VolumeError; a second call goes on where the first one stopped."""
         self.is_closing = True
+        took = Timer(Operation.UNPUBLISH)
         self._stop_listening()
         if self._closing:
             # Until then they keep a memory emptyDir busy.
             await asyncio.wait(self._closing)
         async with self._mount.lock:
+            if self._mount.process is not None:
+                try:
+                    await self._mount.end_process(self._mount.process)
+                except TimeoutError:
+                    pass  # without its target, which goes now, it cannot mount
             try:
                 await self._mount.remove_target()
             except FileNotFoundError:
                 pass
             except OSError as error:
                 raise unpublish_error(self._target, error) from None
-        self.log.info("unpublished")
+        self.log.info(f"unpublished in {took.stop()}")
 
     def release(self) -> None:
         """The driver stops: take no more requests, and leave target, mount and sockets as they are for the next one."""
         self._mount.release()
         if self._server is not None:
             self._server.stop()
+
+    def _trouble(self, kind: str, text: str) -> None:
+        self.log.error(text)
+        self.history.trouble(kind, text)
 
     def _make_target(self) -> None:
         """Make the directory and its placeholder. What a former driver left there is taken over."""
@@ -211,22 +267,82 @@ class Volume:
         """Mount for a client, and return the fd. Raises Refused."""
         async with self._mount.lock:
             self._refuse_when_closing()
-            if request.sync_init:
-                raise Refused("--sync-init is not supported by this driver")
             kernel = kernel_mount(self.policy, request.options, peer.uid, peer.gid)
-            if self._mount.record is not None:
-                if not await self._mount.is_dead():
-                    raise Refused(f"mount failed: {os.strerror(EBUSY)}", EBUSY)
-                await self._take_off(plain=False)
+            await self._make_room()
+            took = Timer(Operation.MOUNT)
             try:
                 fd = self._mount.mount(from_wire(request.mountpoint), kernel)
             except OSError as error:
-                raise Refused(f"mount failed: {error.strerror}", error.errno or EINVAL) from None
+                raise _mount_failed(error) from None
+        self._log_mounted(request, peer, kernel, took)
+        return fd
+
+    async def prepare(self, request: MountRequest, peer: Peer) -> "PreparedMount":
+        """Open a /dev/fuse for a client that says later when to mount it (sync-init). Raises Refused.
+
+        Nothing is reserved: until then others can mount, and a client that goes away stands in nobody's way.
+        """
+        async with self._mount.lock:
+            self._refuse_when_closing()
+            kernel = kernel_mount(self.policy, request.options, peer.uid, peer.gid)
+            await self._make_room()
+            try:
+                return PreparedMount(self, request, peer, kernel, self._mount.open())
+            except OSError as error:
+                raise _mount_failed(error) from None
+
+    async def mount_prepared(self, prepared: "PreparedMount", client_gone: "asyncio.Future[None]") -> None:
+        """Mount what prepare() has opened, as long as the client waits. Raises Refused."""
+        async with self._mount.lock:
+            self._refuse_when_closing()
+            await self._make_room()
+            mountpoint = from_wire(prepared.request.mountpoint)
+            took = Timer(Operation.MOUNT)
+            try:
+                process = self._mount.mount_opened(prepared.opened, mountpoint, prepared.kernel)
+            except OSError as error:
+                raise _mount_failed(error) from None
+            prepared.is_handed_on = True
+        # Without the lock: the program may take its time, and unpublish must not wait for it.
+        first: set[asyncio.Future[Any]] = {process.ended, client_gone}
+        await asyncio.wait(first, timeout=limits.SYNC_MOUNT_WAIT, return_when=asyncio.FIRST_COMPLETED)
+        if not process.ended.done():
+            await self._end_process(process)
+        if (errno := process.ended.result()) != 0:
+            self._refuse_when_closing()
+            text = "the FUSE program did not answer INIT in time" if process.is_killed else os.strerror(errno)
+            raise Refused(f"mount failed: {text}", errno)
+        self._log_mounted(prepared.request, prepared.peer, prepared.kernel, took)
+
+    def discard_prepared(self, prepared: "PreparedMount") -> None:
+        """Close what prepare() has opened and nobody has mounted."""
+        if not prepared.is_handed_on:
+            prepared.is_handed_on = True
+            self._mount.discard(prepared.opened)
+
+    async def _make_room(self) -> None:
+        """Refuse a mount where one is served; take one off whose program has died. Needs the lock. Raises Refused."""
+        if (process := self._mount.process) is not None:
+            if not process.is_killed:
+                raise Refused(f"mount failed: {os.strerror(EBUSY)}", EBUSY)
+            await self._end_process(process)
+        if self._mount.record is None:
+            return
+        if not await self._mount.is_dead():
+            raise Refused(f"mount failed: {os.strerror(EBUSY)}", EBUSY)
+        await self._take_off(plain=False)
+
+    async def _end_process(self, process: MountProcess) -> None:
+        try:
+            await self._mount.end_process(process)
+        except TimeoutError:
+            raise Refused(f"mount failed: {os.strerror(EBUSY)}", EBUSY) from None
+
+    def _log_mounted(self, request: MountRequest, peer: Peer, kernel: KernelMount, took: Timer) -> None:
         self.log.info(
             f"mounted {os.fsdecode(kernel.fstype)} {os.fsdecode(kernel.source)!r} for uid {peer.uid}, pid {peer.pid}, "
-            f"asked for at {os.fsdecode(from_wire(request.mountpoint))!r}"
+            f"asked for at {os.fsdecode(from_wire(request.mountpoint))!r}, in {took.stop()}"
         )
-        return fd
 
     async def unmount(self, request: UnmountRequest) -> None:
         """Unmount for a client. Raises Refused, with EINVAL where the mount is not the one that it means."""
@@ -250,6 +366,10 @@ class Volume:
             raise Refused("the FUSE file system could not be unmounted in time", EBUSY) from None
         except OSError as error:
             raise Refused(str(error.strerror), error.errno or EINVAL) from None
+
+
+def _mount_failed(error: OSError) -> Refused:
+    return Refused(f"mount failed: {error.strerror}", error.errno or EINVAL)
 
 
 def unpublish_error(target: str, error: OSError) -> VolumeError:

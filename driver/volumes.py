@@ -8,9 +8,11 @@ from driver.bounded import Threads
 from driver.closewatch import CloseWatch
 from driver.errors import Code, VolumeError
 from driver.fusemount import Workspace
-from driver.logs import log
+from driver.history import Past
+from driver.logs import VolumeLog
 from driver.policy import of_volume
 from driver.records import Record, Records
+from driver.targetmount import State
 from driver.volume import Publication, Volume, unpublish_error
 from fusermount3_proxy import limits
 
@@ -28,6 +30,21 @@ class Volumes:
 
     def __iter__(self) -> Iterator[Volume]:
         return iter(list(self._by_target.values()))
+
+    def by_state(self) -> dict[str, int]:
+        """How many there are in each state."""
+        found = dict.fromkeys((state.value for state in State), 0)
+        for volume in self:
+            found[volume.state.value] += 1
+        return found
+
+    def troubled(self) -> int:
+        """How many have warnings or trouble."""
+        return sum(1 for volume in self if volume.policy.warnings or volume.history.troubles)
+
+    def at(self, target: str) -> Volume | None:
+        """The volume that is published at a target."""
+        return self._by_target.get(target)
 
     def publish(self, publication: Publication) -> Volume:
         """Publish, or look after what is published already. Raises VolumeError."""
@@ -69,10 +86,11 @@ class Volumes:
         for record in self._records.load():
             target = record.publication.paths.target_path
             try:
-                volume = self._new(record.publication)
+                volume = self._new(record.publication, record.past)
                 is_there = volume.restore(record.mount, fusemount.mounts_at(target, by_path))
             except Exception as error:  # whatever it is, it must not cost the others
-                log.error(f"the volume at {target} cannot be taken up ({error!r}); it is known again when kubelet publishes it")
+                text = f"the volume at {target} cannot be taken up ({error!r}); it is known again when kubelet publishes it"
+                VolumeLog(record.publication.pod, record.publication.volume_id).error(text)
                 continue
             if is_there:
                 self._add(volume)
@@ -111,9 +129,9 @@ class Volumes:
         for volume in self._by_target.values():
             volume.release()
 
-    def _new(self, publication: Publication) -> Volume:
+    def _new(self, publication: Publication, past: Past | None = None) -> Volume:
         policy = of_volume(publication.read_only, list(publication.mount_flags), publication.mount_options)
-        return Volume(publication, policy, self._workspace, self._watch, self._changed)
+        return Volume(publication, policy, self._workspace, self._watch, past, self._changed)
 
     def _changed(self, volume: Volume) -> None:
         # Not of one that is being published: a record of a volume that could not be published must not stay.
@@ -122,9 +140,12 @@ class Volumes:
 
     def _save(self, volume: Volume) -> None:
         try:
-            self._records.save(Record(volume.publication, volume.mount_record))
+            self._records.save(Record(volume.publication, volume.mount_record, volume.history.past))
+            volume.history.no_trouble("record")
         except OSError as error:
-            volume.log.error(f"the volume cannot be recorded, and a restart of the driver would not know it: {error}")
+            text = f"the volume cannot be recorded, and a restart of the driver would not know it: {error}"
+            volume.log.error(text)
+            volume.history.trouble("record", text)
 
     async def _clear(self, target: str) -> None:
         try:

@@ -35,9 +35,51 @@ def mount(path: str, request: MountRequest, wait: float, say: "Callable[[str], N
     try:
         if is_v1:
             _send(sock, packet)
-        message, fds = _receive(sock, limits.PACKET_MAX if is_v1 else limits.ORIGINAL_MESSAGE_MAX, is_v1)
+        return _receive_mount(sock, is_v1)
     finally:
         sock.close()
+
+
+def prepare(path: str, request: MountRequest, wait: float, say: "Callable[[str], None]") -> "tuple[Reply, int, PreparedMount]":
+    """Ask for a /dev/fuse fd that is mounted later (`request.sync_init`); arguments, answer and errors as for mount().
+
+    Raises OriginalProtocolOnly where the driver cannot do that; then it was not asked for anything.
+    """
+    packet = _encode(request)
+    sock, _ = _connect(path, wait, say, may_be_original=False)
+    try:
+        _send(sock, packet)
+        return *_receive_mount(sock, is_v1=True), PreparedMount(sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+class PreparedMount:
+    """The driver's end of a mount that waits for a word. Closed before that, nothing is mounted."""
+
+    __slots__ = ("socket",)
+
+    def __init__(self, sock: socket) -> None:
+        self.socket = sock
+
+    def proceed(self) -> None:
+        """Give the word. Raises DriverError."""
+        _send(self.socket, protocol.PROCEED)
+
+    def answer(self) -> Reply:
+        """How the mount went; waits for it. Raises DriverError."""
+        message, fds = _receive(self.socket, limits.PACKET_MAX, is_v1=True)
+        fdpass.close_all(fds)
+        return _decode(message, True)
+
+    def close(self) -> None:
+        """Wait no longer. The driver gives up a mount that is under way."""
+        self.socket.close()
+
+
+def _receive_mount(sock: socket, is_v1: bool) -> tuple[Reply, int]:
+    message, fds = _receive(sock, limits.PACKET_MAX if is_v1 else limits.ORIGINAL_MESSAGE_MAX, is_v1)
     try:
         reply = _decode(message, is_v1)
         if reply.error is None and (reply.volume_name is None or len(fds) != 1):
@@ -80,7 +122,7 @@ def _connect(path: str, wait: float, say: "Callable[[str], None]", may_be_origin
                 if sock is not None:
                     return sock, False
             elif _exists(path):
-                raise OriginalProtocolOnly(f"the driver behind {path} speaks the original protocol alone, which cannot unmount")
+                raise OriginalProtocolOnly(f"the driver behind {path} speaks the original protocol alone, which has no request for it")
         waited = monotonic() - start
         if waited >= wait:
             raise DriverError(
@@ -150,6 +192,8 @@ def _send(sock: socket, packet: bytes) -> None:
         fdpass.send_with_fds(sock, packet, [])
     except TimeoutError:
         raise DriverError(f"the driver took no request within {limits.ANSWER_WAIT:g} s") from None
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # closed already; what it has said before, or that it said nothing, is told by receiving
     except OSError as error:
         raise DriverError(f"failed to send the request to the driver: {error.strerror}") from None
 

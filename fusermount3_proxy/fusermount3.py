@@ -7,15 +7,16 @@ and passes the /dev/fuse fd on over that socket the way libfuse's fusermount3 do
 import posix
 import sys
 from _socket import AF_UNIX, SO_DOMAIN, SOL_SOCKET, socket
-from errno import EINVAL, ENOTCONN
+from errno import EBADF, EINVAL, ENOTCONN
 
-from fusermount3_proxy import commandline, driver_socket, fdpass, limits, mountpoint, options, program, protocol
+from fusermount3_proxy import autounmount, commandline, driver_socket, fdpass, limits, mountpoint, options, program, protocol, syncinit
 from fusermount3_proxy.commandline import Command, CommandLineError
 from fusermount3_proxy.discovery import NoSocket, find_socket
 from fusermount3_proxy.driver_socket import DriverError, OriginalProtocolOnly
 from fusermount3_proxy.options import OptionError
 from fusermount3_proxy.program import to_bytes, to_text
 from fusermount3_proxy.protocol import MountRequest, UnmountRequest
+from fusermount3_proxy.syncinit import SyncInitError
 
 # Programs compare it to know what the helper can do; 3.14 is the version whose behaviour this one has.
 VERSION = "fusermount3 version: 3.14.0\n"
@@ -23,6 +24,10 @@ VERSION = "fusermount3 version: 3.14.0\n"
 
 class Failure(Exception):
     """The end, with exit code 1; the text is the line on standard error, without the program's name."""
+
+
+class CannotSend(Failure):
+    """The comm fd is of no use. fusermount3 says this without its name."""
 
 
 class CannotUnmount(Failure):
@@ -33,7 +38,7 @@ def main(arguments: list[str]) -> int:
     """Run with the arguments after the program's name. Returns the exit code."""
     command = Command()
     try:
-        command = commandline.parse(arguments)
+        command = commandline.parse(arguments, b"POSIXLY_CORRECT" in posix.environ)
         if command.help:
             program.write(1, commandline.USAGE)
             return 1
@@ -47,7 +52,9 @@ def main(arguments: list[str]) -> int:
             _mount(command, path)
     except (CommandLineError, Failure, DriverError, NoSocket) as error:
         is_quiet = command.unmount and command.quiet and isinstance(error, CannotUnmount | DriverError | NoSocket)
-        if not is_quiet:
+        if isinstance(error, CannotSend):
+            program.write(2, f"{error}\n")
+        elif not is_quiet:
             say(str(error))
         return 1
     return 0
@@ -68,17 +75,16 @@ def _resolve(given: str) -> bytes:
 
 
 def _mount(command: Command, path: bytes) -> None:
-    if command.sync_init:
-        # libfuse then calls again without it.
-        raise Failure("--sync-init is not supported")
-    if command.auto_unmount and not command.options:
-        raise Failure("--auto-unmount of a mount that was made without this helper is not supported")
     comm_fd = command.comm_fd
     if comm_fd is None:
         variable = posix.environ.get(b"_FUSE_COMMFD")
         if variable is None:
             raise Failure("old style mounting not supported")
         comm_fd = variable.decode("utf-8", "replace")
+    if command.auto_unmount:
+        # The program has mounted by itself, in its own container, and asks for nothing else.
+        autounmount.wait_and_unmount(_comm_socket(comm_fd), path)
+        return
     _check_mountpoint(path)
     raw_options = to_bytes(command.options)
     try:
@@ -93,7 +99,10 @@ def _mount(command: Command, path: bytes) -> None:
     comm = _comm_socket(comm_fd)
 
     socket_path = find_socket()
-    request = MountRequest(protocol.to_wire(path), protocol.to_wire(raw_options))
+    request = MountRequest(protocol.to_wire(path), protocol.to_wire(raw_options), command.sync_init)
+    if command.sync_init:
+        _mount_when_told(comm, socket_path, request)
+        return
     reply, fuse_fd = driver_socket.mount(socket_path, request, limits.SOCKET_WAIT, say)
     if reply.error is not None:
         raise Failure(reply.error)
@@ -103,7 +112,23 @@ def _mount(command: Command, path: bytes) -> None:
         # Before the fd is closed: until then no other program can have mounted there.
         _undo(socket_path, path)
         posix.close(fuse_fd)
-        raise Failure(f"sending file descriptor: {error.strerror}") from None
+        raise CannotSend(f"sending file descriptor: {error.strerror}") from None
+
+
+def _mount_when_told(comm: socket, socket_path: str, request: MountRequest) -> None:
+    try:
+        reply, fuse_fd, prepared = driver_socket.prepare(socket_path, request, limits.SOCKET_WAIT, say)
+    except OriginalProtocolOnly as error:
+        # Nothing was asked for, and the FUSE library calls again without it.
+        raise Failure(f"--sync-init is not supported: {error}") from None
+    try:
+        if reply.error is not None:
+            raise Failure(reply.error)
+        syncinit.mount(comm, fuse_fd, prepared)
+    except SyncInitError as error:
+        raise Failure(str(error)) from None
+    finally:
+        prepared.close()
 
 
 def _check_mountpoint(path: bytes) -> None:
@@ -116,18 +141,31 @@ def _check_mountpoint(path: bytes) -> None:
 
 
 def _comm_socket(number: str) -> socket:
-    remedy = f"_FUSE_COMMFD={number} must be the number of an open Unix socket; the FUSE library that starts this program sets it"
-    if not number.isascii() or not number.isdigit() or len(number) > 9:
-        raise Failure(f"sending file descriptor: {remedy}")
     try:
-        comm = socket(fileno=int(number))
+        comm = socket(fileno=_atoi(number))
         is_unix = comm.getsockopt(SOL_SOCKET, SO_DOMAIN) == AF_UNIX
     except OSError as error:
-        raise Failure(f"sending file descriptor: {error.strerror}: {remedy}") from None
+        raise CannotSend(f"sending file descriptor: {error.strerror}") from None
+    except ValueError:
+        # A negative number, which the socket module refuses itself.
+        raise CannotSend(f"sending file descriptor: {posix.strerror(EBADF)}") from None
     if not is_unix:
-        raise Failure(f"sending file descriptor: {posix.strerror(EINVAL)}: {remedy}")
-    comm.settimeout(None)
+        raise CannotSend(f"sending file descriptor: {posix.strerror(EINVAL)}")
     return comm
+
+
+def _atoi(text: str) -> int:
+    """atoi(3) of glibc, by which fusermount3 reads the number: what follows it is ignored, and no number is 0."""
+    text = text.lstrip(" \t\n\v\f\r")
+    sign = -1 if text[:1] == "-" else 1
+    text = text[1:] if text[:1] in ("-", "+") else text
+    end = 0
+    while end < len(text) and text[end] in "0123456789":
+        end += 1
+    digits = text[:end].lstrip("0")
+    # strtol(3) stops at the ends of a long, and an int keeps the lower half of it.
+    value = max(-(1 << 63), min((1 << 63) - 1, sign * int(digits or "0"))) if len(digits) < 20 else (1 << 63) - (sign > 0)
+    return (value + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
 def _undo(socket_path: str, path: bytes) -> None:
@@ -151,10 +189,10 @@ def _unmount(command: Command, path: bytes) -> None:
         if device is not None:
             raise
         raise CannotUnmount(f"entry for {to_text(path)} not found in /etc/mtab") from None
-    quiet = command.quiet
     request = UnmountRequest(protocol.to_wire(path), command.lazy, device)
     try:
-        reply = driver_socket.unmount(socket_path, request, limits.SOCKET_WAIT, (lambda line: None) if quiet else say)
+        # Not a word while it waits: go-fuse takes any for a failure.
+        reply = driver_socket.unmount(socket_path, request, limits.SOCKET_WAIT, lambda line: None)
     except OriginalProtocolOnly as error:
         raise CannotUnmount(f"failed to unmount {to_text(path)}: {error}") from None
     if reply.error is None:

@@ -5,15 +5,24 @@ SOCKET_WAIT = 10.0  # a socket that is missing or refuses: the driver may be sta
 SOCKET_WAIT_SILENT = 1.0  # after this the client says what it waits for
 SOCKET_RETRY = 0.05
 ANSWER_WAIT = 30.0
+MOUNT_ANSWER_WAIT = 40.0  # for a mount that waits for the program (sync-init): longer than the driver lets it take
 
 # The driver, for a client.
 REQUEST_WAIT = 5.0
+PROCEED_WAIT = 300.0  # for sync-init's proceed, as long as libfuse's helper waits; the client waits as long for the program
+SYNC_MOUNT_WAIT = 30.0  # mount(2) of sync-init, until the program has answered INIT
 REQUESTS_AT_ONCE = 8  # per volume; further connections are closed
 
 # The driver, for file systems that pods serve.
 PROBE_WAIT = 1.0  # one touch of a served file system
+SUB_PATH_WAIT = 10.0  # finding the directories of kubelet's subPath binds in a file system that was just mounted
 TAKE_OFF_WAIT = 10.0  # unmounting, with everything that it touches
 LOOK_AGAIN = 10.0  # until the next look at a mount whose end nobody would tell
+
+# The driver, for whoever reads its metrics.
+SCRAPE_WAIT = 5.0  # from the connection to the last byte
+SCRAPES_AT_ONCE = 8  # further connections are closed
+SCRAPE_REQUEST_MAX = 8192  # bytes of the request's head
 
 # The wire (docs/protocol.md).
 PACKET_MAX = 64 * 1024

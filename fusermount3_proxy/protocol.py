@@ -10,6 +10,8 @@ from fusermount3_proxy.limits import ORIGINAL_MESSAGE_MAX, PACKET_MAX
 
 _ERROR_MAX = 4096  # characters; part of it may be the pod's own text, of any length
 
+PROCEED = b'{"op":"proceed"}'  # the second packet of a mount with sync_init
+
 V1_SUFFIX = ".v1"  # NAME is the original protocol's socket, NAME.v1 is ours
 
 
@@ -20,7 +22,8 @@ class ProtocolError(Exception):
 class MountRequest:
     """Mount the volume of this socket.
 
-    `mountpoint` is what the program asked for, absolute, "" from fuse-starter; `options` is the text of its -o.
+    `mountpoint` is what the program asked for, absolute, "" from fuse-starter; `options` is the text of its -o. With
+    `sync_init` the answer's fd is not mounted yet: the driver mounts it after PROCEED.
     """
 
     __slots__ = ("mountpoint", "options", "sync_init")
@@ -100,6 +103,13 @@ def decode_request(packet: bytes) -> MountRequest | UnmountRequest:
     if device is not None and not isinstance(device, str):
         raise ProtocolError(f"dev is {_shown(device)}; it must be MAJOR:MINOR or null")
     return UnmountRequest(mountpoint, _flag(fields, "lazy"), device)
+
+
+def check_proceed(packet: bytes) -> None:
+    """Raises ProtocolError where the packet is not PROCEED (fields that are not known are ignored)."""
+    op = _decode_object(packet, PACKET_MAX).get("op")
+    if op != "proceed":
+        raise ProtocolError(f"op is {_shown(op)}; after a mount with syncInit it must be proceed")
 
 
 def encode_reply(reply: Reply) -> bytes:

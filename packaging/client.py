@@ -31,6 +31,7 @@ RUNTIME = "_internal"
 PACKAGE = "fusermount3_proxy"
 PROGRAMS = {"fusermount3": "fusermount3", "fuse-starter": "starter", "install": "install"}  # file name: module of PACKAGE
 SINGLE = ("fusermount3", "fuse-starter")  # those that are made as single files too
+LATE = {"fusermount3": ("_ctypes",), "fuse-starter": (), "install": ()}  # what a function imports that few starts come to
 FAILED = {"fusermount3": 1, "fuse-starter": 125, "install": 1}  # the exit code where the tree is not in its place
 
 # Empty since glibc 2.34, all of it is in libc.so.6; the boot loader still asks for them.
@@ -143,10 +144,11 @@ def _imported(program: str) -> list[tuple[str, str]]:
         raise elf.ElfError(f"{PACKAGE} cannot be imported: {done.stderr.strip().splitlines()[-1]}")
     sys.path.insert(0, str(ROOT))
     try:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+        names = [name for line in lines if (name := line.rpartition("|")[2].strip()) != "imported package"]
         modules = []
-        for line in done.stderr.splitlines():
-            name = line.rpartition("|")[2].strip()
-            if not line.startswith("import time:") or name == "imported package" or FrozenImporter.find_spec(name):
+        for name in [*names, *LATE[program]]:
+            if FrozenImporter.find_spec(name):
                 continue
             spec = importlib.util.find_spec(name)
             if spec is not None and spec.has_location and spec.origin:  # not built in

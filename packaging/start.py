@@ -6,7 +6,15 @@ hand, in the order in which they import each other.
 
 import posix
 import sys
+from _signal import SIG_DFL, SIG_UNBLOCK, SIGINT, default_int_handler, getsignal, pthread_sigmask
+from _signal import signal as set_signal
 from marshal import loads
+
+# First of all: Python's own action would end in a traceback.
+if getsignal(SIGINT) is default_int_handler:
+    set_signal(SIGINT, SIG_DFL)
+if posix.environ.get(b"_PYI_SIGINT") == b"":
+    pthread_sigmask(SIG_UNBLOCK, (SIGINT,))  # trampoline.c has blocked it
 
 
 def load(modules: tuple[tuple[str, bytes], ...]) -> None:

@@ -51,7 +51,7 @@ class GetStatusResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., problem: _Optional[str] = ..., volumes: _Optional[_Iterable[_Union[Volume, _Mapping]]] = ...) -> None: ...
 
 class Volume(_message.Message):
-    __slots__ = ("name", "pod", "target_path", "socket_path", "state", "source", "fs_type", "read_only", "warnings")
+    __slots__ = ("name", "pod", "target_path", "socket_path", "state", "source", "fs_type", "read_only", "warnings", "since", "mounts", "abnormal", "condition")
     NAME_FIELD_NUMBER: _ClassVar[int]
     POD_FIELD_NUMBER: _ClassVar[int]
     TARGET_PATH_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +61,10 @@ class Volume(_message.Message):
     FS_TYPE_FIELD_NUMBER: _ClassVar[int]
     READ_ONLY_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    MOUNTS_FIELD_NUMBER: _ClassVar[int]
+    ABNORMAL_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_FIELD_NUMBER: _ClassVar[int]
     name: str
     pod: str
     target_path: str
@@ -70,4 +74,8 @@ class Volume(_message.Message):
     fs_type: str
     read_only: bool
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., pod: _Optional[str] = ..., target_path: _Optional[str] = ..., socket_path: _Optional[str] = ..., state: _Optional[str] = ..., source: _Optional[str] = ..., fs_type: _Optional[str] = ..., read_only: _Optional[bool] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    since: int
+    mounts: int
+    abnormal: bool
+    condition: str
+    def __init__(self, name: _Optional[str] = ..., pod: _Optional[str] = ..., target_path: _Optional[str] = ..., socket_path: _Optional[str] = ..., state: _Optional[str] = ..., source: _Optional[str] = ..., fs_type: _Optional[str] = ..., read_only: _Optional[bool] = ..., warnings: _Optional[_Iterable[str]] = ..., since: _Optional[int] = ..., mounts: _Optional[int] = ..., abnormal: _Optional[bool] = ..., condition: _Optional[str] = ...) -> None: ...

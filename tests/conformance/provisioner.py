@@ -41,8 +41,9 @@ class _Provisioner(grpc.GenericRpcHandler):
             "/csi.v1.Identity/GetPluginCapabilities": self._get_plugin_capabilities,
             "/csi.v1.Controller/CreateVolume": self._create_volume,
             "/csi.v1.Controller/DeleteVolume": self._delete_volume,
-            "/csi.v1.Node/NodePublishVolume": partial(self._with_target, csi_pb2.NodePublishVolumeRequest, method),
-            "/csi.v1.Node/NodeUnpublishVolume": partial(self._with_target, csi_pb2.NodeUnpublishVolumeRequest, method),
+            "/csi.v1.Node/NodePublishVolume": partial(self._with_path, csi_pb2.NodePublishVolumeRequest, "target_path", method),
+            "/csi.v1.Node/NodeUnpublishVolume": partial(self._with_path, csi_pb2.NodeUnpublishVolumeRequest, "target_path", method),
+            "/csi.v1.Node/NodeGetVolumeStats": partial(self._with_path, csi_pb2.NodeGetVolumeStatsRequest, "volume_path", method),
         }
         return grpc.unary_unary_rpc_method_handler(answers.get(method, partial(self._forward, method)))
 
@@ -52,11 +53,11 @@ class _Provisioner(grpc.GenericRpcHandler):
         except grpc.RpcError as error:
             context.abort(error.code(), error.details())
 
-    def _with_target(self, kind: Any, method: str, request: bytes, context: grpc.ServicerContext) -> bytes:
+    def _with_path(self, kind: Any, field: str, method: str, request: bytes, context: grpc.ServicerContext) -> bytes:
         message = kind.FromString(request)
-        folder, slash, name = message.target_path.rpartition("/")
+        folder, slash, name = getattr(message, field).rpartition("/")
         if name == "target":
-            message.target_path = f"{folder}{slash}mount"
+            setattr(message, field, f"{folder}{slash}mount")
         return self._forward(method, message.SerializeToString(), context)
 
     def _get_plugin_capabilities(self, request: bytes, context: grpc.ServicerContext) -> bytes:

@@ -23,7 +23,7 @@ ATTRIBUTES = {"fdPassingEmptyDirName": "fuse-fd-passing", "fdPassingSocketName":
 
 # csi-sanity makes a volume for these without asking whether the driver can. Only the second run has somebody who does, and
 # ValidateVolumeCapabilities is for drivers with a Controller service, which this one does not claim to have.
-NEED_CREATE_VOLUME = "ValidateVolumeCapabilities|NodeUnpublishVolume should remove target path"
+NEED_CREATE_VOLUME = "ValidateVolumeCapabilities|NodeUnpublishVolume should remove target path|does not exist on the specified path"
 
 IDENTITY = {
     "Identity Service GetPluginCapabilities should return appropriate capabilities",
@@ -33,6 +33,9 @@ IDENTITY = {
 NODE = {
     "Node Service NodeGetCapabilities should return appropriate capabilities",
     "Node Service NodeGetInfo should return appropriate values",
+    "Node Service NodeGetVolumeStats should fail when no volume id is provided",
+    "Node Service NodeGetVolumeStats should fail when no volume path is provided",
+    "Node Service NodeGetVolumeStats should fail when volume is not found",
     "Node Service NodePublishVolume should fail when no target path is provided",
     "Node Service NodePublishVolume should fail when no volume capability is provided",
     "Node Service NodePublishVolume should fail when no volume id is provided",
@@ -41,6 +44,7 @@ NODE = {
 }
 CONTROLLER = {"Controller Service [Controller Server] ControllerGetCapabilities should return appropriate capabilities"}
 PUBLISHING = {
+    "Node Service NodeGetVolumeStats should fail when volume does not exist on the specified path",
     "Node Service NodeUnpublishVolume should remove target path",
     "Node Service should be idempotent",
     "Node Service should work",

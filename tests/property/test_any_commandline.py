@@ -78,6 +78,21 @@ def usual_order() -> Iterator[None]:
         yield
 
 
+@given(arguments)
+def test_with_posixly_correct_too(words: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("POSIXLY_CORRECT", "1")
+        wanted = expected(words)
+    try:
+        command = commandline.parse(words, options_first=True)
+    except CommandLineError:
+        assert wanted is None
+        return
+    assert wanted is not None
+    if not (wanted.help or wanted.version):
+        assert fields(command) == fields(wanted)
+
+
 def fields(command: Command) -> dict[str, object]:
     return {name: getattr(command, name) for name in Command.__slots__}
 

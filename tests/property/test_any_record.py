@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from driver.fusemount import FuseMount
+from driver.history import Past
+from driver.metrics import End
 from driver.paths import VolumePaths
 from driver.records import Record, Records
 from driver.volume import Publication
@@ -14,16 +16,17 @@ texts = st.text()
 mounts = st.builds(FuseMount, st.binary(), texts, texts, texts, st.none() | texts, st.booleans())
 paths = st.builds(VolumePaths, texts, st.text(st.characters(exclude_categories=("Cs",))), texts, texts)
 publications = st.builds(Publication, texts, paths, texts, st.booleans(), st.lists(texts).map(tuple), texts, texts)
+pasts = st.builds(Past, st.floats(allow_nan=False, allow_infinity=False), st.integers(0), st.none() | st.sampled_from(End))
 values = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(texts, inner))
 
 
-@given(publications, st.none() | mounts)
-def test_any_record_comes_back_as_it_was(publication: Publication, mount: FuseMount | None) -> None:
+@given(publications, st.none() | mounts, st.none() | pasts)
+def test_any_record_comes_back_as_it_was(publication: Publication, mount: FuseMount | None, past: Past | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         records = Records(folder)
         try:
-            records.save(Record(publication, mount))
-            assert records.load() == [Record(publication, mount)]
+            records.save(Record(publication, mount, past))
+            assert records.load() == [Record(publication, mount, past)]
         finally:
             os.close(records._owned)
 
@@ -41,7 +44,7 @@ def test_any_broken_record_costs_no_other_one(
                 content = json.load(file)
             with open(f"{folder}/0.json", "wb") as binary:
                 binary.write(broken)
-            for section in ("publication", "mount"):
+            for section in ("publication", "mount", "past"):
                 with open(f"{folder}/1{section}.json", "w", encoding="utf-8") as file:
                     json.dump(content | {section: change}, file)
             loaded = records.load()

@@ -60,11 +60,12 @@ def engine(folder: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def module_node(folder: Path, engine: Engine) -> Iterator[Node]:
-    """A node with a driver for all tests of a module."""
+def module_node(folder: Path, engine: Engine, request: pytest.FixtureRequest) -> Iterator[Node]:
+    """A node with a driver for all tests of a module, whose DRIVER_OPTIONS are more of its command line."""
     place = Path(tempfile.mkdtemp(prefix="node-", dir=folder))
     place.chmod(0o755)
     driver = Driver(place)
+    driver.options = getattr(request.module, "DRIVER_OPTIONS", ())
     driver.pods_dir.mkdir()
     # As on a node of Kubernetes, whose kubelet folder is shared with containers.
     mounts.mount("--bind", driver.pods_dir, driver.pods_dir)

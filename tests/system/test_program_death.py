@@ -3,7 +3,6 @@
 import signal
 import time
 
-import pytest
 from harness.container import Background, Bind, Container
 from harness.events import wait_until
 from harness.kubelet import Published
@@ -91,19 +90,6 @@ def test_a_stopped_program_is_not_taken_for_dead(node: Node, pod: Pod) -> None:
     assert not node.driver.waits_for_a_fuse_program()
     program.kill("CONT")
     assert application.check("cat /data/file") == "first\n"
-
-
-@pytest.mark.parametrize("number", ["KILL", "TERM"])
-def test_auto_unmount(pod: Pod, number: str) -> None:
-    """The library then asks fusermount3 first of all, and keeps its end of the socket open."""
-    volume = pod.publish()
-    application, fuse = pod.application(volume), pod.fuse(volume)
-    for text in ("first", "second"):
-        program = mounted(volume, fuse, text, "-f -o auto_unmount")
-        assert application.check("cat /data/file") == f"{text}\n"
-        program.kill(number)
-        program.wait()
-        volume.wait_waiting()
 
 
 def test_a_process_that_keeps_the_file_descriptor_keeps_the_file_system(pod: Pod) -> None:

@@ -141,13 +141,15 @@ def test_status_shows_every_volume(node: Node, pod: Pod) -> None:
     assert done.returncode == 0, done.stderr
     first, header, *volumes = done.stdout.splitlines()
     assert first.endswith(": ready")
-    assert header.split() == ["VOLUME", "POD", "STATE", "MODE", "TYPE", "SOURCE", "PATH"]
-    assert sorted(line.split() for line in volumes) == sorted(
+    assert header.split() == ["VOLUME", "POD", "STATE", "SINCE", "MOUNTS", "MODE", "TYPE", "SOURCE", "PATH", "CONDITION"]
+    cells = sorted(line.split(maxsplit=9) for line in volumes)
+    assert [[*row[:3], *row[4:9]] for row in cells] == sorted(
         [
-            ["shown", "-", "waiting", "ro", "-", "-", str(standalone.target)],
-            [published.request.volume_id, f"default/pod-{pod.folder.uid[:8]}", "waiting", "rw", "-", "-", str(published.target)],
+            ["shown", "-", "waiting", "0", "ro", "-", "-", str(standalone.target)],
+            [published.request.volume_id, f"default/pod-{pod.folder.uid[:8]}", "waiting", "0", "rw", "-", "-", str(published.target)],
         ]
     )
+    assert all("no FUSE program has mounted it yet" in row[9] for row in cells)
     assert node.driver.cli("volume", "remove", "shown").returncode == 0
 
 

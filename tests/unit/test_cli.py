@@ -31,7 +31,21 @@ def check_mistake(ended: subprocess.CompletedProcess[str], code: int, *words: st
 def test_help_says_every_option_and_command() -> None:
     ended = run("--help")
     assert (ended.returncode, ended.stderr) == (0, "")
-    for word in ("--endpoint", "--nodeid", "--v", "--pods-dir", "--run-dir", "--admin-socket", "--kubelet-registration-path", "status"):
+    for word in (
+        "--endpoint",
+        "--nodeid",
+        "--v",
+        "--pods-dir",
+        "--run-dir",
+        "--admin-socket",
+        "--kubelet-registration-path",
+        "--plugin-registration-path",
+        "--metrics-address",
+        "--log-format",
+        "volume",
+        "status",
+        "check",
+    ):
         assert word in ended.stdout
 
 
@@ -76,6 +90,11 @@ def test_a_path_that_is_not_absolute_is_told(option: str) -> None:
         (["volume", "add", "a", "b"], "b"),
         (["volume", "remove"], "NAME"),
         (["status", "x"], "x"),
+        (["status", "--output", "yaml"], "--output"),
+        (["check", "x"], "x"),
+        (["--pods-dir", "relative", "check"], "--pods-dir"),
+        (["--run-dir", "relative", "check"], "--run-dir"),
+        (["--log-format", "xml", "--nodeid", "n"], "--log-format"),
     ],
 )
 def test_what_is_not_known_or_missing_is_told(arguments: list[str], word: str) -> None:
@@ -131,3 +150,20 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     for folder in ("file", "loop"):
         ended = run("--nodeid", "n", "--endpoint", f"unix:{tmp_path}/csi.sock", "--run-dir", tmp_path / folder / "run")
         check_mistake(ended, 1, "--run-dir", f"{tmp_path}/{folder}/run")
+
+
+@pytest.mark.parametrize(
+    "address", ["", "9100", "localhost", "localhost:http", "localhost:65536", "::1:9100", "[::1]", "192.0.2.1:9100", "a b:1"]
+)
+def test_a_metrics_address_that_is_none_is_told_before_anything_is_made(address: str, tmp_path: Path) -> None:
+    places = ("--endpoint", f"unix:{tmp_path}/csi.sock", "--run-dir", tmp_path / "run")
+    check_mistake(run("--nodeid", "n", *places, "--metrics-address", address), 1, "--metrics-address", repr(address))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_metrics_address_that_somebody_has_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        places = ("--endpoint", f"unix:{tmp_path}/csi.sock", "--run-dir", tmp_path / "run")
+        check_mistake(run("--nodeid", "n", *places, "--metrics-address", address), 1, "--metrics-address", address, "in use")
+    assert os.listdir(tmp_path) == []

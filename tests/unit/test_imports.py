@@ -11,7 +11,7 @@ from pod_programs import ROOT
 PACKAGES = ("driver", "fusermount3_proxy")
 
 # Built into the interpreter, or one small extension file.
-MAY_LOAD = {"posix", "_socket", "_signal", "_json", "errno", "time"}
+MAY_LOAD = {"posix", "_socket", "_signal", "_json", "errno", "select", "time"}
 
 # What both sides of the socket are for.
 SHARED = {f"fusermount3_proxy.{name}" for name in ("fdpass", "limits", "mountinfo", "options", "protocol")}

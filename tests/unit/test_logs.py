@@ -1,8 +1,12 @@
+import json
 import logging
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
+from pod_programs import ROOT
 
 from driver import logs
 from driver.logs import VolumeLog
@@ -11,7 +15,9 @@ from driver.logs import VolumeLog
 @pytest.fixture(autouse=True)
 def logger_as_before() -> Iterator[None]:
     handlers, level, propagate = logs.log.handlers[:], logs.log.level, logs.log.propagate
+    last_resort = logging.lastResort
     yield
+    logging.lastResort = last_resort
     logs.log.handlers[:] = handlers
     logs.log.setLevel(level)
     logs.log.propagate = propagate
@@ -103,3 +109,68 @@ def test_refusals_are_warnings_of_which_only_some_are_logged(capsys: pytest.Capt
     assert len(told) == 2
     assert str(1000 - len(lines)) in told[0]
     assert told[1].endswith("bad request")
+
+
+def test_a_line_that_is_about_no_volume_names_none(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(1)
+    logs.log.info("a\nb")
+    assert re.fullmatch(r"\S+Z INFO a\\nb\n", capsys.readouterr().err)
+
+
+def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(1, "json")
+    VolumeLog("default/pod-1", "csi-1").info("mounted")
+    VolumeLog("", "data").warning("x")
+    logs.log.error("y")
+    first, second, third = map(json.loads, capsys.readouterr().err.splitlines())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first.pop("time"))
+    assert first == {"level": "info", "message": "mounted", "pod": "default/pod-1", "volume": "csi-1"}
+    assert second.pop("time") and second == {"level": "warning", "message": "x", "volume": "data"}
+    assert third.pop("time") and third == {"level": "error", "message": "y"}
+
+
+@pytest.mark.parametrize(
+    "text", ["a\nb", "a\r", "\x1b[31mred", "\0", "a\u2028b", "\x9b", "\udcff", "\u202e", '"', "\\", "日本", "x" * 70000]
+)
+def test_json_holds_nothing_that_is_not_plain(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    logs.configure(1, "json")
+    VolumeLog(text, text).info(f"unknown option '{text}'")
+    line = capsys.readouterr().err
+    assert line.endswith("\n")
+    assert line[:-1].isascii() and line[:-1].isprintable()
+    assert len(line) < 4000
+    entry = json.loads(line)
+    assert all(value.isprintable() for value in entry.values())
+    assert entry["pod"] == entry["volume"] == logs.shown(text)
+
+
+FAILING = """
+import logging
+from driver import logs
+logs.configure(0, {form!r})
+try:
+    raise ValueError("what is\\nwrong")
+except ValueError:
+    logging.getLogger("asyncio").error("a task failed", exc_info=True)
+"""
+
+
+@pytest.mark.parametrize("form", list(logs.FORMATS))
+def test_what_python_itself_has_to_say_takes_the_same_way(form: str) -> None:
+    # In a process without pytest's own handlers.
+    code = FAILING.format(form=form)
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    if form == "json":
+        (line,) = ended.stderr.splitlines()
+        entry = json.loads(line)
+        assert entry["message"] == "a task failed"
+        assert "ValueError: what is\nwrong" in entry["exception"]
+    else:
+        assert " ERROR a task failed\nTraceback " in ended.stderr
+
+
+@pytest.mark.parametrize("form", list(logs.FORMATS))
+def test_the_time_is_utc_with_milliseconds(form: str) -> None:
+    record = logging.LogRecord("mfcp", logging.INFO, "", 0, "x", None, None)
+    record.created, record.msecs = 1_700_000_000.0625, 62.5
+    assert "2023-11-14T22:13:20.062Z" in logs.FORMATS[form]().format(record)

@@ -1,8 +1,13 @@
+import os
+from errno import EACCES, ENODEV, ENOSYS, ENXIO, EPERM, EROFS
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from open_fds import nothing_leaked
 
-from driver import fusemount, node
+from driver import fusemount, node, privileges
+from driver.device import Opened
 from fusermount3_proxy import mountinfo
 
 
@@ -82,12 +87,143 @@ def test_without_a_pods_folder_there_are_no_pods(tmp_path: Path, monkeypatch: py
     assert node._propagation(str(tmp_path / "missing")) == ""
 
 
+def test_capabilities_that_are_missing_are_told_with_the_remedy() -> None:
+    assert node._capabilities([]) == ""
+    text = node._capabilities(["CAP_SYS_ADMIN", "CAP_MKNOD"])
+    assert text.startswith("CAP_SYS_ADMIN, CAP_MKNOD missing: ")
+    assert "privileged: true" in text
+
+
+STATUS = "Name:\tx\nCapInh:\t0000000000000000\nCapPrm:\t000001ffffffffff\nCapEff:\t{:016x}\nCapBnd:\t000001ffffffffff\n"
+
+
+@pytest.mark.parametrize(
+    ("effective", "missing"),
+    [
+        (0x1FFFFFFFFFF, []),
+        (0, ["CAP_SYS_ADMIN", "CAP_MKNOD", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER"]),
+        (0xA80425FB, ["CAP_SYS_ADMIN", "CAP_DAC_READ_SEARCH"]),  # Docker's default
+    ],
+)
+def test_what_is_missing_is_what_is_not_effective(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, effective: int, missing: list[str]
+) -> None:
+    file = tmp_path / "status"
+    file.write_text(STATUS.format(effective))
+    monkeypatch.setattr(privileges, "open", lambda path, **options: file.open(**options), raising=False)
+    assert privileges.missing() == missing
+
+
+def test_system_calls_that_are_refused_are_told_with_the_remedy() -> None:
+    assert node._system_calls({}) == ""
+    text = node._system_calls({"open_tree": ENOSYS, "mount": EPERM})
+    assert "open_tree (Function not implemented), mount (Operation not permitted)" in text
+    assert "seccomp" in text
+
+
+class Nodes:
+    """Stands in for the folder of device nodes; the step that is named fails with `errno`."""
+
+    def __init__(self, fails: str, errno: int) -> None:
+        self._fails = fails
+        self._errno = errno
+        self.there: list[str] = []
+        self.is_closed = False
+
+    def __call__(self, folder: str) -> "Nodes":
+        self._step("prepare")
+        return self
+
+    def open(self) -> Opened:
+        self._step("open")
+        self.there.append("name")
+        return Opened("name", os.open("/dev/null", os.O_RDWR))
+
+    def discard(self, opened: Opened) -> None:
+        os.close(opened.fd)
+        self.there.remove(opened.node)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def _step(self, name: str) -> None:
+        if name == self._fails:
+            raise OSError(self._errno, os.strerror(self._errno))
+
+
+@pytest.mark.parametrize(
+    ("step", "errno", "words"),
+    [
+        ("prepare", ENOSYS, ["prepare a folder", "privileged: true"]),
+        ("prepare", EROFS, ["prepare a folder", "tmpfs of the node"]),
+        ("open", EPERM, ["make and open a FUSE device", "privileged: true"]),
+        ("open", EACCES, ["make and open a FUSE device", "privileged: true"]),
+        ("open", ENODEV, ["make and open a FUSE device", "modprobe fuse"]),
+        ("open", ENXIO, ["make and open a FUSE device", "modprobe fuse"]),
+    ],
+)
+def test_a_device_that_cannot_be_had_is_told_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, errno: int, words: list[str]
+) -> None:
+    nodes = Nodes(step, errno)
+    monkeypatch.setattr(node, "DeviceNodes", nodes)
+    with nothing_leaked():
+        text = node._device(f"{tmp_path}/run/mfcp")
+    for word in [*words, os.strerror(errno), f"{tmp_path}/run/mfcp"]:
+        assert word in text
+    assert nodes.there == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_that_can_be_had_is_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = Nodes("", 0)
+    monkeypatch.setattr(node, "DeviceNodes", nodes)
+    with nothing_leaked():
+        assert node._device(f"{tmp_path}/run/mfcp") == ""
+    assert (nodes.there, nodes.is_closed) == ([], True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def put_mount_max(folder: Path, monkeypatch: pytest.MonkeyPatch, most: str, there: int) -> None:
+    texts = {"/proc/sys/fs/mount-max": most, "/proc/self/mountinfo": "line\n" * there}
+    for path, text in texts.items():
+        (folder / Path(path).name).write_text(text)
+    monkeypatch.setattr(node, "open", lambda path, *rest, **options: (folder / Path(path).name).open(*rest, **options), raising=False)
+
+
+@pytest.mark.parametrize(("most", "there", "is_problem"), [("1000\n", 899, False), ("1000\n", 950, True), ("what\n", 950, False)])
+def test_a_mount_table_that_is_nearly_full_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: str, there: int, is_problem: bool
+) -> None:
+    put_mount_max(tmp_path, monkeypatch, most, there)
+    text = node._room_for_mounts()
+    assert bool(text) is is_problem
+    if is_problem:
+        assert "950" in text
+        assert "sysctl -w fs.mount-max" in text
+
+
 def test_the_first_problem_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What root alone has, and what other tests are for.
+    monkeypatch.setattr(node, "_capabilities", lambda missing: "")
+    monkeypatch.setattr(node, "_system_calls", lambda refused: "")
+    monkeypatch.setattr(node, "_device", lambda run_dir: "")
+    monkeypatch.setattr(node, "_room_for_mounts", lambda: "")
+    places = (str(tmp_path), f"{tmp_path}/run")
     put_mounts(monkeypatch, "1 0 0:1 / / rw - ext4 /dev/vda rw")
     put_filesystems(tmp_path, monkeypatch, "nodev\tfuse\n")
-    assert "--make-rshared /" in node.problem(str(tmp_path))
+    assert "--make-rshared /" in node.problem(*places)
     put_filesystems(tmp_path, monkeypatch, "")
-    assert "modprobe" in node.problem(str(tmp_path))
+    assert "modprobe" in node.problem(*places)
     put_mounts(monkeypatch, "1 0 0:1 / / rw shared:1 - ext4 /dev/vda rw")
     put_filesystems(tmp_path, monkeypatch, "nodev\tfuse\n")
-    assert node.problem(str(tmp_path)) == ""
+    assert node.problem(*places) == ""
+    assert all(not check.problem for check in node.checks(*places))
+
+
+@pytest.mark.parametrize(("release", "is_there"), [("6.11.9", False), ("6.12", True), ("7.0", True)])
+def test_what_the_driver_can_do_without_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: str, is_there: bool) -> None:
+    monkeypatch.setattr(node.os, "uname", lambda: SimpleNamespace(release=release))
+    found = {note.name: note for note in node.notes(str(tmp_path))}
+    assert found["FUSE in idmapped mounts"].is_there is is_there
+    assert all(note.text.isprintable() and note.text for note in found.values())

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from driver.fusemount import FuseMount
+from driver.history import Past
+from driver.metrics import End
 from driver.paths import VolumePaths
 from driver.records import Record, Records
 from driver.volume import Publication
@@ -14,7 +16,7 @@ from driver.volume import Publication
 MOUNT = FuseMount(b"/m\xff\n", "0:61", "user@host:/srv", "fuse.sshfs", "0123abcd")
 
 
-def record(target: str = "uid/mount", mount: FuseMount | None = MOUNT) -> Record:
+def record(target: str = "uid/mount", mount: FuseMount | None = MOUNT, past: Past | None = None) -> Record:
     publication = Publication(
         volume_id="csi-1",
         paths=VolumePaths("/pods", target, "uid/empty", "data"),
@@ -24,7 +26,7 @@ def record(target: str = "uid/mount", mount: FuseMount | None = MOUNT) -> Record
         mount_options="ro,fsname=日本\n",
         pod="default/pod",
     )
-    return Record(publication, mount)
+    return Record(publication, mount, past)
 
 
 @pytest.fixture
@@ -43,6 +45,23 @@ def test_a_record_comes_back_as_it_was(folder: Path, mount: FuseMount | None) ->
     records = Records(str(folder))
     records.save(record(mount=mount))
     assert next_driver(records, folder).load() == [record(mount=mount)]
+
+
+@pytest.mark.parametrize("past", [None, Past(1.5), Past(1e9, 3, End.DIED), Past(0.0, 1, End.ASKED)])
+def test_a_past_comes_back_as_it_was(folder: Path, past: Past | None) -> None:
+    records = Records(str(folder))
+    records.save(record(past=past))
+    assert next_driver(records, folder).load() == [record(past=past)]
+
+
+def test_a_record_of_a_driver_that_kept_no_past_is_read(folder: Path) -> None:
+    records = Records(str(folder))
+    records.save(record())
+    (name,) = os.listdir(folder)
+    content = json.loads((folder / name).read_text())
+    del content["past"]
+    (folder / name).write_text(json.dumps(content))
+    assert next_driver(records, folder).load() == [record()]
 
 
 def test_the_last_one_of_a_target_counts(folder: Path) -> None:

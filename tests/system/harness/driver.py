@@ -18,7 +18,7 @@ from harness.programs import REPOSITORY, missing
 VARIABLE = "MFCP_DRIVER"
 NODE_ID = "test-node"
 
-_DEFAULT = REPOSITORY / "dist" / "meta-fuse-csi-plugin" / "meta-fuse-csi-plugin"
+DEFAULT = REPOSITORY / "dist" / "meta-fuse-csi-plugin" / "meta-fuse-csi-plugin"
 _START = 20.0  # seconds
 
 # What differs between two lives of a driver in the names of what it holds.
@@ -32,9 +32,9 @@ def command() -> list[str]:
         return [sys.executable, "-m", "driver.cli"]
     if chosen:
         return shlex.split(chosen)
-    if not _DEFAULT.exists():
-        missing(f"{_DEFAULT} is missing; run packaging/build (or set {VARIABLE}=source)")
-    return [str(_DEFAULT)]
+    if not DEFAULT.exists():
+        missing(f"{DEFAULT} is missing; run packaging/build (or set {VARIABLE}=source)")
+    return [str(DEFAULT)]
 
 
 class Driver:
@@ -45,6 +45,8 @@ class Driver:
         self.run_dir = folder / "run"
         self.csi_socket = folder / "csi.sock"
         self.admin_socket = folder / "admin.sock"
+        self.options: tuple[str, ...] = ()  # more of its command line
+        self.wrapper: tuple[str, ...] = ()  # a command that starts it
         self._log = folder / "driver.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -54,9 +56,11 @@ class Driver:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
+                    *self.wrapper,
                     *command(),
                     *("--endpoint", f"unix:{self.csi_socket}", "--nodeid", NODE_ID, "--v", "5"),
                     *("--pods-dir", self.pods_dir, "--run-dir", self.run_dir, "--admin-socket", self.admin_socket),
+                    *self.options,
                 ],
                 cwd=REPOSITORY,
                 stdin=subprocess.DEVNULL,

@@ -140,8 +140,28 @@ class PodFolder:
         self.published.append(published)
         return published
 
+    def bind_sub_path(self, published: "Published", container: str, sub_path: str) -> Path:
+        """A subPath as kubelet makes it: a bind of what is mounted now, which the container binds in its turn."""
+        path = self.folder / "volume-subpaths" / published.target.parent.name / container / "0"
+        path.mkdir(parents=True)
+        mounts.mount("--bind", published.target / sub_path, path)
+        return path
+
+    def _remove_sub_paths(self) -> None:
+        # kubelet unmounts each once, and comes back for those that could not be removed then.
+        paths = sorted((self.folder / "volume-subpaths").glob("*/*/*"))
+        for _ in range(3):
+            for path in paths:
+                if mounts.stack(path):
+                    mounts.unmount(path)
+                if not mounts.stack(path) and os.path.lexists(path):
+                    path.rmdir()
+        left = [path for path in paths if mounts.stack(path) or os.path.lexists(path)]
+        assert not left, f"kubelet cannot remove {left} in three tries"
+
     def delete(self) -> None:
         """What kubelet does with a deleted pod: unpublish, and remove its folders, which must be empty of mounts."""
+        self._remove_sub_paths()
         for published in list(self.published):
             published.unpublish()
         left = mounts.below(self.folder)

@@ -30,7 +30,8 @@ class Mount:
 
 def parse(text: str) -> list[Mount]:
     mounts = []
-    for line in text.splitlines():
+    # Not splitlines(): a name may hold what Python takes for the end of a line.
+    for line in text.split("\n")[:-1]:
         left, _, right = line.partition(" - ")
         fields, (fstype, source, super_options) = left.split(" "), right.split(" ")
         mounts.append(
@@ -50,7 +51,7 @@ def parse(text: str) -> list[Mount]:
 
 def table(pid: int | str = "self") -> list[Mount]:
     """The mounts that a process sees."""
-    return parse(Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape"))
+    return parse(os.fsdecode(Path(f"/proc/{pid}/mountinfo").read_bytes()))
 
 
 def stack(path: Path | str, mounts: list[Mount] | None = None) -> list[Mount]:
@@ -72,12 +73,13 @@ def below(folder: Path) -> list[Mount]:
 def enter_private_namespace() -> None:
     """Give this process, and all it starts from now on, a mount table of its own.
 
-    Whatever goes wrong, the machine's own mounts stay as they are, and what is forgotten ends with the last process.
+    Whatever goes wrong, the machine's own mounts stay as they are, and what is forgotten ends with the last process. What
+    else the machine mounts meanwhile (another container engine) is not seen here, where mounts are counted.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNS) != 0:
         raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNS)")
-    mount("--make-rslave", "/")
+    mount("--make-rprivate", "/")
 
 
 def mount(*arguments: str | Path) -> None:

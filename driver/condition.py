@@ -1,0 +1,124 @@
+"""How a volume is, as a sentence for a person, and how full it is: for NodeGetVolumeStats and `status`."""
+
+import asyncio
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from errno import ENOTCONN
+
+from driver.history import Past
+from driver.logs import shown
+from driver.metrics import End
+from driver.targetmount import State
+from driver.volume import Volume
+from fusermount3_proxy import limits
+
+_INT64_MAX = (1 << 63) - 1
+_TOLD_MAX = 5  # warnings and troubles in one sentence: the text of mountOptions could hold thousands
+_EXAMINED_AT_ONCE = 50
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much there is of something; never negative, and at most what an int64 holds."""
+
+    total: int
+    available: int
+    used: int
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What statvfs(3) says of the file system at a target."""
+
+    size: Amount
+    inodes: Amount
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Whether something is not as it should be, and what."""
+
+    is_abnormal: bool
+    text: str
+
+
+NOTHING_KNOWN = Usage(Amount(0, 0, 0), Amount(0, 0, 0))
+
+
+async def examine(volume: Volume) -> tuple[Condition, Usage | None]:
+    """The condition of a volume, and its usage where it tells it.
+
+    Answers within limits.PROBE_WAIT, whatever its FUSE program does.
+    """
+    usage, silence = None, ""
+    try:
+        usage = await volume.examiner.run(limits.PROBE_WAIT, lambda: _usage(volume.publication.paths.target_path))
+    except TimeoutError:
+        silence = f"the FUSE program does not answer within {limits.PROBE_WAIT:g} s: it hangs, or waits for something that does"
+    except OSError as error:
+        # A program need not know its usage, and says so by an error: it answers.
+        if error.errno == ENOTCONN:
+            silence = "the FUSE program has gone"
+    warnings = [*volume.history.troubles, *volume.policy.warnings]
+    return condition(volume.state, volume.history.past, silence, volume.is_closing, warnings), usage
+
+
+async def examine_all(volumes: Iterable[Volume]) -> list[tuple[Condition, Usage | None]]:
+    """The same of many, some at once."""
+    few = asyncio.Semaphore(_EXAMINED_AT_ONCE)
+
+    async def one(volume: Volume) -> tuple[Condition, Usage | None]:
+        async with few:
+            return await examine(volume)
+
+    return list(await asyncio.gather(*(one(volume) for volume in volumes)))
+
+
+def condition(state: State, past: Past, silence: str, is_closing: bool, warnings: Sequence[str]) -> Condition:
+    """What to say of a volume; `silence` is why its file system does not answer, "" where it does."""
+    since = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(past.since))
+    if state is State.WAITING:
+        text = f"waiting since {since}: {_WAITING[past.last_end]}"
+    elif state is State.DEAD:
+        text = f"dead since {since}: the FUSE program has gone, and its mount could not be taken off yet"
+    elif silence:
+        text = f"mounted since {since}, but {silence}"
+    else:
+        text = f"mounted since {since}"
+    if is_closing:
+        text = f"being unpublished; {text}"
+    told = [shown(warning) for warning in warnings[:_TOLD_MAX]]
+    if len(warnings) > _TOLD_MAX:
+        told.append(f"{len(warnings) - _TOLD_MAX} more, see the log")
+    is_normal = state is State.MOUNTED and not silence and not is_closing and not warnings
+    return Condition(not is_normal, "; ".join([text, *told]))
+
+
+_WAITING = {
+    None: "no FUSE program has mounted it yet",
+    End.DIED: "its FUSE program has gone without unmounting, and none has mounted it again",
+    End.ASKED: "the pod has unmounted it, and not mounted it again",
+    End.UNPUBLISHED: "no FUSE program has mounted it yet",
+}
+
+
+def _usage(target: str) -> Usage:
+    """Blocks as long as the FUSE program does not answer. Raises OSError."""
+    fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        said = os.fstatvfs(fd)
+    finally:
+        os.close(fd)
+    block = said.f_frsize
+    return Usage(
+        _amount(said.f_blocks * block, said.f_bavail * block, (said.f_blocks - said.f_bfree) * block),
+        _amount(said.f_files, said.f_favail, said.f_files - said.f_ffree),
+    )
+
+
+def _amount(total: int, available: int, used: int) -> Amount:
+    # All of it is the FUSE program's word.
+    total, available, used = (max(0, min(number, _INT64_MAX)) for number in (total, available, used))
+    return Amount(total, available, used)

@@ -1,0 +1,60 @@
+"""--auto-unmount alone, libfuse 3.16 and later: the program has mounted by itself, and this one unmounts when it has gone.
+
+That takes a container with CAP_SYS_ADMIN. Where the driver has mounted it notices the end of the program itself, and no
+process is left behind in the pod.
+"""
+
+import posix
+from _signal import SIG_BLOCK, pthread_sigmask, valid_signals
+from _socket import socket
+from errno import ENOTCONN
+
+from fusermount3_proxy import mountpoint
+
+# umount2(2)
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+
+
+def wait_and_unmount(comm: socket, path: bytes) -> None:
+    """Wait for the end of `comm`, whose other end the program holds as long as it lives; then unmount `path` if it is dead.
+
+    One that still answers stays: the program has unmounted and another one has mounted there, or a child of it goes on.
+    Out of the reach of the program's session and of signals for it, as libfuse's helper is.
+    """
+    try:
+        posix.setsid()
+    except OSError:
+        pass  # the leader of a process group has a session already
+    posix.chdir("/")
+    pthread_sigmask(SIG_BLOCK, valid_signals())
+    try:
+        while comm.recv(16):
+            pass
+    except OSError:
+        pass
+    try:
+        is_dead = _is_dead(path)
+    except OSError:  # nobody is left to be told
+        return
+    if is_dead:
+        _umount(path)
+
+
+def _is_dead(path: bytes) -> bool:
+    # The mount table first: where an automounter watches over the path, opening it would mount it anew.
+    if mountpoint.fuse_device(path) is None:
+        return False
+    try:
+        posix.close(posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == ENOTCONN
+    return False
+
+
+def _umount(path: bytes) -> None:
+    # Here and not above: no other way through this program needs it. The ctypes package would bring as much as all the rest.
+    import _ctypes
+
+    umount2 = _ctypes.dlsym(_ctypes.dlopen(None, 0), "umount2")  # type: ignore[arg-type]  # dlopen(3) takes NULL
+    _ctypes.call_function(umount2, (path, _MNT_DETACH | _UMOUNT_NOFOLLOW))

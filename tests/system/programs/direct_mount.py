@@ -1,0 +1,26 @@
+"""What libfuse 3.16 and later does with auto_unmount where it may mount by itself: direct_mount.py MOUNTPOINT
+
+It mounts, and starts `fusermount3 --auto-unmount -- MOUNTPOINT` with one end of a socket, whose other end it keeps for as
+long as it lives. It serves one file until it is unmounted.
+"""
+
+import ctypes
+import os
+import sys
+
+from mini_fuse import Server, call_helper
+
+mountpoint = sys.argv[1]
+fd = os.open("/dev/fuse", os.O_RDWR)
+libc = ctypes.CDLL(None, use_errno=True)
+data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
+if libc.mount(b"direct", os.fsencode(mountpoint), b"fuse.direct", ctypes.c_ulong(6), data) != 0:
+    sys.exit(f"mount: {os.strerror(ctypes.get_errno())}")
+comm, helper = call_helper("--auto-unmount", "--", mountpoint)
+print(helper.pid, flush=True)
+server = Server(fd)
+server.answer_init(server.read()[1])
+server.serve()
+# Unmounted: the library closes its end at the program's end.
+comm.close()
+print(helper.wait(), flush=True)

@@ -1,0 +1,71 @@
+"""What libfuse 3.19 does with a helper that knows --sync-init, for a program that asks for it: sync_init.py HOW MOUNTPOINT [OPTIONS]
+
+The fd comes first, INIT is answered while the helper waits for mount(2), and the helper says at last how that went.
+HOW says what kind of program it is:
+
+    serves      answers INIT, prints the result, and serves one file, /hello, until it is unmounted
+    usual-init  the same without the ioctl, as on kernels that do not have it: INIT comes after the mount
+    is-killed   dies of SIGKILL when it has the fd
+    gives-up    changes its mind when it has the fd, and mounts in the usual way
+    never       reads INIT and never answers; prints the result
+    dies        dies of SIGKILL when it has read INIT
+"""
+
+import fcntl
+import os
+import signal
+import struct
+import sys
+import threading
+
+from mini_fuse import Server, call_helper, receive_fd
+
+_SYNC_INIT = 0xE503  # FUSE_DEV_IOC_SYNC_INIT, <linux/fuse.h>
+
+
+def main() -> None:
+    how, mountpoint, options = sys.argv[1], sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else ""
+    usual = ["-o", options, "--", mountpoint]
+    comm, helper = call_helper("--sync-init", *usual)
+    server = Server(receive_fd(comm))
+    print("has the fd", flush=True)
+    if how == "is-killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "gives-up":
+        comm.close()
+        comm, helper = call_helper(*usual)
+        server = Server(receive_fd(comm))
+        print(helper.wait(), flush=True)
+        server.answer_init(server.read()[1])
+        server.serve()
+        return
+    if how != "usual-init":
+        try:
+            fcntl.ioctl(server.fd, _SYNC_INIT)
+        except OSError as error:
+            print(f"no synchronous INIT: {error.strerror}", flush=True)
+
+    def serve() -> None:
+        unique = server.read()[1]
+        print("has INIT", flush=True)
+        if how == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "never":
+            return
+        server.answer_init(unique)
+        server.serve()
+
+    thread = threading.Thread(target=serve)
+    if how != "usual-init":
+        thread.start()
+    comm.send(b"\0")
+    (result,) = struct.unpack("i", comm.recv(4))
+    comm.close()
+    print(result, helper.wait(), flush=True)
+    if how == "usual-init":
+        thread.start()
+    thread.join()
+
+
+if __name__ == "__main__":
+    main()

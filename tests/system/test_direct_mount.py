@@ -1,0 +1,78 @@
+"""auto_unmount where the program has mounted by itself: the container has CAP_SYS_ADMIN, and the driver plays no part."""
+
+import pytest
+from harness.container import Background, Bind, Container
+from harness.events import wait_until
+from harness.pod import Pod
+from harness.programs import SOURCES
+
+PROGRAMS = "/programs"
+
+
+@pytest.fixture
+def privileged(pod: Pod) -> Container:
+    """A container that may mount, and has no socket of the driver's."""
+    binds = [Bind(SOURCES, PROGRAMS, read_only=True)]
+    container = pod.fuse(None, dev_fuse=False, binds=binds, options=["--cap-add=SYS_ADMIN", "--device=/dev/fuse"])
+    container.check("mkdir /mnt/volume")
+    return container
+
+
+def mounted(container: Container, command: str = f"python3 {PROGRAMS}/direct_mount.py /mnt/volume") -> tuple[Background, int]:
+    """The program, and the pid of its helper."""
+    program = container.start(command)
+    container.wait_for("cat /mnt/volume/hello")
+    return program, int(wait_until("the helper has started", lambda: program.out.strip()))
+
+
+def gone(container: Container, helper: int) -> None:
+    """The mount, and the helper with it."""
+    container.wait_for("! grep -q ' /mnt/volume ' /proc/self/mountinfo")
+    container.wait_for(f"! test -e /proc/{helper} || grep -q '^State:.Z' /proc/{helper}/status")
+
+
+def test_a_killed_programs_mount_is_taken_off(privileged: Container) -> None:
+    for _ in range(3):
+        program, helper = mounted(privileged)
+        program.kill("KILL")
+        gone(privileged, helper)
+
+
+def test_so_it_is_when_its_whole_process_group_is_killed(privileged: Container) -> None:
+    """As a terminal does it: the helper has a session of its own, and takes no signal but SIGKILL."""
+    program, helper = mounted(privileged, f"setsid python3 {PROGRAMS}/direct_mount.py /mnt/volume")
+    privileged.wait_for(f"test $(ps -o sid= -p {helper}) = {helper}")
+    privileged.check(f"kill -TERM {helper}; kill -INT {helper}; kill -HUP {helper}")
+    assert privileged.check("cat /mnt/volume/hello") == "Hello World!\n"
+    privileged.check(f"kill -KILL -{program.pid}")
+    gone(privileged, helper)
+
+
+def test_after_an_orderly_end_the_helper_ends_and_says_nothing(privileged: Container) -> None:
+    program, helper = mounted(privileged)
+    privileged.check("umount /mnt/volume")
+    assert program.wait() == 0
+    assert program.out == f"{helper}\n0\n"
+    assert program.err == ""
+    gone(privileged, helper)
+
+
+def test_a_mount_that_another_program_serves_by_then_stays(privileged: Container) -> None:
+    program, helper = mounted(privileged)
+    privileged.check(f"kill -STOP {helper}")
+    program.kill("KILL")
+    privileged.check("umount /mnt/volume")
+    other, _ = mounted(privileged)
+    privileged.check(f"kill -CONT {helper}")
+    privileged.wait_for(f"! test -e /proc/{helper} || grep -q '^State:.Z' /proc/{helper}/status")
+    assert privileged.check("cat /mnt/volume/hello") == "Hello World!\n"
+    privileged.check("umount /mnt/volume")
+    assert other.wait() == 0
+
+
+def test_without_the_capability_it_says_nothing_and_ends(pod: Pod) -> None:
+    """Nobody listens any more."""
+    container = pod.fuse(None, dev_fuse=False, binds=[Bind(SOURCES, PROGRAMS, read_only=True)])
+    result = container.run("_FUSE_COMMFD=0 fusermount3 --auto-unmount -- /mnt </dev/null")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.count("\n") == 1

@@ -1,0 +1,32 @@
+"""fusermount3 gets a signal at any moment of its life: nothing is left mounted, and the volume can be mounted again."""
+
+import json
+import signal
+
+import pytest
+from harness.container import Bind
+from harness.pod import Node, Pod
+from harness.programs import SOURCES, static_fuse_program
+
+MOMENTS = 40
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT", "PIPE", "KILL", "HUP"])
+def test_a_signal_at_any_moment(node: Node, pod: Pod, name: str) -> None:
+    volume = pod.publish()
+    binds = [Bind(SOURCES, "/programs", read_only=True), Bind(static_fuse_program(), "/usr/bin/hello", read_only=True)]
+    application, fuse = pod.application(volume), pod.fuse(volume, binds=binds)
+    lines = fuse.check(f"python3 /programs/interrupted.py {name} {MOMENTS} /data", timeout=60)
+    results = [json.loads(line) for line in lines.splitlines()]
+    assert len(results) >= MOMENTS
+    for result in results:
+        assert result["code"] in (0, 1, -signal.Signals[f"SIG{name}"])
+        # It may find the mount of the one before, which the driver is about to take off.
+        assert result["err"] in ("", "fusermount3: mount failed: Device or resource busy\n")
+        assert result["fd"] or result["code"] != 0
+    # The moments were those of its whole life.
+    assert {result["code"] for result in results} >= {0, -signal.Signals[f"SIG{name}"]}
+    volume.wait_waiting()
+    program = fuse.start("hello -f /data")
+    volume.wait_mounted(program)
+    assert application.check("cat /data/hello") == "Hello World!\n"

@@ -1,0 +1,162 @@
+"""kubelet's subPath binds: whoever has one sees each next mount, as those do who have the whole volume."""
+
+import signal
+import time
+
+import pytest
+from harness.container import Background, Bind, Container
+from harness.events import wait_until
+from harness.kubelet import Published
+from harness.mounts import stack
+from harness.pod import Node, Pod
+
+CRASHES = 10
+
+
+class Setup:
+    def __init__(self, pod: Pod) -> None:
+        self.pod = pod
+        self.volume: Published = pod.publish()
+        self.fuse: Container = pod.fuse(self.volume)
+        self.fuse.check("mkdir -p /source/sub/deep")
+        self._containers = 0
+
+    def mount(self, text: str) -> Background:
+        self.fuse.check(f"echo {text} >/source/sub/file; echo {text} >/source/sub/deep/file")
+        program = self.fuse.start("bindfs -f /source /data")
+        self.volume.wait_mounted(program)
+        self.fuse.wait_for("cat /data/sub/file")
+        return program
+
+    def application(self, sub_path: str = "sub", propagation: str = "rslave") -> Container:
+        """A container with a subPath of what is mounted now."""
+        self._containers += 1
+        path = self.volume.pod.bind_sub_path(self.volume, f"app{self._containers}", sub_path)
+        container = self.pod.container([Bind(path, "/data-subpath", propagation)])
+        container.wait_until_running()
+        return container
+
+    def layers(self) -> list[int]:
+        paths = sorted((self.volume.pod.folder / "volume-subpaths").glob("*/*/*"))
+        return [len(stack(path)) for path in paths]
+
+
+@pytest.fixture
+def setup(pod: Pod) -> Setup:
+    return Setup(pod)
+
+
+def sees(container: Container, text: str, file: str = "/data-subpath/file") -> None:
+    wait_until(f"{file} says {text}", lambda: container.run(f"cat {file}").out == f"{text}\n")
+
+
+def test_ten_crashes_in_a_row_are_seen_and_the_pod_goes(node: Node, setup: Setup) -> None:
+    program = setup.mount("first")
+    applications = [setup.application()]
+    sees(applications[0], "first")
+    for number in range(CRASHES):
+        program.kill("KILL")
+        setup.volume.wait_waiting()
+        assert "not connected" in applications[0].run("cat /data-subpath/file").err
+        program = setup.mount(f"life {number}")
+        if number == 3:  # started between two crashes: its bind is of another file system
+            applications.append(setup.application())
+        for application in applications:
+            sees(application, f"life {number}")
+        assert max(setup.layers()) <= 2
+    began = time.monotonic()
+    node.delete_pods()
+    assert time.monotonic() - began < 10
+
+
+def test_writing_through_it_reaches_the_new_program(setup: Setup) -> None:
+    program = setup.mount("first")
+    application = setup.application()
+    program.kill("KILL")
+    setup.volume.wait_waiting()
+    setup.mount("second")
+    sees(application, "second")
+    application.check("echo written >/data-subpath/new")
+    assert setup.fuse.check("cat /source/sub/new") == "written\n"
+
+
+def test_deeper_ones_and_odd_names(setup: Setup) -> None:
+    setup.fuse.check("mkdir '/source/a b\\c' && echo odd >'/source/a b\\c/file'")
+    program = setup.mount("first")
+    deep, odd = setup.application("sub/deep"), setup.application("a b\\c")
+    program.kill("KILL")
+    setup.volume.wait_waiting()
+    setup.mount("second")
+    sees(deep, "second")
+    sees(odd, "odd")
+
+
+def test_an_unmount_by_hand_is_no_other(setup: Setup) -> None:
+    setup.mount("first")
+    application = setup.application()
+    assert setup.fuse.run("fusermount3 -u /data").code == 0
+    assert application.run("cat /data-subpath/file").code != 0
+    setup.mount("second")
+    sees(application, "second")
+
+
+def test_one_that_is_not_there_any_more_comes_when_it_is(setup: Setup) -> None:
+    program = setup.mount("first")
+    application = setup.application()
+    program.kill("KILL")
+    setup.volume.wait_waiting()
+    setup.fuse.check("mv /source/sub /source/gone && mkdir /source/other")
+    program = setup.fuse.start("bindfs -f /source /data")
+    setup.volume.wait_mounted(program)
+    setup.fuse.wait_for("test -d /data/other")
+    assert application.run("cat /data-subpath/file").code != 0
+    setup.fuse.check("mv /source/gone /source/sub")
+    wait_until("a republish brings it", lambda: setup.volume.republish() or application.run("cat /data-subpath/file").code == 0)
+
+
+def test_a_link_in_its_place_is_not_followed(node: Node, setup: Setup) -> None:
+    """The pod's program says what is where: a link would lead the driver, which is root, to a file of the node."""
+    program = setup.mount("first")
+    application = setup.application()
+    program.kill("KILL")
+    setup.volume.wait_waiting()
+    setup.fuse.check("mv /source/sub /source/gone && ln -s /etc /source/sub")
+    program = setup.fuse.start("bindfs -f /source /data")
+    setup.volume.wait_mounted(program)
+    wait_until("the driver refuses", lambda: "do not see the new mount yet" in node.driver.log)
+    assert application.run("ls /data-subpath/hostname").code != 0
+    assert setup.layers() == [1]
+
+
+def test_a_driver_that_was_replaced_meanwhile(node: Node, setup: Setup) -> None:
+    program = setup.mount("first")
+    application = setup.application()
+    program.kill("KILL")
+    setup.volume.wait_waiting()
+    setup.mount("second")
+    sees(application, "second")
+    assert node.driver.stop(signal.SIGTERM) == 0
+    node.driver.start()
+    sees(application, "second")
+    setup.fuse.check("pkill -KILL -x bindfs")
+    setup.volume.wait_waiting()
+    setup.mount("third")
+    sees(application, "third")
+    assert setup.layers() == [2]
+
+
+def test_a_program_that_hangs_blocks_nobody(node: Node, setup: Setup) -> None:
+    program = setup.mount("first")
+    application = setup.application()
+    program.kill("KILL")
+    setup.volume.wait_waiting()
+    # Mounted, and it never reads a request.
+    program = setup.fuse.start("/opt/mfcp/fuse-starter --fd-passing-socket-path $FUSERMOUNT3PROXY_FDPASSING_SOCKPATH -- sleep 1000")
+    setup.volume.wait_mounted(program)
+    began = time.monotonic()
+    setup.volume.republish()
+    assert time.monotonic() - began < 5
+    program.kill("KILL")
+    setup.volume.wait_waiting()
+    setup.mount("second")
+    sees(application, "second")

@@ -1,0 +1,180 @@
+"""What is said of a volume, and what is made of a FUSE program's word on its usage."""
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Iterator
+from errno import EIO, ENOSYS, ENOTCONN
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from driver import condition
+from driver.bounded import Threads
+from driver.condition import Amount
+from driver.history import History, Past
+from driver.metrics import End
+from driver.targetmount import State
+from fusermount3_proxy import limits
+
+THEN = 1_700_000_000.0
+SINCE = "since 2023-11-14 22:13:20Z"
+
+
+def say(state: State, past: Past | None = None, silence: str = "", is_closing: bool = False, *warnings: str) -> tuple[bool, str]:
+    found = condition.condition(state, past or Past(THEN), silence, is_closing, warnings)
+    assert found.text.isprintable()
+    return found.is_abnormal, found.text
+
+
+def test_a_volume_that_is_mounted_and_answers_is_normal() -> None:
+    assert say(State.MOUNTED) == (False, f"mounted {SINCE}")
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [(None, "no FUSE program has mounted it yet"), (End.DIED, "gone without unmounting"), (End.ASKED, "the pod has unmounted")],
+)
+def test_a_volume_that_waits_is_abnormal_and_says_for_what(end: End | None, words: str) -> None:
+    is_abnormal, text = say(State.WAITING, Past(THEN, 3, end))
+    assert is_abnormal
+    assert text.startswith(f"waiting {SINCE}: ")
+    assert words in text
+
+
+def test_a_dead_one_is_abnormal() -> None:
+    is_abnormal, text = say(State.DEAD)
+    assert is_abnormal
+    assert text.startswith(f"dead {SINCE}: the FUSE program has gone")
+
+
+def test_a_program_that_does_not_answer_is_abnormal() -> None:
+    assert say(State.MOUNTED, silence="it hangs") == (True, f"mounted {SINCE}, but it hangs")
+
+
+def test_a_volume_that_is_being_unpublished_says_so() -> None:
+    assert say(State.MOUNTED, is_closing=True) == (True, f"being unpublished; mounted {SINCE}")
+
+
+def test_warnings_are_abnormal_and_readable() -> None:
+    assert say(State.MOUNTED, None, "", False, "mountOptions: a\nb", "x" * 9999)[0]
+    text = say(State.MOUNTED, None, "", False, "mountOptions: a\nb", "x" * 9999)[1]
+    assert "; mountOptions: a\\nb; xxx" in text
+    assert len(text) < 1000
+
+
+def test_of_many_warnings_some_are_told() -> None:
+    text = say(State.MOUNTED, None, "", False, *(f"warning {number}" for number in range(1000)))[1]
+    assert "warning 4" in text
+    assert "warning 5" not in text
+    assert text.endswith("; 995 more, see the log")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [((10, 4, 6), Amount(10, 4, 6)), ((1 << 100, -1, -(1 << 64)), Amount((1 << 63) - 1, 0, 0)), ((0, 0, 0), Amount(0, 0, 0))],
+)
+def test_amounts_are_what_an_int64_holds(said: tuple[int, int, int], expected: Amount) -> None:
+    assert condition._amount(*said) == expected
+
+
+def test_the_usage_is_that_of_the_file_system(tmp_path: Any) -> None:
+    usage = condition._usage(str(tmp_path))
+    said = os.statvfs(tmp_path)
+    assert usage.size.total == said.f_blocks * said.f_frsize > 0
+    assert usage.inodes.total == said.f_files
+    assert 0 < usage.size.used <= usage.size.total
+
+
+def test_a_link_in_place_of_the_target_is_not_followed(tmp_path: Any) -> None:
+    (tmp_path / "link").symlink_to("/proc")
+    assert condition._usage(str(tmp_path / "link")) == condition._usage(str(tmp_path))
+
+
+@pytest.fixture
+def release() -> Iterator[threading.Event]:
+    before = set(threading.enumerate())
+    event = threading.Event()
+    yield event
+    event.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def volume(state: State = State.MOUNTED) -> Any:
+    """As much of a volume as is looked at."""
+    paths = SimpleNamespace(target_path="/target")
+    return SimpleNamespace(
+        publication=SimpleNamespace(paths=paths),
+        policy=SimpleNamespace(warnings=()),
+        history=History(Past(THEN, 1)),
+        state=state,
+        is_closing=False,
+        examiner=Threads(1),
+    )
+
+
+def test_a_program_that_hangs_is_told_within_the_limit(release: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PROBE_WAIT", 0.1)
+    monkeypatch.setattr(condition, "_usage", lambda target: release.wait(20))
+    examined = volume()
+
+    async def main() -> list[Any]:
+        return [await condition.examine(examined) for _ in range(3)]
+
+    before = threading.active_count()
+    began = time.monotonic()
+    found = asyncio.run(main())
+    assert time.monotonic() - began < 5
+    for how, usage in found:
+        assert usage is None
+        assert how.is_abnormal
+        assert "does not answer within 0.1 s" in how.text
+    # However often somebody asks.
+    assert threading.active_count() == before + 1
+
+
+@pytest.mark.parametrize(("errno", "is_abnormal"), [(ENOSYS, False), (EIO, False), (ENOTCONN, True)])
+def test_a_program_that_answers_with_an_error_answers(errno: int, is_abnormal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def usage(target: str) -> None:
+        raise OSError(errno, os.strerror(errno))
+
+    monkeypatch.setattr(condition, "_usage", usage)
+    how, found = asyncio.run(condition.examine(volume()))
+    assert found is None
+    assert how.is_abnormal is is_abnormal
+
+
+def test_troubles_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(condition, "_usage", lambda target: condition.NOTHING_KNOWN)
+    examined = volume()
+    examined.history.trouble("sockets", "the sockets are gone")
+    how, _ = asyncio.run(condition.examine(examined))
+    assert (how.is_abnormal, how.text) == (True, f"mounted {SINCE}; the sockets are gone")
+    examined.history.no_trouble("sockets")
+    assert not asyncio.run(condition.examine(examined))[0].is_abnormal
+
+
+def test_many_are_examined_some_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, however they answer, and never more than the threads that are meant to be."""
+    lock = threading.Lock()
+    running = most = 0
+
+    def usage(target: str) -> condition.Usage:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.05)
+        with lock:
+            running -= 1
+        return condition.NOTHING_KNOWN
+
+    monkeypatch.setattr(condition, "_usage", usage)
+    volumes = [volume(State.MOUNTED if number % 3 else State.WAITING) for number in range(200)]
+    found = asyncio.run(condition.examine_all(volumes))
+    assert [how.text.split()[0] for how, _ in found] == ["mounted" if number % 3 else "waiting" for number in range(200)]
+    assert most <= condition._EXAMINED_AT_ONCE

@@ -1,0 +1,70 @@
+from collections.abc import Callable
+
+import pytest
+
+from driver import history, metrics
+from driver.history import History, Past
+from driver.metrics import End
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets the time."""
+
+    def at(now: float) -> None:
+        monkeypatch.setattr(history.time, "time", lambda: now)
+
+    at(100.0)
+    return at
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    found: list[object] = []
+    monkeypatch.setattr(metrics, "mounted", lambda is_recovery: found.append("recovery" if is_recovery else "mount"))
+    monkeypatch.setattr(metrics, "unmounted", found.append)
+    return found
+
+
+def test_each_change_begins_a_new_time(at: Callable[[float], None]) -> None:
+    volume = History()
+    assert volume.past == Past(100.0)
+    at(200.0)
+    volume.mounted()
+    assert volume.past == Past(200.0, 1)
+    at(300.0)
+    volume.died()
+    assert volume.past == Past(300.0, 1)
+    at(400.0)
+    volume.ended(End.DIED)
+    assert volume.past == Past(400.0, 1, End.DIED)
+    at(500.0)
+    volume.mounted()
+    assert volume.past == Past(500.0, 2, End.DIED)
+
+
+def test_a_mount_after_a_death_is_a_recovery(counted: list[object]) -> None:
+    volume = History()
+    for end in (End.ASKED, End.DIED, End.DIED, End.ASKED):
+        volume.mounted()
+        volume.ended(end)
+    volume.mounted()
+    assert counted == ["mount", End.ASKED, "mount", End.DIED, "recovery", End.DIED, "recovery", End.ASKED, "mount"]
+
+
+def test_a_restart_of_the_driver_changes_nothing(counted: list[object]) -> None:
+    volume = History(Past(50.0, 7, End.DIED))
+    assert volume.past == Past(50.0, 7, End.DIED)
+    volume.mounted()
+    assert volume.past.mounts == 8
+    assert counted == ["recovery"]
+
+
+def test_of_each_kind_of_trouble_the_last_one_counts_until_it_is_over() -> None:
+    volume = History()
+    volume.trouble("sockets", "gone")
+    volume.trouble("record", "disk full")
+    volume.trouble("sockets", "gone again")
+    assert volume.troubles == ["gone again", "disk full"]
+    volume.no_trouble("sockets", "watch")
+    assert volume.troubles == ["disk full"]
