@@ -22,29 +22,31 @@ done
 
 
 def test_a_program_that_is_killed_comes_back_for_an_application_that_runs(cluster: Cluster, node: NodeShell) -> None:
-    made = Pod(cluster, pod("killed", starter=sidecar(SERVE_AGAIN_AND_AGAIN)))
+    user = application("app", None, mount("/data"), mount("/part", subPath="subdir"))
+    made = Pod(cluster, pod("killed", user, starter=sidecar(SERVE_AGAIN_AND_AGAIN)))
     with existing(made):
         made.wait_ready()
-        before = made.read("app", FILE)
         for _ in range(10):
             (program,) = wait_until("sshfs runs", lambda: node.processes(made, "sshfs"))
             node.check(f"kill -9 {program}")
             wait_until("another sshfs runs", lambda killed=program: set(node.processes(made, "sshfs")) - {killed})
-            wait_until("the application reads again", lambda: made.execute("app", f"cat {FILE}").out == before == CONTENT)
+            for path in (FILE, "/part/test.txt"):
+                wait_until(f"the application reads {path} again", lambda path=path: made.execute("app", f"cat {path}").out == CONTENT)
         assert (made.restarts("app"), made.restarts("starter")) == (0, 0)
         # Nothing heaps up beneath.
-        lines = made.execute("app", "grep -c ' /data ' /proc/self/mountinfo").out
-        assert int(lines) <= 3
+        for place in ("/data", "/part"):
+            assert int(made.execute("app", f"grep -c ' {place} ' /proc/self/mountinfo").out) <= 3
         made.delete()
 
 
 def test_a_container_whose_program_ends_mounts_again(cluster: Cluster, node: NodeShell) -> None:
-    made = Pod(cluster, pod("ended"))
+    made = Pod(cluster, pod("ended", application("app", None, mount("/data"), mount("/part", subPath="subdir"))))
     with existing(made):
         made.wait_ready()
         node.signal(made, "sshfs", "KILL")
         wait_until("kubelet starts the container again", lambda: made.restarts("starter") == 1)
-        wait_until("the application reads again", lambda: made.execute("app", f"cat {FILE}").out == CONTENT)
+        for path in (FILE, "/part/test.txt"):
+            wait_until(f"the application reads {path} again", lambda path=path: made.execute("app", f"cat {path}").out == CONTENT)
         assert made.restarts("app") == 0
         made.delete()
 
