@@ -65,8 +65,10 @@ parse() {
     done
     case $engine in '' | docker | podman | buildah) ;; *) misuse "--engine $engine is not docker, podman or buildah" ;; esac
     case $target in '' | kind | ctr | none) ;; *) misuse "--target $target is not kind, ctr or none" ;; esac
+    local all
+    all=$'\n'$(images)$'\n'
     for name in "${wanted[@]}"; do
-        images | grep -qxF "$name" || misuse "there is no image $name; --list prints all"
+        [[ $all == *$'\n'"$name"$'\n'* ]] || misuse "there is no image $name; --list prints all"
     done
     [ ${#wanted[@]} -gt 0 ] || mapfile -t wanted < <(images)
 }

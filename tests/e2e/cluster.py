@@ -129,7 +129,9 @@ class Pod:
 
     def events(self) -> list[str]:
         """The messages of its events."""
-        listed = self.cluster.json("-n", self.namespace, "get", "events", "--field-selector", f"involvedObject.name={self.name}")
+        # By its uid: there may have been another of this name.
+        selector = f"involvedObject.uid={self.get()['metadata']['uid']}"
+        listed = self.cluster.json("-n", self.namespace, "get", "events", "--field-selector", selector)
         return [event.get("message") or "" for event in listed["items"]]
 
     def wait_event(self, *words: str) -> str:
