@@ -11,7 +11,6 @@ from test_files import ROOT, files
 
 # The oldest with sidecars (initContainers with restartPolicy) on by default, and the newest that is known here.
 VERSIONS = ("1.29", kubernetes_validate.latest_version())
-NEWER = {"image": "1.31"}  # volume sources that the oldest does not have
 
 FOLDERS = ("deploy", "examples", "tests/e2e")
 
