@@ -213,8 +213,13 @@ class FdServer:
                 return  # the program has changed its mind, or died
             protocol.check_proceed(packet)
             client_gone = self._loop.create_future()
+
+            def went() -> None:
+                self._loop.remove_reader(connection.fileno())
+                _settle(client_gone)
+
             # It has nothing to say before it is answered: whatever comes is its end, or not of this protocol.
-            self._loop.add_reader(connection.fileno(), _settle, client_gone)
+            self._loop.add_reader(connection.fileno(), went)
             try:
                 await prepared.mount(client_gone)
             finally:

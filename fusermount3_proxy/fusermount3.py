@@ -7,7 +7,7 @@ and passes the /dev/fuse fd on over that socket the way libfuse's fusermount3 do
 import posix
 import sys
 from _socket import AF_UNIX, SO_DOMAIN, SOL_SOCKET, socket
-from errno import EBADF, EINVAL, ENOTCONN
+from errno import EBADF, EINVAL
 
 from fusermount3_proxy import autounmount, commandline, driver_socket, fdpass, limits, mountpoint, options, program, protocol, syncinit
 from fusermount3_proxy.commandline import Command, CommandLineError
@@ -127,6 +127,8 @@ def _mount_when_told(comm: socket, socket_path: str, request: MountRequest) -> N
         syncinit.mount(comm, fuse_fd, prepared)
     except SyncInitError as error:
         raise Failure(str(error)) from None
+    except OSError as error:
+        raise CannotSend(f"sending file descriptor: {error.strerror}") from None
     finally:
         prepared.close()
 
@@ -136,7 +138,7 @@ def _check_mountpoint(path: bytes) -> None:
     try:
         posix.lstat(path)
     except OSError as error:
-        if error.errno != ENOTCONN:  # a dead mount: the driver takes it off
+        if error.errno not in autounmount.GONE:  # a dead mount: the driver takes it off
             raise Failure(f"failed to access mountpoint {to_text(path)}: {error.strerror}") from None
 
 
