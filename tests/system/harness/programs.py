@@ -42,6 +42,7 @@ _INSTALLED = {
     "ssh": "openssh-client",
     "sshd": "openssh-server",
     "sshfs": "sshfs",
+    "strace": "strace",
 }
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 

@@ -1,8 +1,9 @@
 """FUSE programs whose processes live in other ways than most: odd_program.py HOW MOUNTPOINT TEXT
 
-It serves one file, /hello, with the line TEXT, and leaves its pid in /harness/serving. HOW says what is odd:
+It serves one file, /hello, with the line TEXT, until it is unmounted. HOW says what is odd:
 
-    forks               a child serves, and the process that mounted ends
+    serves              nothing
+    forks               a child serves, and the process that mounted ends; its pid is in /harness/serving, as the others'
     first-thread-ends   the first thread ends, another one serves
     never-answers       answers INIT, and reads each request after it without an answer
 """
