@@ -90,4 +90,11 @@ def text_at(seen: Path) -> str:
 
 def shows(seen: Path, text: str) -> None:
     """Wait until an application reads `text`; "" is the placeholder."""
-    wait_until(f"{seen} shows {text!r}", lambda: [text_at(seen)] == [text] and (text or os.listdir(seen) == []))
+    wait_until(f"{seen} shows {text!r}", lambda: text_at(seen) == text if text else _is_empty(seen))
+
+
+def _is_empty(seen: Path) -> bool:
+    try:
+        return os.listdir(seen) == []
+    except OSError:
+        return False
