@@ -27,6 +27,7 @@ _FLAGS = {
     "nosymfollow": syscalls.MS_NOSYMFOLLOW,
 }
 _ALWAYS = syscalls.MS_NOSUID | syscalls.MS_NODEV
+_KEPT = ("nosuid", "nodev")  # the same, by name
 
 NO_DEFAULT_PERMISSIONS = "no_default_permissions"
 
@@ -135,6 +136,12 @@ def kernel_mount(volume: VolumePolicy, asked: str, uid: int, gid: int) -> Kernel
     if merged.subtype == "":
         raise Refused("mount failed: Invalid argument")
     return KernelMount(_raw(source), _raw(fstype), flags, ",".join(data).encode("ascii"))
+
+
+def lacking(volume: VolumePolicy, options: str, super_options: str) -> list[str]:
+    """What a volume asks for and a mount that was there before does not have; its options as mountinfo has them."""
+    there = {*options.split(","), *super_options.split(",")}
+    return [flag for flag in ("ro", "noexec", "nosuid", "nodev") if (volume.options.flags.get(flag) or flag in _KEPT) and flag not in there]
 
 
 def _merge(into: MountOptions, more: MountOptions) -> None:

@@ -229,6 +229,7 @@ class TargetMount:
 
     def _forget(self, end: End) -> None:
         self.release()
+        self._history.no_trouble("adopted")
         if self.record is not None:
             self._history.ended(end)
         if self.record is not None and self.record.node is not None:

@@ -23,7 +23,7 @@ from driver.metrics import End, Operation, Timer
 from driver.mountprocess import MountProcess
 from driver.paths import VolumePaths
 from driver.podsockets import NameTaken, NoDirectory, PodSockets
-from driver.policy import KernelMount, Refused, VolumePolicy, kernel_mount
+from driver.policy import KernelMount, Refused, VolumePolicy, kernel_mount, lacking
 from driver.targetmount import State, TargetMount
 from fusermount3_proxy import limits
 from fusermount3_proxy.mountinfo import Mount
@@ -232,6 +232,15 @@ class Volume:
         else:
             self._mount.take_over(fusemount.adopt(stack))
             self.log.info("taking over the FUSE file system that is mounted there already")
+        if self.mount_record is not None and self.mount_record.node is None:
+            self._tell_what_it_lacks(stack[-1])
+
+    def _tell_what_it_lacks(self, mount: Mount) -> None:
+        # Remounting it would take writing away from a program that was promised it.
+        if lacks := lacking(self.policy, mount.options, mount.super_options):
+            text = f"the FUSE file system that was mounted there before is not {', '.join(lacks)}; it will be when its program mounts again"
+            self.log.warning(text)
+            self.history.trouble("adopted", text)
 
     def _listen(self) -> None:
         publication = self.publication

@@ -253,3 +253,23 @@ def test_the_kernel_checks_modes_unless_both_ask_it_not_to(attribute: str, asked
 def test_the_program_alone_cannot_drop_the_checks() -> None:
     with pytest.raises(Refused):
         kernel("allow_other,no_default_permissions")
+
+
+# ---- a mount that was there before
+
+
+@pytest.mark.parametrize(
+    ("options", "super_options", "lacks"),
+    [
+        ("rw,relatime", "rw,user_id=0", ["ro", "noexec", "nosuid", "nodev"]),
+        ("ro,nosuid,nodev,noexec", "rw", []),
+        ("rw,nosuid,nodev,noexec", "ro,user_id=0", []),
+        ("rw,nosuid,noexec,noroot", "ro", ["nodev"]),
+    ],
+)
+def test_what_a_former_mount_lacks(options: str, super_options: str, lacks: list[str]) -> None:
+    assert policy.lacking(policy.of_volume(True, [], "noexec"), options, super_options) == lacks
+
+
+def test_what_the_volume_did_not_ask_for_is_not_lacking() -> None:
+    assert policy.lacking(PLAIN, "rw,nosuid,nodev", "rw") == []

@@ -216,6 +216,11 @@ class Container:
         done = self._engine.call("kill", "--signal", signal, self.name)
         assert done.returncode == 0, done.stderr
 
+    def remove(self) -> None:
+        """Have the engine remove it, whatever runs in it."""
+        done = self._engine.call("rm", "--force", "--time", "0", self.name)
+        assert done.returncode == 0, done.stderr
+
     def wait(self, timeout: float = _START) -> Result:
         """Wait for its end: exit code and output of its first process."""
         try:

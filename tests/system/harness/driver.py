@@ -73,6 +73,11 @@ class Driver:
         """Stop it, and return its exit code as subprocess has it."""
         assert self._process is not None
         self._process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for its end; its exit code, or that of what it was started with."""
+        assert self._process is not None
         code = self._process.wait(_START)
         self._process = None
         return code

@@ -92,6 +92,11 @@ class Pod:
         """A container that uses the volume, as HostToContainer has it."""
         return self.container([Bind(volume.target, data, "rslave")], **options)
 
+    def stop(self, container: Container) -> None:
+        """End one container."""
+        self._containers.remove(container)
+        self._node.engine.stop([container])
+
     def stop_containers(self) -> None:
         self._node.engine.stop(self._containers)
         self._containers.clear()

@@ -49,6 +49,7 @@ _INSTALLED = {
     "ssh": "openssh-client",
     "sshd": "openssh-server",
     "sshfs": "sshfs",
+    "strace": "strace",
     "unionfs": "unionfs-fuse",
 }
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
