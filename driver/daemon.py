@@ -14,6 +14,7 @@ import grpc.aio
 
 from driver import __version__, metrics, node, privileges, scrape
 from driver.admin import Admin
+from driver.bounded import NUDGE
 from driver.closewatch import CloseWatch
 from driver.csi import Controller, Identity, Node
 from driver.fusemount import Workspace
@@ -108,6 +109,7 @@ async def _serve_volumes(settings: Settings, csi_path: str, volumes: Volumes, st
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    asyncio.get_running_loop().add_signal_handler(NUDGE, lambda: None)  # else it would be ignored, and interrupt nothing
     _listen(csi, csi_path, "--endpoint")
     await csi.start()
     servers = [csi]
