@@ -109,6 +109,11 @@ class Volume:
         """The FUSE mount at the target."""
         return self._mount.record
 
+    @property
+    def placeholder(self) -> str | None:
+        """The placeholder's device number, where it is known."""
+        return self._mount.placeholder
+
     # ---- published and unpublished
 
     def publish(self) -> None:
