@@ -4,6 +4,7 @@ It answers INIT and says "serves"; says "asked NAME" when the kernel asks what H
 
     never-getattr, never-statfs, never-opendir      reads that request, and never answers it
     never-anything                                  reads every request, and answers none
+    never-writes                                    lets the kernel keep what is written, and never takes it
     reads-nothing                                   reads INIT alone
     root-is-link, root-is-file, root-is-device      answers so when it is asked for the root
     getattr-enotconn, getattr-fails                 answers with ENOTCONN, EIO
@@ -27,11 +28,12 @@ import time
 
 from mini_fuse import Server, attributes, call_helper, receive_fd
 
-_GETATTR, _STATFS, _OPENDIR, _READDIR = 3, 17, 27, 28
-_NEVER = {"never-getattr": _GETATTR, "never-statfs": _STATFS, "never-opendir": _OPENDIR}
+_GETATTR, _WRITE, _STATFS, _OPENDIR, _READDIR = 3, 16, 17, 27, 28
+_NEVER = {"never-getattr": _GETATTR, "never-statfs": _STATFS, "never-opendir": _OPENDIR, "never-writes": _WRITE}
 _ROOT = {"root-is-link": stat.S_IFLNK, "root-is-file": stat.S_IFREG, "root-is-device": stat.S_IFBLK}
 _ERRORS = {"getattr-enotconn": 107, "getattr-fails": 5}
 _HUGE = (1 << 64) - 1
+_WRITEBACK_CACHE = 1 << 16  # FUSE_WRITEBACK_CACHE
 
 
 class Hostile(Server):
@@ -41,6 +43,11 @@ class Hostile(Server):
         super().__init__(fd)
         self._how = how
         self._asked: set[int] = set()
+
+    def begin(self) -> None:
+        """Answer INIT."""
+        _, unique, _, _ = super().read()
+        self.answer_init(unique, _WRITEBACK_CACHE if self._how == "never-writes" else 0)
 
     def read(self) -> tuple[int, int, int, bytes]:
         while True:
@@ -111,11 +118,7 @@ def main() -> None:
     if helper.wait() != 0:
         sys.exit("the helper failed")
     server = Hostile(fd, how)
-    while True:
-        opcode, unique, _, _ = Server.read(server)
-        if opcode == 26:  # INIT
-            server.answer_init(unique)
-            break
+    server.begin()
     if how.startswith("unlocks"):
         fcntl.flock(fd, fcntl.LOCK_UN)
     if how == "child-keeps" and os.fork() > 0:
