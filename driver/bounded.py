@@ -6,20 +6,41 @@ has its own few threads: a pod can make its own hang, and nobody else's.
 """
 
 import asyncio
+import os
+import signal
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
+from driver import syscalls
+
 T = TypeVar("T")
+
+NUDGE = signal.SIGURG  # ignored unless the process handles it, as the driver does by doing nothing
+
+_RETRY = 1.0  # seconds, where no thread could be made
 
 
 class Threads:
     """At most `most` threads at one time."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, nudge: float | None = None) -> None:
+        """A thread that is at work for `nudge` seconds gets a signal, again and again.
+
+        That ends the close(2) of a lingering TCP socket, which could last for ever. It is not for whoever waits for a
+        FUSE program: the signal would not end that, and the program would be told.
+        """
         self._most = most
+        self._nudge = nudge
         self._running = 0
         self._waiting: set[asyncio.Future[None]] = set()
+        self._unfinished: deque[tuple[Callable[[], None], asyncio.Future[None]]] = deque()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is at work, or waits for a thread."""
+        return self._running > 0 or bool(self._unfinished)
 
     async def run(self, limit: float, work: Callable[[], T]) -> T:
         """The result of `work()`, or its exception; TimeoutError after `limit` seconds, when its thread goes on alone.
@@ -30,7 +51,28 @@ class Threads:
         async with asyncio.timeout(limit):
             while self._running >= self._most:
                 await self._one_ends()
-            return await self._start(work)
+            return await self._start(work, asyncio.get_running_loop().create_future())
+
+    def finish(self, work: Callable[[], None]) -> "asyncio.Future[None]":
+        """Have `work()` done as soon as a thread is free, whoever waits for it; the result is settled then.
+
+        Nothing is given up: what `work` holds is held until then. A socket left to the garbage collector would be closed
+        in whatever thread that runs, and block it.
+        """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._unfinished.append((work, done))
+        self._go_on()
+        return done
+
+    def _go_on(self) -> None:
+        while self._unfinished and self._running < self._most:
+            work, done = self._unfinished[0]
+            try:
+                self._start(work, done)
+            except OSError:
+                asyncio.get_running_loop().call_later(_RETRY, self._go_on)
+                return
+            self._unfinished.popleft()
 
     async def _one_ends(self) -> None:
         ended = asyncio.get_running_loop().create_future()
@@ -40,12 +82,25 @@ class Threads:
         finally:
             self._waiting.discard(ended)
 
-    def _start(self, work: Callable[[], T]) -> "asyncio.Future[T]":
+    def _start(self, work: Callable[[], T], future: "asyncio.Future[T]") -> "asyncio.Future[T]":
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
+        timer: asyncio.TimerHandle | None = None
+
+        def nudge(thread: threading.Thread, after: float) -> None:
+            nonlocal timer
+            if thread.native_id is not None:
+                try:
+                    # By its number, which the kernel checks; pthread_kill(3) of a thread that has ended is undefined.
+                    syscalls.tgkill(os.getpid(), thread.native_id, NUDGE)
+                except ProcessLookupError:
+                    return
+            timer = loop.call_later(after, nudge, thread, after)
 
         def settle(result: T | None, error: BaseException | None) -> None:
+            if timer is not None:
+                timer.cancel()
             self._running -= 1
+            self._go_on()
             for waiting in self._waiting:
                 if not waiting.done():
                     waiting.set_result(None)
@@ -68,8 +123,10 @@ class Threads:
                 pass  # the driver is stopping
 
         try:
-            threading.Thread(target=body, daemon=True).start()
+            (thread := threading.Thread(target=body, daemon=True)).start()
         except RuntimeError as error:  # the node's or the container's limit of tasks
             raise OSError(11, f"no thread can be made: {error}") from None
         self._running += 1
+        if self._nudge is not None:
+            timer = loop.call_later(self._nudge, nudge, thread, self._nudge)
         return future

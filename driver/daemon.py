@@ -15,6 +15,7 @@ import grpc.aio
 
 from driver import __version__, metrics, node, privileges, registration, scrape
 from driver.admin import Admin
+from driver.bounded import NUDGE
 from driver.closewatch import CloseWatch
 from driver.csi import Controller, Identity, Node
 from driver.fusemount import Workspace
@@ -112,6 +113,7 @@ async def _serve_volumes(settings: Settings, volumes: Volumes, standalone: Stand
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    asyncio.get_running_loop().add_signal_handler(NUDGE, lambda: None)  # else it would be ignored, and interrupt nothing
     _listen(csi, settings.csi_socket, "--endpoint")
     await csi.start()
     servers = [csi]

@@ -104,6 +104,11 @@ def openat2(dir_fd: int, path: Path, flags: int, mode: int = 0, resolve: int = R
     return _check(_libc.syscall(_SYS_OPENAT2, dir_fd, _raw(path), ctypes.byref(how), ctypes.sizeof(how)), path)
 
 
+def tgkill(process: int, thread: int, number: int) -> None:
+    """tgkill(2)."""
+    _check(_libc.tgkill(process, thread, number), f"/proc/{process}/task/{thread}")
+
+
 def refused() -> dict[str, int]:
     """The system calls that are used here and refused to everybody, by name, each with its errno: the kernel does not
     have it (ENOSYS), or a seccomp filter stands before it. Asks each for something that it cannot do, and changes nothing.

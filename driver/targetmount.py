@@ -8,8 +8,9 @@ import asyncio
 import os
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 
-from driver import fusemount, subpaths
+from driver import apart, fusemount, subpaths
 from driver.bounded import Threads
 from driver.closewatch import CloseWatch
 from driver.device import Opened
@@ -141,7 +142,8 @@ class TargetMount:
         if record is None or self._is_held(record):
             return False
         try:
-            is_gone = await self._prober.run(limits.PROBE_WAIT, lambda: fusemount.is_gone(self._target, record))
+            ask = partial(fusemount.is_gone, self._target, record)
+            is_gone = await self._prober.run(limits.PROBE_WAIT, lambda: apart.call(limits.PROBE_WAIT, ask))
         except OSError:
             return False
         if is_gone and self.state is not State.DEAD:
@@ -202,7 +204,8 @@ class TargetMount:
 
     async def _renew_sub_paths(self, record: FuseMount) -> None:
         try:
-            done = await self._renewer.run(limits.SUB_PATH_WAIT, lambda: subpaths.renew(self._paths, record.device))
+            renew = partial(subpaths.renew, self._paths, record.device)
+            done = await self._renewer.run(limits.SUB_PATH_WAIT, lambda: apart.call(limits.SUB_PATH_WAIT, renew))
         except OSError as error:
             if self.record is record:
                 text = "the FUSE program does not answer" if isinstance(error, TimeoutError) else str(error)

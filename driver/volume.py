@@ -15,7 +15,7 @@ from driver.bounded import Threads
 from driver.closewatch import CloseWatch
 from driver.device import Opened
 from driver.errors import Code, VolumeError
-from driver.fdserver import FdServer, Peer
+from driver.fdserver import Capacity, FdServer, Peer
 from driver.fusemount import FuseMount, Workspace
 from driver.history import History, Past
 from driver.logs import VolumeLog
@@ -96,6 +96,7 @@ class Volume:
         self._mount = TargetMount(publication.paths, workspace, watch, self.log, self.history, lambda: on_change(self))
         self._sockets: PodSockets | None = None
         self._server: FdServer | None = None
+        self._capacity = Capacity()
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
@@ -107,6 +108,11 @@ class Volume:
     def mount_record(self) -> FuseMount | None:
         """The FUSE mount at the target."""
         return self._mount.record
+
+    @property
+    def placeholder(self) -> str | None:
+        """The placeholder's device number, where it is known."""
+        return self._mount.placeholder
 
     # ---- published and unpublished
 
@@ -156,6 +162,9 @@ class Volume:
         try:
             if self._sockets is None or not self._sockets.are_in_place(self.publication.paths, self.publication.socket_name):
                 self.log.refusal("the sockets in the emptyDir are gone or replaced; making them again")
+                if self._capacity.listener_thread.is_busy:
+                    # Or a pod that fills their queues with what blocks, and removes them, would have more of them each time.
+                    raise OSError(EBUSY, "the former ones cannot be closed yet")
                 self._stop_listening()
                 self._listen()
             self.history.no_trouble("sockets")
@@ -253,7 +262,7 @@ class Volume:
             raise VolumeError(Code.FAILED_PRECONDITION, str(error)) from None
         except OSError as error:
             raise VolumeError(Code.INTERNAL, f"cannot make the fd-passing sockets: {error}") from None
-        self._server = FdServer(self, self._sockets, publication.paths.volume_name, self.log)
+        self._server = FdServer(self, self._sockets, publication.paths.volume_name, self.log, self._capacity)
 
     def _stop_listening(self) -> None:
         if self._sockets is not None:

@@ -1,6 +1,11 @@
 import asyncio
+import gc
+import signal
+import socket
+import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -192,3 +197,90 @@ def test_where_no_thread_can_be_made_it_says_so_and_goes_on_later(monkeypatch: p
         assert await threads.run(DEADLINE, lambda: 7) == 7
 
     asyncio.run(main())
+
+
+def test_what_is_to_be_finished_waits_for_a_thread_and_is_held_until_then(release: threading.Event) -> None:
+    """A socket that is garbage is closed wherever that is noticed, and that may be the event loop."""
+    done_in: list[threading.Thread] = []
+
+    class Held:
+        def close(self) -> None:
+            done_in.append(threading.current_thread())
+
+    async def main() -> None:
+        threads = Threads(1)
+        first = threads.finish(lambda: hangs(release)() and None)
+        held = Held()
+        second = threads.finish(held.close)
+        assert threads.is_busy
+        seen = weakref.ref(held)
+        del held, threads
+        gc.collect()
+        assert seen() is not None
+        assert not first.done() and not second.done()
+        release.set()
+        await asyncio.wait_for(second, DEADLINE)
+        assert len(done_in) == 1 and threading.current_thread() not in done_in
+
+    asyncio.run(main())
+
+
+def test_what_fails_when_it_is_finished_is_told(release: threading.Event) -> None:
+    def fails() -> None:
+        raise OSError(5, "x")
+
+    async def main() -> None:
+        threads = Threads(1)
+        with pytest.raises(OSError, match="x"):
+            await threads.finish(fails)
+        await asyncio.wait_for(threads.finish(lambda: None), DEADLINE)
+        assert not threads.is_busy
+
+    asyncio.run(main())
+
+
+def test_what_is_to_be_finished_is_tried_again_where_no_thread_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "_RETRY", 0.01)
+    start = threading.Thread.start
+    fails = 3
+
+    def may_fail(thread: threading.Thread) -> None:
+        nonlocal fails
+        if fails:
+            fails -= 1
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", may_fail)
+
+    async def main() -> None:
+        await asyncio.wait_for(Threads(1).finish(lambda: None), DEADLINE)
+
+    asyncio.run(main())
+    assert fails == 0
+
+
+def test_closing_a_lingering_socket_ends_when_it_is_nudged() -> None:
+    """Whoever closes the last copy of it waits for its other end, who may never read, for as long as its owner said."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    lingering = socket.create_connection(listener.getsockname())
+    other, _ = listener.accept()
+    lingering.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            lingering.send(bytes(65536))
+    lingering.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1 << 20))
+
+    async def main() -> None:
+        asyncio.get_running_loop().add_signal_handler(bounded.NUDGE, lambda: None)
+        nudged = Threads(1, nudge=0.1)
+        began = time.monotonic()
+        await asyncio.wait_for(nudged.finish(lingering.close), DEADLINE)
+        assert time.monotonic() - began >= 0.1
+
+    try:
+        asyncio.run(main())
+    finally:
+        other.close()
+        listener.close()
+    assert signal.getsignal(bounded.NUDGE) is signal.SIG_DFL

@@ -43,8 +43,8 @@ class Server:
     def answer(self, unique: int, payload: bytes = b"", error: int = 0) -> None:
         os.write(self.fd, struct.pack("IiQ", 16 + len(payload), -error, unique) + payload)
 
-    def answer_init(self, unique: int) -> None:
-        self.answer(unique, struct.pack("IIIIHHIIHHI7I", 7, 31, 65536, 0, 12, 9, 65536, 1, 0, 0, 0, *[0] * 7))
+    def answer_init(self, unique: int, flags: int = 0) -> None:
+        self.answer(unique, struct.pack("IIIIHHIIHHI7I", 7, 31, 65536, flags, 12, 9, 65536, 1, 0, 0, 0, *[0] * 7))
 
     def serve(self) -> None:
         while True:
