@@ -2,7 +2,11 @@
 
 Whoever waits for an answer to a request that a FUSE program has read cannot be killed, and a process whose threads do not
 end does not end either: a pod whose program never answers could keep the driver from ever being stopped or replaced. A
-forked process that waits in the driver's place has nothing of the driver's, and is nobody's concern when the driver ends.
+process that waits in the driver's place is nobody's concern when the driver ends.
+
+Such processes are forked by another one, the starter, which was forked before the driver had anything of a pod's. One that
+was forked from the driver itself would begin with a copy of every fd that the driver has: it could be the last to drop what
+another pod has queued in a connection and block there, and it would keep alive what others think is closed.
 """
 
 import errno
@@ -10,76 +14,221 @@ import marshal
 import os
 import select
 import signal
-from collections.abc import Callable
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar, cast
 
 import prctl
 
-T = TypeVar("T", bound=bool | int | tuple[int, ...])
+from driver.logs import log
 
+T = TypeVar("T", bound=bool | int | tuple[int, ...] | None)
+
+_PACKET_MAX = 1 << 16  # a job's arguments: paths and mount options
+_RESULT_MAX = 4096  # bytes; more than a pipe takes would need somebody who reads
 _FD_MAX = 1 << 20
-_RESULT_MAX = 4096  # bytes; more than a pipe would need somebody who reads
 
 
-def call(limit: float, work: Callable[[], T]) -> T:
-    """The result of `work()`, done in a process of its own; or the OSError that it raised.
+class Job:
+    """A process that does one thing. `reader` becomes readable when it has a result, and ends with the process."""
 
-    Returns when that process has ended, which is killed after `limit` seconds, and that may be never: to be called in a
-    thread of bounded.Threads, which does not keep the driver from ending. Raises OSError where no process can be made.
-    """
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    try:
-        driver = os.getpid()
+    def __init__(self, pidfd: int, reader: int) -> None:
+        self.reader = reader
+        self._pidfd = pidfd
+        self._said = b""
+
+    def read(self) -> bool:
+        """Take what there is to read; whether the process has ended. Blocks where there is nothing."""
+        part = os.read(self.reader, _RESULT_MAX)
+        self._said += part
+        return not part
+
+    def result(self) -> object:
+        """What the work returned. Raises the OSError that it raised, and InterruptedError where the process was killed."""
+        if not self._said:
+            raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
+        value, number, path = marshal.loads(self._said)
+        if number:
+            raise OSError(number, os.strerror(number), path)
+        return cast(object, value)
+
+    def kill(self) -> None:
+        """Make it end, soon, unless it waits where no signal reaches it."""
         try:
-            pid = os.fork()
-            if pid == 0:
-                _run(driver, writer, work)
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+    def close(self) -> None:
+        """Forget it."""
+        os.close(self.reader)
+        os.close(self._pidfd)
+
+
+class _Starter:
+    """The driver's end of the process that starts others."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        driver = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            _serve(driver, theirs)
+        theirs.close()
+        self._socket = ours
+        self._lock = threading.Lock()
+
+    def start(self, function: Callable[..., T], arguments: tuple[object, ...], fds: Sequence[int]) -> Job:
+        # By its name, which the starter has too: all modules were there when it was forked.
+        packet = marshal.dumps((function.__module__, function.__qualname__, arguments))  # type: ignore[arg-type]
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            with self._lock:
+                socket.send_fds(self._socket, [packet], [writer, *fds])
+                answer, received, _, _ = socket.recv_fds(self._socket, _RESULT_MAX, 1)
+            if not answer:
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+            if not received:
+                number = marshal.loads(answer)
+                raise OSError(number, os.strerror(number))
+            return Job(received[0], reader)
+        except BaseException as error:
+            os.close(reader)
+            if isinstance(error, BrokenPipeError | ConnectionResetError):
+                log.critical("the process that starts others has gone; the driver stops, to be started anew")
+                os.kill(os.getpid(), signal.SIGTERM)
+            raise
         finally:
             os.close(writer)
-        poll = select.poll()
-        poll.register(reader, select.POLLIN)
-        if not poll.poll(limit * 1000):
-            os.kill(pid, signal.SIGKILL)
-        said = os.read(reader, _RESULT_MAX)
-        os.waitpid(pid, 0)
-    finally:
-        os.close(reader)
-    if not said:
-        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-    result, error, path = marshal.loads(said)
-    if error:
-        raise OSError(error, os.strerror(error), path)
-    return cast(T, result)
 
 
-def enter(driver: int, fd: int) -> bool:
-    """The first thing in a process that was forked from the driver: it keeps `fd` and the standard streams alone.
+_starter: _Starter | None = None
 
-    Returns False where the driver has ended already.
+
+def begin() -> None:
+    """Fork the starter: after all imports and when privileges are dropped, before threads and fds of pods."""
+    global _starter
+    _starter = _Starter()
+
+
+def start(function: Callable[..., T], *arguments: object, fds: Sequence[int] = ()) -> Job:
+    """Have `function(*arguments, *fds)` done in a process of its own, which has those fds and the standard streams alone.
+
+    `function` belongs to a module, and the arguments are of marshal's types. Raises OSError where no process can be made.
     """
-    # Without the driver nobody would end it.
-    prctl.set_pdeathsig(signal.SIGKILL)
-    if os.getppid() != driver:
-        return False
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
-    # An fd that another volume's program was given would look alive as long as this process has it.
-    os.closerange(3, fd)
-    os.closerange(fd + 1, _FD_MAX)
-    return True
+    assert _starter is not None, "begin() comes first"
+    return _starter.start(function, arguments, fds)
 
 
-def _run(driver: int, writer: int, work: Callable[[], T]) -> NoReturn:
-    """The process's whole life."""
+def call(limit: float, function: Callable[..., T], *arguments: object) -> T:
+    """The result of `function(*arguments)`, done in a process of its own; or the OSError that it raised.
+
+    Returns when that process has ended, which is killed after `limit` seconds, and that may be never: to be called in a
+    thread of bounded.Threads, which does not keep the driver from ending. Raises OSError where no process can be made, and
+    TimeoutError.
+    """
+    job = start(function, *arguments)
     try:
-        if enter(driver, writer):
-            os.write(writer, _told(work))
+        poll = select.poll()
+        poll.register(job.reader, select.POLLIN)
+        if not poll.poll(limit * 1000):
+            job.kill()
+        while not job.read():
+            pass
+        try:
+            return cast(T, job.result())
+        except InterruptedError:
+            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
+    finally:
+        job.close()
+
+
+# ---- the starter's side
+
+
+def _serve(driver: int, requests: socket.socket) -> NoReturn:
+    """The starter's whole life: it ends with the driver."""
+    try:
+        if _end_with(driver):
+            _keep({requests.fileno()})
+            _take_requests(requests)
     finally:
         os._exit(0)
 
 
-def _told(work: Callable[[], T]) -> bytes:
+def _take_requests(requests: socket.socket) -> None:
+    poll = select.poll()
+    poll.register(requests, select.POLLIN)
+    while True:
+        for fd, _ in poll.poll():
+            if fd != requests.fileno():  # the pidfd of one that has ended
+                poll.unregister(fd)
+                os.waitid(os.P_PIDFD, fd, os.WEXITED)
+                os.close(fd)
+                continue
+            packet, fds, _, _ = socket.recv_fds(requests, _PACKET_MAX, 4)
+            if not packet:
+                return
+            try:
+                pidfd = _fork(packet, fds)
+            except OSError as error:
+                requests.send(marshal.dumps(error.errno or errno.EAGAIN))
+                continue
+            finally:
+                for each in fds:
+                    os.close(each)
+            poll.register(pidfd, select.POLLIN)
+            socket.send_fds(requests, [b"\0"], [pidfd])
+
+
+def _fork(packet: bytes, fds: list[int]) -> int:
+    """Start a job; its pidfd."""
+    starter = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _run(starter, packet, fds)
     try:
-        return marshal.dumps((work(), 0, None))
+        return os.pidfd_open(pid)
+    except BaseException:
+        # Nobody could end it.
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+
+
+def _run(starter: int, packet: bytes, fds: list[int]) -> NoReturn:
+    """A job's whole life."""
+    try:
+        if _end_with(starter):
+            _keep(set(fds))
+            os.write(fds[0], _told(packet, fds[1:]))
+    finally:
+        os._exit(0)
+
+
+def _told(packet: bytes, fds: list[int]) -> bytes:
+    module, name, arguments = marshal.loads(packet)
+    try:
+        return marshal.dumps((getattr(sys.modules[module], name)(*arguments, *fds), 0, None))
     except OSError as error:
-        return marshal.dumps((0, error.errno or errno.EIO, error.filename))
+        return marshal.dumps((None, error.errno or errno.EIO, error.filename))
+
+
+def _end_with(parent: int) -> bool:
+    """Die with the process that has forked this one; False where that has ended already."""
+    prctl.set_pdeathsig(signal.SIGKILL)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # a terminal's are for the driver, which ends it
+    return os.getppid() == parent
+
+
+def _keep(kept: set[int]) -> None:
+    """Close every fd but these and the standard streams."""
+    low = 3
+    for fd in sorted(kept):
+        os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, _FD_MAX)

@@ -114,7 +114,7 @@ def _usage(target: str, placeholder: str | None) -> Usage:
         said = _said(fd) if syscalls.device_of(fd) == placeholder else None
     finally:
         os.close(fd)
-    block, blocks, free, available, files, free_files, available_files = said or apart.call(limits.PROBE_WAIT, lambda: _said_at(target))
+    block, blocks, free, available, files, free_files, available_files = said or apart.call(limits.PROBE_WAIT, _said_at, target)
     return Usage(
         _amount(blocks * block, available * block, (blocks - free) * block),
         _amount(files, available_files, files - free_files),

@@ -13,7 +13,7 @@ from functools import partial
 
 import grpc.aio
 
-from driver import __version__, metrics, node, privileges, registration, scrape
+from driver import __version__, apart, metrics, node, privileges, registration, scrape
 from driver.admin import Admin
 from driver.bounded import NUDGE
 from driver.closewatch import CloseWatch
@@ -58,6 +58,7 @@ def serve(settings: Settings) -> None:
         privileges.drop()
     except OSError as error:
         raise StartError(f"cannot drop privileges: {error}") from None
+    apart.begin()
     asyncio.run(_serve(settings, scraped))
 
 

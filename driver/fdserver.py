@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from errno import EIO, EPROTO
+from errno import EBUSY, EIO, EPROTO
 from typing import Protocol
 
 from driver import metrics
@@ -93,6 +93,7 @@ class FdServer:
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._serving = 0
+        self._preparing = 0
         self._connections: set[asyncio.Task[None]] = set()
         self._waiting: set[asyncio.Future[None]] = set()
         self._is_listening = False
@@ -221,7 +222,7 @@ class FdServer:
         prepared = await self._handler.prepare(request, _peer(connection))
         try:
             fdpass.send_with_fds(connection, protocol.encode_reply(Reply(volume_name=self._volume_name)), [prepared.fd])
-            packet = await asyncio.wait_for(self._receive(connection), limits.PROCEED_WAIT)
+            packet = await self._wait_for_proceed(connection)
             if not packet:
                 return  # the program has changed its mind, or died
             protocol.check_proceed(packet)
@@ -240,6 +241,18 @@ class FdServer:
         finally:
             prepared.discard()
         fdpass.send_with_fds(connection, protocol.encode_reply(Reply()), [])
+
+    async def _wait_for_proceed(self, connection: socket.socket) -> bytes:
+        # It may last minutes, and must not keep the volume's other clients from theirs meanwhile.
+        if self._preparing >= limits.REQUESTS_AT_ONCE:
+            raise Refused("mount failed: too many programs are about to mount", EBUSY)
+        self._serving -= 1
+        self._preparing += 1
+        try:
+            return await asyncio.wait_for(self._receive(connection), limits.PROCEED_WAIT)
+        finally:
+            self._preparing -= 1
+            self._serving += 1
 
     def _refuse(self, connection: socket.socket, text: str, errno: int) -> None:
         metrics.refused(errno)

@@ -142,16 +142,16 @@ def is_placeholder(mount: Mount) -> bool:
     return mount.fstype == _PLACEHOLDER_TYPE and mount.source == PLACEHOLDER_SOURCE.encode()
 
 
-def mount_opened(opened: Opened, target: str, kernel: KernelMount) -> None:
-    """Mount it on what is at `target`. Raises OSError as mount(2) does.
+def mount_fd(target: str, source: bytes, fstype: bytes, flags: int, data: bytes, fd: int) -> None:
+    """Mount a /dev/fuse on what is at `target`; the arguments are those of a KernelMount. Raises OSError as mount(2) does.
 
     Blocks as long as the program likes, where it has asked to answer INIT first.
     """
-    syscalls.mount(kernel.source, target, kernel.fstype, kernel.flags, kernel.with_fd(opened.fd))
+    syscalls.mount(source, target, fstype, flags, KernelMount(source, fstype, flags, data).with_fd(fd))
 
 
 def record_of(opened: Opened, target: str, mountpoint: bytes, kernel: KernelMount) -> FuseMount:
-    """The record of what mount_opened() has mounted at `target`. Raises OSError."""
+    """The record of what mount_fd() has mounted at `target`. Raises OSError."""
     return FuseMount(
         mountpoint=mountpoint,
         device=device_at(target),
@@ -169,7 +169,7 @@ def mount_fuse(nodes: DeviceNodes, target: str, mountpoint: bytes, kernel: Kerne
     opened = nodes.open()
     is_mounted = False
     try:
-        mount_opened(opened, target, kernel)
+        mount_fd(target, kernel.source, kernel.fstype, kernel.flags, kernel.data, opened.fd)
         is_mounted = True
         return record_of(opened, target, mountpoint, kernel), opened.fd
     except BaseException:
@@ -195,8 +195,8 @@ def device_at(target: str) -> str:
         os.close(fd)
 
 
-def is_gone(target: str, mount: FuseMount) -> bool:
-    """Whether `mount` has lost its program, or is not at `target` any more (somebody unmounted it on the node).
+def is_gone(target: str, device: str) -> bool:
+    """Whether the mount `device` has lost its program, or is not at `target` any more (somebody unmounted it on the node).
 
     Blocks as long as a program that lives does not answer.
     """
@@ -205,7 +205,7 @@ def is_gone(target: str, mount: FuseMount) -> bool:
     except FileNotFoundError:
         return True
     try:
-        if syscalls.device_of(fd) != mount.device:
+        if syscalls.device_of(fd) != device:
             return True
         syscalls.ask_for_attributes(fd)
     except OSError as error:

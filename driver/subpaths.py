@@ -60,16 +60,16 @@ def stale(mounts: Iterable[Mount], below: bytes, device: str) -> list[SubPath]:
     return found
 
 
-def renew(paths: VolumePaths, device: str) -> int:
-    """Bind the file system `device`, which is mounted at the target, over every bind that shows a former one.
+def renew(below: str, target: str, device: str) -> int:
+    """Bind the file system `device`, which is mounted at `target`, over every bind in the folder that shows a former one.
 
     Returns how many. Raises OSError with the first that could not be, after the others. Asks the pod's program for the
     directories, and blocks as long as it does not answer.
     """
     done, failed = 0, None
-    for each in _stale_now(paths, device):
+    for each in _stale_now(below, device):
         try:
-            _renew(paths.target_path, device, each)
+            _renew(target, device, each)
             done += 1
         except OSError as error:
             failed = failed or error
@@ -80,13 +80,13 @@ def renew(paths: VolumePaths, device: str) -> int:
 
 def remove_layers(paths: VolumePaths) -> None:
     """Take our layers off, which show a file system that has gone, so that kubelet finds its own binds. Raises OSError."""
-    for each in _stale_now(paths, ""):
-        _remove_layers(each)
+    if has_any(paths):  # the mount table is long, and few volumes have any
+        for each in _stale_now(folder(paths), ""):
+            _remove_layers(each)
 
 
-def _stale_now(paths: VolumePaths, device: str) -> list[SubPath]:
-    # The mount table is long, and few volumes have any.
-    return stale(fusemount.mount_table(), os.fsencode(folder(paths)), device) if has_any(paths) else []
+def _stale_now(below: str, device: str) -> list[SubPath]:
+    return stale(fusemount.mount_table(), os.fsencode(below), device)
 
 
 def _renew(target: str, device: str, each: SubPath) -> None:
@@ -98,7 +98,11 @@ def _renew(target: str, device: str, each: SubPath) -> None:
         resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
         inner = syscalls.openat2(root, each.inner, os.O_PATH, resolve=resolve)
         try:
-            _remove_layers(each)
+            # Counted again: the program took its time, and kubelet may have removed some.
+            stack = mountinfo.stack(fusemount.mount_table(), each.path)
+            if not stack or not stack[0].is_fuse:
+                return
+            _remove_layers(SubPath(each.path, each.inner, len(stack) - 1))
             syscalls.mount(f"/proc/self/fd/{inner}", each.path, None, syscalls.MS_BIND)
         finally:
             os.close(inner)

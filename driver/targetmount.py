@@ -62,6 +62,7 @@ class TargetMount:
         self._renewer = Threads(1)
         self._renewing: asyncio.Task[None] | None = None
         self._has_old_sub_paths = False
+        self._is_removed = False
         self._reaper: asyncio.Task[None] | None = None
         self._look_again = asyncio.Event()
 
@@ -90,6 +91,9 @@ class TargetMount:
 
         def end() -> None:
             self.process = None
+            if self._is_removed:  # what is at the target now is of another volume
+                self.discard(opened)
+                return
             # Told by what is there, since a process can be killed when it has just mounted.
             try:
                 is_mounted = fusemount.device_at(self._target) != before
@@ -103,7 +107,7 @@ class TargetMount:
             self.take_over(record)
             os.close(opened.fd)  # after the watch was set, which hears of it where it is the last one
 
-        self.process = MountProcess(opened.fd, lambda: fusemount.mount_opened(opened, self._target, kernel), end)
+        self.process = MountProcess(opened.fd, self._target, kernel, end)
         return self.process
 
     async def end_process(self, process: MountProcess) -> None:
@@ -142,8 +146,8 @@ class TargetMount:
         if record is None or self._is_held(record):
             return False
         try:
-            ask = partial(fusemount.is_gone, self._target, record)
-            is_gone = await self._prober.run(limits.PROBE_WAIT, lambda: apart.call(limits.PROBE_WAIT, ask))
+            ask = partial(apart.call, limits.PROBE_WAIT, fusemount.is_gone, self._target, record.device)
+            is_gone = await self._prober.run(limits.PROBE_WAIT, ask)
         except OSError:
             return False
         if is_gone and self.state is not State.DEAD:
@@ -171,6 +175,7 @@ class TargetMount:
     async def remove_target(self) -> None:
         """Unmount all, and remove the target's directory. Raises OSError, TimeoutError."""
         record = self.record
+        self._is_removed = True
         if record is None and fusemount.device_at(self._target) == self.placeholder:
             # Nothing of a pod's: it cannot block, and a thread would cost more than all of it.
             fusemount.remove_target(self._workspace, self._target, None)
@@ -204,8 +209,9 @@ class TargetMount:
 
     async def _renew_sub_paths(self, record: FuseMount) -> None:
         try:
-            renew = partial(subpaths.renew, self._paths, record.device)
-            done = await self._renewer.run(limits.SUB_PATH_WAIT, lambda: apart.call(limits.SUB_PATH_WAIT, renew))
+            folder = subpaths.folder(self._paths)
+            renew = partial(apart.call, limits.SUB_PATH_WAIT, subpaths.renew, folder, self._target, record.device)
+            done = await self._renewer.run(limits.SUB_PATH_WAIT, renew)
         except OSError as error:
             if self.record is record:
                 text = "the FUSE program does not answer" if isinstance(error, TimeoutError) else str(error)

@@ -326,10 +326,13 @@ class Volume:
         await asyncio.wait(first, timeout=limits.SYNC_MOUNT_WAIT, return_when=asyncio.FIRST_COMPLETED)
         if not process.ended.done():
             await self._end_process(process)
-        if (errno := process.ended.result()) != 0:
+        errno = process.ended.result()
+        record = self._mount.record
+        # A process can be killed when it has just mounted.
+        if errno != 0 and (record is None or record.node != prepared.opened.node):
             self._refuse_when_closing()
-            text = "the FUSE program did not answer INIT in time" if process.is_killed else os.strerror(errno)
-            raise Refused(f"mount failed: {text}", errno)
+            late = "the client has gone" if client_gone.done() else "the FUSE program did not answer INIT in time"
+            raise Refused(f"mount failed: {late if process.is_killed else os.strerror(errno)}", errno)
         self._log_mounted(prepared.request, prepared.peer, prepared.kernel, took)
 
     def discard_prepared(self, prepared: "PreparedMount") -> None:

@@ -77,8 +77,8 @@ class Traced:
             with contextlib.suppress(AssertionError):
                 self._driver.start()
             with contextlib.suppress(FileNotFoundError):  # strace has ended with it
-                for driver in self._driver.children():
-                    os.kill(int(driver), signal.SIGKILL)
+                for driver in self._driver.own_processes() - {self._driver.pid}:
+                    os.kill(driver, signal.SIGKILL)
             assert self._driver.wait() == -signal.SIGKILL
         finally:
             self._driver.wrapper = ()

@@ -124,9 +124,14 @@ class Driver:
         found = [os.path.join(path, name) for path, folders, files in os.walk(self.run_dir) for name in [*folders, *files]]
         return frozenset(_NUMBERS.sub("N", path) if "/private-" in path else path for path in found)
 
+    def own_processes(self) -> set[int]:
+        """Itself, and the process that starts others for it."""
+        return {self.pid, *(int(child) for children in self._of_threads("children") for child in children.split())}
+
     def children(self) -> list[str]:
-        """Its child processes."""
-        return [child for children in self._of_threads("children") for child in children.split()]
+        """Processes that were started for it."""
+        started = [self._of_threads("children", pid) for pid in self.own_processes() - {self.pid}]
+        return [child for threads in started for children in threads for child in children.split()]
 
     def waits_for_a_fuse_program(self) -> bool:
         """Whether one of its children waits for an answer from a FUSE program."""

@@ -143,8 +143,8 @@ class Node:
 
     def snapshot(self) -> Snapshot:
         return Snapshot(
-            mounts=_names(mount for mount in mounts.table() if not self.engine.owns(mount.path)) - _names(mounts.table(os.getppid())),
-            processes=frozenset(_processes(self.driver.pid)),
+            mounts=_names(mount for mount in mounts.table() if not self.engine.owns(mount.path)),
+            processes=frozenset(_processes(self.driver.own_processes())),
             fds=self.driver.fds(),
             state=self.driver.state(),
             files=frozenset(_files(self.driver.pods_dir)),
@@ -179,13 +179,13 @@ def _names(table: Iterable[Mount]) -> Counter[str]:
     return Counter(f"{mount.fstype} at {_PRIVATE.sub('', mount.path)}" for mount in table)
 
 
-def _processes(driver: int) -> list[str]:
+def _processes(driver: set[int]) -> list[str]:
     """Every process but the driver in this mount namespace, which nothing but these tests uses."""
     own = os.readlink("/proc/self/ns/mnt")
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if int(pid) != driver and os.readlink(f"/proc/{pid}/ns/mnt") == own:
+            if int(pid) not in driver and os.readlink(f"/proc/{pid}/ns/mnt") == own:
                 found.append(f"{pid} {shlex.join(Path(f'/proc/{pid}/cmdline').read_text().split(chr(0)))[:120]}")
         except (OSError, UnicodeDecodeError):
             continue

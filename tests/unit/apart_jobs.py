@@ -1,0 +1,46 @@
+"""What the tests of driver.apart have done in processes of their own: functions of a module, found there by their names."""
+
+import os
+import signal
+import time
+from errno import ENOTCONN
+
+
+def same(value: object) -> object:
+    return value
+
+
+def parent() -> int:
+    return os.getppid()
+
+
+def fails() -> int:
+    raise OSError(ENOTCONN, "anything", "/target")
+
+
+def fails_without_a_number() -> int:
+    raise OSError("x")
+
+
+def dies() -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def is_a_mistake() -> int:
+    return 1 // 0
+
+
+def sleeps() -> int:
+    time.sleep(1000)
+    return 0
+
+
+def fds() -> tuple[int, ...]:
+    # The listing has one itself.
+    return tuple(sorted(int(name) for name in os.listdir("/proc/self/fd")))
+
+
+def writes(text: str, fd: int) -> None:
+    os.write(fd, f"{text} {os.getpid()}".encode())
+    time.sleep(1000)
