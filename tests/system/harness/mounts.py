@@ -30,7 +30,7 @@ class Mount:
 
 def parse(text: str) -> list[Mount]:
     mounts = []
-    for line in text.splitlines():
+    for line in text.split("\n")[:-1]:  # a source may hold what Python takes for other ends of a line
         left, _, right = line.partition(" - ")
         fields, (fstype, source, super_options) = left.split(" "), right.split(" ")
         mounts.append(
@@ -50,7 +50,7 @@ def parse(text: str) -> list[Mount]:
 
 def table(pid: int | str = "self") -> list[Mount]:
     """The mounts that a process sees."""
-    return parse(Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape"))
+    return parse(Path(f"/proc/{pid}/mountinfo").read_bytes().decode(errors="surrogateescape"))
 
 
 def stack(path: Path | str, mounts: list[Mount] | None = None) -> list[Mount]:
