@@ -76,8 +76,8 @@ class Capacity:
     """
 
     def __init__(self) -> None:
-        self.threads = Threads(limits.REQUESTS_AT_ONCE, nudge=limits.REQUEST_WAIT)
-        self.listener_thread = Threads(1, nudge=limits.REQUEST_WAIT)
+        self.threads = Threads(limits.REQUESTS_AT_ONCE, nudge=limits.PROBE_WAIT)
+        self.listener_thread = Threads(1, nudge=limits.PROBE_WAIT)
         self.connections = 0
         self.on_room: Callable[[], None] = lambda: None  # called when there is one less
 

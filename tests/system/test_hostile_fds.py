@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from errno import EINVAL
 
 import pytest
-from harness.hostile import MOUNT, attacked, connect, mount_and_end, numbers, receive, recovers, request
+from harness.hostile import MOUNT, attacked, connect, mount_and_end, numbers, receive, recovers, request, serves_again
 from harness.kubelet import Published
 from harness.pod import Node, Pod
 
@@ -123,21 +123,21 @@ def test_lingering_tcp_sockets_hold_neither_the_driver_nor_the_volume(
 ) -> None:
     """More of them than there are threads to drop them."""
     volume = pod.publish()
-    mount_and_end(volume)
+    serves_again(volume)
     before = numbers(node)
     with attacked(node):
-        for _ in range(40):
+        for _ in range(24):
             linger(volume, suffix)
     # The driver's threads are sent on, long before the sockets' own time.
     recovers(node, before)
-    mount_and_end(volume)
+    serves_again(volume)
 
 
 def test_lingering_tcp_sockets_do_not_hold_unpublish(node: Node, pod: Pod, linger: Callable[[Published, str], None]) -> None:
     volume = pod.publish()
     before = numbers(node)
     with attacked(node):
-        for _ in range(40):
+        for _ in range(24):
             linger(volume, "")
         # The listening socket drops what is in its queue, too.
         volume.unpublish()
@@ -159,7 +159,7 @@ def test_a_pod_that_removes_its_sockets_again_and_again_has_no_more_threads_by_t
     assert cost.threads > 0
     recovers(node, before)
     volume.republish()
-    mount_and_end(volume)
+    serves_again(volume)
 
 
 def test_a_flood_of_fds(node: Node, pod: Pod) -> None:
@@ -177,4 +177,4 @@ def test_a_flood_of_fds(node: Node, pod: Pod) -> None:
                     pass
     recovers(node, before)
     assert request(volume, b"{}")[0]["error"]
-    mount_and_end(volume)
+    serves_again(volume)

@@ -1,10 +1,15 @@
 """FUSE servers that are hostile: publish, republish, unmount, stats, unpublish and the driver's end stay bounded."""
 
+import fcntl
+import os
+import signal
 import time
 
+import grpc
 import pytest
 from harness.container import Background, Bind, Container
 from harness.events import wait_until
+from harness.hostile import mount, mount_and_end, numbers, recovers, request
 from harness.kubelet import Published
 from harness.pod import Node, Pod
 from harness.programs import SOURCES
@@ -12,9 +17,16 @@ from harness.programs import SOURCES
 from driver.rpc import csi_pb2
 
 PROGRAMS = "/programs"
+STATS_WAIT = 10  # seconds, ten times what the driver waits for a FUSE program
+UNPUBLISH_WAIT = 10
+EBUSY = 16
+
+_FUSE_DEV_IOC_CLONE = 0x8004E500  # _IOR(229, 0, uint32_t), <linux/fuse.h>
 
 
 class Served:
+    """A volume that a hostile server has mounted, in its container."""
+
     def __init__(self, pod: Pod, how: str) -> None:
         self.volume: Published = pod.publish()
         self.fuse: Container = pod.fuse(self.volume, binds=[Bind(SOURCES, PROGRAMS, read_only=True)])
@@ -27,15 +39,128 @@ class Served:
 
 
 def stats(node: Node, volume: Published) -> csi_pb2.NodeGetVolumeStatsResponse:
-    request = csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume.request.volume_id, volume_path=volume.request.target_path)
-    return node.kubelet.node().NodeGetVolumeStats(request)
+    """NodeGetVolumeStats, which must answer in time."""
+    asked = csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume.request.volume_id, volume_path=volume.request.target_path)
+    began = time.monotonic()
+    answer = node.kubelet.node().NodeGetVolumeStats(asked)
+    assert time.monotonic() - began < STATS_WAIT
+    for usage in answer.usage:
+        assert min(usage.total, usage.available, usage.used) >= 0
+    return answer
 
 
-@pytest.mark.parametrize("how", ["reads-nothing", "never-anything"])
-def test_the_driver_can_be_replaced(node: Node, pod: Pod, how: str) -> None:
+SERVERS = [
+    *("never-getattr", "never-statfs", "never-opendir", "never-anything", "reads-nothing", "garbage", "unlocks"),
+    *("root-is-link", "root-is-file", "root-is-device", "getattr-enotconn", "getattr-fails", "huge"),
+]
+
+
+@pytest.mark.parametrize("how", SERVERS)
+def test_a_hostile_server_keeps_nobody(node: Node, pod: Pod, how: str) -> None:
+    other = node.pod().publish()
+    before = numbers(node)
+    served = Served(pod, how)
+    for _ in range(2):
+        stats(node, served.volume)
+        began = time.monotonic()
+        served.volume.republish()
+        answer, fds = request(served.volume, b'{"op":"mount","mountpoint":"/data"}')
+        assert (answer["errno"], fds) == (EBUSY, [])
+        assert time.monotonic() - began < STATS_WAIT
+    mount_and_end(other)
+    began = time.monotonic()
+    served.fuse.check("fusermount3 -u -z /data")
+    served.volume.wait_waiting()
+    # Its connection was aborted, so nobody waits for it any more.
+    recovers(node, before)
+    served.start(how)
+    served.volume.unpublish()
+    assert time.monotonic() - began < UNPUBLISH_WAIT + STATS_WAIT
+    recovers(node, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", ["never-anything", "reads-nothing"])
+def test_the_driver_can_be_replaced_whatever_a_server_does(node: Node, pod: Pod, how: str, number: signal.Signals) -> None:
+    """A thread that waits for an answer to what the server has read cannot be killed, nor the process that it is of."""
     served = Served(pod, how)
     assert stats(node, served.volume).volume_condition.abnormal
     began = time.monotonic()
-    assert node.driver.stop() == 0
-    print(time.monotonic() - began)
+    node.driver.stop(number)
+    assert time.monotonic() - began < 10
     node.driver.start()
+    assert served.volume.fuse is not None
+    stats(node, served.volume)
+    served.volume.unpublish()
+
+
+def test_one_that_takes_its_lock_off_is_not_taken_for_dead(node: Node, pod: Pod) -> None:
+    served = Served(pod, "unlocks")
+    for _ in range(3):
+        served.volume.republish()
+        answer, _ = request(served.volume, b'{"op":"mount","mountpoint":"/data"}')
+        assert answer["errno"] == EBUSY
+    assert not stats(node, served.volume).volume_condition.abnormal
+    assert served.program.is_running
+
+
+def test_one_that_takes_its_lock_off_and_dies_is_noticed(pod: Pod) -> None:
+    served = Served(pod, "unlocks-and-dies")
+    served.volume.wait_waiting()
+    served.start("never-getattr")
+    served.volume.unpublish()
+
+
+def test_a_clone_of_the_fd_is_no_way_to_look_dead_or_to_stay(pod: Pod) -> None:
+    """FUSE_DEV_IOC_CLONE: the connection lives as long as the clone does, whatever has become of the first fd."""
+    volume = pod.publish()
+    fd = mount(volume)
+    clone = os.open("/dev/fuse", os.O_RDWR)
+    fcntl.ioctl(clone, _FUSE_DEV_IOC_CLONE, fd.to_bytes(4, "little"))
+    os.close(fd)
+    # Nobody answers, so nobody can tell: it is not taken for dead.
+    for _ in range(2):
+        volume.republish()
+        assert request(volume, b'{"op":"mount","mountpoint":"/data"}')[0]["errno"] == EBUSY
+    assert volume.fuse is not None
+    os.close(clone)
+    # That closes no fd that the driver knows of. The next look finds it: a republish, a client, or the driver's own.
+    wait_until("the next client mounts", lambda: request_mount(volume))
+    volume.unpublish()
+
+
+def request_mount(volume: Published) -> bool:
+    _, fds = request(volume, b'{"op":"mount","mountpoint":"/data"}')
+    for fd in fds:
+        os.close(fd)
+    return bool(fds)
+
+
+@pytest.mark.parametrize("how", ["child-keeps", "exits-group"])
+def test_whoever_keeps_the_fd_keeps_the_mount_until_unpublish(node: Node, pod: Pod, how: str) -> None:
+    served = Served(pod, how)
+    volume = served.volume
+    volume.republish()
+    assert volume.fuse is not None
+    assert not stats(node, volume).volume_condition.abnormal
+    volume.unpublish()
+
+
+def test_an_fd_in_the_hands_of_another_pod_ends_with_the_volume(pod: Pod) -> None:
+    """The test holds it, which is in no container of the pod."""
+    volume = pod.publish()
+    fd = mount(volume)
+    volume.unpublish()
+    with pytest.raises(OSError) as caught:
+        os.read(fd, 1 << 18)
+    assert caught.value.errno == 19  # ENODEV: nothing is left to serve
+    os.close(fd)
+
+
+def test_a_volume_whose_root_is_a_link_leads_nowhere(node: Node, pod: Pod) -> None:
+    served = Served(pod, "root-is-link")
+    stats(node, served.volume)
+    request_ = csi_pb2.NodeGetVolumeStatsRequest(volume_id=served.volume.request.volume_id, volume_path="/")
+    with pytest.raises(grpc.RpcError):
+        node.kubelet.node().NodeGetVolumeStats(request_)
+    served.volume.unpublish()

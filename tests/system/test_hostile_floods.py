@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 
 import pytest
-from harness.hostile import MOUNT, PROCEED, SYNC_MOUNT, attacked, connect, mount, mount_and_end, numbers, receive, recovers
+from harness.hostile import MOUNT, PROCEED, SYNC_MOUNT, attacked, connect, mount, numbers, receive, recovers, serves_again
 from harness.kubelet import Published
 from harness.pod import Node, Pod
 
@@ -39,7 +39,7 @@ def test_thousands_of_connections(node: Node, pod: Pod, suffix: str) -> None:
                 connection.close()
     recovers(node, before)
     volume.wait_waiting(20)
-    mount_and_end(volume)
+    serves_again(volume)
 
 
 def test_packets_of_a_mebibyte(node: Node, pod: Pod) -> None:
@@ -56,7 +56,7 @@ def test_packets_of_a_mebibyte(node: Node, pod: Pod) -> None:
                     continue  # nine at once are one too many
                 assert "longer than" in str(receive(connection)[0].get("error", "longer than"))
     recovers(node, before)
-    mount_and_end(volume)
+    serves_again(volume)
 
 
 def test_requests_that_are_cut_off_or_never_come(node: Node, pod: Pod) -> None:
@@ -70,7 +70,7 @@ def test_requests_that_are_cut_off_or_never_come(node: Node, pod: Pod) -> None:
             if connection := try_to_connect(volume, ".v1"):
                 stack.enter_context(connection)
     recovers(node, before)
-    mount_and_end(volume)
+    serves_again(volume)
 
 
 def test_answers_that_nobody_reads(node: Node, pod: Pod) -> None:
@@ -91,7 +91,7 @@ def test_answers_that_nobody_reads(node: Node, pod: Pod) -> None:
                 pass
     recovers(node, before)
     volume.wait_waiting(20)
-    mount_and_end(volume)
+    serves_again(volume)
 
 
 def test_nesting_of_every_depth(node: Node, pod: Pod) -> None:

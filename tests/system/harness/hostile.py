@@ -83,6 +83,22 @@ def mount_and_end(volume: Published) -> float:
     return took
 
 
+def serves_again(volume: Published) -> None:
+    """Wait until an honest program can mount: the surplus of clients may still have to go."""
+
+    def mounts() -> bool:
+        try:
+            _, fds = request(volume, MOUNT)
+        except OSError:
+            return False
+        for fd in fds:
+            os.close(fd)
+        return bool(fds)
+
+    wait_until("a program can mount", mounts, 30)
+    volume.wait_waiting(_TIMEOUT)
+
+
 @dataclass
 class Cost:
     """The most that was seen while an attack ran, more than before it; and how long another volume's mounts took."""
