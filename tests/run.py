@@ -244,9 +244,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--all",
         action="store_true",
-        help=f"the long runs too: {LONG_EXAMPLES} examples for each property, Debian 13's fusermount3, and FUSE programs that take "
-        "long or are built first (needs Rust)",
+        help=f"the long runs too: {LONG_EXAMPLES} examples for each property, Debian 13's fusermount3, the driver killed at every "
+        "system call, and FUSE programs that take long or are built first (needs Rust)",
     )
+    parser.add_argument("--soak", metavar="SECONDS", type=seconds, help="how long the soak of the system tests runs; a minute without it")
     parser.add_argument("--no-setup", action="store_true", help="install nothing and build nothing: test what is there")
     return parser.parse_args()
 
@@ -258,6 +259,17 @@ def stages(names: str) -> list[Stage]:
         if name not in STAGES:
             raise argparse.ArgumentTypeError(f"there is no stage {name!r}; there are {', '.join(STAGES)}")
     return [stage for stage in STAGES.values() if stage.name in wanted]
+
+
+def seconds(text: str) -> float:
+    """A time that was given."""
+    try:
+        given = float(text)
+    except ValueError:
+        given = 0.0
+    if not 0 < given < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return given
 
 
 def needs_build(wanted: list[Stage]) -> bool:
@@ -289,6 +301,8 @@ def main() -> int:
     if options.all:
         os.environ["MFCP_ALL"] = "1"  # read by tests/system and tests/differential
         os.environ.setdefault("MFCP_EXAMPLES", str(LONG_EXAMPLES))  # read by tests/property and tests/differential
+    if options.soak is not None:
+        os.environ["MFCP_SOAK_SECONDS"] = str(options.soak)  # read by tests/system/test_soak.py
     try:
         if not options.no_setup:
             set_up(run, wanted)

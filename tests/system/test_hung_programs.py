@@ -1,7 +1,9 @@
 """A FUSE program that hangs: whatever anybody asks of its volume is answered in bounded time, and other volumes notice nothing."""
 
 import os
+import re
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ from harness.programs import SOURCES
 from harness.servers import SshServer
 
 from driver.rpc import csi_pb2
+
+DRIVER_OPTIONS = ("--metrics-address", "127.0.0.1:0")
 
 PROBE_WAIT, TAKE_OFF_WAIT = 1.0, 10.0  # seconds, as in the design's limits
 SLACK = 4.0  # a machine with little of everything
@@ -69,10 +73,12 @@ kinds = pytest.mark.parametrize("make", [stopped, never_answers, network_is_gone
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
+def within(seconds: float, what: str) -> Iterator[None]:
     began = time.monotonic()
     yield
-    assert time.monotonic() - began < seconds
+    took = time.monotonic() - began
+    print(f"{what}: {took:.2f} s")
+    assert took < seconds
 
 
 def threads(node: Node) -> int:
@@ -82,6 +88,12 @@ def threads(node: Node) -> int:
 def stats(node: Node, volume: Published) -> str:
     request = csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume.request.volume_id, volume_path=volume.request.target_path)
     return node.kubelet.node().NodeGetVolumeStats(request).volume_condition.message
+
+
+def metrics(node: Node) -> str:
+    url = re.findall(r"metrics are at (http://\S+)", node.driver.log)[-1]
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return str(answer.read().decode())
 
 
 class Other:
@@ -95,7 +107,7 @@ class Other:
         self.fuse.wait_until_running()
 
     def works(self) -> None:
-        with within(SLACK):
+        with within(SLACK, "another volume, mounted, asked and unmounted"):
             program = self.fuse.start("bindfs -f /srv /data")
             self.volume.wait_mounted(program)
             self.volume.republish()
@@ -111,17 +123,19 @@ def test_it_is_asked_and_unpublished(node: Node, pod: Pod, make: Callable[[Pod],
     before = threads(node)
     hung = make(pod)
     for _ in range(2):
-        with within(PROBE_WAIT + SLACK):
+        with within(PROBE_WAIT + SLACK, "stats"):
             assert "does not answer" in stats(node, hung.volume)
-        with within(SLACK):
+        with within(SLACK, "republish"):
             hung.volume.republish()
-        with within(PROBE_WAIT + SLACK):
+        with within(SLACK, "metrics"):
+            assert 'mfcp_volumes{state="mounted"} 1' in metrics(node)
+        with within(PROBE_WAIT + SLACK, "status"):
             assert "does not answer" in node.driver.cli("status").stdout
         rival = hung.fuse.run("mkdir -p /elsewhere && bindfs -f /srv /elsewhere")
         assert "Device or resource busy" in rival.err
         other.works()
     assert threads(node) <= before + THREADS_OF_A_VOLUME + THREADS_OF_GRPC
-    with within(TAKE_OFF_WAIT):
+    with within(TAKE_OFF_WAIT, "unpublish"):
         hung.volume.unpublish()
     # Nobody waits for it any more: its connection is aborted.
     wait_until("the driver's threads have ended", lambda: not node.driver.waits_for_a_fuse_program())
@@ -135,7 +149,7 @@ def test_it_is_asked_and_unpublished(node: Node, pod: Pod, make: Callable[[Pod],
 @pytest.mark.parametrize("options", ["", "-z"], ids=["plain", "lazy"])
 def test_it_is_unmounted_and_another_one_mounts(node: Node, pod: Pod, make: Callable[[Pod], Hung], options: str) -> None:
     hung = make(pod)
-    with within(TAKE_OFF_WAIT):
+    with within(TAKE_OFF_WAIT, "fusermount3 -u"):
         assert hung.fuse.run(f"fusermount3 -u {options} /data").code == 0
     hung.volume.wait_waiting()
     hung.free()
@@ -159,10 +173,10 @@ def test_a_plain_unmount_of_one_that_applications_wait_for_is_refused(pod: Pod) 
     reader = application.start("cat /data/file")
     fuse.wait_for("test -d /data")  # any path walk; it needs no answer
     wait_until("it waits", lambda: "request_wait" in application.run(f"cat /proc/{reader.pid}/wchan").out)
-    with within(TAKE_OFF_WAIT):
+    with within(TAKE_OFF_WAIT, "fusermount3 -u, refused"):
         result = fuse.run("fusermount3 -u /data")
     assert (result.code, "busy" in result.err) == (1, True), result
-    with within(TAKE_OFF_WAIT):
+    with within(TAKE_OFF_WAIT, "fusermount3 -u -z"):
         assert fuse.run("fusermount3 -u -z /data").code == 0
     assert reader.wait() == 1
     program.kill("CONT")
@@ -179,7 +193,7 @@ def test_many_at_once_cost_a_bounded_number_of_threads(node: Node) -> None:
         assert node.driver.cli("status").stdout.count("does not answer") == len(hung)
     assert threads(node) <= before + THREADS_OF_A_VOLUME * len(hung) + THREADS_OF_GRPC
     for each in hung:
-        with within(TAKE_OFF_WAIT):
+        with within(TAKE_OFF_WAIT, "unpublish"):
             each.volume.unpublish()
         each.free()
     wait_until("their threads have ended", lambda: threads(node) <= before + THREADS_OF_GRPC)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,7 +41,9 @@ def test_readers_and_writers_go_on_without_an_error(node: Node, pod: Pod) -> Non
         work_goes_on()
         node.driver.stop(number)
         work_goes_on()
+        began = time.monotonic()
         node.driver.start()
+        print(f"{number.name}: the next driver answers after {time.monotonic() - began:.2f} s")
         work_goes_on()
         volume.republish()
         work_goes_on()

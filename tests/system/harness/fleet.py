@@ -35,14 +35,14 @@ class Fleet:
         """The volume's target, as the container sees it."""
         return Path(f"/proc/{self._pid}/root{self.inside(volume.target)}")
 
-    def mounts(self, volume: Published) -> list[Mount]:
-        """What the container sees mounted at the target, topmost last."""
-        return mounts.stack(self.inside(volume.target), mounts.table(self._pid))
+    def all_mounts(self) -> list[Mount]:
+        """What the container sees mounted in the pods folder."""
+        return [mount for mount in mounts.table(self._pid) if mount.path.startswith(f"{_PODS}/")]
 
-    def start(self, volume: Published, how: str, text: str, program: str = "odd_program.py") -> Background:
-        """A program of tests/system/programs, at the volume's target."""
+    def start(self, volume: Published, how: str, text: str, program: str = "odd_program.py", at: str = "") -> Background:
+        """A program of tests/system/programs, at the volume's target or elsewhere."""
         socket = f"{VARIABLE}={self.inside(volume.socket)}"
-        return self.container.start(f"{socket} python3 /programs/{program} {how} {self.inside(volume.target)} {text}")
+        return self.container.start(f"{socket} python3 /programs/{program} {how} {at or self.inside(volume.target)} {text}")
 
     def unmount(self, volume: Published, *options: str) -> Background:
         """fusermount3 -u."""
@@ -69,11 +69,6 @@ class Application:
         if self._process.stdout.readline() != "ready\n":
             raise AssertionError(f"an application cannot bind {volume.target}: {self._process.stderr.read()}")
         self.seen = Path(f"/proc/{self._process.pid}/root/mnt")
-
-    @property
-    def mounts(self) -> list[Mount]:
-        """What it sees mounted, topmost last."""
-        return mounts.stack("/mnt", mounts.table(self._process.pid))
 
     def end(self) -> None:
         self._process.kill()

@@ -68,6 +68,8 @@ def main() -> None:
     print(result, helper.wait(), flush=True)
     if how == "usual-init":
         thread.start()
+    if how == "serves" and result != 0:
+        os._exit(1)  # the thread would wait for an INIT that never comes
     thread.join()
 
 

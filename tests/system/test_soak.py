@@ -1,0 +1,424 @@
+"""Fifty volumes, and whatever happens to them, at random: a model says after each step what must be mounted and what is seen.
+
+hypothesis draws the steps. A minute in the normal run; MFCP_SOAK_SECONDS=3600 (tests/run --soak 3600) for an hour. A
+failure prints its steps.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from random import Random
+from typing import Any, TypeVar
+
+import pytest
+from harness import mounts
+from harness.container import Background
+from harness.events import wait_until
+from harness.fleet import Application, Fleet, shows, text_at
+from harness.kubelet import Published
+from harness.mounts import Mount
+from harness.pod import Node, Pod
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from driver.rpc import csi_pb2
+
+T = TypeVar("T")
+
+SECONDS = float(os.environ.get("MFCP_SOAK_SECONDS", "60"))
+VOLUMES = 50
+EXAMPLE = 150  # steps
+HUNG_MAX, APPLICATIONS_MAX = 5, 12
+BOUND = 10.0  # seconds, for each call
+THREADS_MORE = 8  # gRPC's come and go
+MEMORY_MORE = 16 * 1024  # KiB
+
+
+class State(Enum):
+    GONE = "not published"
+    WAITING = "nothing is mounted"
+    SERVED = "mounted, and its program answers"
+    HUNG = "mounted, and its program is stopped"
+
+
+@dataclass
+class Volume:
+    """What the model knows of one volume."""
+
+    pod: Pod
+    state: State = State.GONE
+    volume: Published | None = None
+    program: Background | None = None
+    text: str = ""
+    has_sockets: bool = False
+    applications: list[Application] = field(default_factory=list)
+
+    @property
+    def published(self) -> Published:
+        assert self.volume is not None
+        return self.volume
+
+    @property
+    def serving(self) -> Background:
+        assert self.program is not None
+        return self.program
+
+    def end_applications(self) -> None:
+        while self.applications:
+            self.applications.pop().end()
+
+
+class TimeIsUp(BaseException):
+    """Not an Exception: hypothesis lets it through."""
+
+
+Draw = Callable[[Random], Any]
+
+
+def number(most: int) -> Draw:
+    return lambda random: random.randint(0, most)
+
+
+def one_of(*values: object) -> Draw:
+    return lambda random: random.choice(values)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that can happen, when it can, and what is drawn for it."""
+
+    do: Callable[..., None]
+    is_possible: Callable[["Machine"], bool]
+    drawn: dict[str, Draw]
+
+
+STEPS: list[Step] = []
+
+
+def step(is_possible: Callable[["Machine"], bool], **drawn: Draw) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a method one of them."""
+
+    def add(do: Callable[..., None]) -> Callable[..., None]:
+        STEPS.append(Step(do, is_possible, drawn))
+        return do
+
+    return add
+
+
+class Machine(RuleBasedStateMachine):
+    """The model, and the real thing beside it."""
+
+    node: Node
+    deadline: float
+    done = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = self.node.snapshot()
+        self.threads = self._threads()
+        self.fleet = Fleet(self.node)
+        self.volumes = [Volume(self.node.pod()) for _ in range(VOLUMES)]
+        self.steps: list[str] = []
+        self.number = 0
+
+    # ---- choosing
+
+    def those(self, *states: State, sockets: bool | None = None) -> list[Volume]:
+        return [each for each in self.volumes if each.state in states and sockets in (None, each.has_sockets)]
+
+    def choose(self, which: int, among: list[Volume], step: str) -> Volume:
+        chosen = among[which % len(among)]
+        self.say(f"{step} {self.volumes.index(chosen)} ({chosen.state.value})")
+        return chosen
+
+    def say(self, step: str) -> None:
+        if time.monotonic() > self.deadline:
+            raise TimeIsUp
+        self.steps.append(step)
+        type(self).done += 1
+
+    # ---- steps
+
+    # One seed, and not each choice: hypothesis begins with examples that are simple, and with steps left out, and an
+    # example is long here. A failure names the seed.
+    @initialize(random=st.randoms(use_true_random=True))
+    def begin(self, random: Random) -> None:
+        self.random = random
+        for each in self.volumes:
+            self._publish(each)
+        self.mount_some_at_once(list(range(0, VOLUMES, 3)), "serves")
+
+    @rule()
+    def go_on(self) -> None:
+        """One step of those that are possible, each as likely."""
+        chosen = self.random.choice([step for step in STEPS if step.is_possible(self)])
+        chosen.do(self, **{name: draw(self.random) for name, draw in chosen.drawn.items()})
+
+    @step(lambda self: bool(self.those(State.WAITING, State.SERVED, State.HUNG)), which=number(999))
+    def republish(self, which: int) -> None:
+        self._publish(self.choose(which, self.those(State.WAITING, State.SERVED, State.HUNG), "republish"))
+
+    @step(lambda self: bool(self.those(State.GONE)), which=number(999))
+    def publish(self, which: int) -> None:
+        self._publish(self.choose(which, self.those(State.GONE), "publish"))
+
+    @step(
+        lambda self: bool(self.those(State.WAITING, sockets=True)),
+        those=lambda random: random.sample(range(999), 5),
+        how=one_of("serves", "sync-init", "first-thread-ends"),
+    )
+    def mount_some_at_once(self, those: list[int], how: str) -> None:
+        started = []
+        for which in those:
+            if among := self.those(State.WAITING, sockets=True):
+                started.append(self.choose(which, among, f"mount {how}"))
+                self._start(started[-1], how)
+        for each in started:
+            self._look(each)
+
+    @step(lambda self: bool(self.those(State.SERVED, State.HUNG, sockets=True)), which=number(999))
+    def mount_what_is_mounted(self, which: int) -> None:
+        each = self.choose(which, self.those(State.SERVED, State.HUNG, sockets=True), "mount again")
+        # Elsewhere, since it looks at its mountpoint first, and would wait with all others for one that hangs.
+        rival = self.fleet.start(each.published, "serves", "rival", at="/tmp")
+        assert rival.wait() == 1
+        assert "Device or resource busy" in rival.err
+
+    @step(lambda self: bool(self.those(State.SERVED, State.HUNG)), which=number(999))
+    def kill_program(self, which: int) -> None:
+        each = self.choose(which, self.those(State.SERVED, State.HUNG), "kill the program of")
+        each.serving.kill()
+        each.serving.wait()
+        self._is_waiting(each)
+
+    @step(lambda self: bool(self.those(State.SERVED) and len(self.those(State.HUNG)) < HUNG_MAX), which=number(999))
+    def stop_program(self, which: int) -> None:
+        each = self.choose(which, self.those(State.SERVED), "stop the program of")
+        each.serving.kill("STOP")
+        each.state = State.HUNG
+
+    @step(lambda self: bool(self.those(State.HUNG)), which=number(999))
+    def let_program_go_on(self, which: int) -> None:
+        each = self.choose(which, self.those(State.HUNG), "let go on the program of")
+        each.serving.kill("CONT")
+        each.state = State.SERVED
+        self._look(each)
+
+    @step(
+        lambda self: bool(self.those(State.SERVED, State.HUNG, sockets=True)),
+        which=number(999),
+        options=one_of("", "-z"),
+    )
+    def unmount(self, which: int, options: str) -> None:
+        each = self.choose(which, self.those(State.SERVED, State.HUNG, sockets=True), f"unmount {options}")
+        done = self.fleet.unmount(each.published, options)
+        assert done.wait(BOUND) == 0, done.err
+        self._let_end(each)
+        self._is_waiting(each)
+
+    @step(lambda self: bool(self.those(State.WAITING, sockets=True)), which=number(999))
+    def unmount_what_is_not_mounted(self, which: int) -> None:
+        done = self.fleet.unmount(self.choose(which, self.those(State.WAITING, sockets=True), "unmount in vain").published)
+        assert done.wait(BOUND) == 1
+
+    @step(lambda self: bool(len(self.those(State.GONE)) < VOLUMES // 3), which=number(999))
+    def unpublish(self, which: int) -> None:
+        self._unpublish(self.choose(which, self.those(State.WAITING, State.SERVED, State.HUNG), "unpublish"))
+
+    @step(
+        lambda self: bool(self.those(State.WAITING, State.SERVED, State.HUNG, sockets=True)),
+        which=number(999),
+        suffixes=one_of(("",), (".v1",), ("", ".v1")),
+    )
+    def remove_sockets(self, which: int, suffixes: tuple[str, ...]) -> None:
+        each = self.choose(which, self.those(State.WAITING, State.SERVED, State.HUNG, sockets=True), f"remove {suffixes} of")
+        for suffix in suffixes:
+            each.published.socket.with_name(f"{each.published.socket.name}{suffix}").unlink()
+        each.has_sockets = False
+
+    @step(lambda self: bool(sum(len(each.applications) for each in self.volumes) < APPLICATIONS_MAX), which=number(999))
+    def start_application(self, which: int) -> None:
+        each = self.choose(which, self.those(State.WAITING, State.SERVED), "an application of")
+        each.applications.append(Application(each.published))
+        self._look(each)
+
+    @step(lambda self: True, which=number(999))
+    def stats(self, which: int) -> None:
+        each = self.choose(which, self.those(State.WAITING, State.SERVED, State.HUNG), "stats of")
+        request = csi_pb2.NodeGetVolumeStatsRequest(
+            volume_id=each.published.request.volume_id, volume_path=each.published.request.target_path
+        )
+        condition = self._in_time(lambda: self.node.kubelet.node().NodeGetVolumeStats(request)).volume_condition
+        word = {State.WAITING: "waiting since", State.SERVED: "mounted since", State.HUNG: "does not answer"}[each.state]
+        assert word in condition.message
+        assert condition.abnormal == (each.state is not State.SERVED)
+
+    @step(
+        lambda self: True,
+        how=one_of(signal.SIGTERM, signal.SIGKILL),
+        dying=lambda random: random.sample(range(999), random.randint(0, 3)),
+    )
+    def restart_driver(self, how: signal.Signals, dying: list[int]) -> None:
+        self.say(f"{how.name} for the driver; meanwhile programs die: {dying}")
+        assert self.node.driver.stop(how) in (0, -how)
+        died = []
+        for which in dying:
+            if among := self.those(State.SERVED):
+                each = self.choose(which, among, "dies meanwhile:")
+                each.serving.kill()
+                each.serving.wait()
+                each.state = State.WAITING
+                died.append(each)
+        self.node.driver.start()
+        for each in self.volumes:
+            each.has_sockets = each.state is not State.GONE  # made again at the start
+        for each in died:
+            self._is_waiting(each)
+
+    @step(lambda self: bool(self.those(State.WAITING, sockets=True)), which=number(999), after=number(150))
+    def kill_driver_while_it_mounts(self, which: int, after: int) -> None:
+        """What then is mounted is known when the program serves, or has ended."""
+        each = self.choose(which, self.those(State.WAITING, sockets=True), f"kill the driver after {after} ms of a mount of")
+        self._start(each, "serves")
+        time.sleep(after / 1000)
+        self.node.driver.stop(signal.SIGKILL)
+        self.node.driver.start()
+        for other in self.volumes:
+            other.has_sockets = other.state is not State.GONE
+        wait_until("it serves, or has ended", lambda: not each.serving.is_running or text_at(each.published.target) == each.text, 30)
+        if each.serving.is_running:
+            each.state = State.SERVED
+            self._look(each)
+        else:
+            self._is_waiting(each)
+
+    @step(lambda self: True, chance=number(9))
+    def kill_container(self, chance: int) -> None:
+        """With all programs in it; rarely, as so much ends with it."""
+        self.say("kill the container" if chance == 9 else "let the container live")
+        if chance != 9:
+            return
+        self.fleet.container.kill("KILL")
+        self.fleet.close()
+        served = self.those(State.SERVED, State.HUNG)
+        self.fleet = Fleet(self.node)
+        for each in served:
+            self._is_waiting(each)
+
+    # ---- what holds
+
+    @invariant()
+    def what_is_mounted_is_what_the_model_says(self) -> None:
+        """On the placeholder, once, in the node's table and in the container's."""
+        expected = {}
+        for each in self.volumes:
+            if each.state is not State.GONE:
+                fuse = ["fuse"] if each.state in (State.SERVED, State.HUNG) else []
+                expected[each.published.request.target_path] = ["tmpfs", *fuse]
+
+        wait_until("the node's table is as the model says", lambda: types(mounts.below(self.node.driver.pods_dir)[1:]) == expected)
+        inside = {self.fleet.inside(Path(path)): there for path, there in expected.items()}
+        wait_until("the container's table is as the model says", lambda: types(self.fleet.all_mounts()) == inside)
+
+    def teardown(self) -> None:
+        try:
+            for each in self.volumes:
+                if each.state is not State.GONE:
+                    self._unpublish(each)
+            self.fleet.close()
+            self.node.delete_pods()
+            self.node.expect(self.before)
+            assert self._threads() <= self.threads + THREADS_MORE
+            assert "Traceback" not in self.node.driver.log
+        except BaseException:
+            print(f"the last of {len(self.steps)} steps: {'; '.join(self.steps[-40:])}")
+            raise
+
+    # ---- doing
+
+    def _in_time(self, call: Callable[[], T]) -> T:
+        began = time.monotonic()
+        result = call()
+        assert time.monotonic() - began < BOUND
+        return result
+
+    def _publish(self, each: Volume) -> None:
+        each.volume = self._in_time(each.pod.publish)
+        each.has_sockets = True
+        if each.state is State.GONE:
+            each.state = State.WAITING
+        self._look(each)
+
+    def _start(self, each: Volume, how: str) -> None:
+        self.number += 1
+        each.text = "Hello World!" if how == "sync-init" else f"life-{self.number}"
+        if how == "sync-init":
+            each.program = self.fleet.start(each.published, "serves", "", program="sync_init.py")
+        else:
+            each.program = self.fleet.start(each.published, how, each.text)
+        each.state = State.SERVED
+
+    def _is_waiting(self, each: Volume) -> None:
+        each.state, each.program = State.WAITING, None
+        each.published.wait_waiting(BOUND)
+        self._look(each)
+
+    def _let_end(self, each: Volume) -> None:
+        if each.state is State.HUNG:
+            each.serving.kill("CONT")
+        if each.program is not None:
+            each.program.wait()
+
+    def _unpublish(self, each: Volume) -> None:
+        each.end_applications()
+        self._in_time(each.published.unpublish)
+        self._let_end(each)
+        each.state, each.volume, each.program, each.has_sockets = State.GONE, None, None, False
+
+    def _look(self, each: Volume) -> None:
+        """What the applications see, those from before the mount and those from after it."""
+        if each.state in (State.WAITING, State.SERVED):
+            text = each.text if each.state is State.SERVED else ""
+            for seen in [self.fleet.seen(each.published), *(application.seen for application in each.applications)]:
+                shows(seen, text)
+
+    def _threads(self) -> int:
+        return len(os.listdir(f"/proc/{self.node.driver.pid}/task"))
+
+
+def types(table: list[Mount]) -> dict[str, list[str]]:
+    """What is mounted where, topmost last."""
+    return {path: [mount.fstype for mount in mounts.stack(path, table)] for path in {mount.path for mount in table}}
+
+
+def memory(node: Node) -> int:
+    """What the driver has in memory, KiB."""
+    with open(f"/proc/{node.driver.pid}/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS:"))
+
+
+@pytest.mark.timeout(SECONDS * 2 + 300)
+def test_fifty_volumes_at_random(module_node: Node) -> None:
+    Machine.node = module_node
+    Machine.deadline = time.monotonic() + SECONDS
+    before = memory(module_node)
+    soak = settings(
+        max_examples=1_000_000,
+        stateful_step_count=EXAMPLE,
+        deadline=None,
+        database=None,
+        # Nothing is made smaller: the same steps need not fail again, and each takes its time.
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    with contextlib.suppress(TimeIsUp):
+        run_state_machine_as_test(Machine, settings=soak)
+    print(f"{Machine.done} steps in {SECONDS:g} s; memory {before} KiB before, {memory(module_node)} KiB after")
+    assert Machine.done > SECONDS / 10
+    assert memory(module_node) <= before + MEMORY_MORE
