@@ -113,7 +113,9 @@ def inputs() -> list[Path]:
 
 def system_inputs() -> list[Path]:
     """The files of the build machine that are copied: an upgrade of it makes another result."""
-    return [_libpython(), elf.interpreter(_bootloader()), *elf.libraries(_libpython()).values()]
+    extensions = _extensions({program: _imported(program) for program in PROGRAMS})
+    libraries = {name: path for file in (_libpython(), *extensions) for name, path in elf.libraries(file).items()}
+    return [_libpython(), elf.interpreter(_bootloader()), *extensions, *libraries.values()]
 
 
 def _bootloader() -> Path:

@@ -70,9 +70,31 @@ def test_a_mount_that_another_program_serves_by_then_stays(privileged: Container
     assert other.wait() == 0
 
 
-def test_without_the_capability_it_says_nothing_and_ends(pod: Pod) -> None:
+def test_without_the_capability_it_says_nothing_and_ends(privileged: Container) -> None:
     """Nobody listens any more."""
-    container = pod.fuse(None, dev_fuse=False, binds=[Bind(SOURCES, PROGRAMS, read_only=True)])
-    result = container.run("_FUSE_COMMFD=0 fusermount3 --auto-unmount -- /mnt </dev/null")
-    assert (result.code, result.out) == (1, "")
-    assert result.err.count("\n") == 1
+    program, helper = mounted(
+        privileged, f"python3 {PROGRAMS}/direct_mount.py /mnt/volume setpriv --bounding-set=-sys_admin --inh-caps=-all"
+    )
+    program.kill("KILL")
+    privileged.wait_for(f"! test -e /proc/{helper} || grep -q '^State:.Z' /proc/{helper}/status")
+    assert "not connected" in privileged.run("ls /mnt/volume").err
+    assert program.err in ("", "Killed\n")
+    privileged.check("umount /mnt/volume")
+
+
+def test_a_child_keeps_the_fd_a_moment_longer_than_the_socket(privileged: Container) -> None:
+    """The helper asks a connection that ends while it is asked."""
+    for seconds in (0.05, 0.2):
+        program, helper = mounted(privileged, f"python3 {PROGRAMS}/direct_mount.py /mnt/volume --keeper {seconds}")
+        program.kill("KILL")
+        gone(privileged, helper)
+
+
+def test_nobody_waits_for_the_end_of_its_output(privileged: Container) -> None:
+    """A shell that captures a daemon's output would wait as long as the mount lives; and it holds no /dev/fuse."""
+    program, helper = mounted(privileged)
+    privileged.wait_for(f"test $(ps -o sid= -p {helper}) = {helper}")
+    links = privileged.check(f"ls -l /proc/{helper}/fd | grep -o '[-]> .*'").split("\n")
+    assert sorted(link.split(":")[0] for link in links if link) == ["-> /dev/null"] * 3 + ["-> socket"]
+    program.kill("KILL")
+    gone(privileged, helper)

@@ -79,7 +79,7 @@ def test_a_program_that_changes_its_mind_mounts_in_the_usual_way_at_once(setup: 
         program = setup.start("gives-up")
         setup.serves(program)
         assert program.out == "has the fd\n0\n"
-    assert BUSY not in program.err
+        assert BUSY not in program.err
 
 
 def test_a_program_that_dies_before_it_goes_on_stands_in_nobodys_way(setup: Setup) -> None:
@@ -144,10 +144,16 @@ def test_a_driver_that_is_killed_meanwhile_leaves_nothing_behind(node: Node, set
 
 
 def test_a_program_that_is_killed_with_its_helper_at_any_moment_is_replaced(setup: Setup) -> None:
-    for number in range(20):
+    """From the moment it has the fd until it serves; from where a kill comes too late, all are too late."""
+    outputs = []
+    for number in range(30):
         program = setup.start("serves")
+        wait_until("it has the fd", lambda: "has the fd" in program.out)  # noqa: B023
         pid = program.pid
-        setup.fuse.run(f"sleep 0.0{number:02}; kill -KILL $(pgrep -P {pid}) {pid}")
+        setup.fuse.run(f"sleep 0.{number * 2:03}; kill -KILL $(pgrep -P {pid}) {pid}")
         program.wait()
+        outputs.append(program.out)
         setup.volume.wait_waiting()
+    assert any("0 0" not in out for out in outputs)
+    assert any("0 0" in out for out in outputs)
     setup.serves(setup.start("serves"))

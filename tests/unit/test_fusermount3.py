@@ -197,6 +197,13 @@ def test_options_that_make_the_packet_too_long_are_refused(library: Library, pat
     assert b"too long" in ended.stderr
 
 
+def test_ten_such_options_are_as_good_as_the_last_one(library: Library, path: Path, mountpoint: Path, fuse: int) -> None:
+    long = [word for _ in range(10) for word in ("-o", "fsname=" + "x" * 130000)]
+    with StandIn(path, v1=Recorder(OK, fuse)) as driver:
+        assert library.run([*long, "-o", "ro", str(mountpoint)], path) == Ended(0, b"", b"")
+        assert driver.connections == 1
+
+
 def test_a_long_option_that_is_not_known_is_one_line(library: Library, path: Path, mountpoint: Path) -> None:
     assert library.run(["-o", "x" * 130000, str(mountpoint)], path) == failed(f"unknown option '{'x' * 130000}'")
 

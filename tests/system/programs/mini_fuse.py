@@ -7,6 +7,7 @@ import stat
 import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 
 _CONTENT = b"Hello World!\n"
 
@@ -19,10 +20,10 @@ def receive_fd(comm: socket.socket) -> int:
     return fd
 
 
-def call_helper(*arguments: str) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+def call_helper(*arguments: str, prefix: Sequence[str] = ()) -> tuple[socket.socket, subprocess.Popen[bytes]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     environment = {**os.environ, "_FUSE_COMMFD": str(theirs.fileno())}
-    helper = subprocess.Popen(["fusermount3", *arguments], env=environment, pass_fds=[theirs.fileno()])
+    helper = subprocess.Popen([*prefix, "fusermount3", *arguments], env=environment, pass_fds=[theirs.fileno()])
     theirs.close()
     return ours, helper
 
