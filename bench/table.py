@@ -153,10 +153,8 @@ def _marks(row: Row, found: dict[str, Sample], limits: list[Bound]) -> tuple[str
     for limit in limits:
         sign = ">=" if row.more_is_better else "<="
         reach.append(f"{sign} {limit.reach:g}" + (f" x {limit.against}" if limit.against else f" {row.unit}".rstrip()))
-        if limit.against:
-            is_known = ratio(row, found, limit.against)
-        else:
-            is_known = value(row, found[OURS]) if OURS in found else None
+        absolute = value(row, found[OURS]) if OURS in found else None
+        is_known = ratio(row, found, limit.against) if limit.against else absolute
         if is_known is None:
             marks.append("not compared")
         else:
