@@ -74,24 +74,18 @@ def _start_to_mounted(bench: Bench, found: dict[str, _Container]) -> None:
 
 
 def _left_behind(bench: Bench, found: dict[str, _Container]) -> None:
-    """The processes of a pod while a program with auto_unmount has mounted, but for the program itself."""
-    left: dict[str, list[float]] = {}
+    """The helper's processes in a pod while a program with auto_unmount has mounted."""
+    processes, memory = {}, {}
     for name, each in found.items():
-        before = _processes(each.container)
         program = each.container.start(f"{each.prefix} {_BINDFS_AUTO_UNMOUNT}")
         each.container.wait_for(_IS_MOUNTED)
-        left[name] = [float(_processes(each.container) - before - 1 - _SHELL_OF_BACKGROUND)]
+        left = each.container.check("python3 -I -S -B /bench/helpers.py").split()
+        processes[name], memory[name] = [float(left[0])], [float(left[1])]
         program.kill("TERM")
         program.wait()
         each.container.wait_for(f"! {_IS_MOUNTED}")
-    bench.results.add("left-processes", left)
-
-
-_SHELL_OF_BACKGROUND = 1  # Container.start() runs a program in a subshell, which waits for it
-
-
-def _processes(container: Container) -> int:
-    return int(container.check("ls -d /proc/[0-9]* | wc -l"))
+    bench.results.add("left-processes", processes)
+    bench.results.add("left-memory", memory)
 
 
 def _data_path(bench: Bench, found: dict[str, _Container]) -> None:
