@@ -38,6 +38,8 @@ def shown(text: str) -> str:
     """Text from outside as it may stand in a line: what is not printable is escaped, what is long is cut."""
     if len(text) > _TEXT_MAX:
         text = text[:_TEXT_MAX] + "..."
+    if text.isprintable():  # nearly always, and a call for each character would cost more than the rest of a line
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
