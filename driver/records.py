@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from driver.fusemount import FuseMount
@@ -99,14 +99,15 @@ class Records:
 
 
 def _to_json(record: Record) -> dict[str, Any]:
-    publication = asdict(record.publication)
     mount = None
     if record.mount is not None:
-        mount = asdict(record.mount) | {"mountpoint": to_wire(record.mount.mountpoint)}
+        mount = vars(record.mount) | {"mountpoint": to_wire(record.mount.mountpoint)}
     past = None
     if record.past is not None:
         end = record.past.last_end
-        past = asdict(record.past) | {"last_end": end.value if end else None}
+        past = vars(record.past) | {"last_end": end.value if end else None}
+    # Not asdict(), which copies every value deeply: it would be half of what a record costs.
+    publication = vars(record.publication) | {"paths": vars(record.publication.paths)}
     return {"publication": publication, "mount": mount, "past": past}
 
 
