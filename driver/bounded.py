@@ -21,16 +21,19 @@ class Threads:
         self._running = 0
         self._waiting: set[asyncio.Future[None]] = set()
 
-    async def run(self, limit: float, work: Callable[[], T]) -> T:
+    async def run(self, limit: float, work: Callable[[], T], patience: float = 0) -> T:
         """The result of `work()`, or its exception; TimeoutError after `limit` seconds, when its thread goes on alone.
 
         Waits, within the limit, for a thread where all are at work. `work` owns what it opens, since nobody takes a
         result that comes late. Raises OSError where no thread can be made.
+
+        For `patience` seconds it waits without letting anything else run, which costs less where the work is short. A pod
+        that makes its work last holds everybody up as long: only for what a pod cannot ask for again and again.
         """
         async with asyncio.timeout(limit):
             while self._running >= self._most:
                 await self._one_ends()
-            return await self._start(work)
+            return await self._start(work, patience)
 
     async def _one_ends(self) -> None:
         ended = asyncio.get_running_loop().create_future()
@@ -40,11 +43,18 @@ class Threads:
         finally:
             self._waiting.discard(ended)
 
-    def _start(self, work: Callable[[], T]) -> "asyncio.Future[T]":
+    def _start(self, work: Callable[[], T], patience: float) -> "asyncio.Future[T]":
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
+        outcome: list[tuple[T | None, BaseException | None]] = []
+        has_ended = _thread.allocate_lock()
+        has_ended.acquire()
+        is_patient = patience > 0
 
-        def settle(result: T | None, error: BaseException | None) -> None:
+        def settle() -> None:
+            if not outcome:
+                return  # both sides saw the end
+            result, error = outcome.pop()
             self._running -= 1
             for waiting in self._waiting:
                 if not waiting.done():
@@ -62,8 +72,12 @@ class Threads:
                 result = work()
             except BaseException as caught:
                 error = caught
+            outcome.append((result, error))
+            has_ended.release()
+            if is_patient:
+                return
             try:
-                loop.call_soon_threadsafe(settle, result, error)
+                loop.call_soon_threadsafe(settle)
             except RuntimeError:
                 pass  # the driver is stopping
 
@@ -73,4 +87,9 @@ class Threads:
         except RuntimeError as error:  # the node's or the container's limit of tasks
             raise OSError(11, f"no thread can be made: {error}") from None
         self._running += 1
+        if is_patient:
+            in_time = has_ended.acquire(timeout=patience)
+            is_patient = False
+            if in_time or has_ended.acquire(blocking=False):  # it may have ended just before it was told to say so
+                settle()
         return future

@@ -97,11 +97,11 @@ class FdServer:
         for waiting in self._waiting:
             _settle(waiting, ConnectionResetError("the volume is being unpublished"))
 
-    async def close(self) -> None:
-        """Stop, and close the listening sockets with all that is queued in them."""
+    async def close(self, patience: float = 0) -> None:
+        """Stop, and close the listening sockets with all that is queued in them; `patience` as for Threads.run()."""
         self.stop()
         try:
-            await self._listener_thread.run(limits.PROBE_WAIT, self._sockets.close)
+            await self._listener_thread.run(limits.PROBE_WAIT, self._sockets.close, patience)
         except OSError as error:
             self._log.warning(f"the sockets are not closed yet: {error}")
 

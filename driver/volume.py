@@ -30,6 +30,7 @@ from fusermount3_proxy.mountinfo import Mount
 from fusermount3_proxy.protocol import MountRequest, UnmountRequest, from_wire
 
 _TARGET_MODE = 0o755
+_CLOSE_PATIENCE = 0.001  # seconds; once in a volume's life, and nearly always a tenth of it is enough
 
 
 @dataclass(frozen=True)
@@ -168,9 +169,10 @@ class Volume:
         """Take everything away. Raises VolumeError; a second call goes on where the first one stopped."""
         self.is_closing = True
         took = Timer(Operation.UNPUBLISH)
-        self._stop_listening()
+        # Until they are closed the sockets keep a memory emptyDir busy.
+        if (server := self._take_sockets_away()) is not None:
+            await server.close(_CLOSE_PATIENCE)
         if self._closing:
-            # Until then they keep a memory emptyDir busy.
             await asyncio.wait(self._closing)
         async with self._mount.lock:
             if self._mount.process is not None:
@@ -247,6 +249,13 @@ class Volume:
         self._server = FdServer(self, self._sockets, publication.paths.volume_name, self.log)
 
     def _stop_listening(self) -> None:
+        if (server := self._take_sockets_away()) is not None:
+            task = asyncio.get_running_loop().create_task(server.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    def _take_sockets_away(self) -> FdServer | None:
+        """Remove the sockets from the pod's folder, and take no more requests. Returns the server, to be closed."""
         if self._sockets is not None:
             try:
                 self._sockets.remove(self.publication.paths, self.publication.socket_name)
@@ -254,12 +263,10 @@ class Volume:
                 # Their files stay, and nobody answers there.
                 self.log.warning(f"cannot remove the sockets: {error}")
             self._sockets = None
-        if self._server is not None:
-            self._server.stop()
-            task = asyncio.get_running_loop().create_task(self._server.close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
-            self._server = None
+        server, self._server = self._server, None
+        if server is not None:
+            server.stop()
+        return server
 
     # ---- the pod's requests (fdserver.Handler)
 

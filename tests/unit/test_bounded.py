@@ -194,3 +194,54 @@ def test_where_no_thread_can_be_made_it_says_so_and_goes_on_later(monkeypatch: p
         assert await threads.run(DEADLINE, lambda: 7) == 7
 
     asyncio.run(main())
+
+
+def test_with_patience_nothing_else_runs_until_the_work_has_ended() -> None:
+    async def main() -> list[str]:
+        happened: list[str] = []
+        asyncio.get_running_loop().call_soon(happened.append, "another")
+        happened.append(await Threads(1).run(DEADLINE, lambda: "the work", patience=DEADLINE))
+        await asyncio.sleep(0)
+        return happened
+
+    assert asyncio.run(main()) == ["the work", "another"]
+
+
+def test_with_patience_an_exception_is_the_works() -> None:
+    async def main() -> None:
+        with pytest.raises(ZeroDivisionError):
+            await Threads(1).run(DEADLINE, lambda: 1 / 0, patience=DEADLINE)
+
+    asyncio.run(main())
+
+
+def test_work_that_outlasts_the_patience_is_waited_for_as_usual(release: threading.Event) -> None:
+    async def main() -> object:
+        began = time.monotonic()
+        task = asyncio.ensure_future(Threads(1).run(DEADLINE, hangs(release), patience=0.01))
+        await asyncio.sleep(0)
+        assert 0.01 <= time.monotonic() - began < DEADLINE
+        assert not task.done()
+        release.set()
+        return await task
+
+    assert asyncio.run(main()) == "late"
+
+
+def test_work_that_outlasts_its_limit_and_the_patience_is_left_alone(release: threading.Event) -> None:
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            await Threads(1).run(0.05, hangs(release), patience=0.01)
+
+    asyncio.run(main())
+
+
+def test_work_that_ends_with_the_patience_is_settled_once() -> None:
+    async def main() -> None:
+        threads = Threads(1)
+        for number in range(300):
+            pause = number % 30 * 1e-5
+            assert await threads.run(DEADLINE, lambda pause=pause, number=number: (time.sleep(pause), number)[1], patience=1e-4) == number
+        assert threads._running == 0
+
+    asyncio.run(main())
