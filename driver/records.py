@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
+from errno import ENOSPC
 from typing import Any
 
 from driver.fusemount import FuseMount
@@ -56,10 +57,15 @@ class Records:
         """Write a record, whole or not at all. Raises OSError."""
         if self._owned < 0:
             return
-        text = json.dumps({"version": _VERSION, "bootId": self._boot_id, **_to_json(record)})
+        content = json.dumps({"version": _VERSION, "bootId": self._boot_id, **_to_json(record)}).encode("ascii")
         path = self._path(record.publication.paths.target_path)
-        with open(f"{path}{_NEW_SUFFIX}", "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
+        fd = os.open(f"{path}{_NEW_SUFFIX}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            written = os.write(fd, content)
+        finally:
+            os.close(fd)
+        if written != len(content):
+            raise OSError(ENOSPC, os.strerror(ENOSPC), path)
         os.rename(f"{path}{_NEW_SUFFIX}", path)
 
     def delete(self, target_path: str) -> None:
