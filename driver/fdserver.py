@@ -27,7 +27,6 @@ from fusermount3_proxy.protocol import MountRequest, ProtocolError, Reply, Unmou
 Serve = Callable[[socket.socket], Awaitable[None]]
 
 _UCRED = struct.Struct("iII")  # struct ucred, unix(7): pid, uid, gid
-_ACCEPTS_AT_ONCE = 16  # then other volumes have their turn
 _ACCEPT_PAUSE = 0.1  # seconds, after accept(2) failed for want of fds
 _CONNECTIONS_MAX = limits.REQUESTS_AT_ONCE + 64  # the surplus is only closed, in its turn
 
@@ -119,24 +118,24 @@ class FdServer:
                 self._loop.remove_reader(sock.fileno())
 
     def _accept(self, listener: socket.socket, serve: Serve) -> None:
-        for _ in range(_ACCEPTS_AT_ONCE):
-            # A pod that floods its socket must not fill the driver's memory.
-            if len(self._connections) + len(self._stuck) >= _CONNECTIONS_MAX:
-                self._pause()
-                return
-            try:
-                connection, _ = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._log.refusal(f"cannot accept a connection: {error.strerror}")
-                self._pause()
-                self._loop.call_later(_ACCEPT_PAUSE, self._listen)
-                return
-            connection.setblocking(False)
-            task = self._loop.create_task(self._run(serve, connection))
-            self._connections.add(task)
-            task.add_done_callback(self._end)
+        """Take one connection, and the next one when other volumes have had their turn: a pod may flood its socket."""
+        # It must not fill the driver's memory either.
+        if len(self._connections) + len(self._stuck) >= _CONNECTIONS_MAX:
+            self._pause()
+            return
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._log.refusal(f"cannot accept a connection: {error.strerror}")
+            self._pause()
+            self._loop.call_later(_ACCEPT_PAUSE, self._listen)
+            return
+        connection.setblocking(False)
+        task = self._loop.create_task(self._run(serve, connection))
+        self._connections.add(task)
+        task.add_done_callback(self._end)
 
     def _end(self, task: "asyncio.Task[None]") -> None:
         self._connections.discard(task)
