@@ -63,6 +63,7 @@ STAGES = {
         Stage("property", "hypothesis", "pytest", ("tests/property",)),
         Stage("conformance", "csi-sanity", "pytest", ("tests/conformance",), needs_build=True),
         Stage("system", "real mounts and containers", "pytest", ("tests/system",), needs_build=True),
+        Stage("bench", "nothing has become slow", "bench", ("--short", "--check"), needs_build=True),
     ]
 }
 
@@ -163,7 +164,7 @@ def call(command: Sequence[str | Path], output: IO[str] | None = None, **environ
 def missing_packages(wanted: list[Stage]) -> list[str]:
     """The names of packages that are not installed."""
     names = PACKAGES.copy()
-    if STAGES["system"] in wanted:
+    if STAGES["system"] in wanted or STAGES["bench"] in wanted:
         for line in SYSTEM_PACKAGES.read_text().splitlines():
             names += line.partition("#")[0].split()
     query = ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n", *names]
