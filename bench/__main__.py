@@ -3,6 +3,7 @@
 import argparse
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -100,6 +101,8 @@ def run(options: argparse.Namespace) -> int:
 def main() -> int:
     """Everything that goes wrong ends in one line."""
     options = arguments()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         if os.geteuid() != 0:
             raise BenchError("it mounts file systems and starts containers: run it as root")
@@ -108,6 +111,8 @@ def main() -> int:
         print(f"bench: {str(error).strip()}", file=sys.stderr)
     except pytest.fail.Exception as error:  # by tests/system/harness, which says what is missing
         print(f"bench: {error.msg}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
     return 1
 
 
