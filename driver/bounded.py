@@ -16,10 +16,12 @@ T = TypeVar("T")
 class Threads:
     """At most `most` threads at one time."""
 
+    __slots__ = ("_most", "_running", "_waiting")  # each volume has some
+
     def __init__(self, most: int) -> None:
         self._most = most
         self._running = 0
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: list[asyncio.Future[None]] = []
 
     async def run(self, limit: float, work: Callable[[], T], patience: float = 0) -> T:
         """The result of `work()`, or its exception; TimeoutError after `limit` seconds, when its thread goes on alone.
@@ -37,11 +39,11 @@ class Threads:
 
     async def _one_ends(self) -> None:
         ended = asyncio.get_running_loop().create_future()
-        self._waiting.add(ended)
+        self._waiting.append(ended)
         try:
             await ended
         finally:
-            self._waiting.discard(ended)
+            self._waiting.remove(ended)
 
     def _start(self, work: Callable[[], T], patience: float) -> "asyncio.Future[T]":
         loop = asyncio.get_running_loop()

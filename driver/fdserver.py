@@ -79,9 +79,9 @@ class FdServer:
         self._threads = Threads(limits.REQUESTS_AT_ONCE)
         self._listener_thread = Threads(1)
         self._serving = 0
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: list[asyncio.Task[None]] = []
         self._stuck: list[socket.socket] = []
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: list[asyncio.Future[None]] = []
         self._is_listening = False
         self._is_closed = False
         self._listen()
@@ -134,11 +134,11 @@ class FdServer:
             return
         connection.setblocking(False)
         task = self._loop.create_task(self._run(serve, connection))
-        self._connections.add(task)
+        self._connections.append(task)
         task.add_done_callback(self._end)
 
     def _end(self, task: "asyncio.Task[None]") -> None:
-        self._connections.discard(task)
+        self._connections.remove(task)
         if len(self._connections) + len(self._stuck) < _CONNECTIONS_MAX:
             self._listen()
 
@@ -228,13 +228,13 @@ class FdServer:
 
     async def _receive(self, connection: socket.socket) -> bytes:
         readable = self._loop.create_future()
-        self._waiting.add(readable)
+        self._waiting.append(readable)
         self._loop.add_reader(connection.fileno(), _settle, readable)
         try:
             await readable
         finally:
             self._loop.remove_reader(connection.fileno())
-            self._waiting.discard(readable)
+            self._waiting.remove(readable)
         try:
             data, _ = await self._threads.run(limits.REQUEST_WAIT, lambda: fdpass.receive_with_fds(connection, limits.PACKET_MAX, 0))
         except fdpass.Truncated:

@@ -23,7 +23,7 @@ _PLACEHOLDER_TYPE = "tmpfs"
 _PRIVATE_PREFIX = "private-"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FuseMount:
     """A FUSE file system that is mounted: where the program asked for it, its device number, what mount tables show.
 

@@ -30,7 +30,7 @@ class NameTaken(Exception):
     """Something that is no socket has a socket's name. The text says what to remove."""
 
 
-@dataclass
+@dataclass(slots=True)
 class PodSockets:
     """The listening sockets, and which inodes they and their directory are."""
 

@@ -28,7 +28,7 @@ NO_DEFAULT_PERMISSIONS = "no_default_permissions"
 _DIRECTORY = 0o40000  # rootmode: kubelet's target is one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class VolumePolicy:
     """What a volume says: `options` in fusermount3's grammar, and whether the kernel's permission checks may be left out."""
 

@@ -107,14 +107,18 @@ class Records:
 def _to_json(record: Record) -> dict[str, Any]:
     mount = None
     if record.mount is not None:
-        mount = vars(record.mount) | {"mountpoint": to_wire(record.mount.mountpoint)}
+        mount = _values(record.mount) | {"mountpoint": to_wire(record.mount.mountpoint)}
     past = None
     if record.past is not None:
         end = record.past.last_end
-        past = vars(record.past) | {"last_end": end.value if end else None}
-    # Not asdict(), which copies every value deeply: it would be half of what a record costs.
-    publication = vars(record.publication) | {"paths": vars(record.publication.paths)}
+        past = _values(record.past) | {"last_end": end.value if end else None}
+    publication = _values(record.publication) | {"paths": _values(record.publication.paths)}
     return {"publication": publication, "mount": mount, "past": past}
+
+
+def _values(of: Publication | VolumePaths | FuseMount | Past) -> dict[str, Any]:
+    """Not asdict(), which copies every value deeply: it would be half of what a record costs."""
+    return {name: getattr(of, name) for name in of.__slots__}
 
 
 def _from_json(content: dict[str, Any]) -> Record:

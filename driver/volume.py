@@ -33,7 +33,7 @@ _TARGET_MODE = 0o755
 _CLOSE_PATIENCE = 0.001  # seconds; once in a volume's life, and nearly always a tenth of it is enough
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Publication:
     """What publish was asked for; the same target again with another one is ALREADY_EXISTS.
 
@@ -97,7 +97,7 @@ class Volume:
         self._mount = TargetMount(publication.paths, workspace, watch, self.log, self.history, lambda: on_change(self))
         self._sockets: PodSockets | None = None
         self._server: FdServer | None = None
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: list[asyncio.Task[None]] = []
 
     @property
     def state(self) -> State:
@@ -251,8 +251,8 @@ class Volume:
     def _stop_listening(self) -> None:
         if (server := self._take_sockets_away()) is not None:
             task = asyncio.get_running_loop().create_task(server.close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._closing.append(task)
+            task.add_done_callback(self._closing.remove)
 
     def _take_sockets_away(self) -> FdServer | None:
         """Remove the sockets from the pod's folder, and take no more requests. Returns the server, to be closed."""
