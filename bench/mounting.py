@@ -3,14 +3,16 @@
 import os
 import resource
 import select
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bench.place import BenchError
 from bench.servers import Server, socket_of
-from fusermount3_proxy import driver_socket
+from fusermount3_proxy import driver_socket, limits, protocol
 from fusermount3_proxy.protocol import MountRequest, UnmountRequest
 
 _MOUNTPOINT = "/bench"
@@ -33,9 +35,38 @@ def unmount(target: Path, fd: int) -> None:
         raise BenchError(f"an unmount was refused: {reply.error}")
 
 
-def answers(target: Path) -> None:
-    """Ask for something that is refused: whoever refuses it answers."""
-    driver_socket.unmount(socket_of(target), UnmountRequest("/elsewhere"), _WAIT, lambda line: None)
+def wait_until_all_answer(targets: list[Path]) -> None:
+    """Ask all for something that is refused, as soon as there is a socket, and wait for the refusals. Raises BenchError."""
+    request = protocol.encode_request(UnmountRequest("/elsewhere"))
+    deadline = time.monotonic() + 6 * _WAIT
+    with ExitStack() as stack:
+        asked = []
+        for target in targets:
+            while (sock := _connected(f"{socket_of(target)}{protocol.V1_SUFFIX}")) is None:
+                if time.monotonic() > deadline:
+                    raise BenchError(f"no driver answers at {target}")
+                time.sleep(0.001)
+            asked.append(stack.enter_context(sock))
+            sock.settimeout(_WAIT)
+            sock.send(request)
+        for sock in asked:
+            if not sock.recv(limits.PACKET_MAX):
+                raise BenchError("the driver closed a connection without an answer")
+
+
+def _connected(path: str) -> socket.socket | None:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    fd = -1
+    try:
+        fd = os.open(path, os.O_PATH)  # a path of a socket holds 107 bytes
+        sock.connect(f"/proc/self/fd/{fd}")
+        return sock
+    except (FileNotFoundError, ConnectionRefusedError):
+        sock.close()
+        return None
+    finally:
+        if fd >= 0:
+            os.close(fd)
 
 
 def program(fd: int) -> subprocess.Popen[bytes]:

@@ -130,8 +130,7 @@ def _killed(bench: Bench) -> None:
             began = time.perf_counter()
             server.kill()
             server.start()
-            for target in clients.targets:
-                mounting.answers(target)
+            mounting.wait_until_all_answer(clients.targets)
             found.append((time.perf_counter() - began) * 1000)
     bench.results.add("killed", {OURS: found})
 
