@@ -226,10 +226,22 @@ def remove_target(workspace: Workspace, target: str, mount: FuseMount | None) ->
     try:
         if mount is not None:
             take_off(workspace, target, mount, plain=False)
-        detach_all(target)
-        os.rmdir(target)
+        _detach_and_remove(target)
     except FileNotFoundError:
         pass
+
+
+def _detach_and_remove(target: str) -> None:
+    """Mostly there is one mount, and the directory can be removed when it is off."""
+    try:
+        syscalls.umount(target, syscalls.MNT_DETACH)
+        os.rmdir(target)
+        return
+    except OSError as error:
+        if error.errno not in (EINVAL, EBUSY):  # nothing mounted; more than one
+            raise
+    detach_all(target)
+    os.rmdir(target)
 
 
 def detach_all(target: str) -> None:

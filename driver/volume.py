@@ -203,12 +203,7 @@ class Volume:
         target = self._target
         created = False
         try:
-            os.makedirs(os.path.dirname(target), mode=0o750, exist_ok=True)
-            try:
-                os.mkdir(target)
-                created = True
-            except FileExistsError:
-                pass
+            created = _make_directory(target)
             # Nothing is mounted on a directory that was made just now, and the mount table is long.
             self._take_up([] if created else fusemount.mounts_at(target), None)
         except OSError as error:
@@ -373,6 +368,18 @@ class Volume:
             raise Refused("the FUSE file system could not be unmounted in time", EBUSY) from None
         except OSError as error:
             raise Refused(str(error.strerror), error.errno or EINVAL) from None
+
+
+def _make_directory(target: str) -> bool:
+    """Make the target's directory; False where it is there. kubelet has made the one above it, and other callers may not."""
+    try:
+        os.mkdir(target)
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(target), mode=0o750, exist_ok=True)
+        os.mkdir(target)
+    return True
 
 
 def _mount_failed(error: OSError) -> Refused:
