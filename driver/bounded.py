@@ -32,10 +32,16 @@ class Threads:
         For `patience` seconds it waits without letting anything else run, which costs less where the work is short. A pod
         that makes its work last holds everybody up as long: only for what a pod cannot ask for again and again.
         """
+        future = self._start(work, patience) if patience > 0 and self._running < self._most else None
+        if future is not None and future.done():
+            return future.result()
         async with asyncio.timeout(limit):
-            while self._running >= self._most:
-                await self._one_ends()
-            return await self._start(work, patience)
+            while future is None:
+                if self._running < self._most:
+                    future = self._start(work, 0)
+                else:
+                    await self._one_ends()
+            return await future
 
     async def _one_ends(self) -> None:
         ended = asyncio.get_running_loop().create_future()
