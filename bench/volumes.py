@@ -22,8 +22,9 @@ def measure(bench: Bench) -> None:
     _memory(bench)
     _deaths(bench)
     _latency(bench)
-    _killed(bench)
-    _idle(bench)
+    if not bench.is_short:
+        _killed(bench)
+        _idle(bench)
 
 
 def _memory(bench: Bench) -> None:
@@ -122,11 +123,11 @@ def _mount_once(target: Path) -> float:
 
 
 def _killed(bench: Bench) -> None:
-    server, volumes = servers.ours(bench, OURS), bench.pick(200, 1000)
+    server, volumes = servers.ours(bench, OURS), 1000
     found = []
     with serving(server), Clients(server, 1, volumes) as clients:
         clients.call("publish")
-        for _ in range(bench.pick(1, 7)):
+        for _ in range(7):
             began = time.perf_counter()
             server.kill()
             server.start()
@@ -139,7 +140,7 @@ def _idle(bench: Bench) -> None:
     """Ours and the server that does nothing, at the same time."""
     ours, bare = servers.ours(bench, OURS), servers.grpcio(bench)
     compared: dict[str, Server] = {OURS: ours, GRPC: bare}
-    volumes, rounds, seconds = bench.pick(100, 1000), bench.pick(2, 4), 5.0
+    volumes, rounds, seconds = 1000, 4, 5.0
     found: dict[str, list[float]] = {name: [] for name in compared}
     with serving(ours, bare), Clients(ours, 1, volumes) as clients:
         clients.call("publish")
