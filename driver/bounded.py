@@ -7,41 +7,81 @@ has its own few threads: a pod can make its own hang, and nobody else's.
 
 import _thread
 import asyncio
+import os
+import signal
 from collections.abc import Callable
 from typing import TypeVar
 
+from driver import syscalls
+
 T = TypeVar("T")
+
+NUDGE = signal.SIGURG  # ignored unless the process handles it, as the driver does by doing nothing
+
+_RETRY = 1.0  # seconds, where no thread could be made
 
 
 class Threads:
     """At most `most` threads at one time."""
 
-    __slots__ = ("_most", "_running", "_waiting")  # each volume has some
+    __slots__ = ("_most", "_nudge", "_running", "_unfinished", "_waiting")  # each volume has some
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, nudge: float | None = None) -> None:
+        """A thread that is at work for `nudge` seconds gets a signal, again and again.
+
+        That ends the close(2) of a lingering TCP socket, which could last for ever. It is not for whoever waits for a
+        FUSE program: the signal would not end that, and the program would be told.
+        """
         self._most = most
+        self._nudge = nudge
         self._running = 0
         self._waiting: list[asyncio.Future[None]] = []
+        self._unfinished: list[tuple[Callable[[], None], asyncio.Future[None]]] = []
 
-    async def run(self, limit: float, work: Callable[[], T], patience: float = 0) -> T:
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is at work, or waits for a thread."""
+        return self._running > 0 or bool(self._unfinished)
+
+    async def run(self, limit: float, work: Callable[[], T]) -> T:
         """The result of `work()`, or its exception; TimeoutError after `limit` seconds, when its thread goes on alone.
 
         Waits, within the limit, for a thread where all are at work. `work` owns what it opens, since nobody takes a
         result that comes late. Raises OSError where no thread can be made.
+        """
+        async with asyncio.timeout(limit):
+            while self._running >= self._most:
+                await self._one_ends()
+            return await self._start(work, asyncio.get_running_loop().create_future())
+
+    def finish(self, work: Callable[[], None], patience: float = 0) -> "asyncio.Future[None]":
+        """Have `work()` done as soon as a thread is free, whoever waits for it; the result is settled then.
+
+        Nothing is given up: what `work` holds is held until then. A socket left to the garbage collector would be closed
+        in whatever thread that runs, and block it.
 
         For `patience` seconds it waits without letting anything else run, which costs less where the work is short. A pod
         that makes its work last holds everybody up as long: only for what a pod cannot ask for again and again.
         """
-        future = self._start(work, patience) if patience > 0 and self._running < self._most else None
-        if future is not None and future.done():
-            return future.result()
-        async with asyncio.timeout(limit):
-            while future is None:
-                if self._running < self._most:
-                    future = self._start(work, 0)
-                else:
-                    await self._one_ends()
-            return await future
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if patience > 0 and not self._unfinished and self._running < self._most:
+            try:
+                return self._start(work, done, patience)
+            except OSError:
+                pass  # later
+        self._unfinished.append((work, done))
+        self._go_on()
+        return done
+
+    def _go_on(self) -> None:
+        while self._unfinished and self._running < self._most:
+            work, done = self._unfinished[0]
+            try:
+                self._start(work, done)
+            except OSError:
+                asyncio.get_running_loop().call_later(_RETRY, self._go_on)
+                return
+            del self._unfinished[0]
 
     async def _one_ends(self) -> None:
         ended = asyncio.get_running_loop().create_future()
@@ -51,19 +91,33 @@ class Threads:
         finally:
             self._waiting.remove(ended)
 
-    def _start(self, work: Callable[[], T], patience: float) -> "asyncio.Future[T]":
+    def _start(self, work: Callable[[], T], future: "asyncio.Future[T]", patience: float = 0) -> "asyncio.Future[T]":
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
+        timer: asyncio.TimerHandle | None = None
+        thread = 0
         outcome: list[tuple[T | None, BaseException | None]] = []
         has_ended = _thread.allocate_lock()
         has_ended.acquire()
         is_patient = patience > 0
 
+        def nudge(after: float) -> None:
+            nonlocal timer
+            if thread:
+                try:
+                    # By its number, which the kernel checks; pthread_kill(3) of a thread that has ended is undefined.
+                    syscalls.tgkill(os.getpid(), thread, NUDGE)
+                except ProcessLookupError:
+                    return
+            timer = loop.call_later(after, nudge, after)
+
         def settle() -> None:
             if not outcome:
                 return  # both sides saw the end
             result, error = outcome.pop()
+            if timer is not None:
+                timer.cancel()
             self._running -= 1
+            self._go_on()
             for waiting in self._waiting:
                 if not waiting.done():
                     waiting.set_result(None)
@@ -75,6 +129,8 @@ class Threads:
                 future.set_result(result)  # type: ignore[arg-type]
 
         def body() -> None:
+            nonlocal thread
+            thread = _thread.get_native_id()
             result, error = None, None
             try:
                 result = work()
@@ -100,4 +156,7 @@ class Threads:
             is_patient = False
             if in_time or has_ended.acquire(blocking=False):  # it may have ended just before it was told to say so
                 settle()
+                return future
+        if self._nudge is not None:
+            timer = loop.call_later(self._nudge, nudge, self._nudge)
         return future

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from driver import __version__
+from driver import __version__, rundir
 from driver.logs import FORMATS, configure, shown
 
 if TYPE_CHECKING:
@@ -23,9 +23,11 @@ _KLOG = ("logtostderr", "alsologtostderr", "stderrthreshold", "vmodule", "log_di
 @click.option("--nodeid", help="Name of this node; must not be empty.")
 @click.option("--v", "verbosity", type=int, default=1, show_default=True, help="How much to log: 0 errors, 1 to 5 volumes, 6 and more all.")
 @click.option("--pods-dir", default="/var/lib/kubelet/pods", show_default=True, help="kubelet's folder of pods.")
-@click.option("--run-dir", default="/run/mfcp", show_default=True, help="The driver's own folder, on a tmpfs.")
+@click.option("--run-dir", help=f"The driver's own folder.  [default: {rundir.DEFAULT}; where that is read-only, beside --endpoint]")
 @click.option("--state-dir", help="Folder of the volumes' records.  [default: state in --run-dir]")
 @click.option("--admin-socket", help="Socket of the commands below.  [default: admin.sock in --run-dir]")
+@click.option("--kubelet-registration-path", help="Register with kubelet, which finds the --endpoint socket at this path on the node.")
+@click.option("--plugin-registration-path", default="/registration", show_default=True, help="kubelet's plugins_registry folder.")
 @click.option("--metrics-address", metavar="HOST:PORT", help="Serve metrics for Prometheus here.  [default: nowhere]")
 @click.option("--log-format", type=click.Choice(list(FORMATS)), default="text", show_default=True, help="What a line of the log is.")
 @click.version_option(__version__, "-V", "--version", prog_name="meta-fuse-csi-plugin")
@@ -37,19 +39,18 @@ def main(
     nodeid: str | None,
     verbosity: int,
     pods_dir: str,
-    run_dir: str,
+    run_dir: str | None,
     state_dir: str | None,
     admin_socket: str | None,
+    kubelet_registration_path: str | None,
+    plugin_registration_path: str,
     metrics_address: str | None,
     log_format: str,
     **klog: str,
 ) -> None:
     """The CSI driver that mounts FUSE file systems for unprivileged containers. Without a command it runs the driver."""
-    run_dir = os.path.normpath(run_dir)
-    admin_socket = admin_socket or f"{run_dir}/admin.sock"
-    state_dir = state_dir or f"{run_dir}/state"
     if context.invoked_subcommand is not None:
-        context.obj = admin_socket
+        context.obj = admin_socket or _admin_socket(run_dir, endpoint)
         return
     if not nodeid:
         raise click.UsageError("--nodeid is missing or empty: give the name of this node")
@@ -61,17 +62,29 @@ def main(
     from driver import daemon  # gRPC is slow to import, and --help does not need it
 
     configure(verbosity, log_format)
-    paths = {"--pods-dir": pods_dir, "--run-dir": run_dir, "--state-dir": state_dir, "--admin-socket": admin_socket}
-    _check_absolute(paths)
+    _check_absolute(
+        {
+            "--pods-dir": pods_dir,
+            "--run-dir": run_dir,
+            "--state-dir": state_dir,
+            "--admin-socket": admin_socket,
+            "--kubelet-registration-path": kubelet_registration_path,
+            "--plugin-registration-path": plugin_registration_path,
+        }
+    )
     try:
+        csi_socket = daemon.socket_path(endpoint)
+        run_dir = os.path.normpath(run_dir) if run_dir else rundir.default(csi_socket)
         daemon.serve(
             daemon.Settings(
-                endpoint=endpoint,
+                csi_socket=csi_socket,
                 node_id=nodeid,
                 pods_dir=os.path.normpath(pods_dir),
                 run_dir=run_dir,
-                state_dir=state_dir,
-                admin_socket=admin_socket,
+                state_dir=state_dir or f"{run_dir}/state",
+                admin_socket=admin_socket or f"{run_dir}/admin.sock",
+                kubelet_registration_path=kubelet_registration_path,
+                plugin_registration_path=plugin_registration_path,
                 metrics_address=metrics_address,
             )
         )
@@ -80,9 +93,9 @@ def main(
     os._exit(0)  # threads that hang in a pod's file system cannot be waited for
 
 
-def _check_absolute(paths: dict[str, str]) -> None:
+def _check_absolute(paths: dict[str, str | None]) -> None:
     for option, path in paths.items():
-        if not os.path.isabs(path):
+        if path is not None and not os.path.isabs(path):
             raise click.UsageError(f"{option} {path!r} is not an absolute path")
 
 
@@ -153,6 +166,18 @@ def status(admin_socket: str, output: str) -> None:
         sys.exit(1)
 
 
+def _admin_socket(run_dir: str | None, endpoint: str) -> str:
+    """Where the driver listens for the commands."""
+    if run_dir:
+        return f"{os.path.normpath(run_dir)}/admin.sock"
+    usual, beside = (f"{folder}/admin.sock" for folder in (rundir.DEFAULT, rundir.beside(_path_of(endpoint))))
+    return beside if os.path.exists(beside) and not os.path.exists(usual) else usual
+
+
+def _path_of(endpoint: str) -> str:
+    return endpoint.removeprefix("unix:")
+
+
 def _status_object(answer: "admin_pb2.GetStatusResponse") -> dict[str, object]:
     return {
         "version": answer.version,
@@ -191,7 +216,9 @@ def check(context: click.Context, /) -> None:
     from driver import node
 
     assert context.parent is not None
-    pods_dir, run_dir = (os.path.normpath(context.parent.params[name]) for name in ("pods_dir", "run_dir"))
+    given = context.parent.params
+    run_dir = given["run_dir"] or rundir.default(_path_of(given["endpoint"]))
+    pods_dir, run_dir = os.path.normpath(given["pods_dir"]), os.path.normpath(run_dir)
     _check_absolute({"--pods-dir": pods_dir, "--run-dir": run_dir})
     failed = False
     for found in node.checks(pods_dir, run_dir):

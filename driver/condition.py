@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from errno import ENOTCONN
 
+from driver import apart, syscalls
 from driver.history import Past
 from driver.logs import shown
 from driver.metrics import End
@@ -54,7 +55,8 @@ async def examine(volume: Volume) -> tuple[Condition, Usage | None]:
     """
     usage, silence = None, ""
     try:
-        usage = await volume.examiner.run(limits.PROBE_WAIT, lambda: _usage(volume.publication.paths.target_path))
+        target, placeholder = volume.publication.paths.target_path, volume.placeholder
+        usage = await volume.examiner.run(limits.PROBE_WAIT, lambda: _usage(target, placeholder))
     except TimeoutError:
         silence = f"the FUSE program does not answer within {limits.PROBE_WAIT:g} s: it hangs, or waits for something that does"
     except OSError as error:
@@ -104,18 +106,28 @@ _WAITING = {
 }
 
 
-def _usage(target: str) -> Usage:
+def _usage(target: str, placeholder: str | None) -> Usage:
     """Blocks as long as the FUSE program does not answer. Raises OSError."""
     fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        said = os.fstatvfs(fd)
+        # The placeholder is the driver's own, and needs no process that can be left behind.
+        said = _said(fd) if syscalls.device_of(fd) == placeholder else None
     finally:
         os.close(fd)
-    block = said.f_frsize
+    block, blocks, free, available, files, free_files, available_files = said or apart.call(limits.PROBE_WAIT, lambda: _said_at(target))
     return Usage(
-        _amount(said.f_blocks * block, said.f_bavail * block, (said.f_blocks - said.f_bfree) * block),
-        _amount(said.f_files, said.f_favail, said.f_files - said.f_ffree),
+        _amount(blocks * block, available * block, (blocks - free) * block),
+        _amount(files, available_files, files - free_files),
     )
+
+
+def _said_at(target: str) -> tuple[int, ...]:
+    return _said(os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
+
+
+def _said(fd: int) -> tuple[int, ...]:
+    said = os.fstatvfs(fd)
+    return said.f_frsize, said.f_blocks, said.f_bfree, said.f_bavail, said.f_files, said.f_ffree, said.f_favail
 
 
 def _amount(total: int, available: int, used: int) -> Amount:

@@ -6,20 +6,22 @@ import resource
 import signal
 import socket
 import stat
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
 import grpc.aio
 
-from driver import __version__, metrics, node, privileges, scrape
+from driver import __version__, metrics, node, privileges, registration, scrape
 from driver.admin import Admin
+from driver.bounded import NUDGE
 from driver.closewatch import CloseWatch
 from driver.csi import Controller, Identity, Node
 from driver.fusemount import Workspace
 from driver.logs import log
 from driver.records import Records
-from driver.rpc import admin_pb2_grpc, csi_pb2_grpc
+from driver.rpc import admin_pb2_grpc, csi_pb2_grpc, pluginregistration_pb2_grpc
 from driver.standalone import Standalone
 from driver.volumes import Volumes
 
@@ -34,18 +36,19 @@ class StartError(Exception):
 class Settings:
     """What the command line says."""
 
-    endpoint: str
+    csi_socket: str
     node_id: str
     pods_dir: str
     run_dir: str
     state_dir: str
     admin_socket: str
+    kubelet_registration_path: str | None  # None: something else registers the driver, or there is no kubelet
+    plugin_registration_path: str
     metrics_address: str | None
 
 
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises StartError."""
-    csi_path = socket_path(settings.endpoint)
     _open_standard_streams()
     os.umask(0o077)
     _raise_fd_limit()
@@ -55,7 +58,7 @@ def serve(settings: Settings) -> None:
         privileges.drop()
     except OSError as error:
         raise StartError(f"cannot drop privileges: {error}") from None
-    asyncio.run(_serve(settings, csi_path, scraped))
+    asyncio.run(_serve(settings, scraped))
 
 
 def socket_path(endpoint: str) -> str:
@@ -69,8 +72,8 @@ def socket_path(endpoint: str) -> str:
     return path
 
 
-async def _serve(settings: Settings, csi_path: str, scraped: socket.socket | None) -> None:
-    _refuse_if_served(csi_path, "--endpoint")
+async def _serve(settings: Settings, scraped: socket.socket | None) -> None:
+    _refuse_if_served(settings.csi_socket, "--endpoint")
     with ExitStack() as stack:
         try:
             workspace = Workspace(settings.run_dir)
@@ -91,13 +94,15 @@ async def _serve(settings: Settings, csi_path: str, scraped: socket.socket | Non
             metrics.start(volumes.by_state, volumes.troubled)
             await scrapes.start(scraped)
             log.info(f"metrics are at {scrape.url(scraped)}")
-        await _serve_volumes(settings, csi_path, volumes, standalone)
+        await _serve_volumes(settings, volumes, standalone)
 
 
-async def _serve_volumes(settings: Settings, csi_path: str, volumes: Volumes, standalone: Standalone) -> None:
+async def _serve_volumes(settings: Settings, volumes: Volumes, standalone: Standalone) -> None:
     problem = partial(node.problem, settings.pods_dir, settings.run_dir)
     if text := problem():
         log.warning(f"not ready: {text}")
+    if os.getpid() == 1:
+        log.warning("FUSE programs will see 0 as the process id of every request, which some refuse: give the driver's pod hostPID: true")
     csi = grpc.aio.server()
     csi_pb2_grpc.add_IdentityServicer_to_server(Identity(problem), csi)
     csi_pb2_grpc.add_ControllerServicer_to_server(Controller(), csi)
@@ -108,7 +113,8 @@ async def _serve_volumes(settings: Settings, csi_path: str, volumes: Volumes, st
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    _listen(csi, csi_path, "--endpoint")
+    asyncio.get_running_loop().add_signal_handler(NUDGE, lambda: None)  # else it would be ignored, and interrupt nothing
+    _listen(csi, settings.csi_socket, "--endpoint")
     await csi.start()
     servers = [csi]
     try:
@@ -118,10 +124,39 @@ async def _serve_volumes(settings: Settings, csi_path: str, volumes: Volumes, st
     except StartError as error:
         # CSI does not need it, and another driver on the same node may have it.
         log.warning(f"no admin service: {error}")
-    log.info(f"meta-fuse-csi-plugin {__version__}, node {settings.node_id}, serves CSI on {csi_path}, admin on {settings.admin_socket}")
+    where = f"CSI on {settings.csi_socket}, admin on {settings.admin_socket}"
+    log.info(f"meta-fuse-csi-plugin {__version__}, node {settings.node_id}, serves {where}")
+    refusals: list[str] = []
+
+    def refused(text: str) -> None:
+        refusals.append(text)
+        stopped.set()
+
+    place = registration.Place(settings.plugin_registration_path)
+    if settings.kubelet_registration_path is not None:
+        servers.append(await _register(settings.kubelet_registration_path, place, refused))
     await stopped.wait()
-    log.info("stopping; volumes and their mounts stay as they are")
+    if not refusals:
+        log.info("stopping; volumes and their mounts stay as they are")
+    place.remove()
     await asyncio.gather(*(server.stop(_GRACE) for server in servers))
+    if refusals:
+        # kubelet does not ask again until the socket is made anew: whoever started this process starts it again.
+        raise StartError(f"kubelet does not register the driver: {refusals[0]}")
+
+
+async def _register(endpoint: str, place: registration.Place, refused: Callable[[str], None]) -> grpc.aio.Server:
+    """Let kubelet know the driver, which serves CSI by now: kubelet calls it at once. Raises StartError."""
+    _refuse_if_served(place.path, "--plugin-registration-path")
+    server = grpc.aio.server()
+    pluginregistration_pb2_grpc.add_RegistrationServicer_to_server(registration.Registration(endpoint, refused), server)
+    _listen(server, place.bound, "--plugin-registration-path")
+    await server.start()
+    try:
+        place.show()
+    except OSError as error:
+        raise StartError(f"--plugin-registration-path: cannot listen at {place.path}: {error.strerror}") from None
+    return server
 
 
 def _listen_for_scrapes(address: str | None) -> socket.socket | None:

@@ -9,13 +9,11 @@ import fcntl
 import os
 import secrets
 import stat
-import time
 from dataclasses import dataclass
 
 from driver import syscalls
 
 _UNLOCKED_SUFFIX = ".new"
-_FRESH = 60  # seconds
 _FUSE = os.makedev(10, 229)  # Documentation/admin-guide/devices.txt
 
 
@@ -36,9 +34,12 @@ class DeviceNodes:
         # A detached copy of the mount is visible to nobody, and gone with the last fd on it.
         self._fd = syscalls.open_tree(folder, syscalls.OPEN_TREE_CLONE)
         syscalls.mount_setattr(self._fd, clear=syscalls.MOUNT_ATTR_NODEV)
+        # Locked by whoever has a node there that is not locked yet.
+        self._making = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Close the copy of the mount."""
+        os.close(self._making)
         os.close(self._fd)
 
     def open(self) -> Opened:
@@ -46,9 +47,10 @@ class DeviceNodes:
         name = secrets.token_hex(8)
         # Under another name until it is locked: it would look as if its program had gone.
         unlocked = f"{name}{_UNLOCKED_SUFFIX}"
-        os.mknod(unlocked, stat.S_IFCHR | 0o600, _FUSE, dir_fd=self._fd)
         fd = -1
+        fcntl.flock(self._making, fcntl.LOCK_SH)
         try:
+            os.mknod(unlocked, stat.S_IFCHR | 0o600, _FUSE, dir_fd=self._fd)
             fd = os.open(unlocked, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._fd)
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             os.rename(unlocked, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
@@ -57,6 +59,8 @@ class DeviceNodes:
                 os.close(fd)
             self.remove(unlocked)
             raise
+        finally:
+            fcntl.flock(self._making, fcntl.LOCK_UN)
         return Opened(name, fd)
 
     def discard(self, opened: Opened) -> None:
@@ -78,14 +82,25 @@ class DeviceNodes:
         finally:
             os.close(fd)
 
-    def remove_unheld(self) -> None:
-        """Remove the nodes that nobody holds: of mounts that ended while no driver ran."""
-        for name in os.listdir(self.folder):
-            # Another driver with the same folder may be about to lock one.
-            if name.endswith(_UNLOCKED_SUFFIX) and time.time() - os.stat(name, dir_fd=self._fd).st_ctime < _FRESH:
-                continue
-            if not self.is_held(name):
-                self.remove(name)
+    def remove_unheld(self) -> list[str]:
+        """Remove the nodes that nobody holds: of mounts that ended while no driver ran, or of a driver that was killed.
+
+        Returns the others.
+        """
+        held: list[str] = []
+        try:
+            fcntl.flock(self._making, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return held  # another driver with the same folder is about to lock one
+        try:
+            for name in os.listdir(self.folder):
+                if self.is_held(name):
+                    held.append(name)
+                else:
+                    self.remove(name)
+        finally:
+            fcntl.flock(self._making, fcntl.LOCK_UN)
+        return held
 
     def path(self, name: str) -> str:
         """Where inotify finds the node."""

@@ -3,7 +3,8 @@
 Everything that arrives is from the pod, so it has a size, a time, and a number at once. Fds that a client sends along
 are dropped by the kernel, and never installed here. But the drop itself can block whoever makes it, for as long as the
 pod likes (a lingering TCP socket, a file of a file system that the pod serves), and closing a connection drops what was
-queued in it. So both happen in threads of the volume's own, and where these are all stuck the volume accepts no more.
+queued in it. So both happen in threads of the volume's own, and where these are all stuck the volume accepts no more
+until one of them is free.
 """
 
 import asyncio
@@ -67,23 +68,35 @@ class Handler(Protocol):
         """Unmount."""
 
 
+class Capacity:
+    """What one volume may use for its clients: threads, and how many connections are not closed yet.
+
+    It outlives the volume's servers. A pod can make each of them hang, and remove the sockets so that there is a next one.
+    """
+
+    def __init__(self) -> None:
+        self.threads = Threads(limits.REQUESTS_AT_ONCE, nudge=limits.REQUEST_WAIT)
+        self.listener_thread = Threads(1, nudge=limits.REQUEST_WAIT)
+        self.connections = 0
+        self.on_room: Callable[[], None] = lambda: None  # called when there is one less
+
+
 class FdServer:
     """Two listening sockets, which it owns, and the requests on them."""
 
-    def __init__(self, handler: Handler, sockets: PodSockets, volume_name: str, log: VolumeLog) -> None:
+    def __init__(self, handler: Handler, sockets: PodSockets, volume_name: str, log: VolumeLog, capacity: Capacity) -> None:
         self._handler = handler
+        self._capacity = capacity
         self._sockets = sockets
         self._volume_name = volume_name
         self._log = log
         self._loop = asyncio.get_running_loop()
-        self._threads = Threads(limits.REQUESTS_AT_ONCE)
-        self._listener_thread = Threads(1)
         self._serving = 0
         self._connections: list[asyncio.Task[None]] = []
-        self._stuck: list[socket.socket] = []
         self._waiting: list[asyncio.Future[None]] = []
         self._is_listening = False
         self._is_closed = False
+        capacity.on_room = self._listen
         self._listen()
 
     def stop(self) -> None:
@@ -97,15 +110,16 @@ class FdServer:
             _settle(waiting, ConnectionResetError("the volume is being unpublished"))
 
     async def close(self, patience: float = 0) -> None:
-        """Stop, and close the listening sockets with all that is queued in them; `patience` as for Threads.run()."""
+        """Stop, and close the listening sockets with all that is queued in them; `patience` as for Threads.finish()."""
         self.stop()
-        try:
-            await self._listener_thread.run(limits.PROBE_WAIT, self._sockets.close, patience)
-        except OSError as error:
-            self._log.warning(f"the sockets are not closed yet: {error}")
+        closed = self._capacity.listener_thread.finish(self._sockets.close, patience)
+        if not closed.done():
+            await asyncio.wait({closed}, timeout=limits.PROBE_WAIT)
+        if not closed.done():
+            self._log.warning("the sockets are not closed yet; clients have queued file descriptors that block whoever drops them")
 
     def _listen(self) -> None:
-        if self._is_closed or self._is_listening:
+        if self._is_closed or self._is_listening or self._capacity.connections >= _CONNECTIONS_MAX:
             return
         self._is_listening = True
         self._loop.add_reader(self._sockets.v1.fileno(), self._accept, self._sockets.v1, self._serve_v1)
@@ -120,7 +134,7 @@ class FdServer:
     def _accept(self, listener: socket.socket, serve: Serve) -> None:
         """Take one connection, and the next one when other volumes have had their turn: a pod may flood its socket."""
         # It must not fill the driver's memory either.
-        if len(self._connections) + len(self._stuck) >= _CONNECTIONS_MAX:
+        if self._capacity.connections >= _CONNECTIONS_MAX:
             self._pause()
             return
         try:
@@ -133,14 +147,15 @@ class FdServer:
             self._loop.call_later(_ACCEPT_PAUSE, self._listen)
             return
         connection.setblocking(False)
+        self._capacity.connections += 1
         task = self._loop.create_task(self._run(serve, connection))
         self._connections.append(task)
-        task.add_done_callback(self._end)
+        task.add_done_callback(self._connections.remove)
 
-    def _end(self, task: "asyncio.Task[None]") -> None:
-        self._connections.remove(task)
-        if len(self._connections) + len(self._stuck) < _CONNECTIONS_MAX:
-            self._listen()
+    def _one_less(self, closed: "asyncio.Future[None]") -> None:
+        closed.exception()  # close(2) fails of what it has closed
+        self._capacity.connections -= 1
+        self._capacity.on_room()
 
     async def _run(self, serve: Serve, connection: socket.socket) -> None:
         try:
@@ -156,11 +171,10 @@ class FdServer:
             self._log.debug("a client went before it had its answer")
         except Exception as error:
             self._log.error(f"a request failed: {error!r}")
-        try:
-            await self._threads.run(limits.REQUEST_WAIT, connection.close)
-        except OSError:
-            # Kept, or the garbage collector would close it here.
-            self._stuck.append(connection)
+        closed = self._capacity.threads.finish(connection.close)
+        closed.add_done_callback(self._one_less)
+        await asyncio.wait({closed}, timeout=limits.REQUEST_WAIT)
+        if not closed.done():
             self._log.refusal("a client's connection cannot be closed; it holds file descriptors that block whoever drops them")
 
     async def _serve_original(self, connection: socket.socket) -> None:
@@ -212,8 +226,13 @@ class FdServer:
                 return  # the program has changed its mind, or died
             protocol.check_proceed(packet)
             client_gone = self._loop.create_future()
+
+            def went() -> None:
+                self._loop.remove_reader(connection.fileno())
+                _settle(client_gone)
+
             # It has nothing to say before it is answered: whatever comes is its end, or not of this protocol.
-            self._loop.add_reader(connection.fileno(), _settle, client_gone)
+            self._loop.add_reader(connection.fileno(), went)
             try:
                 await prepared.mount(client_gone)
             finally:
@@ -236,7 +255,9 @@ class FdServer:
             self._loop.remove_reader(connection.fileno())
             self._waiting.remove(readable)
         try:
-            data, _ = await self._threads.run(limits.REQUEST_WAIT, lambda: fdpass.receive_with_fds(connection, limits.PACKET_MAX, 0))
+            data, _ = await self._capacity.threads.run(
+                limits.REQUEST_WAIT, lambda: fdpass.receive_with_fds(connection, limits.PACKET_MAX, 0)
+            )
         except fdpass.Truncated:
             raise ProtocolError(f"the packet is longer than {limits.PACKET_MAX} bytes") from None
         return data

@@ -12,6 +12,7 @@ from errno import EBUSY, ECONNABORTED, EINVAL, ENOTCONN
 
 from driver import syscalls
 from driver.device import DeviceNodes, Opened
+from driver.logs import log
 from driver.policy import KernelMount
 from fusermount3_proxy import mountinfo
 from fusermount3_proxy.mountinfo import Mount
@@ -21,6 +22,7 @@ PLACEHOLDER_SOURCE = "mfcp-waiting"
 _PLACEHOLDER_TYPE = "tmpfs"
 
 _PRIVATE_PREFIX = "private-"
+_TARGET_SUFFIX = ".target"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,20 @@ class Workspace:
         os.close(self._owned)
         _remove_private(self._private)
 
-    def new_place(self) -> str:
-        """An empty directory on the private tmpfs."""
+    def new_place(self, target: str) -> str:
+        """An empty directory on the private tmpfs, for take_off() of `target`; drop_place() ends it."""
         path = f"{self._private}/{secrets.token_hex(8)}"
+        # Tells the next driver, should this one be killed, what was to be taken off.
+        os.symlink(target, f"{path}{_TARGET_SUFFIX}")
         os.mkdir(path, 0o700)
         return path
+
+
+def drop_place(place: str) -> None:
+    """Take everything off a place, and remove it."""
+    detach_all(place)
+    os.rmdir(place)
+    os.unlink(f"{place}{_TARGET_SUFFIX}")
 
 
 def _remove_private(path: str) -> None:
@@ -76,6 +87,9 @@ def _remove_private(path: str) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if mounts_at(path):
+            for name in os.listdir(fd):
+                if name.endswith(_TARGET_SUFFIX):
+                    _finish_take_off(f"{path}/{name.removesuffix(_TARGET_SUFFIX)}", os.readlink(name, dir_fd=fd))
             # What is mounted in it are peers of mounts in containers: unmounted as they are, they would take those along.
             syscalls.mount_setattr(fd, propagation=syscalls.MS_PRIVATE, recursive=True)
     except BlockingIOError:
@@ -84,6 +98,26 @@ def _remove_private(path: str) -> None:
         os.close(fd)
     detach_all(path)
     os.rmdir(path)
+
+
+def _finish_take_off(place: str, target: str) -> None:
+    """Do the rest of a take_off() whose driver was killed. Otherwise containers that started after the mount keep it for ever."""
+    try:
+        here = mounts_at(place)
+        if not here or not here[-1].is_fuse:
+            return  # not begun; or the placeholder is over it, and all see that
+        if device_at(target) == here[-1].device:
+            return  # still at the target, which the next driver looks after
+        fuse = os.open(place, os.O_PATH | os.O_CLOEXEC)
+        try:
+            _abort(place)
+            if not mounts_at(target):
+                mount_placeholder(target)
+            syscalls.mount(target, place, None, syscalls.MS_BIND)
+        finally:
+            os.close(fuse)
+    except OSError as error:
+        log.error(f"the mount at {target}, which a former driver was taking off, may stay in containers until they restart: {error}")
 
 
 def mount_placeholder(target: str) -> str:
@@ -191,7 +225,7 @@ def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool) -
     A container that started after the mount has bound the FUSE mount itself and would keep it for ever. So it gets the
     placeholder mounted over it, through a peer of that FUSE mount.
     """
-    peer = workspace.new_place()
+    peer = workspace.new_place(target)
     try:
         # A bind is a peer of the FUSE mount, so what is mounted on it reaches all that have bound it.
         syscalls.mount(target, peer, None, syscalls.MS_BIND)
@@ -200,12 +234,7 @@ def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool) -
             if syscalls.device_of(fuse) != mount.device:
                 return  # somebody unmounted it on the node
             syscalls.umount(target, 0 if plain else syscalls.MNT_DETACH)
-            try:
-                # Aborts the connection, so that the program gets ENODEV although containers still hold its superblock.
-                syscalls.umount(peer, syscalls.MNT_FORCE)
-            except OSError as error:
-                if error.errno != EBUSY:  # the fd above keeps it busy, on purpose
-                    raise
+            _abort(peer)
             if not mount.on_placeholder:
                 mount_placeholder(target)
             # Over every container's own bind, and their next mount reaches them: they are in its peer group now.
@@ -215,7 +244,16 @@ def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool) -
         finally:
             os.close(fuse)
     finally:
-        _drop(peer)
+        drop_place(peer)
+
+
+def _abort(place: str) -> None:
+    """Abort the connection at a place, so that its program gets ENODEV although containers still hold its superblock."""
+    try:
+        syscalls.umount(place, syscalls.MNT_FORCE)
+    except OSError as error:
+        if error.errno != EBUSY:  # the caller's fd keeps it busy, on purpose
+            raise
 
 
 def remove_target(workspace: Workspace, target: str, mount: FuseMount | None) -> None:
@@ -277,8 +315,3 @@ def mount_table() -> list[Mount]:
     """This process's mountinfo."""
     with open("/proc/self/mountinfo", "rb") as file:
         return mountinfo.parse(file.read())
-
-
-def _drop(place: str) -> None:
-    detach_all(place)
-    os.rmdir(place)

@@ -11,9 +11,7 @@ import signal
 from collections.abc import Callable
 from errno import EINTR, EINVAL
 
-import prctl
-
-_FD_MAX = 1 << 20
+from driver import apart
 
 
 class MountProcess:
@@ -54,15 +52,8 @@ def _run(driver: int, fd: int, mount: Callable[[], None]) -> None:
     """The process's whole life. Never returns."""
     status = EINVAL
     try:
-        # Without the driver nobody would end it, and nobody would know of its mount.
-        prctl.set_pdeathsig(signal.SIGKILL)
-        if os.getppid() != driver:
+        if not apart.enter(driver, fd):
             return
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
-        # An fd that another volume's program was given would look alive as long as this process has it.
-        os.closerange(3, fd)
-        os.closerange(fd + 1, _FD_MAX)
         mount()
         status = 0
     except OSError as error:

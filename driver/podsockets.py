@@ -52,11 +52,16 @@ class PodSockets:
                     put_dev_fuse(directory)
                     identity = _identity(directory, name)
                     if identity is not None:
+                        # Not before: a pod that removes them again and again would queue what blocks whoever closes them,
+                        # and those that are not kept are closed here.
+                        for sock in sockets:
+                            sock.listen(_BACKLOG)
                         return PodSockets(original=sockets[1], v1=sockets[0], _identity=identity)
                 except BaseException:
                     _remove(directory, name)
                     _close(sockets)
                     raise
+                _remove(directory, name)
                 _close(sockets)
             raise OSError(EAGAIN, "the pod removes them as fast as they are made")
         finally:
@@ -149,7 +154,6 @@ def _bind(directory: int, name: str, kind: int) -> socket.socket:
             _bind_in(directory, sock)
         finally:
             os.umask(umask)
-        sock.listen(_BACKLOG)
         os.rename(_BIND_NAME, name, src_dir_fd=directory, dst_dir_fd=directory)
     except BaseException:
         _unlink(directory, _BIND_NAME)

@@ -5,6 +5,7 @@ said the program cannot change. Whatever anybody says, nosuid and nodev stay: th
 like, and a setuid file or a device node of its making must mean nothing on the node.
 """
 
+import re
 from dataclasses import dataclass
 from errno import EINVAL
 
@@ -19,11 +20,20 @@ _FLAGS = {
     "sync": syscalls.MS_SYNCHRONOUS,
     "dirsync": syscalls.MS_DIRSYNC,
     "noatime": syscalls.MS_NOATIME,
+    "nodiratime": syscalls.MS_NODIRATIME,
+    "relatime": syscalls.MS_RELATIME,
     "strictatime": syscalls.MS_STRICTATIME,
+    "lazytime": syscalls.MS_LAZYTIME,
+    "nosymfollow": syscalls.MS_NOSYMFOLLOW,
 }
 _ALWAYS = syscalls.MS_NOSUID | syscalls.MS_NODEV
+_KEPT = ("nosuid", "nodev")  # the same, by name
 
 NO_DEFAULT_PERMISSIONS = "no_default_permissions"
+
+_NUMBER = re.compile(r"0[xX](?P<hex>[0-9a-fA-F]+)|(?P<octal>0[0-7]+)|[0-9]|[1-9][0-9]+")
+_UINT_MAX = 2**32 - 1
+_DIGITS_MAX = len(f"{_UINT_MAX:o}")
 
 _DIRECTORY = 0o40000  # rootmode: kubelet's target is one
 
@@ -101,6 +111,7 @@ def kernel_mount(volume: VolumePolicy, asked: str, uid: int, gid: int) -> Kernel
         program = options.parse(asked)
     except OptionError as error:
         raise Refused(str(error)) from None
+    _check_numbers(program)
     merged = MountOptions()
     _merge(merged, volume.options)
     _merge(merged, program)
@@ -116,8 +127,8 @@ def kernel_mount(volume: VolumePolicy, asked: str, uid: int, gid: int) -> Kernel
     wants_none = "allow_other" in program.access and "default_permissions" not in program.access
     if not (wants_none and volume.may_drop_default_permissions):
         data.append("default_permissions")
-    for name, value in merged.numbers.items():
-        data.append(f"{name}={_number(value)}")
+    for name, texts in merged.numbers.items():
+        data.append(f"{name}={_number(texts[-1])}")
 
     # fusermount3's rule for what mount tables show.
     source = merged.fsname if merged.fsname is not None else merged.subtype if merged.subtype is not None else "/dev/fuse"
@@ -127,12 +138,18 @@ def kernel_mount(volume: VolumePolicy, asked: str, uid: int, gid: int) -> Kernel
     return KernelMount(_raw(source), _raw(fstype), flags, ",".join(data).encode("ascii"))
 
 
+def lacking(volume: VolumePolicy, options: str, super_options: str) -> list[str]:
+    """What a volume asks for and a mount that was there before does not have; its options as mountinfo has them."""
+    there = {*options.split(","), *super_options.split(",")}
+    return [flag for flag in ("ro", "noexec", "nosuid", "nodev") if (volume.options.flags.get(flag) or flag in _KEPT) and flag not in there]
+
+
 def _merge(into: MountOptions, more: MountOptions) -> None:
     """Take from `more` what `into` does not say yet."""
     for flag, on in more.flags.items():
         into.flags.setdefault(flag, on)
-    for name, value in more.numbers.items():
-        into.numbers.setdefault(name, value)
+    for name, texts in more.numbers.items():
+        into.numbers.setdefault(name, texts)
     into.fsname = more.fsname if into.fsname is None else into.fsname
     into.subtype = more.subtype if into.subtype is None else into.subtype
 
@@ -145,18 +162,32 @@ def _check(said: MountOptions) -> None:
     """Raises Refused for a volume's option that would make every mount fail."""
     if "blksize" in said.numbers:
         raise Refused("blksize is for block devices")
-    for value in said.numbers.values():
-        _number(value)
+    _check_numbers(said)
     for name in (said.fsname, said.subtype):
         if name is not None:
             _raw(name)
 
 
-def _number(value: str) -> str:
-    # Anything else could end the option and begin another one in the text that the kernel reads.
-    if not (value.isascii() and value.isdigit() and len(value) <= 10):
-        raise Refused("mount failed: Invalid argument")
-    return value
+def _check_numbers(said: MountOptions) -> None:
+    for texts in said.numbers.values():
+        for text in texts:
+            _number(text)
+
+
+def _number(text: str) -> int:
+    """A number as the kernel reads it, kstrtouint() with base 0.
+
+    Only the number is passed on: a text could end the option and begin another one.
+    """
+    digits = text.removesuffix("\n").removeprefix("+")
+    match = _NUMBER.fullmatch(digits)
+    if match is not None:
+        base = 16 if match["hex"] else 8 if match["octal"] else 10
+        significant = (match["hex"] or digits).lstrip("0") or "0"
+        # int() takes no text of thousands of digits.
+        if len(significant) <= _DIGITS_MAX and (value := int(significant, base)) <= _UINT_MAX:
+            return value
+    raise Refused("mount failed: Invalid argument")
 
 
 def _raw(text: str) -> bytes:

@@ -5,8 +5,7 @@ import prctl
 _USED = {
     "CAP_SYS_ADMIN": prctl.CAP_SYS_ADMIN,  # mount(2), umount2(2) and their relatives
     "CAP_MKNOD": prctl.CAP_MKNOD,  # a device node for each mount
-    "CAP_DAC_OVERRIDE": prctl.CAP_DAC_OVERRIDE,  # sockets in an emptyDir of any owner and mode
-    "CAP_DAC_READ_SEARCH": prctl.CAP_DAC_READ_SEARCH,  # the way there
+    "CAP_DAC_OVERRIDE": prctl.CAP_DAC_OVERRIDE,  # sockets in an emptyDir of any owner and mode, and the way there
     "CAP_FOWNER": prctl.CAP_FOWNER,  # removing them again where the pod has made it sticky
 }
 

@@ -26,11 +26,15 @@ MS_NODEV = 4
 MS_NOEXEC = 8
 MS_SYNCHRONOUS = 16
 MS_DIRSYNC = 128
+MS_NOSYMFOLLOW = 256
 MS_NOATIME = 1024
+MS_NODIRATIME = 2048
 MS_BIND = 4096
 MS_PRIVATE = 1 << 18
 MS_SHARED = 1 << 20
+MS_RELATIME = 1 << 21
 MS_STRICTATIME = 1 << 24
+MS_LAZYTIME = 1 << 25
 
 MNT_FORCE = 1
 MNT_DETACH = 2
@@ -98,6 +102,11 @@ def openat2(dir_fd: int, path: Path, flags: int, mode: int = 0, resolve: int = R
     """openat2(2), close-on-exec. By default no symlink is followed and `dir_fd` cannot be left."""
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     return _check(_libc.syscall(_SYS_OPENAT2, dir_fd, _raw(path), ctypes.byref(how), ctypes.sizeof(how)), path)
+
+
+def tgkill(process: int, thread: int, number: int) -> None:
+    """tgkill(2)."""
+    _check(_libc.tgkill(process, thread, number), f"/proc/{process}/task/{thread}")
 
 
 def refused() -> dict[str, int]:

@@ -8,8 +8,9 @@ import asyncio
 import os
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 
-from driver import fusemount, subpaths
+from driver import apart, fusemount, subpaths
 from driver.bounded import Threads
 from driver.closewatch import CloseWatch
 from driver.device import Opened
@@ -48,6 +49,7 @@ class TargetMount:
         self.process: MountProcess | None = None  # mounts for a program that answers INIT first (sync-init)
         self._paths = paths
         self._target = paths.target_path
+        self.left: bytes | None = None  # the mountpoint of a program that has gone, while nobody has unmounted it
         self._workspace = workspace
         self._watch = watch
         self._log = log
@@ -114,6 +116,7 @@ class TargetMount:
         """Look after a FUSE mount that is at the target."""
         self.record = record
         self.state = State.MOUNTED
+        self.left = None
         self._reaper = None
         self._history.no_trouble("watch", "subPath")
         self._has_old_sub_paths = True  # for all that is known here
@@ -139,7 +142,8 @@ class TargetMount:
         if record is None or self._is_held(record):
             return False
         try:
-            is_gone = await self._prober.run(limits.PROBE_WAIT, lambda: fusemount.is_gone(self._target, record))
+            ask = partial(fusemount.is_gone, self._target, record)
+            is_gone = await self._prober.run(limits.PROBE_WAIT, lambda: apart.call(limits.PROBE_WAIT, ask))
         except OSError:
             return False
         if is_gone and self.state is not State.DEAD:
@@ -202,7 +206,8 @@ class TargetMount:
 
     async def _renew_sub_paths(self, record: FuseMount) -> None:
         try:
-            done = await self._renewer.run(limits.SUB_PATH_WAIT, lambda: subpaths.renew(self._paths, record.device))
+            renew = partial(subpaths.renew, self._paths, record.device)
+            done = await self._renewer.run(limits.SUB_PATH_WAIT, lambda: apart.call(limits.SUB_PATH_WAIT, renew))
         except OSError as error:
             if self.record is record:
                 text = "the FUSE program does not answer" if isinstance(error, TimeoutError) else str(error)
@@ -229,6 +234,7 @@ class TargetMount:
 
     def _forget(self, end: End) -> None:
         self.release()
+        self._history.no_trouble("adopted")
         if self.record is not None:
             self._history.ended(end)
         if self.record is not None and self.record.node is not None:
@@ -263,12 +269,14 @@ class TargetMount:
                 pass
 
     async def _take_off_if_dead(self) -> bool:
-        if not await self.is_dead():
+        record = self.record
+        if record is None or not await self.is_dead():
             return False
         try:
             await self.take_off(plain=False)
         except OSError as error:
             self._log.error(f"the FUSE program has gone, and its mount at {os.fspath(self._target)} cannot be taken off: {error}")
             return False
+        self.left = record.mountpoint
         self._log.info("the FUSE program has gone; its mount is taken off, and another one can mount")
         return True

@@ -15,7 +15,7 @@ from driver.bounded import Threads
 from driver.closewatch import CloseWatch
 from driver.device import Opened
 from driver.errors import Code, VolumeError
-from driver.fdserver import FdServer, Peer
+from driver.fdserver import Capacity, FdServer, Peer
 from driver.fusemount import FuseMount, Workspace
 from driver.history import History, Past
 from driver.logs import VolumeLog
@@ -23,7 +23,7 @@ from driver.metrics import End, Operation, Timer
 from driver.mountprocess import MountProcess
 from driver.paths import VolumePaths
 from driver.podsockets import NameTaken, NoDirectory, PodSockets
-from driver.policy import KernelMount, Refused, VolumePolicy, kernel_mount
+from driver.policy import KernelMount, Refused, VolumePolicy, kernel_mount, lacking
 from driver.targetmount import State, TargetMount
 from fusermount3_proxy import limits
 from fusermount3_proxy.mountinfo import Mount
@@ -97,6 +97,7 @@ class Volume:
         self._mount = TargetMount(publication.paths, workspace, watch, self.log, self.history, lambda: on_change(self))
         self._sockets: PodSockets | None = None
         self._server: FdServer | None = None
+        self._capacity = Capacity()
         self._closing: list[asyncio.Task[None]] = []
 
     @property
@@ -108,6 +109,11 @@ class Volume:
     def mount_record(self) -> FuseMount | None:
         """The FUSE mount at the target."""
         return self._mount.record
+
+    @property
+    def placeholder(self) -> str | None:
+        """The placeholder's device number, where it is known."""
+        return self._mount.placeholder
 
     # ---- published and unpublished
 
@@ -157,6 +163,9 @@ class Volume:
         try:
             if self._sockets is None or not self._sockets.are_in_place(self.publication.paths, self.publication.socket_name):
                 self.log.refusal("the sockets in the emptyDir are gone or replaced; making them again")
+                if self._capacity.listener_thread.is_busy:
+                    # Or a pod that fills their queues with what blocks, and removes them, would have more of them each time.
+                    raise OSError(EBUSY, "the former ones cannot be closed yet")
                 self._stop_listening()
                 self._listen()
             self.history.no_trouble("sockets")
@@ -229,6 +238,15 @@ class Volume:
         else:
             self._mount.take_over(fusemount.adopt(stack))
             self.log.info("taking over the FUSE file system that is mounted there already")
+        if self.mount_record is not None and self.mount_record.node is None:
+            self._tell_what_it_lacks(stack[-1])
+
+    def _tell_what_it_lacks(self, mount: Mount) -> None:
+        # Remounting it would take writing away from a program that was promised it.
+        if lacks := lacking(self.policy, mount.options, mount.super_options):
+            text = f"the FUSE file system that was mounted there before is not {', '.join(lacks)}; it will be when its program mounts again"
+            self.log.warning(text)
+            self.history.trouble("adopted", text)
 
     def _listen(self) -> None:
         publication = self.publication
@@ -241,7 +259,7 @@ class Volume:
             raise VolumeError(Code.FAILED_PRECONDITION, str(error)) from None
         except OSError as error:
             raise VolumeError(Code.INTERNAL, f"cannot make the fd-passing sockets: {error}") from None
-        self._server = FdServer(self, self._sockets, publication.paths.volume_name, self.log)
+        self._server = FdServer(self, self._sockets, publication.paths.volume_name, self.log, self._capacity)
 
     def _stop_listening(self) -> None:
         if (server := self._take_sockets_away()) is not None:
@@ -352,6 +370,11 @@ class Volume:
         async with self._mount.lock:
             self._refuse_when_closing()
             record = self._mount.record
+            if record is None and mountpoint == self._mount.left:
+                # libfuse's helper would unmount what a program left that has gone; here that is done already. fuse3
+                # (Rust) closes its fd before it calls the helper, and scripts clean up after a crash.
+                self._mount.left = None
+                return
             if record is None or (mountpoint != record.mountpoint and request.device != record.device):
                 raise Refused(f"not mounted: {os.fsdecode(mountpoint)!r}", EINVAL)
             await self._take_off(plain=not request.lazy)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 
 from driver import fusemount
 from driver.bounded import Threads
@@ -9,7 +10,7 @@ from driver.closewatch import CloseWatch
 from driver.errors import Code, VolumeError
 from driver.fusemount import Workspace
 from driver.history import Past
-from driver.logs import VolumeLog
+from driver.logs import VolumeLog, log
 from driver.policy import of_volume
 from driver.records import Record, Records
 from driver.targetmount import State
@@ -97,7 +98,19 @@ class Volumes:
                 self._save(volume)
             else:
                 self._records.delete(target)
-        self._workspace.nodes.remove_unheld()
+        self._remove_nodes()
+
+    def _remove_nodes(self) -> None:
+        """Remove the device nodes of nobody; those that a program has and that were never mounted, when it has gone."""
+        nodes = self._workspace.nodes
+        known = {volume.mount_record.node for volume in self if volume.mount_record is not None}
+        for name in nodes.remove_unheld():
+            if name not in known:
+                try:
+                    # Opened for writing once: that this is closed says that nobody has it.
+                    self._watch.add(nodes.path(name), partial(nodes.remove, name))
+                except OSError as error:
+                    log.warning(f"a device node of a former driver stays until the next start: {error}")
 
     async def unpublish(self, target: str) -> None:
         """Unpublish; a target that is not known is cleared of what a former driver left. Raises VolumeError."""

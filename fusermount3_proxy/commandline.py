@@ -7,12 +7,12 @@
     -u --unmount                unmount
     -z --lazy                   with -u: detach now, clean up when it is no longer used
     -q --quiet                  with -u: no message where it cannot be unmounted
-    -U --auto-unmount           unmount when the program ends
+    -U --auto-unmount           unmount when the program ends, which has mounted itself; goes before -u
        --sync-init              libfuse 3.19: mount after the program says so
        --comm-fd        N       the same as _FUSE_COMMFD=N
 
-Options may stand in any place, before and after the mountpoint; `--` ends them; a long one may be cut as long as it is
-clear. `--options` and `-U` come from the Go plugin's fusermount3-proxy.
+Options may stand in any place, before and after the mountpoint, but with POSIXLY_CORRECT in the environment before it
+alone; `--` ends them; a long one may be cut as long as it is clear. `--options` and `-U` come from the Go plugin's fusermount3-proxy.
 """
 
 from fusermount3_proxy.program import to_bytes, to_text
@@ -68,8 +68,11 @@ class Command:
         self.help = self.version = False
 
 
-def parse(arguments: list[str]) -> Command:
-    """Read the arguments after the program's name. Raises CommandLineError with fusermount3's message."""
+def parse(arguments: list[str], options_first: bool = False) -> Command:
+    """Read the arguments after the program's name. Raises CommandLineError with fusermount3's message.
+
+    `options_first` is getopt_long's way with POSIXLY_CORRECT: the first argument that is no option ends them.
+    """
     command = Command()
     operands: list[str] = []
     rest = iter(arguments)
@@ -82,9 +85,11 @@ def parse(arguments: list[str]) -> Command:
             _short(command, argument[1:], rest)
         else:
             operands.append(argument)
+            if options_first:
+                operands += rest
         if command.help or command.version:
             return command
-    if command.lazy and not command.unmount:
+    if command.lazy and not command.unmount and not command.auto_unmount:
         raise CommandLineError("-z can only be used with -u")
     if not operands:
         raise CommandLineError("missing mountpoint argument")

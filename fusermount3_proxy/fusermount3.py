@@ -7,7 +7,7 @@ and passes the /dev/fuse fd on over that socket the way libfuse's fusermount3 do
 import posix
 import sys
 from _socket import AF_UNIX, SO_DOMAIN, SOL_SOCKET, socket
-from errno import EINVAL, ENOTCONN
+from errno import EBADF, EINVAL
 
 from fusermount3_proxy import autounmount, commandline, driver_socket, fdpass, limits, mountpoint, options, program, protocol, syncinit
 from fusermount3_proxy.commandline import Command, CommandLineError
@@ -26,6 +26,10 @@ class Failure(Exception):
     """The end, with exit code 1; the text is the line on standard error, without the program's name."""
 
 
+class CannotSend(Failure):
+    """The comm fd is of no use. fusermount3 says this without its name."""
+
+
 class CannotUnmount(Failure):
     """A failure that -q keeps quiet about."""
 
@@ -34,7 +38,7 @@ def main(arguments: list[str]) -> int:
     """Run with the arguments after the program's name. Returns the exit code."""
     command = Command()
     try:
-        command = commandline.parse(arguments)
+        command = commandline.parse(arguments, b"POSIXLY_CORRECT" in posix.environ)
         if command.help:
             program.write(1, commandline.USAGE)
             return 1
@@ -42,13 +46,15 @@ def main(arguments: list[str]) -> int:
             program.write(1, VERSION)
             return 0
         path = _resolve(command.mountpoint)
-        if command.unmount:
+        if command.unmount and not command.auto_unmount:
             _unmount(command, path)
         else:
             _mount(command, path)
     except (CommandLineError, Failure, DriverError, NoSocket) as error:
         is_quiet = command.unmount and command.quiet and isinstance(error, CannotUnmount | DriverError | NoSocket)
-        if not is_quiet:
+        if isinstance(error, CannotSend):
+            program.write(2, f"{error}\n")
+        elif not is_quiet:
             say(str(error))
         return 1
     return 0
@@ -106,7 +112,7 @@ def _mount(command: Command, path: bytes) -> None:
         # Before the fd is closed: until then no other program can have mounted there.
         _undo(socket_path, path)
         posix.close(fuse_fd)
-        raise Failure(f"sending file descriptor: {error.strerror}") from None
+        raise CannotSend(f"sending file descriptor: {error.strerror}") from None
 
 
 def _mount_when_told(comm: socket, socket_path: str, request: MountRequest) -> None:
@@ -121,6 +127,8 @@ def _mount_when_told(comm: socket, socket_path: str, request: MountRequest) -> N
         syncinit.mount(comm, fuse_fd, prepared)
     except SyncInitError as error:
         raise Failure(str(error)) from None
+    except OSError as error:
+        raise CannotSend(f"sending file descriptor: {error.strerror}") from None
     finally:
         prepared.close()
 
@@ -130,23 +138,36 @@ def _check_mountpoint(path: bytes) -> None:
     try:
         posix.lstat(path)
     except OSError as error:
-        if error.errno != ENOTCONN:  # a dead mount: the driver takes it off
+        if error.errno not in autounmount.GONE:  # a dead mount: the driver takes it off
             raise Failure(f"failed to access mountpoint {to_text(path)}: {error.strerror}") from None
 
 
 def _comm_socket(number: str) -> socket:
-    remedy = f"_FUSE_COMMFD={number} must be the number of an open Unix socket; the FUSE library that starts this program sets it"
-    if not number.isascii() or not number.isdigit() or len(number) > 9:
-        raise Failure(f"sending file descriptor: {remedy}")
     try:
-        comm = socket(fileno=int(number))
+        comm = socket(fileno=_atoi(number))
         is_unix = comm.getsockopt(SOL_SOCKET, SO_DOMAIN) == AF_UNIX
     except OSError as error:
-        raise Failure(f"sending file descriptor: {error.strerror}: {remedy}") from None
+        raise CannotSend(f"sending file descriptor: {error.strerror}") from None
+    except ValueError:
+        # A negative number, which the socket module refuses itself.
+        raise CannotSend(f"sending file descriptor: {posix.strerror(EBADF)}") from None
     if not is_unix:
-        raise Failure(f"sending file descriptor: {posix.strerror(EINVAL)}: {remedy}")
-    comm.settimeout(None)
+        raise CannotSend(f"sending file descriptor: {posix.strerror(EINVAL)}")
     return comm
+
+
+def _atoi(text: str) -> int:
+    """atoi(3) of glibc, by which fusermount3 reads the number: what follows it is ignored, and no number is 0."""
+    text = text.lstrip(" \t\n\v\f\r")
+    sign = -1 if text[:1] == "-" else 1
+    text = text[1:] if text[:1] in ("-", "+") else text
+    end = 0
+    while end < len(text) and text[end] in "0123456789":
+        end += 1
+    digits = text[:end].lstrip("0")
+    # strtol(3) stops at the ends of a long, and an int keeps the lower half of it.
+    value = max(-(1 << 63), min((1 << 63) - 1, sign * int(digits or "0"))) if len(digits) < 20 else (1 << 63) - (sign > 0)
+    return (value + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
 def _undo(socket_path: str, path: bytes) -> None:

@@ -1,9 +1,11 @@
 """The mountpoint as the client names it: made absolute, and what the client's own mount table shows there."""
 
 import posix
-from errno import ENOENT
+from errno import ENAMETOOLONG, ENOENT
 
 from fusermount3_proxy import mountinfo, procfs
+
+_LOOK = posix.O_PATH | posix.O_CLOEXEC
 
 
 def resolve(raw: bytes) -> bytes:
@@ -24,7 +26,17 @@ def resolve(raw: bytes) -> bytes:
 
 def real_path(path: bytes) -> bytes:
     """The path without symlinks, `.` and `..`, asked of the kernel. Raises OSError."""
-    fd = posix.open(path, posix.O_PATH | posix.O_CLOEXEC)
+    how = _LOOK
+    # For the kernel `.` is a name to be searched for, for realpath(3) it is none.
+    while path.endswith((b"/.", b"/")) and path.strip(b"/"):
+        path = path.removesuffix(b".").rstrip(b"/") or b"/"
+        how = _LOOK | posix.O_DIRECTORY
+    try:
+        fd = posix.open(path, how)
+    except OSError as error:
+        if error.errno != ENAMETOOLONG:
+            raise
+        fd = _walk(path)
     try:
         try:
             real = posix.readlink(b"/proc/self/fd/%d" % fd)
@@ -36,6 +48,19 @@ def real_path(path: bytes) -> bytes:
         return real
     finally:
         posix.close(fd)
+
+
+def _walk(path: bytes) -> int:
+    """An fd of a path that is longer than open(2) takes, name by name: realpath(3) takes one of any length."""
+    fd = posix.open(b"/" if path.startswith(b"/") else b".", _LOOK)
+    for name in path.split(b"/"):
+        if name:
+            before = fd
+            try:
+                fd = posix.open(name, _LOOK, dir_fd=before)
+            finally:
+                posix.close(before)
+    return fd
 
 
 def fuse_device(path: bytes) -> str | None:

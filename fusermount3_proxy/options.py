@@ -17,12 +17,18 @@ FLAGS = {
     "atime": ("noatime", False),
     "noatime": ("noatime", True),
     "dirsync": ("dirsync", True),
-    # 3.14 does not know these four; some later versions take them, and they ask for what the kernel does by itself or
-    # for a cost that only the asking program bears.
-    "relatime": ("strictatime", False),
-    "norelatime": ("strictatime", True),
+    # 3.14 does not know these, 3.17 does: they ask for what the kernel does by itself, or for what only the asking
+    # program and its users notice.
+    "diratime": ("nodiratime", False),
+    "nodiratime": ("nodiratime", True),
+    "lazytime": ("lazytime", True),
+    "nolazytime": ("lazytime", False),
+    "relatime": ("relatime", True),
+    "norelatime": ("relatime", False),
     "strictatime": ("strictatime", True),
     "nostrictatime": ("strictatime", False),
+    "symfollow": ("nosymfollow", False),
+    "nosymfollow": ("nosymfollow", True),
     "nosuid": ("nosuid", True),
     "nodev": ("nodev", True),
 }
@@ -34,7 +40,7 @@ UNSAFE = ("suid", "dev")
 SKIPPED_PREFIXES = ("fd=", "rootmode=", "user_id=", "group_id=", "x-")
 SKIPPED = ("nonempty",)
 
-ACCESS = ("allow_other", "allow_root", "default_permissions")
+ACCESS = ("allow_other", "default_permissions")
 NUMBERS = ("max_read", "blksize")
 
 
@@ -53,8 +59,9 @@ class MountOptions:
     """What one `-o` text asks for.
 
     `flags` maps a mount option (the values of FLAGS) to whether it is on; `access` holds the names of ACCESS that were
-    given; `numbers` maps the names of NUMBERS to their text; `fsname` and `subtype` are None where they were not given;
-    `warnings` are lines that fusermount3 prints and goes on.
+    given; `numbers` maps the names of NUMBERS to all texts that were given, of which the last counts and each must be a
+    number; `fsname` and `subtype` are None where they were not given; `warnings` are lines that fusermount3 prints and
+    goes on.
     """
 
     __slots__ = ("access", "auto_unmount", "flags", "fsname", "numbers", "subtype", "warnings")
@@ -62,7 +69,7 @@ class MountOptions:
     def __init__(self) -> None:
         self.flags: dict[str, bool] = {}
         self.access: set[str] = set()
-        self.numbers: dict[str, str] = {}
+        self.numbers: dict[str, list[str]] = {}
         self.fsname: str | None = None
         self.subtype: str | None = None
         self.auto_unmount = False
@@ -86,7 +93,7 @@ def parse(text: str) -> MountOptions:
         elif option in ACCESS:
             found.access.add(option)
         elif name in NUMBERS and equals:
-            found.numbers[name] = value
+            found.numbers.setdefault(name, []).append(value)
         elif option == "auto_unmount":
             found.auto_unmount = True
         elif option in UNSAFE:

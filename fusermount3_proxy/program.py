@@ -28,3 +28,17 @@ def die_of_interrupts() -> None:
     """Die of SIGINT as a C program does, without a traceback. Ignored, as in a shell's background job, it stays so."""
     if getsignal(SIGINT) is default_int_handler:
         set_signal(SIGINT, SIG_DFL)
+
+
+def close_others(kept: set[int]) -> None:
+    """Close every fd but these."""
+    try:
+        fds = [int(name) for name in posix.listdir("/proc/self/fd")]
+    except OSError:
+        fds = list(range(posix.sysconf("SC_OPEN_MAX")))
+    for fd in fds:
+        if fd not in kept:
+            try:
+                posix.close(fd)
+            except OSError:
+                pass  # not open; or the folder's own fd, which is gone already

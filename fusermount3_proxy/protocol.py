@@ -202,5 +202,8 @@ def _errno(fields: dict[str, object]) -> int:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, (dict, list)):
+        # Nested as deeply as the scanner takes it, it would be too deep for repr().
+        return "an object" if isinstance(value, dict) else "an array"
     text = repr(value)
     return text if len(text) <= 40 else text[:40] + "..."

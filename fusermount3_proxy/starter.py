@@ -9,7 +9,7 @@ program's own. Exit codes of its own, as of env(1): 125 where it fails itself, 1
 
 import posix
 import sys
-from _signal import SIG_BLOCK, SIG_DFL, SIG_SETMASK, SIGCHLD, SIGPIPE, SIGXFSZ, pthread_sigmask, sigwait, valid_signals
+from _signal import SIG_BLOCK, SIG_DFL, SIG_SETMASK, SIGCHLD, SIGINT, SIGPIPE, SIGTERM, SIGXFSZ, pthread_sigmask, sigwait, valid_signals
 from _signal import signal as set_signal
 from errno import EACCES, ENOENT, ENOEXEC, ENOTDIR
 
@@ -178,7 +178,7 @@ def _become(candidates: list[bytes], command: list[str], environment: dict[bytes
         posix.set_inheritable(FUSE_FD, True)
     else:
         posix.dup2(fuse_fd, FUSE_FD, True)
-    _close_from(FUSE_FD + 1)
+    program.close_others({*range(FUSE_FD + 1)})
     # Python ignores these two, and an ignored signal stays ignored across execve(2).
     set_signal(SIGPIPE, SIG_DFL)
     set_signal(SIGXFSZ, SIG_DFL)
@@ -201,20 +201,6 @@ def _execute(path: bytes, arguments: list[bytes], environment: dict[bytes, bytes
             raise
     # A script without #!: as execvp(3) does it.
     posix.execve(b"/bin/sh", [b"/bin/sh", path, *arguments[1:]], environment)
-
-
-def _close_from(first: int) -> None:
-    try:
-        fds = [int(name) for name in posix.listdir("/proc/self/fd")]
-    except OSError:
-        posix.closerange(first, posix.sysconf("SC_OPEN_MAX"))
-        return
-    for fd in fds:
-        if fd >= first:
-            try:
-                posix.close(fd)
-            except OSError:
-                pass  # the folder's own fd is gone already
 
 
 def _init(candidates: list[bytes], command: list[str], environment: dict[bytes, bytes], fuse_fd: int) -> int:
@@ -249,6 +235,11 @@ def _init(candidates: list[bytes], command: list[str], environment: dict[bytes, 
 def run() -> None:
     """The program's entry: never returns."""
     program.die_of_interrupts()
+    if posix.getpid() == 1:
+        # The kernel drops signals to a container's first process that it does not handle, and a socket may be waited
+        # for as long as the user likes. execve(2) takes the handlers off again.
+        for number in (SIGINT, SIGTERM):
+            set_signal(number, lambda number, _: posix._exit(128 + number))
     posix._exit(main(sys.argv[1:]))
 
 

@@ -27,11 +27,12 @@ class SyncInitError(Exception):
 
 
 def mount(comm: socket, fuse_fd: int, prepared: PreparedMount) -> None:
-    """Hand the fd over, which is closed here, and mount when the program says so. Raises SyncInitError and DriverError."""
+    """Hand the fd over, which is closed here, and mount when the program says so.
+
+    Raises OSError where the fd cannot be sent, and SyncInitError and DriverError.
+    """
     try:
         fdpass.send_with_fds(comm, b"\0", [fuse_fd])
-    except OSError as error:
-        raise SyncInitError(f"sending file descriptor: {error.strerror}") from None
     finally:
         posix.close(fuse_fd)
     _wait_for_the_word(comm, prepared)

@@ -39,10 +39,10 @@ class Part:
 def build_client(out: Path, scratch: Path) -> None:
     """Make the pod's programs in `out`."""
     client.build_tree(out / "mfcp", scratch)
-    for program in client.PROGRAMS:
+    for program in client.SINGLE:
         client.build_single(program, out / program, scratch)
-    for program in client.PROGRAMS:
         _try([out / program, "-V" if program == "fusermount3" else "--help"])
+    for program in client.PROGRAMS:
         _try_tree(out / "mfcp", program)
 
 

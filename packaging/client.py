@@ -1,4 +1,4 @@
-"""The pod's programs, frozen: the tree mfcp/ and the single files fusermount3 and fuse-starter.
+"""The pod's programs, frozen: the tree mfcp/, and the single files fusermount3 and fuse-starter.
 
 PyInstaller's boot loader starts Python, and nothing else of PyInstaller is in them: its own start-up (import hooks, an
 archive of the standard library) costs several times what the program does. Instead the archive behind each boot loader
@@ -29,9 +29,10 @@ ROOT = HERE.parent
 PLACE = "/opt/mfcp"  # where the tree must lie, in every image
 RUNTIME = "_internal"
 PACKAGE = "fusermount3_proxy"
-PROGRAMS = {"fusermount3": "fusermount3", "fuse-starter": "starter"}  # file name: module of PACKAGE
-LATE = {"fusermount3": ("_ctypes",), "fuse-starter": ()}  # what a function imports that few starts come to
-FAILED = {"fusermount3": 1, "fuse-starter": 125}  # the exit code where the tree is not in its place
+PROGRAMS = {"fusermount3": "fusermount3", "fuse-starter": "starter", "install": "install"}  # file name: module of PACKAGE
+SINGLE = ("fusermount3", "fuse-starter")  # those that are made as single files too
+LATE = {"fusermount3": ("_ctypes",), "fuse-starter": (), "install": ()}  # what a function imports that few starts come to
+FAILED = {"fusermount3": 1, "fuse-starter": 125, "install": 1}  # the exit code where the tree is not in its place
 
 # Empty since glibc 2.34, all of it is in libc.so.6; the boot loader still asks for them.
 EMPTY_LIBRARIES = ("libdl.so.2", "libpthread.so.0")

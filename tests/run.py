@@ -25,6 +25,10 @@ PACKAGES = [
     *("patchelf", "binutils", "libc-bin"),
 ]
 SYSTEM_PACKAGES = ROOT / "tests/system/packages.txt"
+SYSTEM_PACKAGES_OF_ALL = ROOT / "tests/system/packages-all.txt"
+# libfuse's fusermount3 of this machine; and what makes a root with Debian 13's.
+DIFFERENTIAL_PACKAGES = ["fuse3"]
+ALL_DIFFERENTIAL_PACKAGES = ["debootstrap", "debian-archive-keyring"]
 
 LONG_EXAMPLES = 20_000
 
@@ -61,6 +65,7 @@ STAGES = {
         Stage("hygiene", "shellcheck, and what holds for every file", "pytest", ("tests/hygiene",)),
         Stage("unit", "without root", "pytest", ("tests/unit",)),
         Stage("property", "hypothesis", "pytest", ("tests/property",)),
+        Stage("differential", "the same as libfuse's fusermount3", "pytest", ("tests/differential",), needs_build=True),
         Stage("conformance", "csi-sanity", "pytest", ("tests/conformance",), needs_build=True),
         Stage("system", "real mounts and containers", "pytest", ("tests/system",), needs_build=True),
         Stage("bench", "nothing has become slow", "bench", ("--short", "--check"), needs_build=True),
@@ -165,8 +170,11 @@ def missing_packages(wanted: list[Stage]) -> list[str]:
     """The names of packages that are not installed."""
     names = PACKAGES.copy()
     if STAGES["system"] in wanted or STAGES["bench"] in wanted:
-        for line in SYSTEM_PACKAGES.read_text().splitlines():
+        lists = [SYSTEM_PACKAGES, *([SYSTEM_PACKAGES_OF_ALL] if os.environ.get("MFCP_ALL") else [])]
+        for line in "".join(file.read_text() for file in lists).splitlines():
             names += line.partition("#")[0].split()
+    if STAGES["differential"] in wanted:
+        names += DIFFERENTIAL_PACKAGES + (ALL_DIFFERENTIAL_PACKAGES if os.environ.get("MFCP_ALL") else [])
     query = ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n", *names]
     answer = subprocess.run(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
     installed = {line.split()[0] for line in answer.splitlines() if line.endswith(" installed")}
@@ -234,7 +242,12 @@ def arguments() -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("--only", metavar="STAGE[,STAGE]", type=stages, default=list(STAGES.values()), help="run these stages alone")
-    parser.add_argument("--all", action="store_true", help=f"the long runs too: {LONG_EXAMPLES} examples for each property")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help=f"the long runs too: {LONG_EXAMPLES} examples for each property, Debian 13's fusermount3, and FUSE programs that take "
+        "long or are built first (needs Rust)",
+    )
     parser.add_argument("--no-setup", action="store_true", help="install nothing and build nothing: test what is there")
     return parser.parse_args()
 
@@ -275,7 +288,8 @@ def main() -> int:
         signal.signal(number, signal.default_int_handler)
     status = 0
     if options.all:
-        os.environ.setdefault("MFCP_EXAMPLES", str(LONG_EXAMPLES))  # read by tests/property
+        os.environ["MFCP_ALL"] = "1"  # read by tests/system and tests/differential
+        os.environ.setdefault("MFCP_EXAMPLES", str(LONG_EXAMPLES))  # read by tests/property and tests/differential
     try:
         if not options.no_setup:
             set_up(run, wanted)

@@ -65,7 +65,7 @@ def expected(words: list[str]) -> Command | None:
                 operands.append(argument)
             case _:
                 setattr(command, {"u": "unmount", "z": "lazy", "q": "quiet", "U": "auto_unmount", "S": "sync_init"}[found], True)
-    if len(operands) != 1 or (command.lazy and not command.unmount):
+    if len(operands) != 1 or (command.lazy and not command.unmount and not command.auto_unmount):
         return None
     command.mountpoint = operands[0]
     return command
@@ -76,6 +76,21 @@ def usual_order() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.delenv("POSIXLY_CORRECT", raising=False)
         yield
+
+
+@given(arguments)
+def test_with_posixly_correct_too(words: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("POSIXLY_CORRECT", "1")
+        wanted = expected(words)
+    try:
+        command = commandline.parse(words, options_first=True)
+    except CommandLineError:
+        assert wanted is None
+        return
+    assert wanted is not None
+    if not (wanted.help or wanted.version):
+        assert fields(command) == fields(wanted)
 
 
 def fields(command: Command) -> dict[str, object]:

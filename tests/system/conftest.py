@@ -14,12 +14,36 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from clients import CLIENTS
 from harness import mounts
 from harness.container import Engine
 from harness.driver import Driver
 from harness.kubelet import Kubelet
 from harness.pod import Node, Pod
 from harness.programs import check_installed
+from harness.table import Table, is_everything_run
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: tests/run --all alone runs it")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that take long, or build what takes long, are not selected without --all; pytest counts them as deselected."""
+    if is_everything_run():
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]
+
+
+@pytest.fixture(scope="session")
+def table() -> Iterator[Table]:
+    """What is seen of each FUSE program; all tests together write it into docs/compatibility.md."""
+    table = Table()
+    yield table
+    if is_everything_run():
+        table.write([client.name for client in CLIENTS])
 
 
 @pytest.fixture(scope="session")

@@ -263,7 +263,40 @@ def test_runs_bound_alone(image_with_proc: Image, driver: Driver) -> None:
     image_with_proc.mount("/usr/bin/fusermount3", driver, ["--", "/mnt"])
 
 
-@pytest.mark.parametrize(("name", "code"), [("fusermount3", 1), ("fuse-starter", 125)])
+def test_installs_itself_in_a_volume_for_any_user(image: Image) -> None:
+    (image.root / "to").mkdir()
+    os.chown(image.root / "to", 1234, 1234)
+    for _ in range(2):  # an init container may run again
+        done = image.run([f"{PLACE}/install", "/to"], uid=1234)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"install: /opt/mfcp is in /to\n", b"")
+    assert contents(image.root / "to") == contents(DIST / "mfcp")
+    (image.root / "to" / "fusermount3").write_text("broken")
+    assert image.run([f"{PLACE}/install", "/to"], uid=1234).returncode == 0
+    assert contents(image.root / "to") == contents(DIST / "mfcp")
+
+
+def test_says_why_it_cannot_install_itself(image: Image) -> None:
+    (image.root / "to").mkdir()
+    for arguments, code, text in [
+        (["/to"], 1, "install: /to/"),
+        (["/gone/to"], 1, "install: /gone/to: No such file or directory"),
+        ([], 2, "install: give one folder; try install --help"),
+        (["/to", "/to"], 2, "install: give one folder"),
+        (["--bogus"], 2, "install: give one folder"),
+    ]:
+        done = image.run([f"{PLACE}/install", *arguments], uid=1234)
+        assert (done.returncode, done.stdout) == (code, b"")
+        assert done.stderr.decode().startswith(text)
+        assert len(done.stderr.splitlines()) == 1
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Mode and content of every file below."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): (path.stat().st_mode, path.read_bytes()) for path in files}
+
+
+@pytest.mark.parametrize(("name", "code"), [("fusermount3", 1), ("fuse-starter", 125), ("install", 1)])
 def test_says_where_the_tree_must_be(image: Image, name: str, code: int) -> None:
     (image.root / f"usr/bin/{name}").touch()
     image.binds = [(DIST / "mfcp" / name, f"/usr/bin/{name}")]

@@ -1,10 +1,14 @@
 """fuse-starter: the program gets the mounted volume as fd 3, and fuse-starter is gone, or is its init."""
 
+import os
 import shlex
+import signal
+import time
 
 import pytest
 from harness.container import Bind, Container
-from harness.kubelet import Published
+from harness.events import wait_until
+from harness.kubelet import SOCKET, Published
 from harness.pod import PLACE, SINGLE_FILE, SOCKETS, Node, Pod
 from harness.programs import static_fuse_program
 from harness.servers import SshServer
@@ -53,7 +57,7 @@ def test_sshfs(pod: Pod, starter: str) -> None:
     before, server = pod.application(volume), SshServer(pod)
     server.container.check("echo content >/srv/file")
     fuse = pod.fuse(volume, binds=[server.key, single_starter()], network=server.container)
-    program = fuse.start(command(volume, f"sshfs -f {server.options} root@127.0.0.1:/srv /dev/fd/3", starter))
+    program = fuse.start(command(volume, f"sshfs -f {server.OPTIONS} root@127.0.0.1:/srv /dev/fd/3", starter))
     volume.wait_mounted(program)
     after = pod.application(volume)
     for application in (before, after):
@@ -100,6 +104,31 @@ def test_a_socket_that_is_not_there(node: Node, setup: Setup) -> None:
     assert result.code == 125
     (line,) = result.err.splitlines()
     assert f"{SOCKETS}/none" in line
+
+
+def waits(pod: Pod, seconds: int, program: str = "true") -> str:
+    """A command that waits for the socket of a volume that is not published."""
+    assert not os.path.lexists(pod.folder.empty_dir() / SOCKET)
+    return f"{STARTER} --fd-passing-socket-path {SOCKETS}/{SOCKET} --wait {seconds} -- {program}"
+
+
+def test_a_socket_that_appears_late(pod: Pod) -> None:
+    """The container may run before kubelet has published its volume."""
+    fuse = pod.fuse(None, binds=[hello()], dev_fuse=False)
+    program = fuse.start(waits(pod, 60, "hello -f /dev/fd/3"))
+    wait_until("it says that it waits", lambda: "waiting up to 60 s for the driver" in program.err)
+    volume = pod.publish()
+    volume.wait_mounted(program)
+    assert pod.application(volume).check("cat /data/hello") == "Hello World!\n"
+
+
+def test_a_socket_that_never_appears(pod: Pod) -> None:
+    fuse = pod.fuse(None, dev_fuse=False)
+    start = time.monotonic()
+    result = fuse.run(waits(pod, 2))
+    assert 2 <= time.monotonic() - start < 7
+    assert result.code == 125
+    assert "waited 2 s" in result.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("arguments", ["", "--fd-passing-socket-path", "--bogus -- true", "-- true", "--fd-passing-socket-path /x --"])
@@ -169,6 +198,16 @@ def test_init_does_not_keep_the_file_descriptor(pod: Pod) -> None:
     volume = pod.publish()
     script = 'while readlink /proc/1/fd/* | grep -qx "$(readlink /proc/$$/fd/3)"; do sleep 0.01; done; exit 7'
     assert first_process(pod, volume, shlex.join(["timeout", "10", "sh", "-c", script])).wait().code == 7
+
+
+@pytest.mark.parametrize("options", ["", "--init "])
+def test_a_first_process_that_waits_for_its_socket_ends_when_it_is_told_to(pod: Pod, options: str) -> None:
+    """The kernel drops signals to a pid 1 that has no handler."""
+    command = waits(pod, 3600).replace("--wait", f"{options}--wait")
+    container = pod.fuse(None, dev_fuse=False, command=shlex.split(command))
+    assert "waiting up to 3600 s" in container.error_line()
+    container.kill("TERM")
+    assert container.wait(15).code == 128 + signal.SIGTERM
 
 
 def test_without_init_the_program_is_the_first_process(pod: Pod) -> None:

@@ -120,7 +120,7 @@ def test_a_run_dir_without_devices(place: Path) -> None:
     assert str(run) in found["FUSE device"]
 
 
-CAPABILITIES = "--cap-add=SYS_ADMIN,MKNOD,DAC_OVERRIDE,DAC_READ_SEARCH,FOWNER"
+CAPABILITIES = "--cap-add=SYS_ADMIN,MKNOD,DAC_OVERRIDE,FOWNER"
 
 
 @pytest.mark.parametrize(

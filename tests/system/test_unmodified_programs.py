@@ -1,9 +1,5 @@
-"""FUSE programs as distributions have them, in a container without privileges, for two application containers.
+"""bindfs in the ways that test_clients.py does not start it: with the single file, in the background, and under a probe."""
 
-Each mounts at the volume's own path and at another one: the file system appears at the volume either way.
-"""
-
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +7,6 @@ import pytest
 from harness.container import Background, Bind, Container
 from harness.kubelet import Published
 from harness.pod import Pod, single_file
-from harness.servers import S3Server, SshServer, ext4_image, squashfs_image
-
-both_places = pytest.mark.parametrize("mountpoint", ["/data", "/elsewhere"])
 
 
 @pytest.fixture
@@ -46,17 +39,6 @@ def one_writes_the_other_reads(before: Container, after: Container) -> None:
     assert after.check("cat /data/made/moved") == "written later\n"
 
 
-@both_places
-def test_bindfs(pod: Pod, content: Path, mountpoint: str) -> None:
-    volume = pod.publish()
-    before, fuse = pod.application(volume), pod.fuse(volume, binds=[Bind(content, "/source")])
-    mounted(volume, fuse, f"bindfs -f /source {mountpoint}", mountpoint)
-    after = pod.application(volume)
-    everybody_reads([before, after])
-    one_writes_the_other_reads(before, after)
-    assert (content / "made" / "moved").read_text() == "written later\n"
-
-
 def test_bindfs_with_the_single_file(pod: Pod, content: Path) -> None:
     volume = pod.publish()
     before, fuse = pod.application(volume), pod.fuse(volume, helper=single_file(), binds=[Bind(content, "/source")])
@@ -82,52 +64,3 @@ def test_bindfs_in_the_background(pod: Pod, content: Path) -> None:
     application, fuse = pod.application(volume), pod.fuse(volume, binds=[Bind(content, "/source")])
     fuse.check("bindfs /source /data")
     everybody_reads([application])
-
-
-@both_places
-def test_sshfs_of_a_real_server(pod: Pod, mountpoint: str) -> None:
-    volume = pod.publish()
-    before, server = pod.application(volume), SshServer(pod)
-    server.container.check("mkdir /srv/folder && echo content >/srv/folder/file")
-    fuse = pod.fuse(volume, binds=[server.key], network=server.container)
-    mounted(volume, fuse, f"sshfs -f {server.options} root@127.0.0.1:/srv {mountpoint}", mountpoint)
-    after = pod.application(volume)
-    everybody_reads([before, after])
-    one_writes_the_other_reads(before, after)
-    assert server.container.check("cat /srv/made/moved") == "written later\n"
-
-
-@both_places
-def test_squashfuse(pod: Pod, content: Path, tmp_path: Path, mountpoint: str) -> None:
-    image = squashfs_image(tmp_path, content)
-    volume = pod.publish()
-    before, fuse = pod.application(volume), pod.fuse(volume, binds=[Bind(image, "/image", read_only=True)])
-    mounted(volume, fuse, f"squashfuse -f /image {mountpoint}", mountpoint)
-    everybody_reads([before, pod.application(volume)])
-    assert "Read-only file system" in before.run("echo text >/data/new").err
-
-
-@both_places
-def test_fuse2fs(pod: Pod, content: Path, tmp_path: Path, mountpoint: str) -> None:
-    image = ext4_image(tmp_path, content)
-    volume = pod.publish()
-    before, fuse = pod.application(volume), pod.fuse(volume, binds=[Bind(image, "/image")])
-    mounted(volume, fuse, f"fuse2fs -f -o fakeroot /image {mountpoint}", mountpoint)
-    after = pod.application(volume)
-    everybody_reads([before, after])
-    one_writes_the_other_reads(before, after)
-
-
-@both_places
-def test_s3fs_of_a_real_server(pod: Pod, mountpoint: str) -> None:
-    volume = pod.publish()
-    before, server = pod.application(volume), S3Server(pod)
-    fuse = pod.fuse(volume, network=server.container)
-    fuse.check("umask 077 && echo access:secret >/tmp/password")
-    options = f"url={server.URL},use_path_request_style,passwd_file=/tmp/password"
-    mounted(volume, fuse, f"s3fs {server.BUCKET} {mountpoint} -f -o {shlex.quote(options)}", mountpoint)
-    after = pod.application(volume)
-    after.check("mkdir /data/folder && echo content >/data/folder/file")
-    everybody_reads([before, after])
-    one_writes_the_other_reads(before, after)
-    assert server.container.check(f"curl -sf {server.URL}/{server.BUCKET}/made/moved") == "written later\n"

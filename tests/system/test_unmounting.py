@@ -1,10 +1,10 @@
 """fusermount3 -u, by hand and by the FUSE library, and mounting again: the volume's sockets stay."""
 
 import pytest
-from harness.container import Background, Container
+from harness.container import Background, Bind, Container
 from harness.events import wait_until
 from harness.kubelet import Published
-from harness.pod import Node, Pod
+from harness.pod import SOCKETS, VARIABLE, Node, Pod, tree
 
 both_places = pytest.mark.parametrize("mountpoint", ["/data", "/elsewhere"])
 
@@ -16,6 +16,10 @@ class Setup:
         self.volume: Published = pod.publish()
         self.fuse: Container = pod.fuse(self.volume)
         self.before: Container = pod.application(self.volume)
+        # Two that run no FUSE program: one sees the volume at a path of its own, and one does not see it at all.
+        self.other: Container = pod.fuse(self.volume, data="/mine", dev_fuse=False)
+        environment = {VARIABLE: f"{SOCKETS}/{self.volume.socket.name}"}
+        self.blind: Container = pod.container([Bind(self.volume.socket.parent, SOCKETS), *tree()], environment=environment)
         self.fuse.check("mkdir /source /elsewhere && echo content >/source/file")
         self.before.wait_until_running()
 
@@ -66,6 +70,58 @@ def test_an_application_that_started_after_the_mount_sees_each_one(node: Node, p
         assert after.check("cat /data/file") == f"{number}\n"
         fuse.check("fusermount3 -u /data")
         assert after.check("ls -A /data") == ""
+
+
+@both_places
+@pytest.mark.parametrize("options", ["-u", "-u -z", "-u -q", "-uqz"])
+def test_from_another_container_of_the_pod(node: Node, setup: Setup, options: str, mountpoint: str) -> None:
+    """It names the volume by the path that it has there, which is nobody else's."""
+    program = setup.mount(mountpoint)
+    result = setup.other.run(f"fusermount3 {options} /mine")
+    assert (result.code, result.out, result.err) == (0, "", "")
+    setup.unmounted(program)
+    assert setup.other.check("ls -A /mine") == ""
+
+
+@both_places
+def test_from_a_container_that_does_not_see_the_volume(node: Node, setup: Setup, mountpoint: str) -> None:
+    """By the path that the program gave, which only the driver knows."""
+    assert setup.blind.run("test -e /data -o -e /elsewhere").code == 1
+    program = setup.mount(mountpoint)
+    for unknown in ("/mine", "/elsewhere2"):
+        result = setup.blind.run(f"fusermount3 -u {unknown}")
+        assert (result.code, result.err) == (1, f"fusermount3: entry for {unknown} not found in /etc/mtab\n")
+    result = setup.blind.run(f"fusermount3 -u {mountpoint}")
+    assert (result.code, result.out, result.err) == (0, "", "")
+    setup.unmounted(program)
+
+
+def test_a_busy_file_system_stays_for_other_containers_too(node: Node, setup: Setup) -> None:
+    program = setup.mount()
+    user = setup.before.start("sh -c 'exec 5</data/file; echo open; exec sleep 1000'")
+    wait_until("the file is open", lambda: user.out == "open\n")
+    for container, path in ((setup.other, "/mine"), (setup.blind, "/data")):
+        result = container.run(f"fusermount3 -u {path}")
+        assert (result.code, result.err) == (1, f"fusermount3: failed to unmount {path}: Device or resource busy\n")
+    user.kill()
+    user.wait()
+    assert setup.other.run("fusermount3 -u /mine").code == 0
+    setup.unmounted(program)
+
+
+@both_places
+def test_the_first_unmount_of_what_a_dead_program_left_succeeds(node: Node, setup: Setup, mountpoint: str) -> None:
+    """With libfuse's helper it would still be mounted, and scripts and programs take an error for one of theirs."""
+    setup.mount(mountpoint).kill("KILL")
+    setup.volume.wait_waiting()
+    wait_until("the driver is done with it", lambda: setup.fuse.run(f"fusermount3 -u {mountpoint}").code == 0)
+    result = setup.fuse.run(f"fusermount3 -u {mountpoint}")
+    assert (result.code, result.err) == (1, f"fusermount3: entry for {mountpoint} not found in /etc/mtab\n")
+    # A mount that was unmounted leaves nothing.
+    program = setup.mount(mountpoint)
+    assert setup.fuse.run(f"fusermount3 -u {mountpoint}").code == 0
+    setup.unmounted(program)
+    assert setup.fuse.run(f"fusermount3 -u {mountpoint}").code == 1
 
 
 def test_a_busy_file_system_stays(node: Node, setup: Setup) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from open_fds import nothing_leaked
 from standin_driver import DEADLINE, receive
 
-from driver.fdserver import FdServer, Peer
+from driver.fdserver import Capacity, FdServer, Peer
 from driver.logs import VolumeLog
 from driver.podsockets import PodSockets
 from driver.policy import Refused
@@ -172,7 +172,7 @@ async def serving(folder: Path, kind: type[socket.socket] = socket.socket) -> As
     with nothing_leaked():
         sockets = PodSockets(listening(path, ""), listening(path, ".v1", kind), ())
         handler = Handler()
-        server = FdServer(handler, sockets, "data", VolumeLog("default/pod", "csi-1"))
+        server = FdServer(handler, sockets, "data", VolumeLog("default/pod", "csi-1"), Capacity())
         try:
             yield Served(handler, server, path, sockets)
         finally:

@@ -1,7 +1,12 @@
 import _thread
 import asyncio
+import gc
+import signal
+import socket
+import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
@@ -200,38 +205,33 @@ def test_with_patience_nothing_else_runs_until_the_work_has_ended() -> None:
     async def main() -> list[str]:
         happened: list[str] = []
         asyncio.get_running_loop().call_soon(happened.append, "another")
-        happened.append(await Threads(1).run(DEADLINE, lambda: "the work", patience=DEADLINE))
+        assert Threads(1).finish(lambda: happened.append("the work"), patience=DEADLINE).done()
         await asyncio.sleep(0)
         return happened
 
     assert asyncio.run(main()) == ["the work", "another"]
 
 
-def test_with_patience_an_exception_is_the_works() -> None:
+def test_with_patience_what_fails_is_told() -> None:
     async def main() -> None:
         with pytest.raises(ZeroDivisionError):
-            await Threads(1).run(DEADLINE, lambda: 1 / 0, patience=DEADLINE)
+            Threads(1).finish(lambda: 1 / 0 and None, patience=DEADLINE).result()
 
     asyncio.run(main())
 
 
 def test_work_that_outlasts_the_patience_is_waited_for_as_usual(release: threading.Event) -> None:
-    async def main() -> object:
-        began = time.monotonic()
-        task = asyncio.ensure_future(Threads(1).run(DEADLINE, hangs(release), patience=0.01))
-        await asyncio.sleep(0)
-        assert 0.01 <= time.monotonic() - began < DEADLINE
-        assert not task.done()
-        release.set()
-        return await task
-
-    assert asyncio.run(main()) == "late"
-
-
-def test_work_that_outlasts_its_limit_and_the_patience_is_left_alone(release: threading.Event) -> None:
     async def main() -> None:
-        with pytest.raises(TimeoutError):
-            await Threads(1).run(0.05, hangs(release), patience=0.01)
+        threads = Threads(1)
+        began = time.monotonic()
+        done = threads.finish(lambda: hangs(release)() and None, patience=0.01)
+        assert 0.01 <= time.monotonic() - began < DEADLINE
+        assert not done.done() and threads.is_busy
+        # Nor is there patience for what has to wait for a thread.
+        after = threads.finish(lambda: None, patience=DEADLINE)
+        release.set()
+        await asyncio.wait_for(asyncio.gather(done, after), DEADLINE)
+        assert not threads.is_busy
 
     asyncio.run(main())
 
@@ -241,7 +241,95 @@ def test_work_that_ends_with_the_patience_is_settled_once() -> None:
         threads = Threads(1)
         for number in range(300):
             pause = number % 30 * 1e-5
-            assert await threads.run(DEADLINE, lambda pause=pause, number=number: (time.sleep(pause), number)[1], patience=1e-4) == number
-        assert threads._running == 0
+            await asyncio.wait_for(threads.finish(lambda pause=pause: time.sleep(pause), patience=1e-4), DEADLINE)
+            assert not threads.is_busy
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("patience", [0, 1e-9])
+def test_with_patience_too_it_is_tried_again_where_no_thread_can_be_made(monkeypatch: pytest.MonkeyPatch, patience: float) -> None:
+    monkeypatch.setattr(bounded, "_RETRY", 0.01)
+    start = _thread.start_new_thread
+    fails = 3
+
+    def may_fail(work: Callable[[], None], arguments: tuple[()]) -> int:
+        nonlocal fails
+        if fails:
+            fails -= 1
+            raise RuntimeError("can't start new thread")
+        return start(work, arguments)
+
+    monkeypatch.setattr(_thread, "start_new_thread", may_fail)
+
+    async def main() -> None:
+        await asyncio.wait_for(Threads(1).finish(lambda: None, patience), DEADLINE)
+
+    asyncio.run(main())
+    assert fails == 0
+
+
+def test_what_is_to_be_finished_waits_for_a_thread_and_is_held_until_then(release: threading.Event) -> None:
+    """A socket that is garbage is closed wherever that is noticed, and that may be the event loop."""
+    done_in: list[threading.Thread] = []
+
+    class Held:
+        def close(self) -> None:
+            done_in.append(threading.current_thread())
+
+    async def main() -> None:
+        threads = Threads(1)
+        first = threads.finish(lambda: hangs(release)() and None)
+        held = Held()
+        second = threads.finish(held.close)
+        assert threads.is_busy
+        seen = weakref.ref(held)
+        del held, threads
+        gc.collect()
+        assert seen() is not None
+        assert not first.done() and not second.done()
+        release.set()
+        await asyncio.wait_for(second, DEADLINE)
+        assert len(done_in) == 1 and threading.current_thread() not in done_in
+
+    asyncio.run(main())
+
+
+def test_what_fails_when_it_is_finished_is_told(release: threading.Event) -> None:
+    def fails() -> None:
+        raise OSError(5, "x")
+
+    async def main() -> None:
+        threads = Threads(1)
+        with pytest.raises(OSError, match="x"):
+            await threads.finish(fails)
+        await asyncio.wait_for(threads.finish(lambda: None), DEADLINE)
+        assert not threads.is_busy
+
+    asyncio.run(main())
+
+
+def test_closing_a_lingering_socket_ends_when_it_is_nudged() -> None:
+    """Whoever closes the last copy of it waits for its other end, who may never read, for as long as its owner said."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    lingering = socket.create_connection(listener.getsockname())
+    other, _ = listener.accept()
+    lingering.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            lingering.send(bytes(65536))
+    lingering.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1 << 20))
+
+    async def main() -> None:
+        asyncio.get_running_loop().add_signal_handler(bounded.NUDGE, lambda: None)
+        nudged = Threads(1, nudge=0.1)
+        began = time.monotonic()
+        await asyncio.wait_for(nudged.finish(lingering.close), DEADLINE)
+        assert time.monotonic() - began >= 0.1
+
+    try:
+        asyncio.run(main())
+    finally:
+        other.close()
+        listener.close()
+    assert signal.getsignal(bounded.NUDGE) is signal.SIG_DFL

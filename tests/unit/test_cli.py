@@ -38,6 +38,8 @@ def test_help_says_every_option_and_command() -> None:
         "--pods-dir",
         "--run-dir",
         "--admin-socket",
+        "--kubelet-registration-path",
+        "--plugin-registration-path",
         "--metrics-address",
         "--log-format",
         "volume",
@@ -68,7 +70,9 @@ def test_an_endpoint_that_is_none_is_told(endpoint: str, tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("option", ["--pods-dir", "--run-dir", "--admin-socket"])
+@pytest.mark.parametrize(
+    "option", ["--pods-dir", "--run-dir", "--admin-socket", "--kubelet-registration-path", "--plugin-registration-path"]
+)
 def test_a_path_that_is_not_absolute_is_told(option: str) -> None:
     check_mistake(run("--nodeid", "n", option, "relative"), 2, option, "'relative'")
 

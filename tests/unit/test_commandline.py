@@ -23,6 +23,7 @@ def fields(command: Command) -> dict[str, object]:
         (["-u", "/m"], {"mountpoint": "/m", "unmount": True}),
         (["--unmount", "--quiet", "--lazy", "--", "/m"], {"mountpoint": "/m", "unmount": True, "quiet": True, "lazy": True}),
         (["--auto-unmount", "--", "/m"], {"mountpoint": "/m", "auto_unmount": True}),
+        (["--auto-unmount", "-z", "/m"], {"mountpoint": "/m", "auto_unmount": True, "lazy": True}),
         (["--sync-init", "-o", "ro", "--", "/m"], {"mountpoint": "/m", "sync_init": True, "options": "ro"}),
         # By hand.
         (["-uqz", "/m"], {"mountpoint": "/m", "unmount": True, "quiet": True, "lazy": True}),

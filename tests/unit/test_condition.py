@@ -82,7 +82,7 @@ def test_amounts_are_what_an_int64_holds(said: tuple[int, int, int], expected: A
 
 
 def test_the_usage_is_that_of_the_file_system(tmp_path: Any) -> None:
-    usage = condition._usage(str(tmp_path))
+    usage = condition._usage(str(tmp_path), None)
     said = os.statvfs(tmp_path)
     assert usage.size.total == said.f_blocks * said.f_frsize > 0
     assert usage.inodes.total == said.f_files
@@ -91,7 +91,7 @@ def test_the_usage_is_that_of_the_file_system(tmp_path: Any) -> None:
 
 def test_a_link_in_place_of_the_target_is_not_followed(tmp_path: Any) -> None:
     (tmp_path / "link").symlink_to("/proc")
-    assert condition._usage(str(tmp_path / "link")) == condition._usage(str(tmp_path))
+    assert condition._usage(str(tmp_path / "link"), None).size.total == os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize
 
 
 @pytest.fixture
@@ -114,6 +114,7 @@ def volume(state: State = State.MOUNTED) -> Any:
         policy=SimpleNamespace(warnings=()),
         history=History(Past(THEN, 1)),
         state=state,
+        placeholder=None,
         is_closing=False,
         examiner=Threads(1),
     )
@@ -121,7 +122,7 @@ def volume(state: State = State.MOUNTED) -> Any:
 
 def test_a_program_that_hangs_is_told_within_the_limit(release: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "PROBE_WAIT", 0.1)
-    monkeypatch.setattr(condition, "_usage", lambda target: release.wait(20))
+    monkeypatch.setattr(condition, "_usage", lambda target, placeholder: release.wait(20))
     examined = volume()
 
     async def main() -> list[Any]:
@@ -141,7 +142,7 @@ def test_a_program_that_hangs_is_told_within_the_limit(release: threading.Event,
 
 @pytest.mark.parametrize(("errno", "is_abnormal"), [(ENOSYS, False), (EIO, False), (ENOTCONN, True)])
 def test_a_program_that_answers_with_an_error_answers(errno: int, is_abnormal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def usage(target: str) -> None:
+    def usage(target: str, placeholder: str | None) -> None:
         raise OSError(errno, os.strerror(errno))
 
     monkeypatch.setattr(condition, "_usage", usage)
@@ -151,7 +152,7 @@ def test_a_program_that_answers_with_an_error_answers(errno: int, is_abnormal: b
 
 
 def test_troubles_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(condition, "_usage", lambda target: condition.NOTHING_KNOWN)
+    monkeypatch.setattr(condition, "_usage", lambda target, placeholder: condition.NOTHING_KNOWN)
     examined = volume()
     examined.history.trouble("sockets", "the sockets are gone")
     how, _ = asyncio.run(condition.examine(examined))
@@ -165,7 +166,7 @@ def test_many_are_examined_some_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     lock = threading.Lock()
     running = most = 0
 
-    def usage(target: str) -> condition.Usage:
+    def usage(target: str, placeholder: str | None) -> condition.Usage:
         nonlocal running, most
         with lock:
             running += 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import socket
 import threading
 from errno import EBUSY, EMFILE, EPROTO
@@ -16,6 +17,7 @@ from fd_service import (
     answer,
     in_thread,
     is_closed,
+    listening,
     nobody_holds_the_other_end,
     run,
     send,
@@ -27,7 +29,9 @@ from open_fds import same_file
 from standin_driver import DEADLINE, receive
 
 from driver import fdserver
-from driver.fdserver import Peer
+from driver.fdserver import FdServer, Peer
+from driver.logs import VolumeLog
+from driver.podsockets import PodSockets
 from driver.policy import Refused
 from fusermount3_proxy import limits, protocol
 from fusermount3_proxy.protocol import UnmountRequest
@@ -326,7 +330,7 @@ def test_a_flood_of_connections_leaves_the_volume_usable(folder: Path) -> None:
                         except BlockingIOError:
                             continue
                         connections += 1
-                        highest.append(len(served.server._connections))
+                        highest.append(served.server._capacity.connections)
 
             highest: list[int] = []
             await in_thread(flood)
@@ -487,7 +491,63 @@ def test_connections_that_cannot_be_closed_hang_nobody_else(folder: Path, monkey
                 for _ in range(2 * limits.REQUESTS_AT_ONCE):
                     assert (await served.ask(UNMOUNT))[0] == {}
                 Stuck.go_on.set()
-                await until(lambda: all(connection.fileno() < 0 for connection in served.server._stuck))
+                await until(lambda: served.server._capacity.connections == 0)
+        finally:
+            Stuck.go_on.set()
+
+    run(main())
+
+
+def test_room_comes_back_when_connections_can_be_closed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "REQUEST_WAIT", 0.1)
+    monkeypatch.setattr(fdserver, "_CONNECTIONS_MAX", 20)
+
+    async def main() -> None:
+        Stuck.go_on.clear()
+        try:
+            async with serving(folder, AcceptsStuckOnes) as served:
+                AcceptsStuckOnes.stuck = 20
+                clients = [served.connect() for _ in range(25)]
+                await until(lambda: served.server._capacity.connections == 20 and not served.server._connections)
+                with served.connect() as client:
+                    send(client, UNMOUNT)
+                    assert not (await in_thread(lambda: select.select([client], [], [], 0.3)))[0]
+                    Stuck.go_on.set()
+                    # The surplus has gone, and with it the number that was too many.
+                    for other in clients:
+                        other.close()
+                    assert (await answer(client))[0] == {}
+        finally:
+            Stuck.go_on.set()
+
+    run(main())
+
+
+def test_the_next_server_has_what_the_former_one_left(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod that removes the sockets gets new ones, and no more threads or connections by that."""
+    monkeypatch.setattr(limits, "REQUEST_WAIT", 0.1)
+    monkeypatch.setattr(fdserver, "_CONNECTIONS_MAX", 10)
+
+    async def main() -> None:
+        Stuck.go_on.clear()
+        try:
+            async with serving(folder, AcceptsStuckOnes) as served:
+                AcceptsStuckOnes.stuck = 10
+                clients = [served.connect() for _ in range(10)]
+                await until(lambda: served.server._capacity.connections == 10 and not served.server._connections)
+                path = folder / "next"
+                sockets = PodSockets(listening(path, ""), listening(path, ".v1"), ())
+                server = FdServer(served.handler, sockets, "data", VolumeLog("default/pod", "csi-1"), served.server._capacity)
+                with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+                    client.settimeout(DEADLINE)
+                    client.connect(f"{path}.v1")
+                    send(client, UNMOUNT)
+                    assert not (await in_thread(lambda: select.select([client], [], [], 0.3)))[0]
+                    Stuck.go_on.set()
+                    assert (await answer(client))[0] == {}
+                await soon(server.close())
+                for client in clients:
+                    client.close()
         finally:
             Stuck.go_on.set()
 

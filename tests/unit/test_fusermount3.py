@@ -77,6 +77,24 @@ def failed(line: str) -> Ended:
 # ---- mounting
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--auto-unmount"], ["--auto-unmount", "-u"], ["-z", "--auto-unmount"], ["--auto-unmount", "-o", "ro"]]
+)
+def test_auto_unmount_alone_waits_for_the_end_of_the_socket(library: Library, path: Path, mountpoint: Path, arguments: list[str]) -> None:
+    """Nothing is mounted at the path, and nothing is asked for."""
+    helper = library.helpers.fileno()
+    environment = {"_FUSE_COMMFD": str(helper), SOCKET_VARIABLE: str(path)}
+    with StandIn(path, v1=Recorder(OK)) as driver:
+        process = start("fusermount3", [*arguments, "--", str(mountpoint)], environment, [helper])
+        library.helpers.close()
+        library.ours.send(b"what it has to say is nothing")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        library.ours.close()
+        assert end(process) == Ended(0, b"", b"")
+        assert driver.connections == 0
+
+
 @pytest.mark.parametrize("protocol", ["v1", "original"])
 def test_the_library_gets_one_byte_and_the_fd(any_library: Library, path: Path, fuse: int, mountpoint: Path, protocol: str) -> None:
     behaviour = Recorder(OK, fuse) if protocol == "v1" else sends(OK, fuse)
@@ -212,22 +230,37 @@ def check_refused(ended: Ended, message: str) -> None:
     assert ended.stderr.startswith(f"fusermount3: {message}".encode())
 
 
+def cannot_send(reason: str) -> Ended:
+    # fusermount3 says this without its name.
+    return Ended(1, b"", f"sending file descriptor: {reason}\n".encode())
+
+
 def test_without_a_comm_fd_nothing_is_mounted(path: Path, mountpoint: Path) -> None:
     with StandIn(path, v1=Recorder(OK)) as driver:
         assert run("fusermount3", [str(mountpoint)], {SOCKET_VARIABLE: str(path)}) == failed("old style mounting not supported")
         assert driver.connections == 0
 
 
-@pytest.mark.parametrize("number", ["", "x", "-1", "3x", " 3", "1e1", "99999999999", "\u0663", "3" * 5000])
-def test_a_comm_fd_that_is_no_number_is_told(path: Path, mountpoint: Path, number: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        # What is no number is 0, standard input.
+        *(
+            (text, "Socket operation on non-socket")
+            for text in ("", "x", "x3", "\u0663", "- 3", "+-3", "0", "4294967296", "-" + "9" * 5000)
+        ),
+        *((text, "Bad file descriptor") for text in ("-1", "99", "99x", " \t\n\v\f\r+99", "0" * 5000 + "99", "9" * 5000, "-4294967197")),
+    ],
+)
+def test_the_comm_fd_is_read_as_atoi_reads_it(path: Path, mountpoint: Path, number: str, message: str) -> None:
     with StandIn(path, v1=Recorder(OK)) as driver:
-        check_refused(run_with_comm(number, mountpoint, path), "sending file descriptor: ")
+        assert run_with_comm(number, mountpoint, path) == cannot_send(message)
         assert driver.connections == 0
 
 
 def test_a_comm_fd_that_is_closed_is_told(path: Path, mountpoint: Path) -> None:
     with StandIn(path, v1=Recorder(OK)) as driver:
-        check_refused(run_with_comm("99", mountpoint, path), "sending file descriptor: Bad file descriptor")
+        assert run_with_comm("99", mountpoint, path) == cannot_send("Bad file descriptor")
         assert driver.connections == 0
 
 
@@ -240,7 +273,7 @@ def test_a_comm_fd_that_is_no_unix_socket_is_told(path: Path, mountpoint: Path) 
             (file.fileno(), "Socket operation on non-socket"),
             (inet.fileno(), "Invalid argument"),
         ):
-            check_refused(run_with_comm(str(fd), mountpoint, path, [fd]), f"sending file descriptor: {message}")
+            assert run_with_comm(str(fd), mountpoint, path, [fd]) == cannot_send(message)
         assert driver.connections == 0
     os.close(reader)
     os.close(writer)
@@ -280,7 +313,7 @@ def test_a_library_that_has_gone_is_told_and_the_mount_undone(any_library: Libra
 
     any_library.ours.close()
     with StandIn(path, v1=behaviour):
-        assert any_library.run([str(mountpoint)], path) == failed("sending file descriptor: Broken pipe")
+        assert any_library.run([str(mountpoint)], path) == cannot_send("Broken pipe")
     assert [request["op"] for request in requests] == ["mount", "unmount"]
     assert requests[1]["mountpoint"] == str(mountpoint)
     assert requests[1]["lazy"]

@@ -175,6 +175,24 @@ def test_a_failure_closes_what_was_opened(paths: VolumePaths, directory: Path, m
         PodSockets.listen(paths, NAME)
 
 
+def test_nobody_can_connect_to_sockets_that_may_not_be_kept(paths: VolumePaths, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are closed in the event loop, which what a client has queued in them could block for ever."""
+    refused = 0
+
+    def is_removed_meanwhile(folder: int, name: str) -> None:
+        nonlocal refused
+        for suffix, kind in (("", socket.SOCK_STREAM), (".v1", socket.SOCK_SEQPACKET)):
+            with socket.socket(socket.AF_UNIX, kind) as client, pytest.raises(ConnectionRefusedError):
+                client.connect(f"/proc/self/fd/{folder}/{name}{suffix}")
+            refused += 1
+
+    monkeypatch.setattr(podsockets, "_identity", is_removed_meanwhile)
+    with pytest.raises(OSError, match="the pod removes them"):
+        PodSockets.listen(paths, NAME)
+    assert refused == 2 * podsockets._TRIES
+    assert os.listdir(directory) == ["dev-fuse"]
+
+
 @pytest.mark.parametrize("kind", ["file", "link"])
 def test_a_dev_fuse_of_the_pods_own_stays(paths: VolumePaths, directory: Path, kind: str) -> None:
     there = directory / "dev-fuse"

@@ -16,6 +16,10 @@ MS = {
     "dirsync": syscalls.MS_DIRSYNC,
     "noatime": syscalls.MS_NOATIME,
     "strictatime": syscalls.MS_STRICTATIME,
+    "relatime": syscalls.MS_RELATIME,
+    "nodiratime": syscalls.MS_NODIRATIME,
+    "lazytime": syscalls.MS_LAZYTIME,
+    "nosymfollow": syscalls.MS_NOSYMFOLLOW,
 }
 
 
@@ -84,20 +88,52 @@ def test_names_that_the_kernel_would_not_take_are_refused_as_it_does(asked: str)
     assert (str(caught.value), caught.value.errno) == ("mount failed: Invalid argument", EINVAL)
 
 
-@pytest.mark.parametrize("value", ["0", "4096", "010", "4294967295"])
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        *(("0", 0), ("4096", 4096), ("010", 8), ("00", 0), ("4294967295", 2**32 - 1), ("037777777777", 2**32 - 1), ("+5", 5)),
+        *(("0x10", 16), ("0XfF", 255), ("4096\n", 4096), ("+0x1\n", 1), ("0" * 5000 + "7", 7)),
+    ],
+)
 @pytest.mark.parametrize("name", ["max_read", "blksize"])
-def test_numbers_are_passed_on(name: str, value: str) -> None:
-    assert kernel(f"{name}={value}").data.endswith(f",{name}={value}".encode())
+def test_numbers_are_read_as_the_kernel_reads_them(name: str, value: str, number: int) -> None:
+    assert kernel(f"{name}={value}").data.endswith(f",{name}={number}".encode())
 
 
-@pytest.mark.parametrize("value", ["", "x", "-1", "1 ", "1=2", "1\0", "\xb2", "9" * 11, "1\n"])
+NO_NUMBERS = [
+    "",
+    "x",
+    "-1",
+    "1 ",
+    "1=2",
+    "1\0",
+    "\xb2",
+    "9" * 11,
+    "9" * 5000,
+    "4294967296",
+    "1\n\n",
+    "08",
+    "0x",
+    "+",
+    "++1",
+    "0b1",
+    "1_0",
+    "\n",
+]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS)
 @pytest.mark.parametrize("name", ["max_read", "blksize"])
 def test_what_is_no_number_is_refused(name: str, value: str) -> None:
-    with pytest.raises(Refused):
-        kernel(f"{name}={value}")
+    # The last one counts, and yet each has to be one.
+    for asked in (f"{name}={value}", f"{name}={value},{name}=1", f"{name}=1,{name}={value}"):
+        with pytest.raises(Refused):
+            kernel(asked)
+        with pytest.raises(Refused):
+            kernel(asked, policy.of_volume(False, [], f"{name}=1"))
 
 
-@pytest.mark.parametrize("asked", ["bogus", "ro,,rw", "context=x", "fd", "blkdev"])
+@pytest.mark.parametrize("asked", ["bogus", "ro,,rw", "context=x", "fd", "blkdev", "allow_root"])
 def test_what_fusermount3_refuses_is_refused_again(asked: str) -> None:
     # A pod can send anything.
     with pytest.raises(Refused) as caught:
@@ -204,7 +240,6 @@ def test_what_cannot_be_is_left_out_with_a_warning_that_says_where(option: str, 
         ("no_default_permissions", "", True),
         ("no_default_permissions", "allow_other,default_permissions", True),
         ("no_default_permissions", "default_permissions", True),
-        ("no_default_permissions", "allow_root", True),
         ("no_default_permissions", "allow_other", False),
         ("o=no_default_permissions,ro", "ro,allow_other", False),
     ],
@@ -218,3 +253,23 @@ def test_the_kernel_checks_modes_unless_both_ask_it_not_to(attribute: str, asked
 def test_the_program_alone_cannot_drop_the_checks() -> None:
     with pytest.raises(Refused):
         kernel("allow_other,no_default_permissions")
+
+
+# ---- a mount that was there before
+
+
+@pytest.mark.parametrize(
+    ("options", "super_options", "lacks"),
+    [
+        ("rw,relatime", "rw,user_id=0", ["ro", "noexec", "nosuid", "nodev"]),
+        ("ro,nosuid,nodev,noexec", "rw", []),
+        ("rw,nosuid,nodev,noexec", "ro,user_id=0", []),
+        ("rw,nosuid,noexec,noroot", "ro", ["nodev"]),
+    ],
+)
+def test_what_a_former_mount_lacks(options: str, super_options: str, lacks: list[str]) -> None:
+    assert policy.lacking(policy.of_volume(True, [], "noexec"), options, super_options) == lacks
+
+
+def test_what_the_volume_did_not_ask_for_is_not_lacking() -> None:
+    assert policy.lacking(PLAIN, "rw,nosuid,nodev", "rw") == []

@@ -161,3 +161,11 @@ def test_the_original_message_of_the_longest_volume_name_fits() -> None:
 def test_an_original_message_without_a_volume_name_is_refused(message: bytes) -> None:
     with pytest.raises(ProtocolError):
         protocol.decode_original(message)
+
+
+@pytest.mark.parametrize("packet", ['{"op":%s}', '{"op":"mount","mountpoint":%s}', '{"op":"unmount","mountpoint":"/x","lazy":%s}'])
+def test_a_value_that_is_nested_as_deeply_as_json_may_be_is_told(packet: str) -> None:
+    for depth in range(1, 1100):
+        for opening, closing in (("[", "]"), ('{"a":', "}")):
+            with pytest.raises(ProtocolError):
+                protocol.decode_request((packet % (opening * depth + "7" + closing * depth)).encode())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from pod_programs import ROOT, Ended, command_of, end, run, start
-from standin_driver import DEADLINE, Recorder, StandIn, fuse_fd, sends, waits_for_end
+from standin_driver import DEADLINE, Recorder, StandIn, fuse_fd, listen, sends, waits_for_end
 
 from fusermount3_proxy import limits, starter
 from fusermount3_proxy.starter import UsageError
@@ -302,15 +302,34 @@ def test_a_refusal_is_125_and_its_line(path: Path) -> None:
         assert run("starter", starts(path, "sh")) == Ended(125, b"", b"fuse-starter: the driver refused; its log says why\n")
 
 
-def test_waits_as_long_as_asked_for_a_socket_that_appears_late(path: Path, fuse: int) -> None:
+@pytest.mark.parametrize("protocol", ["v1", "original"])
+def test_waits_as_long_as_asked_for_a_socket_that_appears_late(path: Path, fuse: int, protocol: str) -> None:
     process = start("starter", starts(path, "true", options=("--wait", "60")))
     try:
         assert process.stderr is not None
         assert process.stderr.readline().startswith(b"fuse-starter: waiting up to 60 s for the driver")
-        with StandIn(path, v1=Recorder(OK, fuse)):
+        behaviour = Recorder(OK, fuse) if protocol == "v1" else sends(OK, fuse)
+        with StandIn(path, **{protocol: behaviour}):
             assert end(process) == Ended(0, b"", b"")
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize("is_refused", [False, True], ids=["missing", "refuses"])
+@pytest.mark.parametrize(("wait", "says"), [("0", False), ("0.4", False), ("1.5", True)])
+def test_waits_no_longer_than_asked(path: Path, wait: str, says: bool, is_refused: bool) -> None:
+    if is_refused:
+        listen(f"{path}.v1", socket.SOCK_SEQPACKET).close()
+    began = time.monotonic()
+    ended = run("starter", starts(path, "true", options=("--wait", wait)))
+    took = time.monotonic() - began
+    why = "Connection refused" if is_refused else "No such file or directory"
+    *waiting, told = ended.stderr.decode().splitlines()
+    assert (ended.code, ended.stdout) == (125, b"")
+    assert told.startswith(f"fuse-starter: no driver answers at {path} ({why}; waited {wait} s): ")
+    # Said where it takes more than a second.
+    assert waiting == ([f"fuse-starter: waiting up to {wait} s for the driver at {path} ({why})"] if says else [])
+    assert float(wait) <= took < float(wait) + 5
 
 
 def test_ctrl_c_while_it_waits_has_no_traceback(path: Path) -> None:

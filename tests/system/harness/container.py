@@ -181,12 +181,17 @@ class Container:
         """The next line of its first process, where that is no shell of ours."""
         return self._out.line()
 
+    def error_line(self) -> str:
+        """The same, of standard error."""
+        return self._err.line()
+
     def start(self, command: str) -> "Background":
         """Start a program in the background. `command` is one program with its arguments; variables may stand in front."""
         self._engine.settle()
         number = next(self._numbers)
         file = f"{LOG_FOLDER}/{number}"
-        inner = f"echo $$ >{file}.pid; exec env {command}"
+        # The shell starts what is in its background with these two ignored, and programs of libfuse then leave them so.
+        inner = f"echo $$ >{file}.pid; exec env --default-signal=INT,QUIT {command}"
         self.check(f"{{ sh -c {shlex.quote(inner)}; echo $? >{file}.tmp; mv {file}.tmp {file}.exit; }} >{file}.out 2>{file}.err &")
         return Background(self, self.logs / str(number), command)
 
@@ -209,6 +214,11 @@ class Container:
     def kill(self, signal: str) -> None:
         """Send a signal to its first process."""
         done = self._engine.call("kill", "--signal", signal, self.name)
+        assert done.returncode == 0, done.stderr
+
+    def remove(self) -> None:
+        """Have the engine remove it, whatever runs in it."""
+        done = self._engine.call("rm", "--force", "--time", "0", self.name)
         assert done.returncode == 0, done.stderr
 
     def wait(self, timeout: float = _START) -> Result:

@@ -73,6 +73,11 @@ class Driver:
         """Stop it, and return its exit code as subprocess has it."""
         assert self._process is not None
         self._process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for its end; its exit code, or that of what it was started with."""
+        assert self._process is not None
         code = self._process.wait(_START)
         self._process = None
         return code
@@ -124,18 +129,19 @@ class Driver:
         return [child for children in self._of_threads("children") for child in children.split()]
 
     def waits_for_a_fuse_program(self) -> bool:
-        """Whether one of its threads waits for an answer from a FUSE program."""
-        return any("request_wait_answer" in wait for wait in self._of_threads("wchan"))  # fs/fuse/dev.c
+        """Whether one of its children waits for an answer from a FUSE program."""
+        waits = [wait for child in self.children() for wait in self._of_threads("wchan", child)]
+        return any("request_wait_answer" in wait for wait in waits)  # fs/fuse/dev.c
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """One of the commands that talk to it."""
         whole = [*command(), "--admin-socket", str(self.admin_socket), *arguments]
         return subprocess.run(whole, cwd=REPOSITORY, capture_output=True, text=True, timeout=_START)
 
-    def _of_threads(self, name: str) -> list[str]:
-        """A file of /proc/PID/task, of each of its threads."""
+    def _of_threads(self, name: str, pid: int | str | None = None) -> list[str]:
+        """A file of /proc/PID/task, of each of a process's threads."""
         texts = []
-        for task in Path(f"/proc/{self.pid}/task").iterdir():
+        for task in Path(f"/proc/{pid or self.pid}/task").glob("*"):
             try:
                 texts.append((task / name).read_text())
             except (FileNotFoundError, ProcessLookupError):

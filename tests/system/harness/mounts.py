@@ -30,7 +30,8 @@ class Mount:
 
 def parse(text: str) -> list[Mount]:
     mounts = []
-    for line in text.splitlines():
+    # Not splitlines(): a name may hold what Python takes for the end of a line.
+    for line in text.split("\n")[:-1]:
         left, _, right = line.partition(" - ")
         fields, (fstype, source, super_options) = left.split(" "), right.split(" ")
         mounts.append(
@@ -50,7 +51,7 @@ def parse(text: str) -> list[Mount]:
 
 def table(pid: int | str = "self") -> list[Mount]:
     """The mounts that a process sees."""
-    return parse(Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape"))
+    return parse(os.fsdecode(Path(f"/proc/{pid}/mountinfo").read_bytes()))
 
 
 def stack(path: Path | str, mounts: list[Mount] | None = None) -> list[Mount]:

@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from harness.container import Bind, Container, Engine
 from harness.driver import Driver
 from harness.events import wait_until
 from harness.kubelet import EMPTY_DIR, Kubelet, PodFolder, Published
+from harness.mounts import Mount
 from harness.programs import REPOSITORY, missing
 
 TREE = REPOSITORY / "dist" / "mfcp"
@@ -91,6 +92,11 @@ class Pod:
         """A container that uses the volume, as HostToContainer has it."""
         return self.container([Bind(volume.target, data, "rslave")], **options)
 
+    def stop(self, container: Container) -> None:
+        """End one container."""
+        self._containers.remove(container)
+        self._node.engine.stop([container])
+
     def stop_containers(self) -> None:
         self._node.engine.stop(self._containers)
         self._containers.clear()
@@ -103,7 +109,10 @@ class Pod:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What there is on a node that a test may leave behind."""
+    """What there is on a node that a test may leave behind.
+
+    Without the mounts that the machine has outside of the tests' mount namespace: others make them, and they come in.
+    """
 
     mounts: Counter[str]
     processes: frozenset[str]
@@ -134,9 +143,7 @@ class Node:
 
     def snapshot(self) -> Snapshot:
         return Snapshot(
-            mounts=Counter(
-                f"{mount.fstype} at {_PRIVATE.sub('', mount.path)}" for mount in mounts.table() if not self.engine.owns(mount.path)
-            ),
+            mounts=_names(mount for mount in mounts.table() if not self.engine.owns(mount.path)) - _names(mounts.table(os.getppid())),
             processes=frozenset(_processes(self.driver.pid)),
             fds=self.driver.fds(),
             state=self.driver.state(),
@@ -166,6 +173,10 @@ class Node:
             wait_until("nothing is left", lambda: not left(), timeout)
         except AssertionError:
             raise AssertionError(f"the test left behind: {left()}") from None
+
+
+def _names(table: Iterable[Mount]) -> Counter[str]:
+    return Counter(f"{mount.fstype} at {_PRIVATE.sub('', mount.path)}" for mount in table)
 
 
 def _processes(driver: int) -> list[str]:

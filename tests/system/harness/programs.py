@@ -3,9 +3,11 @@
 import gzip
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,23 +27,30 @@ def missing(text: str) -> NoReturn:
 
 # Each by the package that has it; the packages are those of packages.txt.
 _INSTALLED = {
+    "archivemount": "archivemount",
     "bindfs": "bindfs",
     "curl": "curl",
+    "fuse-overlayfs": "fuse-overlayfs",
     "fuse2fs": "fuse2fs",
     "fusermount3": "fuse3",
     "gcc": "gcc",
     "gocryptfs": "gocryptfs",
+    "mergerfs": "mergerfs",
     "mke2fs": "e2fsprogs",
     "mksquashfs": "squashfs-tools",
     "mount": "mount",
     "pkill": "procps",
     "podman": "podman",
     "python3": "python3",
+    "rclone": "rclone",
+    "restic": "restic",
     "s3fs": "s3fs",
     "squashfuse": "squashfuse",
     "ssh": "openssh-client",
     "sshd": "openssh-server",
     "sshfs": "sshfs",
+    "strace": "strace",
+    "unionfs": "unionfs-fuse",
 }
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
@@ -96,18 +105,89 @@ def static_fuse_program() -> Path:
 
 def s3_server() -> Path:
     """A small S3 server, static, built from what programs/go.mod and go.sum lock."""
-    lock = (SOURCES / "go.mod").read_bytes() + (SOURCES / "go.sum").read_bytes()
-    built = _CACHE / f"gofakes3-{hashlib.sha256(lock).hexdigest()[:16]}"
+    return _go_program(SOURCES, _S3_SERVER, "gofakes3")
+
+
+def gcsfuse() -> Path:
+    """gcsfuse, static."""
+    return _go_program(SOURCES / "gcs", "github.com/googlecloudplatform/gcsfuse/v3", "gcsfuse")
+
+
+def gcs_server() -> Path:
+    """A small server that speaks Google's protocol, static."""
+    return _go_program(SOURCES / "gcs", "github.com/fsouza/fake-gcs-server", "fake-gcs-server")
+
+
+def gcsfuse_version() -> str:
+    """The version that is locked."""
+    return _locked(SOURCES / "gcs/go.mod", r"googlecloudplatform/gcsfuse/v3 v(\S+)")
+
+
+def rust_program(name: str) -> Path:
+    """The program in programs/NAME, built from what its crates.lock locks."""
+    source = SOURCES / name
+    files = [source / "Cargo.toml", source / "crates.lock", source / "src/main.rs"]
+    built = _CACHE / f"hello-{name}-{hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:16]}"
+    if not built.exists():
+        cargo = os.environ.get("CARGO") or shutil.which("cargo")
+        if cargo is None:
+            missing("cargo is missing, programs in Rust are built with it; install Rust >= 1.91 (Debian has a package cargo-web)")
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder, name)
+            shutil.copytree(source, copy)
+            remedy = "it needs Rust >= 1.91, and its registry of crates once"
+            options: list[str | Path] = ["--quiet", "--manifest-path", copy / "Cargo.toml"]
+            _run([cargo, "generate-lockfile", *options], remedy)
+            _write_cargo_lock(copy)
+            _run([cargo, "build", "--release", "--locked", "--target-dir", Path(folder, "target"), *options], remedy)
+            _place(Path(folder, "target/release", f"hello-{name}"), built)
+    return built
+
+
+def _write_cargo_lock(folder: Path) -> None:
+    """Cargo.lock with the versions and hashes of crates.lock, and the address that this machine's cargo has for all of them."""
+    lock = folder / "Cargo.lock"
+    address = next(line for line in lock.read_text().splitlines() if line.startswith("source = "))
+    lock.write_text(re.sub(r"^checksum = ", f"{address}\\nchecksum = ", (folder / "crates.lock").read_text(), flags=re.MULTILINE))
+
+
+def crate_version(name: str) -> str:
+    """The version of the crate that programs/NAME is built on."""
+    return _locked(SOURCES / name / "Cargo.toml", rf'{name} = .*"=([0-9.]+)"')
+
+
+def _go_program(module: Path, package: str, name: str) -> Path:
+    lock = (module / "go.mod").read_bytes() + (module / "go.sum").read_bytes()
+    built = _CACHE / f"{name}-{hashlib.sha256(lock).hexdigest()[:16]}"
     if not built.exists():
         beside = Path(sys.executable).with_name("go")
         go = os.environ.get("GO") or (str(beside) if beside.exists() else shutil.which("go"))
         if go is None:
-            missing("go is missing, the S3 server is built with it; install Go >= 1.24 or set GO to its path")
-        environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false", "GOWORK": "off"}
+            missing(f"go is missing, {name} is built with it; install Go >= 1.24 or set GO to its path")
+        environment = {
+            **os.environ,
+            "CGO_ENABLED": "0",
+            "GOFLAGS": "-mod=readonly -buildvcs=false",
+            "GOWORK": "off",
+            "GOTOOLCHAIN": "local",
+        }
         unfinished = built.with_name(f"{built.name}.{os.getpid()}")
-        _run([go, "build", "-C", SOURCES, "-o", unfinished, _S3_SERVER], "it needs the Go module proxy once", environment)
+        _run([go, "build", "-C", module, "-o", unfinished, package], "it needs the Go module proxy once", environment)
         unfinished.rename(built)
     return built
+
+
+def _locked(file: Path, pattern: str) -> str:
+    found = re.search(pattern, file.read_text())
+    assert found, f"{file} has no {pattern}"
+    return found[1]
+
+
+def _place(made: Path, built: Path) -> None:
+    """Under its name all at once: another run of the tests may look for it."""
+    unfinished = built.with_name(f"{built.name}.{os.getpid()}")
+    shutil.copy(made, unfinished)
+    unfinished.rename(built)
 
 
 def _run(command: list[str | Path], remedy: str, environment: dict[str, str] | None = None, given: bytes = b"") -> None:

@@ -1,15 +1,15 @@
 """Servers that FUSE programs need, each in a container of its own, which shares its network with the FUSE container."""
 
 import subprocess
-from pathlib import Path
 
 from harness.container import LOG_FOLDER, Bind
 from harness.events import wait_until
 from harness.pod import Pod
-from harness.programs import path_of, s3_server
+from harness.programs import gcs_server, s3_server
 
 _SSH_PORT = 2222
 _S3_PORT = 9000
+_GCS_PORT = 4443
 
 _SSHD_CONFIG = f"""\
 Port {_SSH_PORT}
@@ -25,7 +25,15 @@ Subsystem sftp internal-sftp
 
 
 class SshServer:
-    """OpenSSH's sshd; what it serves lies in /srv of its container."""
+    """OpenSSH's sshd; what it serves lies in /srv of its container.
+
+    `OPTIONS` is what the client needs to be told, as sshfs options.
+    """
+
+    OPTIONS = (
+        f"-o ssh_command='ssh -F /dev/null',port={_SSH_PORT},IdentityFile=/ssh/key,"
+        "StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,LogLevel=ERROR"
+    )
 
     def __init__(self, pod: Pod) -> None:
         self.container = pod.container()
@@ -42,12 +50,6 @@ class SshServer:
         """The key to log in with, for the container of the client."""
         return Bind(self.container.logs, "/ssh", read_only=True)
 
-    @property
-    def options(self) -> str:
-        """What the client needs to be told, as sshfs options."""
-        host_keys = "StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null,LogLevel=ERROR"
-        return f"-o ssh_command='ssh -F /dev/null',port={_SSH_PORT},IdentityFile=/ssh/key,{host_keys}"
-
 
 class S3Server:
     """A small S3 server with one empty bucket."""
@@ -61,15 +63,19 @@ class S3Server:
         wait_until("the S3 server answers", lambda: self.container.run(f"curl -sf {self.URL}/{self.BUCKET}").code == 0)
 
 
-def squashfs_image(folder: Path, content: Path) -> Path:
-    """A squashfs file system of the files in `content`."""
-    image = folder / "image.squashfs"
-    subprocess.run([path_of("mksquashfs"), content, image, "-quiet", "-no-progress"], check=True)
-    return image
+class GcsServer:
+    """A small server that speaks Google's protocol, with one empty bucket.
 
+    `OPTIONS` is what gcsfuse needs to be told: where it is, and which of Google's calls it does not know.
+    """
 
-def ext4_image(folder: Path, content: Path) -> Path:
-    """An ext4 file system of the files in `content`."""
-    image = folder / "image.ext4"
-    subprocess.run([path_of("mke2fs"), "-q", "-t", "ext4", "-d", content, image, "8M"], check=True)
-    return image
+    BUCKET = "test-bucket"
+    URL = f"http://127.0.0.1:{_GCS_PORT}"
+    OPTIONS = f"--custom-endpoint={URL}/storage/v1/ --enable-hns=false --enable-atomic-rename-object=false"
+
+    def __init__(self, pod: Pod) -> None:
+        self.container = pod.container([Bind(gcs_server(), "/usr/bin/gcs-server", read_only=True)])
+        where = f"-scheme http -host 127.0.0.1 -port {_GCS_PORT} -public-host 127.0.0.1:{_GCS_PORT} -external-url {self.URL}"
+        self.container.start(f"/usr/bin/gcs-server {where} -backend memory")
+        make = f"curl -sf -X POST -H 'Content-Type: application/json' -d '{{\"name\":\"{self.BUCKET}\"}}' {self.URL}/storage/v1/b?project=x"
+        wait_until("the server of buckets answers", lambda: self.container.run(make).code == 0)

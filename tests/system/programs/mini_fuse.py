@@ -30,8 +30,9 @@ def call_helper(*arguments: str) -> tuple[socket.socket, subprocess.Popen[bytes]
 class Server:
     """A FUSE file system with one file, straight on the fd."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, content: bytes = _CONTENT) -> None:
         self.fd = fd
+        self._content = content
 
     def read(self) -> tuple[int, int, int, bytes]:
         """The next request: opcode, its number, the node, and what follows the header."""
@@ -42,8 +43,8 @@ class Server:
     def answer(self, unique: int, payload: bytes = b"", error: int = 0) -> None:
         os.write(self.fd, struct.pack("IiQ", 16 + len(payload), -error, unique) + payload)
 
-    def answer_init(self, unique: int) -> None:
-        self.answer(unique, struct.pack("IIIIHHIIHHI7I", 7, 31, 65536, 0, 12, 9, 65536, 1, 0, 0, 0, *[0] * 7))
+    def answer_init(self, unique: int, flags: int = 0) -> None:
+        self.answer(unique, struct.pack("IIIIHHIIHHI7I", 7, 31, 65536, flags, 12, 9, 65536, 1, 0, 0, 0, *[0] * 7))
 
     def serve(self) -> None:
         while True:
@@ -53,18 +54,20 @@ class Server:
                 return
             match opcode:
                 case 1 if rest.rstrip(b"\0") == b"hello":  # LOOKUP
-                    self.answer(unique, struct.pack("QQQQII", 2, 0, 1, 1, 0, 0) + attributes(2))
+                    self.answer(unique, struct.pack("QQQQII", 2, 0, 1, 1, 0, 0) + self._attributes(2))
                 case 1:
                     self.answer(unique, error=2)
                 case 2 | 36 | 42:  # FORGET, INTERRUPT, BATCH_FORGET: nobody waits
                     pass
                 case 3:  # GETATTR
-                    self.answer(unique, struct.pack("QII", 1, 0, 0) + attributes(node))
+                    self.answer(unique, struct.pack("QII", 1, 0, 0) + self._attributes(node))
                 case 14 | 27:  # OPEN, OPENDIR
                     self.answer(unique, struct.pack("QII", 0, 0, 0))
                 case 15:  # READ
                     _, offset, size = struct.unpack_from("QQI", rest)
-                    self.answer(unique, _CONTENT[offset : offset + size])
+                    self.answer(unique, self._content[offset : offset + size])
+                case 17:  # STATFS: container engines ask for it
+                    self.answer(unique, struct.pack("QQQQQIII7I", 1, 0, 0, 2, 0, 4096, 255, 4096, *[0] * 7))
                 case 18 | 25 | 29 | 34 | 38:  # RELEASE, FLUSH, RELEASEDIR, ACCESS, DESTROY
                     self.answer(unique)
                 case 28:  # READDIR
@@ -74,7 +77,6 @@ class Server:
                 case _:
                     self.answer(unique, error=38)
 
-
-def attributes(node: int) -> bytes:
-    mode, size = (stat.S_IFDIR | 0o755, 0) if node == 1 else (stat.S_IFREG | 0o644, len(_CONTENT))
-    return struct.pack("QQQQQQIIIIIIIIII", node, size, 0, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
+    def _attributes(self, node: int) -> bytes:
+        mode, size = (stat.S_IFDIR | 0o755, 0) if node == 1 else (stat.S_IFREG | 0o644, len(self._content))
+        return struct.pack("QQQQQQIIIIIIIIII", node, size, 0, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)

@@ -59,7 +59,11 @@ def main() -> None:
     if how != "usual-init":
         thread.start()
     comm.send(b"\0")
-    (result,) = struct.unpack("i", comm.recv(4))
+    told = comm.recv(4)
+    if len(told) < 4:
+        print("the helper has gone", helper.wait(), flush=True)
+        os._exit(1)  # the thread waits for INIT
+    (result,) = struct.unpack("i", told)
     comm.close()
     print(result, helper.wait(), flush=True)
     if how == "usual-init":

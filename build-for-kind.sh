@@ -1,0 +1,163 @@
+#!/bin/bash
+# Builds all images from source and loads them into a cluster of kind, or into this machine's containerd.
+set -euo pipefail
+
+usage() {
+    cat <<END
+usage: ./build-for-kind.sh [OPTION...] [IMAGE...]
+
+Builds the driver's image, fusermount3-proxy and those of the examples, and loads them into a cluster. IMAGE is the last
+part of an image's name; without one, all are built.
+
+  --engine ENGINE      docker, podman or buildah; without it, the first of these that works
+  --target TARGET      kind   load into a cluster of kind (used where kind is installed)
+                       ctr    import into this machine's containerd, for its kubelet (used where kind is missing)
+                       none   build alone
+  --name NAME          the cluster of kind, default kind
+  --build-arg ARG=VAL  handed to every build
+  --list               print the images' names
+  --help               print this
+
+kind needs nothing but itself. ctr takes its socket from the variable CONTAINERD_ADDRESS.
+END
+}
+
+here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
+prefix=ghcr.io/pfnet-research/meta-fuse-csi-plugin
+engine=
+target=
+cluster=kind
+build_args=()
+wanted=()
+
+main() {
+    parse "$@"
+    cd "$here"
+    [ -n "$engine" ] || find_engine
+    [ -n "$target" ] || find_target
+    say "builds with $engine, loads into $(describe_target)"
+    local name
+    for name in "${wanted[@]}"; do
+        say "building $prefix/$name:latest"
+        build "$name" || fail "$name cannot be built (see above)"
+        [ "$target" = none ] || load "$name" || fail "$name cannot be loaded into $(describe_target) (see above)"
+    done
+    say "done: ${#wanted[@]} images"
+}
+
+parse() {
+    local name
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --engine | --target | --name | --build-arg) [ $# -gt 1 ] || misuse "$1 needs a value" ;;
+        esac
+        case $1 in
+            --engine) engine=$2 && shift ;;
+            --target) target=$2 && shift ;;
+            --name) cluster=$2 && shift ;;
+            --build-arg) build_args+=(--build-arg "$2") && shift ;;
+            --list) images && exit 0 ;;
+            -h | --help) usage && exit 0 ;;
+            -*) misuse "there is no option $1" ;;
+            *) wanted+=("$1") ;;
+        esac
+        shift
+    done
+    case $engine in '' | docker | podman | buildah) ;; *) misuse "--engine $engine is not docker, podman or buildah" ;; esac
+    case $target in '' | kind | ctr | none) ;; *) misuse "--target $target is not kind, ctr or none" ;; esac
+    local all
+    all=$'\n'$(images)$'\n'
+    for name in "${wanted[@]}"; do
+        [[ $all == *$'\n'"$name"$'\n'* ]] || misuse "there is no image $name; --list prints all"
+    done
+    [ ${#wanted[@]} -gt 0 ] || mapfile -t wanted < <(images)
+}
+
+# The examples copy from fusermount3-proxy, so it comes before them.
+images() {
+    printf '%s\n' meta-fuse-csi-plugin fusermount3-proxy
+    local file
+    for file in "$here"/examples/*/*/Dockerfile; do
+        file=${file%/Dockerfile} && file=${file#"$here"/examples/}
+        echo "mfcp-example-${file/\//-}"
+    done
+}
+
+build() { # NAME
+    local options=(-t "$prefix/$1:latest" "${build_args[@]}") folder
+    case $1 in
+        meta-fuse-csi-plugin) options+=(-f packaging/Dockerfile --target driver .) ;;
+        fusermount3-proxy) options+=(-f packaging/Dockerfile --target fusermount3-proxy .) ;;
+        *)
+            folder=${1#mfcp-example-}
+            options+=("examples/${folder/-//}")
+            ;;
+    esac
+    case $engine in
+        # Images that are here are used as they are, as docker and podman do it by themselves.
+        buildah) buildah build --layers --pull=false "${options[@]}" ;;
+        *) "$engine" build "${options[@]}" ;;
+    esac
+}
+
+load() { # NAME
+    local image=$prefix/$1:latest
+    # Not local: the trap runs after this function.
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+    case $engine in
+        buildah) buildah push --quiet "$image" "docker-archive:$folder/image.tar:$image" ;;
+        *) "$engine" save -o "$folder/image.tar" "$image" ;;
+    esac || return
+    case $target in
+        kind) kind load image-archive --name "$cluster" "$folder/image.tar" ;;
+        ctr) ctr --namespace k8s.io images import "$folder/image.tar" ;;
+    esac || return
+    rm -rf "$folder"
+}
+
+find_engine() {
+    local name
+    for name in docker podman buildah; do
+        # docker may be installed without its daemon.
+        if command -v "$name" >/dev/null && "$name" info >/dev/null 2>&1; then
+            engine=$name
+            return
+        fi
+    done
+    fail "neither docker, podman nor buildah works here: install one, or start Docker"
+}
+
+find_target() {
+    if command -v kind >/dev/null; then
+        target=kind
+    elif command -v ctr >/dev/null; then
+        target=ctr
+    else
+        fail "neither kind nor ctr is installed: install kind, or give --target none"
+    fi
+}
+
+describe_target() {
+    case $target in
+        kind) echo "the kind cluster $cluster" ;;
+        ctr) echo "containerd at ${CONTAINERD_ADDRESS:-its usual socket}" ;;
+        none) echo "nothing" ;;
+    esac
+}
+
+say() {
+    echo "build-for-kind: $*"
+}
+
+fail() {
+    echo "build-for-kind: $*" >&2
+    exit 1
+}
+
+misuse() {
+    echo "build-for-kind: $*; try ./build-for-kind.sh --help" >&2
+    exit 2
+}
+
+main "$@"

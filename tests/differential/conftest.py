@@ -1,0 +1,147 @@
+"""Both sides, once for all tests, and how many examples each property gets.
+
+    packaging/build                                  what is tested
+    .venv/bin/python -m pytest tests/differential    as root
+
+The reference is the fusermount3 of this machine; with MFCP_ALL=1 (tests/run --all) Debian 13's too. MFCP_EXAMPLES sets the
+number of examples, as in tests/property.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "system"))
+
+import debian13
+from harness import mounts
+from harness.driver import Driver
+from harness.pod import PLACE, TREE
+from harness.programs import missing
+from sides import USER, Ours, Place, Reference, make_mountpoints
+
+# Each example is four programs and a mount or two; the long run of tests/property would take hours.
+_EXAMPLES = max(400, int(os.environ.get("MFCP_EXAMPLES", "0")) // 8)
+_SECONDS_PER_EXAMPLE = 0.5
+
+settings.register_profile(
+    "differential",
+    max_examples=_EXAMPLES,
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+settings.load_profile("differential")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "differential" in item.path.parts:
+            item.add_marker(pytest.mark.timeout(120 + _EXAMPLES * _SECONDS_PER_EXAMPLE))
+
+
+@pytest.fixture(scope="session")
+def folder() -> Iterator[Path]:
+    """A tmpfs in a mount namespace of the tests' own."""
+    if os.geteuid() != 0:
+        pytest.fail("these tests mount file systems and become another user: run them as root", pytrace=False)
+    if not os.path.exists("/dev/fuse"):
+        pytest.fail("there is no /dev/fuse: type 'modprobe fuse' (a container needs --device /dev/fuse too)", pytrace=False)
+    if shutil.which("fusermount3") is None:
+        missing("fusermount3 is missing; type: apt-get install fuse3")
+    if not TREE.exists():
+        missing(f"{TREE} is missing; run packaging/build")
+    mounts.enter_private_namespace()
+    path = Path(tempfile.mkdtemp(prefix="mfcp-test-", dir="/tmp"))
+    path.chmod(0o755)
+    # With device nodes.
+    mounts.mount("-t", "tmpfs", "-o", "nosuid,mode=0755", "mfcp-test", path)
+    try:
+        yield path
+    finally:
+        mounts.unmount_all_below(path)
+        shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def place(folder: Path) -> Place:
+    """The user's folder; in this namespace alone a /dev/fuse and an /etc/fuse.conf of the tests' own."""
+    user = folder / "user"
+    user.mkdir()
+    os.chown(user, USER, USER)
+    make_mountpoints(user)
+    device, conf = folder / "fuse", folder / "fuse.conf"
+    os.mknod(device, 0o20666, os.makedev(10, 229))
+    conf.touch()
+    place = Place(user, device, conf)
+    _bind_places(place, Path("/"))
+    return place
+
+
+def _bind_places(place: Place, root: Path) -> None:
+    mounts.mount("--bind", place.device, root / "dev/fuse")
+    mounts.mount("--bind", place.conf, root / "etc/fuse.conf")
+
+
+def _overlay(folder: Path, lower: Path, at: Path) -> None:
+    """A copy of `lower` at `at` that can be written."""
+    layers = [Path(tempfile.mkdtemp(prefix=name, dir=folder)) for name in ("upper", "work")]
+    layers[0].chmod(0o755)
+    mounts.mount("-t", "overlay", "-o", f"lowerdir={lower},upperdir={layers[0]},workdir={layers[1]}", "overlay", at)
+
+
+@pytest.fixture(scope="session", params=["installed", *(["Debian 13"] if os.environ.get("MFCP_ALL") else [])])
+def reference(request: pytest.FixtureRequest, folder: Path, place: Place) -> Iterator[Reference]:
+    """libfuse's fusermount3."""
+    root = Path("/")
+    if request.param == "Debian 13":
+        root = Path(tempfile.mkdtemp(prefix="root-", dir=folder))
+        _overlay(folder, debian13.root(), root)
+        (root / "dev/fuse").touch()
+        _bind_places(place, root)
+        mounts.mount("--bind", "/proc", root / "proc")
+        inside = Path(f"{root}{place.folder}")
+        inside.mkdir(parents=True)
+        mounts.mount("--bind", place.folder, inside)
+    side = Reference(place, root)
+    yield side
+    side.close()
+
+
+@pytest.fixture(scope="session")
+def driver(folder: Path) -> Iterator[Driver]:
+    """A driver."""
+    driver = Driver(folder)
+    driver.pods_dir.mkdir()
+    mounts.mount("--bind", driver.pods_dir, driver.pods_dir)
+    mounts.mount("--make-shared", driver.pods_dir)
+    driver.start()
+    yield driver
+    assert driver.stop() == 0, driver.log
+    assert "Traceback" not in driver.log, driver.log
+
+
+@pytest.fixture(scope="session")
+def ours(folder: Path, place: Place, driver: Driver) -> Iterator[Ours]:
+    """Ours."""
+    # Its place is there in this namespace alone.
+    _overlay(folder, Path("/opt"), Path("/opt"))
+    os.makedirs(PLACE, exist_ok=True)
+    mounts.mount("--bind", TREE, PLACE)
+    added = driver.cli("volume", "add", "volume")
+    assert added.returncode == 0, added.stderr
+    published = driver.run_dir / "volumes" / "volume"
+    # The folder of all volumes is closed to others, as on a node; a container has this one bound.
+    sockets = folder / "sockets"
+    sockets.mkdir()
+    mounts.mount("--bind", published / "sock", sockets)
+    side = Ours(place, published / "mount", sockets)
+    yield side
+    side.close()

@@ -1,0 +1,364 @@
+"""The differences from fusermount3 that are wanted: those of docs/compatibility.md, and what each of them explains.
+
+Each is a function that takes a case and what fusermount3 did, and says what ours has to do instead. Where ours goes on
+after what stopped fusermount3, it is asked again about a case in which that is not there. None means that the difference
+does not show in this case.
+"""
+
+import ctypes
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from errno import EBADF, ENOTSOCK
+
+from cases import GOOD_CONF, Before, Case, mounting
+from harness.programs import REPOSITORY
+from launcher import COMM
+from sides import Ended, Line, Outcome
+
+from fusermount3_proxy import commandline
+from fusermount3_proxy.commandline import CommandLineError
+
+TABLE = REPOSITORY / "docs" / "compatibility.md"
+HEADING = "## Differences from fusermount3"
+
+Ask = Callable[[Case], Outcome]
+Explain = Callable[[Case, Outcome, Ask], tuple[Case, Outcome] | None]
+
+_NUMBER = f"{COMM}".encode()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One row of the table, with cases that show it; each shows it with versions of fusermount3 that begin as is said."""
+
+    key: str
+    explain: Explain
+    examples: tuple[tuple[str, Case], ...]
+
+
+DIFFERENCES: dict[str, Difference] = {}
+
+
+def keys_of_table() -> list[str]:
+    """The first column of the table."""
+    section = TABLE.read_text().partition(f"{HEADING}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^\| `([^`]*)` \|", section, re.MULTILINE)
+
+
+def _difference(key: str, *examples: Case, version: str = "3.") -> Callable[[Explain], Explain]:
+    def add(explain: Explain) -> Explain:
+        before = DIFFERENCES[key].examples if key in DIFFERENCES else ()
+        DIFFERENCES[key] = Difference(key, explain, before + tuple((version, example) for example in examples))
+        return explain
+
+    return add
+
+
+def _says(outcome: Outcome, *patterns: str) -> re.Match[bytes] | None:
+    """Whether its last message is one of these; what it quotes may have newlines of its own."""
+    alternatives = "|".join(f"(?:{pattern})" for pattern in patterns)
+    return re.search(rf"(?:\A|\n)(?:{alternatives})\n\Z".encode(), outcome.ended.err, re.DOTALL)
+
+
+def _refused(case: Case, theirs: Outcome, text: str) -> Outcome:
+    """It ends with this text after its warnings, and nothing is mounted that was not before."""
+    warnings = b"".join(re.findall(rb"(?m)^(?:unsafe option|note:) [^\n]*\n", theirs.ended.err))
+    old = theirs.lines[:0] if case.before is Before.NOTHING else theirs.lines[:1]
+    return Outcome(Ended(1, b"", warnings + text.encode("latin-1") + b"\n"), lines=old)
+
+
+def _unmounts(case: Case) -> bool:
+    try:
+        return commandline.parse([os.fsdecode(argument) for argument in case.arguments]).unmount
+    except CommandLineError:
+        return False
+
+
+def _every_line(theirs: Outcome, change: Callable[[Line], Line]) -> Outcome:
+    return replace(theirs, lines=tuple(map(change, theirs.lines)), left=tuple(map(change, theirs.left)))
+
+
+# ---- the command line
+
+
+@_difference("later-options", Case((b"--options=ro", b"m")), Case((b"--comm-fd=77", b"m"), comm_fd=None), version="3.14")
+@_difference("later-options", Case((b"--=x", b"m")))
+def _later_options(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
+    if said := _says(theirs, r"option '--=[^\n]*' is ambiguous; possibilities: [^\n]*"):
+        known = said[0].strip(b"\n").partition(b" '--options'")[0]
+        longer = known + b" '--options' '--auto-unmount' '--sync-init' '--comm-fd'\n"
+        return case, replace(theirs, ended=Ended(1, b"", longer))
+    if _says(theirs, "unrecognized option '--(options|comm-fd)=.*'"):
+        name, _, value = case.arguments[0].partition(b"=")
+        rest = case.arguments[1:]
+        case = replace(case, arguments=(b"-o", value, *rest)) if name == b"--options" else replace(case, arguments=rest, comm_fd=value)
+        return case, ask(case)
+    return None
+
+
+# ---- what is mounted
+
+
+@_difference("allow-other", mounting(b"default_permissions"))
+def _allow_other(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome]:
+    return case, _every_line(theirs, lambda line: replace(line, super_options=line.super_options | {"allow_other"}))
+
+
+@_difference("default-permissions", mounting(b"allow_other"))
+def _default_permissions(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome]:
+    return case, _every_line(theirs, lambda line: replace(line, super_options=line.super_options | {"default_permissions"}))
+
+
+@_difference("file-mountpoint", Case((b"--", b"file"), mountpoint=b"file"))
+def _file_mountpoint(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome]:
+    return case, _every_line(theirs, lambda line: replace(line, is_folder=True))
+
+
+@_difference("one-mount", Case((b"--", b"m"), before=Before.MOUNTED), Case((b"--", b"m2"), before=Before.MOUNTED))
+def _one_mount(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
+    if case.before not in (Before.MOUNTED, Before.BUSY):
+        return None
+    # Over a file system that lets nobody else in it cannot mount, at another place it can.
+    if len(theirs.lines) == 1 and _says(theirs, "failed to access mountpoint .*: Permission denied"):
+        at_another = case.at(b"m2")
+        return at_another, ask(at_another)
+    # Ours asks before it tries, the kernel looks at names first.
+    if len(theirs.lines) > 1 or _says(theirs, "mount failed: Invalid argument"):
+        return case, _refused(case, theirs, "mount failed: Device or resource busy")
+    return None
+
+
+@_difference("dead-mount", Case((b"--", b"m"), before=Before.DEAD), Case((b"-u", b"m/."), before=Before.DEAD, mountpoint=b"m/."))
+def _dead_mount(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
+    if case.before is not Before.DEAD:
+        return None
+    asked = ask(replace(case, before=Before.NOTHING))
+    loud = ask(replace(case, before=Before.NOTHING, arguments=(b"-u", b"--", case.mountpoint)))
+    if asked.ended.err in (b"", loud.ended.err) and _says(loud, "entry for [^\n]*/user/m not found in [^\n]*") and _unmounts(case):
+        asked = replace(asked, ended=Ended(0, b"", b""))  # the first one, by its path
+    # What comes after a mount is not looked at where something was before it.
+    return case, replace(asked, after=None, left=())
+
+
+@_difference("mount-table", mounting(b"fsname=" + b"x" * 4090))
+def _mount_table(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
+    is_long = any(len(line.source) > 3800 for line in theirs.left)
+    if is_long and theirs.after and theirs.after.err.startswith(b"entry for "):
+        return case, replace(theirs, after=Ended(0, b"", b""), left=())
+    return None
+
+
+@_difference("mounted-elsewhere", Case((b"-u", b"m/."), before=Before.MOUNTED, mountpoint=b"m/."))
+def _mounted_elsewhere(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
+    # A path that leads through the mount, which lets nobody else in. For ours that is the plain folder.
+    if case.before is Before.NOTHING or not _says(theirs, "bad mount point .*: Permission denied"):
+        return None
+    case = case.at(b"." if case.mountpoint.endswith(b"..") else b"m")
+    return case, ask(case)
+
+
+# ---- who may mount where
+
+_NOT_HERE = (
+    "user has no write access to mountpoint .*",
+    "mountpoint .* not owned by user",
+    "mountpoint .* is not a directory or a regular file",
+    "mounting over filesystem type 0x[0-9a-f]+ is forbidden",
+    "failed to chdir to mountpoint: .*",
+    "failed to open .*: (?:Permission denied|Read-only file system)",
+)
+
+
+@_difference(
+    "any-mountpoint",
+    *(
+        Case((b"--", mountpoint), mountpoint=mountpoint)
+        for mountpoint in (b"readonly", b"sticky", b"locked", b"fifo", b"readonly-file", b"/proc")
+    ),
+)
+def _any_mountpoint(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
+    if case.mountpoint == b"m2" or _says(theirs, "failed to open /dev/fuse: .*") or not _says(theirs, *_NOT_HERE):
+        return None
+    case = case.at(b"m2")
+    return case, ask(case)
+
+
+@_difference("search-permission", Case((b"--", b"locked/.."), mountpoint=b"locked/.."))
+def _search_permission(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
+    if not re.match(rb"(?:\./+)*(?:locked|unsearchable)/+\.\.", case.mountpoint):
+        return None
+    return case, Outcome(Ended(1, b"", b"bad mount point %s: Permission denied\n" % case.mountpoint))
+
+
+@_difference("no-device", mounting(b"", device_mode=0o600))
+def _no_device(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
+    if case.device_mode == 0o666 or not _says(theirs, "failed to open /dev/fuse: Permission denied"):
+        return None
+    case = replace(case, device_mode=0o666)
+    return case, ask(case)
+
+
+@_difference(
+    "fuse-conf", mounting(b"allow_other", conf=b""), mounting(b"", conf=b"mount_max = 0\n"), mounting(b"", conf=GOOD_CONF + b"nonsense\n")
+)
+def _fuse_conf(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
+    if case.conf == GOOD_CONF:
+        return None
+    case = replace(case, conf=GOOD_CONF)
+    return case, ask(case)
+
+
+# ---- the text of -o
+
+_LATER_FLAGS = {b"diratime", b"nodiratime", b"lazytime", b"nolazytime", b"relatime", b"norelatime", b"symfollow", b"nosymfollow"}
+_STRICT = {b"strictatime": True, b"nostrictatime": False}
+# A backslash means something in the two names alone.
+_OPTION = re.compile(rb"(?:fsname|subtype)=(?:\\.|[^,\\]|\\\Z)*|[^,]*", re.DOTALL)
+
+
+def _options(case: Case) -> list[bytes] | None:
+    """The options of mounting()."""
+    if case.arguments[:1] != (b"-o",):
+        return None
+    text, found, at = case.arguments[1], [], 0
+    while at < len(text):
+        match = _OPTION.match(text, at)
+        assert match is not None
+        found.append(match[0])
+        at = match.end() + 1
+    return found
+
+
+def _with_options(case: Case, options: list[bytes]) -> Case:
+    return replace(case, arguments=(b"-o", b",".join(options), *case.arguments[2:]))
+
+
+@_difference("later-mount-options", mounting(b"nodiratime,nosymfollow,lazytime,ro"), mounting(b"strictatime,x-a=b"), version="3.14")
+def _later_mount_options(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
+    said = _says(theirs, "unknown option '(.*)'")
+    options = _options(case)
+    if said is None or options is None or not _is_later(said[1]):
+        return None
+    without = _with_options(case, [option for option in options if not _is_later(option)])
+    asked = ask(without)
+    old = 0 if case.before is Before.NOTHING else 1
+    return without, replace(asked, lines=asked.lines[:old] + tuple(_with_later_flags(line, options) for line in asked.lines[old:]))
+
+
+def _is_later(option: bytes) -> bool:
+    return option in _LATER_FLAGS or option in _STRICT or option.startswith(b"x-")
+
+
+def _with_later_flags(line: Line, options: list[bytes]) -> Line:
+    on = {}
+    for option in options:
+        if option in _LATER_FLAGS or option in _STRICT:
+            name = option.decode()
+            kind = re.sub("^no|^", "", name).removeprefix("no")
+            on[kind] = option
+    shown, super_shown = set(line.options), set(line.super_options)
+    if on.get("diratime") == b"nodiratime":
+        shown.add("nodiratime")
+    if on.get("symfollow") == b"nosymfollow":
+        shown.add("nosymfollow")
+    if on.get("lazytime") == b"lazytime":
+        super_shown.add("lazytime")
+    if on.get("strictatime") == b"strictatime":
+        shown -= {"relatime", "noatime"}
+    return replace(line, options=frozenset(shown), super_options=frozenset(super_shown))
+
+
+@_difference("options-in-names", mounting(b"fsname=a\\,x-b,ro"), version="3.17")
+def _options_in_names(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
+    options = _options(case)
+    if options is None or not any(b"\\,x-" in option for option in options):
+        return None
+    case = _with_options(case, [option.replace(b"\\,x-", b"\\,\x01-") for option in options])
+    # mountinfo escapes neither.
+    named = _every_line(
+        ask(case), lambda line: replace(line, source=line.source.replace(",\x01-", ",x-"), fstype=line.fstype.replace(",\x01-", ",x-"))
+    )
+    return case, named
+
+
+@_difference("empty-options", mounting(b",ro"), mounting(b"x-a,,ro"), version="3.17")
+def _empty_options(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
+    first = next((option for option in _options(case) or [] if not option.startswith(b"x-")), None)
+    return (case, _refused(case, theirs, "unknown option ''")) if first == b"" else None
+
+
+@_difference("repeated-options", mounting(b"allow_other," * 400))
+def _repeated_options(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
+    options = _options(case)
+    if options is None or not theirs.ended.err.endswith(
+        b"mount options too long\nmount options too long\nmount failed: Invalid argument\n"
+    ):
+        return None
+    once = _with_options(case, list(dict.fromkeys(options)))
+    return None if once == case else (once, ask(once))
+
+
+@_difference("long-requests", mounting(b"ro," * 40000), mounting(b"fsname=" + b"x" * 70000))
+def _long_requests(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
+    options = _options(case)
+    if options is None or not (theirs.fds or _says(theirs, "mount failed: (?:Invalid argument|Device or resource busy)")):
+        return None
+    if len(json.dumps(case.arguments[1].decode("latin-1"))) < 65000:
+        return None
+    return case, _refused(case, theirs, "mountpoint and options are too long: the request has N bytes, at most 65536 can be sent")
+
+
+# ---- the comm fd
+
+
+@_difference("socket-first", mounting(b"max_read=x", comm="tcp"))
+def _socket_first(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
+    if not _options(case) or not _says(theirs, "mount failed: Invalid argument"):
+        return None
+    bare = _with_options(case, [])
+    outcome = ask(bare)
+    told = _says(outcome, "(sending file descriptor: .*)")
+    if told is not None:
+        return case, _refused(case, theirs, told[1].decode())
+    # 3.17 looks at a closed fd too late to know what it is, and says now this, now that.
+    is_other = case.comm.startswith(("tcp", "udp")) or _says(outcome, "file descriptor .* is not a socket, .*")
+    return (bare, outcome) if is_other else None
+
+
+@_difference("unix-socket", mounting(b"", comm="tcp"), mounting(b"", comm="udp"))
+def _unix_socket(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
+    if not case.comm.startswith(("tcp", "udp")) or not theirs.lines or _says(theirs, "sending file descriptor: .*"):
+        return None
+    return case, _refused(case, theirs, "sending file descriptor: Invalid argument")
+
+
+@_difference("failed-send", mounting(b"", comm="full"), mounting(b"", comm="unconnected"), version="3.14")
+def _failed_send(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
+    if not theirs.lines or case.before is not Before.NOTHING or not _says(theirs, "sending file descriptor: .*"):
+        return None
+    return case, replace(theirs, lines=(), after=None, left=())
+
+
+@_difference("broken-pipe", mounting(b"", comm="stream, peer closed"))
+def _broken_pipe(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
+    return (case, _refused(case, theirs, "sending file descriptor: Broken pipe")) if theirs.ended.code == -13 else None
+
+
+@_difference("comm-number", mounting(b"", comm_fd=b"77x"), mounting(b"", comm_fd=b"abc"), mounting(b"", comm="file"), version="3.17")
+def _comm_number(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
+    """What 3.14 does with it."""
+    if not _says(theirs, "invalid _FUSE_COMMFD: .*", "file descriptor -?[0-9]+ is not a socket, can't send fuse fd"):
+        return None
+    libc = ctypes.CDLL(None)
+    number = libc.atoi(case.comm_fd)
+    if number == COMM and case.comm_fd != _NUMBER:
+        case = replace(case, comm_fd=_NUMBER)
+        return case, ask(case)
+    good = ask(replace(case, comm_fd=_NUMBER, comm="stream"))
+    if good.ended.code != 0 and not _says(good, "mount failed: .*"):
+        return case, good
+    is_open = number in (0, 1, 2) or (number == COMM and case.comm != "closed")
+    return case, _refused(case, good, f"sending file descriptor: {os.strerror(ENOTSOCK if is_open else EBADF)}")

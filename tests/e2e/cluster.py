@@ -1,0 +1,257 @@
+"""The cluster that KUBECONFIG names, through kubectl alone; and what the tests do with its pods."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+DRIVER = "meta-fuse-csi-plugin.csi.storage.pfn.io"
+SYSTEM = "mfcp-system"
+DAEMON_SET = "meta-fuse-csi-plugin"
+IMAGES = "ghcr.io/pfnet-research/meta-fuse-csi-plugin"
+BUSYBOX = "docker.io/library/busybox:latest"
+
+Manifest = dict[str, Any]
+Found = TypeVar("Found")
+
+# kubelet looks at a pod again about every ten seconds, or every minute as it is set by default.
+SOON = 120.0  # seconds
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Cluster:
+    """kubectl, with time limits."""
+
+    def run(self, *arguments: str, stdin: str | None = None, timeout: float = SOON) -> Done:
+        """Run kubectl."""
+        done = subprocess.run(["kubectl", *arguments], input=stdin, capture_output=True, text=True, timeout=timeout)
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def check(self, *arguments: str, stdin: str | None = None, timeout: float = SOON) -> str:
+        """The same, where it must succeed."""
+        done = self.run(*arguments, stdin=stdin, timeout=timeout)
+        assert done.code == 0, f"kubectl {' '.join(arguments)}: {done.err or done.out}"
+        return done.out
+
+    def json(self, *arguments: str) -> Any:
+        """What kubectl prints, as JSON."""
+        return json.loads(self.check(*arguments, "-o", "json"))
+
+    def apply(self, *manifests: Manifest) -> None:
+        """Apply manifests."""
+        self.check("apply", "-f", "-", stdin=yaml.safe_dump_all(manifests))
+
+    def wait_for_driver(self) -> None:
+        """Wait until the driver is ready, and registered, on every node."""
+        self.check("-n", SYSTEM, "rollout", "status", f"daemonset/{DAEMON_SET}", f"--timeout={SOON}s", timeout=SOON + 10)
+        wait_until("the driver is registered with kubelet on every node", self.is_registered)
+
+    def is_registered(self) -> bool:
+        """Whether kubelet knows the driver, on every node."""
+        nodes = self.json("get", "csinodes")["items"]
+        return all(DRIVER in [driver["name"] for driver in node["spec"].get("drivers") or []] for node in nodes)
+
+    def driver_pods(self) -> list[Manifest]:
+        """The driver's pods."""
+        return list(self.json("-n", SYSTEM, "get", "pods", "-l", "k8s-app=meta-fuse-csi-plugin")["items"])
+
+
+class Pod:
+    """A pod of a test."""
+
+    def __init__(self, cluster: Cluster, manifest: Manifest) -> None:
+        self.cluster = cluster
+        self.manifest = manifest
+        self.name: str = manifest["metadata"]["name"]
+        self.namespace: str = manifest["metadata"].get("namespace", "default")
+        self.grace: float = manifest["spec"].get("terminationGracePeriodSeconds", 30)
+
+    def kubectl(self, *arguments: str, timeout: float = SOON) -> Done:
+        """Kubectl in the pod's namespace."""
+        return self.cluster.run("-n", self.namespace, *arguments, timeout=timeout)
+
+    def create(self) -> None:
+        """Create it."""
+        self.cluster.apply(self.manifest)
+
+    def get(self) -> Manifest:
+        """It, as it is now."""
+        found: Manifest = self.cluster.json("-n", self.namespace, "get", "pod", self.name)
+        return found
+
+    def wait_ready(self, limit: float = SOON) -> None:
+        """Wait until it is ready, and say why it is not."""
+        try:
+            wait_until(f"pod {self.name} is ready", self.is_ready, limit)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.describe()}") from None
+
+    def is_ready(self) -> bool:
+        """Whether it is."""
+        conditions = self.get()["status"].get("conditions", [])
+        return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+
+    def execute(self, container: str, script: str, timeout: float = SOON) -> Done:
+        """Run a shell script in a container."""
+        return self.kubectl("exec", self.name, "-c", container, "--", "sh", "-c", script, timeout=timeout)
+
+    def read(self, container: str, path: str) -> str:
+        """The content of a file, as a container sees it."""
+        done = self.execute(container, f"cat {path}")
+        assert done.code == 0, done.err
+        return done.out
+
+    def restarts(self, container: str) -> int:
+        """How often a container was started again."""
+        status = self.get()["status"]
+        for found in [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]:
+            if found["name"] == container:
+                return int(found["restartCount"])
+        raise AssertionError(f"there is no container {container}")
+
+    def events(self) -> list[str]:
+        """The messages of its events."""
+        # By its uid: there may have been another of this name.
+        selector = f"involvedObject.uid={self.get()['metadata']['uid']}"
+        listed = self.cluster.json("-n", self.namespace, "get", "events", "--field-selector", selector)
+        return [event.get("message") or "" for event in listed["items"]]
+
+    def wait_event(self, *words: str) -> str:
+        """Wait for an event whose message has all the words, and return the message."""
+        return wait_until(
+            f"an event of pod {self.name} says {words}",
+            lambda: next((text for text in self.events() if all(word in text for word in words)), None),
+        )
+
+    def delete(self, more: float = 10.0) -> float:
+        """Delete it; it must be gone within its grace period and `more` seconds. Returns how long it took."""
+        began = time.monotonic()
+        self.kubectl("delete", "pod", self.name, "--wait=false")
+        wait_until(f"pod {self.name} is gone", lambda: self.kubectl("get", "pod", self.name).code != 0, self.grace + more, self.describe)
+        return time.monotonic() - began
+
+    def end(self) -> None:
+        """Make sure that it is gone, whatever it takes."""
+        self.kubectl("delete", "pod", self.name, "--ignore-not-found", "--wait=true", timeout=SOON * 3)
+
+    def describe(self) -> str:
+        """What a user would look at."""
+        described = self.kubectl("describe", "pod", self.name).out.partition("\nEvents:")[2]
+        containers = [*self.manifest["spec"].get("initContainers", []), *self.manifest["spec"]["containers"]]
+        logs = [f"--- {c['name']}\n" + self.kubectl("logs", self.name, "-c", c["name"], "--tail=20").out for c in containers]
+        return described + "\n".join(logs)
+
+
+class NodeShell:
+    """Commands on the nodes, as a privileged pod in the host's pid and mount namespaces runs them."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        container = {
+            "name": "shell",
+            "image": BUSYBOX,
+            "imagePullPolicy": "IfNotPresent",
+            "command": ["sh", "-c", "trap 'exit 0' TERM; sleep infinity & wait"],
+            "securityContext": {"privileged": True},
+        }
+        spec = {"hostPID": True, "containers": [container], "tolerations": [{"operator": "Exists"}]}
+        self.pod = Pod(
+            cluster,
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "mfcp-e2e-node", "namespace": SYSTEM}, "spec": spec},
+        )
+
+    def run(self, script: str) -> Done:
+        """Run a shell script in the host's pid namespace."""
+        return self.pod.execute("shell", script)
+
+    def check(self, script: str) -> str:
+        """The same, where it must succeed."""
+        done = self.run(script)
+        assert done.code == 0, done.err
+        return done.out
+
+    def restart_kubelet(self) -> None:
+        """Restart the node's kubelet: a service of systemd, or what MFCP_E2E_RESTART_KUBELET says to this machine's shell."""
+        if command := os.environ.get("MFCP_E2E_RESTART_KUBELET"):
+            subprocess.run(command, shell=True, check=True, timeout=SOON, stdout=subprocess.DEVNULL)
+        else:
+            self.check("chroot /proc/1/root systemctl restart kubelet")
+
+    def processes(self, pod: Pod, name: str) -> list[int]:
+        """The host's pids of a pod's processes with this name."""
+        uid = pod.get()["metadata"]["uid"]
+        script = f"""
+        for folder in /proc/[0-9]*; do
+            if [ "$(cat $folder/comm 2>/dev/null)" = {name} ] && grep -qE '{uid}|{uid.replace("-", "_")}' $folder/cgroup; then
+                echo ${{folder#/proc/}}
+            fi
+        done"""
+        return [int(pid) for pid in self.check(script).split()]
+
+    def signal(self, pod: Pod, name: str, number: str) -> None:
+        """Send a signal to a pod's processes of this name, of which there is one at least."""
+        pids = wait_until(f"{name} runs in pod {pod.name}", lambda: self.processes(pod, name))
+        self.check(f"kill -{number} {' '.join(map(str, pids))}")
+
+    def mounts(self, word: str) -> list[str]:
+        """The lines of the host's mount table that have a word in them."""
+        return [line for line in self.check("cat /proc/1/mountinfo").splitlines() if word in line]
+
+
+def load(path: Path) -> list[Manifest]:
+    """The manifests of a file."""
+    return [manifest for manifest in yaml.safe_load_all(path.read_text()) if manifest]
+
+
+def wait_until(what: str, look: Callable[[], Found], limit: float = SOON, explain: Callable[[], str] | None = None) -> Found:
+    """Look until there is something true, and return it."""
+    began = time.monotonic()
+    while True:
+        found = look()
+        if found:
+            return found
+        waited = time.monotonic() - began
+        if waited > limit:
+            raise AssertionError(f"waited for {waited:.0f} s: {what}" + (f"\n{explain()}" if explain else ""))
+        time.sleep(0.2)
+
+
+@contextmanager
+def existing(*pods: Pod) -> Iterator[None]:
+    """Pods that exist while the block runs."""
+    try:
+        for pod in pods:
+            pod.create()
+        yield
+    finally:
+        for pod in pods:
+            pod.end()
+
+
+def check_cluster() -> None:
+    """Fail with one line where there is no cluster to test against."""
+    if not os.environ.get("KUBECONFIG"):
+        pytest.fail("set KUBECONFIG to the configuration of the cluster to test against", pytrace=False)
+    try:
+        done = Cluster().run("get", "nodes", timeout=30)
+    except FileNotFoundError:
+        pytest.fail("kubectl is missing: put it into PATH", pytrace=False)
+    if done.code != 0:
+        pytest.fail(f"the cluster of KUBECONFIG does not answer: {done.err.strip().splitlines()[-1]}", pytrace=False)

@@ -1,0 +1,117 @@
+"""Each example's deploy.yaml, as its users apply it, and what the Go plugin's own check looks at."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from cluster import BUSYBOX, ROOT, SOON, Cluster, Pod, existing, load, wait_until
+
+CONTENT = {"sshfs": "Hello from the SSH server.\n", "minio": "Hello from MinIO.\n"}
+
+# The programs of these are downloaded when their images are built, from places that not every network reaches.
+DOWNLOADED = ("goofys", "mountpoint-s3", "ros3fs")
+
+
+def examples() -> list[Path]:
+    """Every example with a pod."""
+    found = [path.parent for kind in ("proxy", "starter") for path in (ROOT / "examples" / kind).glob("*/deploy.yaml")]
+    left_out = () if os.environ.get("MFCP_E2E_ALL") else DOWNLOADED
+    return sorted(folder for folder in found if folder.name not in (*left_out, "gcsfuse"))  # gcsfuse: see below
+
+
+@pytest.mark.parametrize("folder", [pytest.param(path, id=str(path.relative_to(ROOT / "examples"))) for path in examples()])
+def test_an_example_shows_its_files_and_goes(cluster: Cluster, folder: Path) -> None:
+    (manifest,) = [manifest for manifest in load(folder / "deploy.yaml") if manifest["kind"] == "Pod"]
+    pod = Pod(cluster, manifest)
+    expected = CONTENT["sshfs" if folder.name == "sshfs" else "minio"]
+    with existing(pod):
+        pod.wait_ready()
+        for path in ("/data/subdir/test.txt", "/data-subpath/test.txt"):
+            assert pod.read("busybox", path) == expected
+        refused = pod.execute("busybox", "echo x >/data/new")
+        assert refused.code != 0
+        assert "Read-only file system" in refused.err
+        assert all(pod.restarts(c["name"]) == 0 for c in [*manifest["spec"]["initContainers"], *manifest["spec"]["containers"]])
+        pod.delete()
+
+
+def test_a_job_with_a_sidecar_ends(cluster: Cluster) -> None:
+    path = str(ROOT / "examples/proxy/sshfs/job.yaml")
+    cluster.check("apply", "-f", path)
+    try:
+        cluster.check("wait", "--for=condition=Complete", "job/mfcp-example-job-sshfs", f"--timeout={SOON}s", timeout=SOON + 10)
+        assert cluster.check("logs", "job/mfcp-example-job-sshfs", "-c", "busybox") == "27 /data/subdir/test.txt\n"
+        wait_until("the sidecar has ended too", lambda: not running(cluster, "mfcp-example-job-sshfs"))
+    finally:
+        cluster.check("delete", "--wait=true", "-f", path)
+
+
+def running(cluster: Cluster, job: str) -> list[str]:
+    """The phases of a job's pods that have not ended."""
+    pods = cluster.json("get", "pods", "-l", f"job-name={job}")["items"]
+    return [pod["status"]["phase"] for pod in pods if pod["status"]["phase"] not in ("Succeeded", "Failed")]
+
+
+def test_an_unmodified_image_runs_in_a_restricted_namespace(cluster: Cluster) -> None:
+    labels = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/enforce-version": "latest"}
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mfcp-e2e-restricted", "labels": labels}}
+    (manifest,) = load(ROOT / "examples/proxy/rclone/deploy.yaml")
+    manifest["metadata"]["namespace"] = "mfcp-e2e-restricted"
+    pod = Pod(cluster, manifest)
+    cluster.apply(namespace)
+    try:
+        cluster.check("-n", pod.namespace, "get", "serviceaccounts")
+        # The namespace is what it is said to be.
+        privileged = {"name": "x", "image": "x", "securityContext": {"privileged": True}}
+        bad = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "x", "namespace": pod.namespace},
+            "spec": {"containers": [privileged]},
+        }
+        assert "violates PodSecurity" in cluster.run("apply", "-f", "-", stdin=yaml.safe_dump(bad)).err
+        wait_until("the namespace has its service account", lambda: pod.kubectl("get", "serviceaccount", "default").code == 0)
+        with existing(pod):
+            pod.wait_ready()
+            assert pod.read("busybox", "/data/subdir/test.txt") == pod.read("busybox", "/data-subpath/test.txt") == CONTENT["minio"]
+            assert pod.execute("starter", "id -u; grep CapEff /proc/1/status; touch /x").out.split() == ["10001", "CapEff:", "0" * 16]
+            pod.delete()
+    finally:
+        cluster.check("delete", "namespace", "mfcp-e2e-restricted", "--wait=true", timeout=300)
+
+
+def test_gcsfuse_of_a_server_that_stands_in_for_google(cluster: Cluster) -> None:
+    """The example as it is, but for its bucket's server, and what only Google's clusters have: the service account."""
+    (manifest,) = load(ROOT / "examples/proxy/gcsfuse/deploy.yaml")
+    manifest["metadata"]["namespace"] = "default"
+    spec = manifest["spec"]
+    del spec["serviceAccountName"]
+    spec["volumes"].append({"name": "objects", "emptyDir": {}})
+    objects = {"name": "objects", "mountPath": "/data"}
+    script = "mkdir -p /data/test-bucket/subdir && echo 'Hello from the bucket.' >/data/test-bucket/subdir/test.txt"
+    made = {
+        "name": "objects",
+        "image": BUSYBOX,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["sh", "-c", script],
+        "volumeMounts": [objects],
+    }
+    server = {
+        "name": "server",
+        "image": "docker.io/fsouza/fake-gcs-server:latest",
+        "imagePullPolicy": "IfNotPresent",
+        "restartPolicy": "Always",
+        "args": ["-scheme", "http", "-host", "127.0.0.1", "-port", "4443", "-public-host", "127.0.0.1:4443"],
+        "volumeMounts": [objects],
+    }
+    (starter,) = spec["initContainers"]
+    assert starter["args"][-2:] == ["BUCKET", "/tmp"]
+    starter["args"][-2:] = ["--custom-endpoint=http://127.0.0.1:4443/storage/v1/", "--anonymous-access", "test-bucket", "/tmp"]
+    spec["initContainers"] = [made, server, starter]
+    pod = Pod(cluster, manifest)
+    with existing(pod):
+        pod.wait_ready()
+        for path in ("/data/subdir/test.txt", "/data-subpath/test.txt"):
+            assert pod.read("busybox", path) == "Hello from the bucket.\n"
+        pod.delete()

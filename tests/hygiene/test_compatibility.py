@@ -1,0 +1,29 @@
+"""docs/compatibility.md and what reads options say the same."""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from fusermount3_proxy import commandline, options  # noqa: E402
+
+
+def test_the_table_of_mount_options_has_every_one_that_is_known_and_no_other() -> None:
+    section = (ROOT / "docs/compatibility.md").read_text().partition("## The options of `-o`\n")[2].partition("\n## ")[0]
+    named = [name for row in re.findall(r"^\| (`[^|]*) \|", section, re.MULTILINE) for name in re.findall(r"`([^`]*)`", row)]
+    known = [*options.FLAGS, *options.UNSAFE, *options.ACCESS, *options.SKIPPED, "auto_unmount", "large_read", "blkdev"]
+    known += [f"{name}=N" for name in options.NUMBERS] + ["fsname=TEXT", "subtype=TEXT"]
+    known += [prefix if prefix.endswith("=") else f"{prefix}*" for prefix in options.SKIPPED_PREFIXES]
+    assert sorted(named) == sorted(known)
+
+
+def test_the_table_of_the_command_line_has_every_option_and_its_argument() -> None:
+    rows = re.findall(r"^    (-\w| {2}) --([\w-]+) +([A-Z]+)?", commandline.__doc__ or "", re.MULTILINE)
+    told = {name: (short.strip("- "), bool(argument)) for short, name, argument in rows}
+    known = {
+        name: (letter if letter in commandline._SHORT else "", takes_argument)
+        for name, (letter, takes_argument) in commandline._LONG.items()
+    }
+    assert told == known

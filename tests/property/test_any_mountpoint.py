@@ -1,0 +1,48 @@
+"""The real path, compared with the C library's own realpath(3), in a small tree."""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusermount3_proxy import mountpoint
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.realpath.restype = ctypes.c_char_p
+
+names = st.sampled_from([b"a", b"b", b"link", b"up", b"dead", b"loop", b"file", b"missing", b".", b"..", b"", b"\xff", b"x" * 256])
+paths = st.builds(
+    lambda start, parts, times: (start + b"/".join(parts)) * times or b".",
+    st.sampled_from([b"", b"/", b"./", b"a/../", b"././"]),
+    st.lists(names, max_size=6),
+    st.sampled_from([1, 1, 1, 1100]),
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("tree")
+    (folder / "a/b").mkdir(parents=True)
+    (folder / "a/file").touch()
+    os.mkdir(os.fsencode(folder) + b"/\xff")
+    for link, target in {"link": "a", "a/up": "..", "dead": "nowhere", "loop": "loop"}.items():
+        (folder / link).symlink_to(target)
+    before = Path.cwd()
+    os.chdir(folder)
+    yield
+    os.chdir(before)
+
+
+@given(paths)
+def test_any_path_is_what_realpath_makes_of_it(path: bytes) -> None:
+    wanted = LIBC.realpath(path, None)
+    error = ctypes.get_errno()
+    try:
+        assert mountpoint.real_path(path) == wanted
+    except OSError as found:
+        assert wanted is None
+        assert found.errno == error

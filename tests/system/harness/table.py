@@ -1,0 +1,74 @@
+"""The table of FUSE programs in docs/compatibility.md: tests/run --all writes it from what the tests have seen."""
+
+import os
+import platform
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.programs import REPOSITORY
+
+DOCUMENT = REPOSITORY / "docs" / "compatibility.md"
+_BEGIN = "<!-- made by tests/run --all -->"
+_END = "<!-- end of what is made -->"
+_HEAD = ["program", "version", "library", "mounts at", "seen", "what to give it, and what it says"]
+
+
+@dataclass
+class Row:
+    """What was asserted of one program."""
+
+    name: str
+    version: str
+    library: str = ""
+    places: list[str] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)
+    notes: str = ""
+
+    @property
+    def cells(self) -> list[str]:
+        places = {"/data": "the volume's path", "/elsewhere": "another path"}
+        where = " or ".join(places[place] for place in self.places)
+        return [self.name, self.version, self.library, where, ", ".join(self.seen), self.notes]
+
+
+class Table:
+    """All rows of one run."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Row] = {}
+
+    def add(self, row: Row) -> None:
+        self._rows[row.name] = row
+
+    def write(self, names: list[str], document: Path = DOCUMENT) -> None:
+        """Put the table into the document, where every one of `names` has a row: half a table would say nothing."""
+        if set(names) - set(self._rows):
+            return
+        lines = [_line(_HEAD), _line(["---"] * len(_HEAD)), *(_line(self._rows[name].cells) for name in names)]
+        made = f"On {_distribution()}, Linux {platform.release().split('-')[0]}:\n\n" + "\n".join(lines)
+        text = document.read_text()
+        before, begin, rest = text.partition(_BEGIN)
+        _, end, after = rest.partition(_END)
+        assert begin and end, f"{document} has no place for the table"
+        document.write_text(f"{before}{begin}\n{made}\n{end}{after}")
+
+
+def programs_in(document: Path = DOCUMENT) -> list[str]:
+    """The programs that the table in the document names."""
+    made = document.read_text().partition(_BEGIN)[2].partition(_END)[0]
+    return re.findall(r"^\| ([^|]+) \|", made, re.MULTILINE)[2:]
+
+
+def is_everything_run() -> bool:
+    """Whether this is tests/run --all."""
+    return os.environ.get("MFCP_ALL") == "1"
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _distribution() -> str:
+    release = platform.freedesktop_os_release()
+    return f"{release['NAME'].removesuffix(' GNU/Linux')} {release.get('VERSION_ID', '')}".strip()

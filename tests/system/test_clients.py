@@ -1,0 +1,195 @@
+"""Every FUSE library, through programs that use it: in a container without privileges, for two application containers.
+
+Each mounts wherever it can (at the volume's own path, and at another one: the file system appears at the volume either
+way), and its mount ends in each of three ways, after each of which the next one is made. The libraries differ in how they
+call fusermount3, in what they read, wait for and close first, and in what they take for a failure.
+"""
+
+import re
+
+import pytest
+from clients import CLIENTS, LIBFUSE, Client
+from harness.container import Background, Bind, Container
+from harness.events import wait_until
+from harness.kubelet import Published
+from harness.pod import DATA, PLACE, TREE, Pod
+from harness.programs import rust_program
+from harness.table import Row, Table, programs_in
+
+# What the shell says that started a program, when a signal ends it.
+_SHELL = re.compile(r"^(Terminated|Killed|Interrupt)?\n", re.MULTILINE)
+
+
+class Life:
+    """One pod with one program, which mounts again and again."""
+
+    def __init__(self, pod: Pod, client: Client, row: Row) -> None:
+        self.pod = pod
+        self.client = client
+        self.row = row
+        self.volume: Published = pod.publish()
+        self.before: Container = pod.application(self.volume)
+        self.fuse = client.container(pod, self.volume)
+        self.after: Container | None = None
+
+    @property
+    def applications(self) -> list[Container]:
+        assert self.after is not None
+        return [self.before, self.after]
+
+    def mount(self, mountpoint: str) -> Background:
+        program = self.fuse.start(self.client.command.format(mountpoint=mountpoint))
+        self.volume.wait_mounted(program, 300 if self.client.is_long else 30)
+        if self.client.goes_into_background:
+            assert program.wait() == 0, program.err
+        if self.after is None:
+            self.after = self.pod.application(self.volume)
+            if self.client.fills:
+                self.after.check(f"mkdir /data/folder && echo content >/data/{self.client.file}")
+        self.look(program)
+        return program
+
+    def look(self, program: Background) -> None:
+        """Everybody reads."""
+        folder, _, name = self.client.file.rpartition("/")
+        for application in self.applications:
+            assert application.check(f"cat '/data/{self.client.file}'") == self.client.content
+            assert name in application.check(f"ls -A '/data/{folder}'").splitlines()
+
+    def write(self) -> None:
+        """One writes, and the other reads it."""
+        before, after = self.applications
+        after.check("echo written later >/data/new")
+        assert before.check("cat /data/new") == "written later\n"
+        before.check("mkdir /data/made && mv /data/new /data/made/moved")
+        assert after.check("cat /data/made/moved") == "written later\n"
+        before.check("rm -r /data/made")
+
+    def cannot_write(self) -> None:
+        for application in self.applications:
+            refused = application.run("echo text >/data/new")
+            assert refused.code != 0
+            assert re.search("Read-only file system|Permission denied|not implemented", refused.err), refused.err
+
+    def pid(self, program: Background) -> int:
+        if not self.client.goes_into_background:
+            return program.pid
+        return int(self.fuse.check(f"pgrep -x {self.client.process}"))
+
+    def library(self, program: Background) -> str:
+        """What it is built on, as it runs."""
+        if self.client.library != LIBFUSE:
+            return self.client.library
+        loaded = self.fuse.check(f"grep -ohE 'libfuse3?[.]so[.0-9]*' /proc/{self.pid(program)}/maps | head -n 1").strip()
+        found = re.fullmatch(r"libfuse3?\.so\.([0-9.]+)", loaded)
+        assert found, f"{self.client.name} has loaded no libfuse: {loaded!r}"
+        return f"libfuse {found[1]}"
+
+    def kill(self, program: Background, signal: str) -> None:
+        self.fuse.check(f"kill -{signal} {self.pid(program)}")
+
+    def ended(self, program: Background, codes: tuple[int, ...], says: str) -> None:
+        """It has ended with one of `codes`, has said nothing but what `says` matches, and the placeholder is there again."""
+        if self.client.goes_into_background:
+            wait_until("it has ended", lambda: self.fuse.run(f"pgrep -x {self.client.process}").code == 1)
+        else:
+            assert program.wait() in codes, program.err
+        said = _SHELL.sub("", program.err)
+        assert re.fullmatch(says, said), said
+        self.volume.wait_waiting()
+        for application in self.applications:
+            application.wait_for('seen=$(ls -A /data) && test -z "$seen"')
+
+
+@pytest.mark.parametrize("client", [pytest.param(client, id=client.name.replace(" ", "-"), marks=client.marks) for client in CLIENTS])
+def test_mounts_serves_ends_in_three_ways_and_mounts_again(pod: Pod, client: Client, table: Table) -> None:
+    row = Row(client.name, client.version_in(pod), places=list(client.places), notes=client.notes)
+    life = Life(pod, client, row)
+    for mountpoint in client.places:
+        # Told to stop: it unmounts itself, and the helper has nothing to say.
+        program = life.mount(mountpoint)
+        row.library = life.library(program)
+        if client.writes:
+            life.write()
+        else:
+            life.cannot_write()
+        life.kill(program, client.stop)
+        life.ended(program, client.codes, client.says(client.complains, mountpoint))
+
+        # Unmounted by hand: the program sees that its file system is gone, and ends as if it had been told to.
+        program = life.mount(mountpoint)
+        result = life.fuse.run(f"fusermount3 -u {mountpoint}")
+        assert (result.code, result.out, result.err) == (0, "", "")
+        life.ended(program, (0,), client.says(client.complains_unmounted, mountpoint))
+
+        # Killed: nobody unmounts but the driver.
+        program = life.mount(mountpoint)
+        life.kill(program, "KILL")
+        life.ended(program, (137,), client.always_says)
+    code = "" if client.goes_into_background else f" (exit {' or '.join(map(str, client.codes))})"
+    row.seen = ["read", "wrote" if client.writes else "read-only", f"SIG{client.stop}{code}", "`fusermount3 -u`", "SIGKILL"]
+    table.add(row)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["bindfs -f /tmp/source", "unionfs -f /tmp/source", "squashfuse -f /tmp/image"],
+    ids=lambda command: command.split()[0],
+)
+def test_a_user_without_rights_mounts_and_the_library_unmounts(pod: Pod, command: str) -> None:
+    """By `fusermount3 -u -q -z -- M` after it has closed its fd, and nobody complains. (Its root tries umount(2) itself.)"""
+    volume = pod.publish()
+    application, fuse = pod.application(volume), pod.fuse(volume, options=["--user", "1234:1234"])
+    fuse.check("mkdir -p /tmp/source /tmp/elsewhere && echo content >/tmp/source/file")
+    fuse.check("mksquashfs /tmp/source /tmp/image -quiet -no-progress")
+    for mountpoint in (DATA, "/tmp/elsewhere"):
+        program = fuse.start(f"{command} {mountpoint}")
+        volume.wait_mounted(program)
+        assert application.check("cat /data/file") == "content\n"
+        program.kill("TERM")
+        program.wait()
+        assert program.err == ""
+        volume.wait_waiting()
+
+
+@pytest.mark.parametrize("command", ["mount", "mount2", "mount --daemon"])
+def test_rclone_wants_to_be_told_that_the_volumes_path_is_a_mount(pod: Pod, command: str) -> None:
+    """The placeholder: rclone asks the mount table first. The table in docs/compatibility.md says what to give it."""
+    volume = pod.publish()
+    result = pod.fuse(volume).run(f"mkdir /source && touch /config && rclone --config /config {command} :local:/source /data")
+    assert result.code == 1
+    assert "directory already mounted, use --allow-non-empty to mount anyway: /data" in result.err
+    volume.wait_waiting()
+
+
+@pytest.mark.long
+def test_cryfs_refuses_the_volumes_own_path(pod: Pod) -> None:
+    volume = pod.publish()
+    command = "CRYFS_FRONTEND=noninteractive CRYFS_NO_UPDATE_CHECK=true cryfs /cipher /data"
+    result = pod.fuse(volume).run(f"mkdir /cipher && echo password | HOME=/tmp {command}", 60)
+    assert result.code == 17
+    assert "Could not write to mount directory" in result.err
+    volume.wait_waiting()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("option", ["", "--auto-unmount"])
+def test_fuser_takes_the_helper_that_a_variable_names(pod: Pod, option: str) -> None:
+    """The other fusermount3 in the container is libfuse's, which could mount nothing there."""
+    volume = pod.publish()
+    program = Bind(rust_program("fuser"), "/usr/bin/hello-fuser", read_only=True)
+    fuse = pod.fuse(volume, helper=[Bind(TREE, PLACE, read_only=True)], binds=[program])
+    application = pod.application(volume)
+    assert fuse.run(f"hello-fuser {option} /data").code != 0
+    mounted = fuse.start(f"FUSERMOUNT_PATH={PLACE}/fusermount3 hello-fuser {option} /data")
+    volume.wait_mounted(mounted)
+    assert application.check("cat /data/hello") == "Hello World!\n"
+    mounted.kill("TERM")
+    mounted.wait()
+    volume.wait_waiting()
+
+
+def test_the_table_names_every_program() -> None:
+    """tests/run --all writes it; one that was added must be in it."""
+    assert programs_in() == [client.name for client in CLIENTS]

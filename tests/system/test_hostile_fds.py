@@ -1,0 +1,180 @@
+"""fds that pods send along: of whatever they are, the driver keeps none, and what blocks whoever drops it blocks no other pod."""
+
+import array
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from errno import EINVAL
+
+import pytest
+from harness.hostile import MOUNT, attacked, connect, mount_and_end, numbers, receive, recovers, request
+from harness.kubelet import Published
+from harness.pod import Node, Pod
+
+_MOST = 253  # fds in one message, SCM_MAX_FD of <net/scm.h>
+_LINGER = 3600  # seconds
+
+
+def send(connection: socket.socket, packet: bytes, fds: list[int]) -> None:
+    try:
+        connection.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # it was let go already
+
+
+def of_every_kind(stack: ExitStack, volume: Published) -> dict[str, int]:
+    """Whatever a container can get without privileges, and some that it cannot."""
+    opened = {
+        "memfd": os.memfd_create("x"),
+        "directory": os.open("/", os.O_RDONLY | os.O_DIRECTORY),
+        "O_PATH": os.open("/proc", os.O_PATH),
+        "null": os.open("/dev/null", os.O_RDWR),
+        "zero": os.open("/dev/zero", os.O_RDWR),
+        "fuse": os.open("/dev/fuse", os.O_RDWR),
+        "eventfd": os.eventfd(1),
+        "pidfd": os.pidfd_open(os.getpid()),
+        "proc": os.open("/proc/self/mem", os.O_RDONLY),
+        "namespace": os.open("/proc/self/ns/mnt", os.O_RDONLY),
+    }
+    opened["read"], opened["write"] = os.pipe()
+    epoll = stack.enter_context(select.epoll())
+    epoll.register(opened["read"])
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    for end in pair:
+        stack.enter_context(end)
+    # Full of data, with itself in its queue: the kernel's own garbage collector has to find that one.
+    send(pair[0], bytes(65536), [pair[0].fileno(), pair[1].fileno()])
+    for fd in opened.values():
+        stack.callback(os.close, fd)
+    own = stack.enter_context(connect(volume))
+    return {**opened, "epoll": epoll.fileno(), "cycle": pair[1].fileno(), "the driver's own": own.fileno()}
+
+
+def test_every_kind_before_with_and_after_the_request(node: Node, pod: Pod) -> None:
+    volume = pod.publish()
+    mount_and_end(volume)
+    before = numbers(node)
+    with ExitStack() as stack:
+        kinds = of_every_kind(stack, volume)
+        assert len(kinds) == 15
+        for fds in [*([fd] for fd in kinds.values()), list(kinds.values()), list(kinds.values()) * (_MOST // len(kinds))]:
+            with connect(volume) as connection:
+                send(connection, b"not JSON", fds)
+                answer, came = receive(connection)
+                assert str(answer["error"]).startswith("bad request: ")
+                assert came == []
+            with connect(volume) as connection:
+                send(connection, b'{"op":"unmount","mountpoint":"/elsewhere"}', fds)
+                send(connection, MOUNT, fds)  # a connection carries one request, so this stays in its queue
+                assert receive(connection)[0].get("errno", EINVAL) == EINVAL  # or a reset, for what was not read
+            with connect(volume) as connection:
+                send(connection, b"", fds)
+                assert receive(connection) == ({}, [])
+            with connect(volume, "") as connection:
+                send(connection, b"x", fds)
+                for fd in receive(connection)[1]:
+                    os.close(fd)
+            volume.wait_waiting()
+    mount_and_end(volume)
+    recovers(node, before)
+
+
+class Lingering:
+    """A TCP socket whose other end never reads: whoever drops the last copy of it waits for that."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.sock = socket.create_connection(listener.getsockname())
+            self._other, _ = listener.accept()
+        self.sock.setblocking(False)
+        try:
+            while True:
+                self.sock.send(bytes(65536))
+        except BlockingIOError:
+            pass
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, _LINGER))
+
+    def close(self) -> None:
+        self._other.close()
+        self.sock.close()
+
+
+@pytest.fixture
+def linger() -> Iterator[Callable[[Published, str], None]]:
+    """Sends one with a request, which is the last copy of it then."""
+    with ExitStack() as stack:
+
+        def sends(volume: Published, suffix: str) -> None:
+            lingering = Lingering()
+            stack.callback(lingering.close)
+            with connect(volume, suffix) as connection:
+                send(connection, b"not JSON", [lingering.sock.fileno()])
+            lingering.sock.close()
+
+        yield sends
+
+
+@pytest.mark.parametrize("suffix", ["", ".v1"])
+def test_lingering_tcp_sockets_hold_neither_the_driver_nor_the_volume(
+    node: Node, pod: Pod, linger: Callable[[Published, str], None], suffix: str
+) -> None:
+    """More of them than there are threads to drop them."""
+    volume = pod.publish()
+    mount_and_end(volume)
+    before = numbers(node)
+    with attacked(node):
+        for _ in range(40):
+            linger(volume, suffix)
+    # The driver's threads are sent on, long before the sockets' own time.
+    recovers(node, before)
+    mount_and_end(volume)
+
+
+def test_lingering_tcp_sockets_do_not_hold_unpublish(node: Node, pod: Pod, linger: Callable[[Published, str], None]) -> None:
+    volume = pod.publish()
+    before = numbers(node)
+    with attacked(node):
+        for _ in range(40):
+            linger(volume, "")
+        # The listening socket drops what is in its queue, too.
+        volume.unpublish()
+    recovers(node, before)
+
+
+def test_a_pod_that_removes_its_sockets_again_and_again_has_no_more_threads_by_that(
+    node: Node, pod: Pod, linger: Callable[[Published, str], None]
+) -> None:
+    volume = pod.publish()
+    before = numbers(node)
+    with attacked(node) as cost:
+        for _ in range(4):
+            if volume.socket.exists():
+                for _ in range(10):
+                    linger(volume, "")
+                volume.socket.unlink()
+            volume.republish()
+    assert cost.threads > 0
+    recovers(node, before)
+    volume.republish()
+    mount_and_end(volume)
+
+
+def test_a_flood_of_fds(node: Node, pod: Pod) -> None:
+    volume = pod.publish()
+    before = numbers(node)
+    with ExitStack() as stack, attacked(node):
+        kinds = list(of_every_kind(stack, volume).values())
+        for _ in range(100):
+            with connect(volume) as connection:
+                connection.setblocking(False)
+                try:
+                    while True:
+                        send(connection, MOUNT[:-1], kinds * (_MOST // len(kinds)))
+                except BlockingIOError:
+                    pass
+    recovers(node, before)
+    assert request(volume, b"{}")[0]["error"]
+    mount_and_end(volume)

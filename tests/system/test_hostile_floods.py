@@ -1,0 +1,166 @@
+"""Clients that flood one volume: the driver stays within its limits, and another volume's mounts keep their latency."""
+
+import fcntl
+import os
+import socket
+import time
+from contextlib import ExitStack
+
+import pytest
+from harness.hostile import MOUNT, PROCEED, SYNC_MOUNT, attacked, connect, mount, mount_and_end, numbers, receive, recovers
+from harness.kubelet import Published
+from harness.pod import Node, Pod
+
+_CONNECTIONS = 10_000 if os.environ.get("MFCP_ALL") else 2_000
+_REQUESTS_AT_ONCE = 8
+
+
+def try_to_connect(volume: Published, suffix: str) -> socket.socket | None:
+    try:
+        return connect(volume, suffix, timeout=0)
+    except OSError:  # its queue is full
+        return None
+
+
+@pytest.mark.parametrize("suffix", ["", ".v1"])
+def test_thousands_of_connections(node: Node, pod: Pod, suffix: str) -> None:
+    """Some hundred of them held, and the others made and dropped."""
+    volume = pod.publish()
+    before = numbers(node)
+    with attacked(node), ExitStack() as stack:
+        held: list[socket.socket] = []
+        for _ in range(_CONNECTIONS):
+            connection = try_to_connect(volume, suffix)
+            if connection is None:
+                time.sleep(0.0005)
+            elif len(held) < 500:
+                held.append(stack.enter_context(connection))
+            else:
+                connection.close()
+    recovers(node, before)
+    volume.wait_waiting(20)
+    mount_and_end(volume)
+
+
+def test_packets_of_a_mebibyte(node: Node, pod: Pod) -> None:
+    volume = pod.publish()
+    before = numbers(node)
+    with attacked(node):
+        for _ in range(200):
+            with connect(volume) as connection:
+                # SO_SNDBUFFORCE
+                connection.setsockopt(socket.SOL_SOCKET, 32, 4 << 20)
+                try:
+                    connection.send(MOUNT.ljust(1 << 20))
+                except (BrokenPipeError, ConnectionResetError):
+                    continue  # nine at once are one too many
+                assert "longer than" in str(receive(connection)[0].get("error", "longer than"))
+    recovers(node, before)
+    mount_and_end(volume)
+
+
+def test_requests_that_are_cut_off_or_never_come(node: Node, pod: Pod) -> None:
+    volume = pod.publish()
+    before = numbers(node)
+    with attacked(node), ExitStack() as stack:
+        for number in range(len(MOUNT)):
+            with connect(volume) as connection:
+                connection.send(MOUNT[:number] or b" ")
+        for _ in range(40):
+            if connection := try_to_connect(volume, ".v1"):
+                stack.enter_context(connection)
+    recovers(node, before)
+    mount_and_end(volume)
+
+
+def test_answers_that_nobody_reads(node: Node, pod: Pod) -> None:
+    """Each has its answer in its own buffer, and the driver waits for none of them."""
+    volume = pod.publish()
+    before = numbers(node)
+    with attacked(node), ExitStack() as stack:
+        for number in range(300):
+            connection = try_to_connect(volume, ".v1" if number % 2 else "")
+            if connection is None:
+                time.sleep(0.001)
+                continue
+            stack.enter_context(connection)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            try:
+                connection.send(MOUNT if number % 4 == 1 else b"{" * 60_000)
+            except OSError:  # it was let go, or its buffer is full
+                pass
+    recovers(node, before)
+    volume.wait_waiting(20)
+    mount_and_end(volume)
+
+
+def test_nesting_of_every_depth(node: Node, pod: Pod) -> None:
+    """Python's own limit of nesting lies somewhere in between."""
+    volume = pod.publish()
+    said = len(node.driver.log)
+    for depth in [*range(1, 40), *range(850, 1010, 1)]:
+        for packet in (
+            b'{"op":' + b"[" * depth + b"]" * depth + b"}",
+            b'{"op":"mount","mountpoint":' + b'{"a":' * depth + b"7" + b"}" * depth + b"}",
+        ):
+            with connect(volume) as connection:
+                connection.send(packet)
+                assert str(receive(connection)[0]["error"]).startswith("bad request: ")
+    assert "RecursionError" not in node.driver.log[said:]
+
+
+def test_prepared_mounts_that_nobody_proceeds_with(node: Node, pod: Pod) -> None:
+    volume = pod.publish()
+    before = numbers(node)
+    with attacked(node) as cost, ExitStack() as stack:
+        prepared = 0
+        for _ in range(50):
+            connection = stack.enter_context(connect(volume))
+            connection.send(SYNC_MOUNT)
+            _, fds = receive(connection)
+            for fd in fds:
+                stack.callback(os.close, fd)
+            prepared += bool(fds)
+        assert prepared == _REQUESTS_AT_ONCE
+        began = time.monotonic()
+        volume.unpublish()
+        assert time.monotonic() - began < 5
+    assert cost.children <= 1  # the other volume's
+    recovers(node, before)
+
+
+def test_prepared_mounts_whose_programs_never_answer_init(node: Node, pod: Pod) -> None:
+    """Eight at once say that they are ready: one of them mounts, in one process, and unpublish waits for none."""
+    volume = pod.publish()
+    before = numbers(node)
+    with attacked(node) as cost, ExitStack() as stack:
+        ready: list[socket.socket] = []
+        for _ in range(_REQUESTS_AT_ONCE):
+            connection = stack.enter_context(connect(volume))
+            connection.send(SYNC_MOUNT)
+            _, (fd,) = receive(connection)
+            stack.callback(os.close, fd)
+            try:
+                fcntl.ioctl(fd, 0xE503)  # FUSE_DEV_IOC_SYNC_INIT; a kernel without it mounts at once
+            except OSError:
+                pass
+            ready.append(connection)
+        for connection in ready:
+            connection.send(PROCEED)
+        busy = sum(1 for connection in ready[1:] if receive(connection)[0].get("errno") == 16)
+        assert busy == _REQUESTS_AT_ONCE - 1
+        began = time.monotonic()
+        volume.unpublish()
+        assert time.monotonic() - began < 5
+    assert cost.children <= 2  # one is the other volume's
+    recovers(node, before)
+
+
+def test_mounting_and_leaving_in_a_loop(node: Node, pod: Pod) -> None:
+    volume = pod.publish()
+    before = numbers(node)
+    with attacked(node):
+        for _ in range(200):
+            os.close(mount(volume))
+    recovers(node, before)
+    volume.wait_waiting()

@@ -1,0 +1,185 @@
+"""A FUSE program that hangs: whatever anybody asks of its volume is answered in bounded time, and other volumes notice nothing."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+from harness.container import Background, Bind, Container
+from harness.events import wait_until
+from harness.kubelet import Published
+from harness.pod import Node, Pod
+from harness.programs import SOURCES
+from harness.servers import SshServer
+
+from driver.rpc import csi_pb2
+
+PROBE_WAIT, TAKE_OFF_WAIT = 1.0, 10.0  # seconds, as in the design's limits
+SLACK = 4.0  # a machine with little of everything
+THREADS_OF_A_VOLUME = 4  # docs/operations.md: one who asks how it is, one who probes, one who unmounts, one who renews subPaths
+THREADS_OF_GRPC = 4  # come and go
+
+
+@dataclass
+class Hung:
+    """A volume whose program does not answer any more."""
+
+    volume: Published
+    application: Container  # from before the mount: the engine starts none on a file system that hangs
+    fuse: Container
+    program: Background
+    free: Callable[[], object]  # what ends the hanging
+
+
+def stopped(pod: Pod) -> Hung:
+    volume = pod.publish()
+    application, fuse = pod.application(volume), pod.fuse(volume)
+    program = fuse.start("bindfs -f /srv /data")
+    volume.wait_mounted(program)
+    fuse.check("ls /data")
+    program.kill("STOP")
+    return Hung(volume, application, fuse, program, lambda: program.kill("CONT"))
+
+
+def never_answers(pod: Pod) -> Hung:
+    """It reads each request, which nobody can take back then but by an abort of the connection."""
+    volume = pod.publish()
+    application, fuse = pod.application(volume), pod.fuse(volume, binds=[Bind(SOURCES, "/programs", read_only=True)])
+    program = fuse.start("python3 /programs/odd_program.py never-answers /data text")
+    volume.wait_mounted(program)
+    return Hung(volume, application, fuse, program, lambda: None)
+
+
+def network_is_gone(pod: Pod) -> Hung:
+    """sshfs, and the ssh that it talks through is stopped: it takes requests, and waits for the answers itself."""
+    volume = pod.publish()
+    application, server = pod.application(volume), SshServer(pod)
+    server.container.check("echo content >/srv/file")
+    fuse = pod.fuse(volume, binds=[server.key], network=server.container)
+    program = fuse.start(f"sshfs -f {server.options} root@127.0.0.1:/srv /data")
+    volume.wait_mounted(program)
+    fuse.wait_for("cat /data/file")
+    fuse.check("pkill -STOP -x ssh")
+    return Hung(volume, application, fuse, program, lambda: fuse.run("pkill -CONT -x ssh"))
+
+
+kinds = pytest.mark.parametrize("make", [stopped, never_answers, network_is_gone])
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < seconds
+
+
+def threads(node: Node) -> int:
+    return len(os.listdir(f"/proc/{node.driver.pid}/task"))
+
+
+def stats(node: Node, volume: Published) -> str:
+    request = csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume.request.volume_id, volume_path=volume.request.target_path)
+    return node.kubelet.node().NodeGetVolumeStats(request).volume_condition.message
+
+
+class Other:
+    """Another pod's volume, which is mounted, unmounted and asked after while the first one hangs."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.pod = node.pod()
+        self.volume = self.pod.publish()
+        self.fuse = self.pod.fuse(self.volume)
+        self.fuse.wait_until_running()
+
+    def works(self) -> None:
+        with within(SLACK):
+            program = self.fuse.start("bindfs -f /srv /data")
+            self.volume.wait_mounted(program)
+            self.volume.republish()
+            assert stats(self._node, self.volume).startswith("mounted since")
+            self.fuse.check("fusermount3 -u /data")
+            assert program.wait() == 0
+
+
+@kinds
+def test_it_is_asked_and_unpublished(node: Node, pod: Pod, make: Callable[[Pod], Hung]) -> None:
+    other = Other(node)
+    other.works()
+    before = threads(node)
+    hung = make(pod)
+    for _ in range(2):
+        with within(PROBE_WAIT + SLACK):
+            assert "does not answer" in stats(node, hung.volume)
+        with within(SLACK):
+            hung.volume.republish()
+        with within(PROBE_WAIT + SLACK):
+            assert "does not answer" in node.driver.cli("status").stdout
+        rival = hung.fuse.run("mkdir -p /elsewhere && bindfs -f /srv /elsewhere")
+        assert "Device or resource busy" in rival.err
+        other.works()
+    assert threads(node) <= before + THREADS_OF_A_VOLUME + THREADS_OF_GRPC
+    with within(TAKE_OFF_WAIT):
+        hung.volume.unpublish()
+    # Nobody waits for it any more: its connection is aborted.
+    wait_until("the driver's threads have ended", lambda: not node.driver.waits_for_a_fuse_program())
+    wait_until("the driver's threads have ended", lambda: threads(node) <= before + THREADS_OF_GRPC)
+    other.works()
+    hung.free()
+    hung.program.wait()
+
+
+@kinds
+@pytest.mark.parametrize("options", ["", "-z"], ids=["plain", "lazy"])
+def test_it_is_unmounted_and_another_one_mounts(node: Node, pod: Pod, make: Callable[[Pod], Hung], options: str) -> None:
+    hung = make(pod)
+    with within(TAKE_OFF_WAIT):
+        assert hung.fuse.run(f"fusermount3 -u {options} /data").code == 0
+    hung.volume.wait_waiting()
+    hung.free()
+    hung.program.wait()
+    again = hung.fuse.start("bindfs -f /srv /data")
+    hung.volume.wait_mounted(again)
+    hung.application.check("ls /data")
+    assert not node.driver.waits_for_a_fuse_program()
+
+
+def test_a_plain_unmount_of_one_that_applications_wait_for_is_refused(pod: Pod) -> None:
+    """As umount(8) refuses it. A lazy one frees them."""
+    volume = pod.publish()
+    application = pod.application(volume)
+    fuse = pod.fuse(volume)
+    fuse.check("echo content >/srv/file")
+    program = fuse.start("bindfs -f /srv /data")
+    volume.wait_mounted(program)
+    fuse.check("cat /data/file")
+    program.kill("STOP")
+    reader = application.start("cat /data/file")
+    fuse.wait_for("test -d /data")  # any path walk; it needs no answer
+    wait_until("it waits", lambda: "request_wait" in application.run(f"cat /proc/{reader.pid}/wchan").out)
+    with within(TAKE_OFF_WAIT):
+        result = fuse.run("fusermount3 -u /data")
+    assert (result.code, "busy" in result.err) == (1, True), result
+    with within(TAKE_OFF_WAIT):
+        assert fuse.run("fusermount3 -u -z /data").code == 0
+    assert reader.wait() == 1
+    program.kill("CONT")
+    program.wait()
+
+
+def test_many_at_once_cost_a_bounded_number_of_threads(node: Node) -> None:
+    before = threads(node)
+    pods = [node.pod() for _ in range(8)]
+    hung = [stopped(pod) for pod in pods]
+    for _ in range(2):
+        for each in hung:
+            each.volume.republish()
+        assert node.driver.cli("status").stdout.count("does not answer") == len(hung)
+    assert threads(node) <= before + THREADS_OF_A_VOLUME * len(hung) + THREADS_OF_GRPC
+    for each in hung:
+        with within(TAKE_OFF_WAIT):
+            each.volume.unpublish()
+        each.free()
+    wait_until("their threads have ended", lambda: threads(node) <= before + THREADS_OF_GRPC)

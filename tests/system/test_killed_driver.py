@@ -1,0 +1,351 @@
+"""The driver is killed at any of its system calls: the next one goes on with every volume, and nothing is left behind.
+
+strace kills it (SIGKILL), before the call is made: so before each call that changes something, since being killed before
+another one is the same as before the next that does. The driver starts, publishes, mounts, unmounts, hears of a death, and
+unpublishes. The normal run takes some of the calls, and MFCP_ALL=1 takes them all. MFCP_SEED chooses the sample.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import pytest
+from harness.container import Background
+from harness.events import wait_until
+from harness.fleet import Application, Fleet, shows, text_at
+from harness.kubelet import Published
+from harness.mounts import below
+from harness.pod import Node, Pod
+from harness.programs import path_of
+
+ALL = bool(os.environ.get("MFCP_ALL"))
+SEED = int(os.environ.get("MFCP_SEED", "1"))
+SAMPLE = 1  # of each scenario, besides
+ALWAYS = {  # what once left something behind
+    "mount": [("flock", 2)],  # a device node that is not locked yet
+    "sync-init mount": [("close", 2)],  # a device node that a program has, and that was never mounted
+    "lazy unmount": [("mount", 2)],  # the rest of a take-off, without which containers keep the mount
+    "death": [("umount2", 2)],
+}
+
+# What changes something that outlives the process, or that somebody else sees.
+CHANGES = (
+    "mount,umount2,open_tree,mount_setattr,mkdir,rmdir,unlink,unlinkat,rename,renameat,renameat2,mknodat,fchmod,chmod,"
+    "openat,openat2,write,flock,socket,bind,listen,accept4,recvmsg,sendmsg,close,inotify_add_watch,inotify_rm_watch,clone,clone3"
+)
+# A start makes thousands of the others for its imports.
+CHANGES_AT_START = (
+    "mount,umount2,open_tree,mount_setattr,mkdir,rmdir,unlink,rename,renameat,fchmod,bind,listen,write,flock,inotify_add_watch"
+)
+
+
+class Traced:
+    """strace on a driver, which it kills at the `n`th call of `name` that one of its threads makes; never, without a name."""
+
+    def __init__(self, node: Node, name: str = "", n: int = 0, calls: str = CHANGES) -> None:
+        self._driver = node.driver
+        self._output = node.folder / "strace.out"
+        self._output.unlink(missing_ok=True)
+        self._command = [path_of("strace"), "-f", "-q", "-o", str(self._output), "-e", f"trace={calls}"]
+        if name:
+            self._command += ["-e", f"inject={name}:signal=SIGKILL:when={n}"]
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        """Attached to the driver that runs."""
+        command = [part for part in self._command if part != "-q"]
+        with subprocess.Popen([*command, "-p", str(self._driver.pid)], stderr=subprocess.PIPE, text=True) as strace:
+            assert strace.stderr is not None
+            line = strace.stderr.readline()
+            assert "attached" in line, line
+            try:
+                yield
+            finally:
+                self._driver.signal(signal.SIGKILL)  # strace ends with it
+
+    def start(self) -> None:
+        """A driver that is killed while it starts, or right after that."""
+        self._driver.wrapper = tuple(self._command)
+        try:
+            with contextlib.suppress(AssertionError):
+                self._driver.start()
+            with contextlib.suppress(FileNotFoundError):  # strace has ended with it
+                for driver in self._driver.children():
+                    os.kill(int(driver), signal.SIGKILL)
+            assert self._driver.wait() == -signal.SIGKILL
+        finally:
+            self._driver.wrapper = ()
+
+    def calls(self) -> Counter[str]:
+        """How often it called what, the most that one thread did."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for line in self._output.read_text(errors="replace").splitlines():
+            thread, _, call = line.partition(" ")
+            name = call.strip().partition("(")[0]
+            if name.isidentifier():
+                counts[thread, name] += 1
+        most: Counter[str] = Counter()
+        for (_, name), count in counts.items():
+            most[name] = max(most[name], count)
+        return most
+
+
+@dataclass
+class Stage:
+    """One volume, with whatever a scenario has done to it."""
+
+    node: Node
+    fleet: Fleet
+    pod: Pod
+    volume: Published | None = None
+    programs: list[Background] = field(default_factory=list)
+    applications: list[Application] = field(default_factory=list)
+
+    @property
+    def published(self) -> Published:
+        assert self.volume is not None
+        return self.volume
+
+    def publish(self) -> None:
+        self.volume = self.pod.publish()
+
+    def start(self, text: str, how: str = "serves", program: str = "odd_program.py") -> Background:
+        self.programs.append(self.fleet.start(self.published, how, text, program))
+        return self.programs[-1]
+
+    def mounted(self, text: str = "first") -> Background:
+        """A program that serves, and an application from before and after its mount."""
+        self.applications.append(Application(self.published))
+        program = self.start(text)
+        shows(self.fleet.seen(self.published), text)
+        self.applications.append(Application(self.published))
+        return program
+
+    def all_show(self, text: str) -> None:
+        for seen in [self.fleet.seen(self.published), *(application.seen for application in self.applications)]:
+            shows(seen, text)
+
+    def is_served(self) -> bool:
+        return self.published.fuse is not None and bool(text_at(self.published.target))
+
+    def end_applications(self) -> None:
+        while self.applications:
+            self.applications.pop().end()
+
+    def end(self) -> None:
+        self.end_applications()
+        for program in self.programs:
+            if program.is_running:
+                with contextlib.suppress(AssertionError):  # it has ended just now
+                    program.kill()
+                program.wait()
+
+
+# ---- what the driver does when it is killed
+
+
+def prepare_published(stage: Stage) -> None:
+    stage.publish()
+
+
+def prepare_mounted(stage: Stage) -> None:
+    stage.publish()
+    stage.mounted()
+
+
+def prepare_to_go(stage: Stage) -> None:
+    """kubelet ends the containers before it unpublishes; a FUSE program may be slow to end."""
+    prepare_mounted(stage)
+    stage.end_applications()
+
+
+def act_publish(stage: Stage) -> None:
+    stage.publish()
+
+
+def act_mount(stage: Stage) -> None:
+    program = stage.start("first")
+    wait_until("it has mounted, or not", lambda: not program.is_running or stage.is_served() or not is_alive(stage.node))
+
+
+def act_sync_init(stage: Stage) -> None:
+    program = stage.start("", program="sync_init.py")
+    wait_until("it has mounted, or not", lambda: not program.is_running or stage.is_served() or not is_alive(stage.node))
+
+
+def act_unmount(stage: Stage) -> None:
+    stage.fleet.unmount(stage.published).wait()
+
+
+def act_lazy_unmount(stage: Stage) -> None:
+    stage.fleet.unmount(stage.published, "-z").wait()
+
+
+def act_death(stage: Stage) -> None:
+    stage.programs[0].kill()
+    wait_until("it is taken off, or not", lambda: stage.published.fuse is None or not is_alive(stage.node))
+
+
+def act_unpublish(stage: Stage) -> None:
+    stage.published.unpublish()
+
+
+SCENARIOS: dict[str, tuple[Callable[[Stage], None], Callable[[Stage], None]]] = {
+    "publish": (lambda stage: None, act_publish),
+    "mount": (prepare_published, act_mount),
+    "sync-init mount": (prepare_published, act_sync_init),
+    "unmount": (prepare_mounted, act_unmount),
+    "lazy unmount": (prepare_mounted, act_lazy_unmount),
+    "death": (prepare_mounted, act_death),
+    "unpublish": (prepare_to_go, act_unpublish),
+    "unpublish a waiting one": (prepare_published, act_unpublish),
+}
+
+
+def is_alive(node: Node) -> bool:
+    return Path(f"/proc/{node.driver.pid}").exists() and "State:\tZ" not in Path(f"/proc/{node.driver.pid}/status").read_text()
+
+
+# ---- what holds afterwards
+
+
+def answers_everything(stage: Stage) -> None:
+    """The volume answers publish, mount, unmount and unpublish, whatever state it was left in, and all applications see it."""
+    stage.publish()
+    # Who was at it when the driver died has mounted by now, or ends, or waits for the driver and mounts.
+    for program in stage.programs:
+        wait_until("the program serves, or has ended", lambda program=program: not program.is_running or stage.is_served())
+    if not stage.is_served():
+        stage.start("second")
+    wait_until("a program serves", stage.is_served)
+    stage.all_show(text_at(stage.published.target))
+    unmount = stage.fleet.unmount(stage.published, "-z")
+    assert unmount.wait() == 0, unmount.err
+    stage.all_show("")
+    for program in stage.programs:
+        program.wait()
+    program = stage.start("third")
+    stage.all_show("third")
+    program.kill()
+    stage.published.wait_waiting()
+    stage.all_show("")
+    stage.published.unpublish()
+    assert below(stage.pod.folder.folder) == []
+
+
+class Bystander:
+    """A volume that is mounted all the time and has nothing to do with it."""
+
+    def __init__(self, node: Node, fleet: Fleet) -> None:
+        self.pod = node.pod()
+        self.volume = self.pod.publish()
+        self.program = fleet.start(self.volume, "serves", "bystander")
+        self._fleet = fleet
+        shows(fleet.seen(self.volume), "bystander")
+        self._device = self.volume.mounts[-1].device
+
+    def is_undisturbed(self) -> None:
+        self.volume.republish()
+        assert self.volume.mounts[-1].device == self._device
+        assert text_at(self._fleet.seen(self.volume)) == "bystander"
+        assert len(self.volume.mounts) == 2
+
+
+@pytest.fixture(scope="module")
+def fleet(module_node: Node) -> Iterator[Fleet]:
+    fleet = Fleet(module_node)
+    yield fleet
+    fleet.close()
+
+
+@pytest.fixture(scope="module")
+def bystander(module_node: Node, fleet: Fleet) -> Iterator[Bystander]:
+    yield Bystander(module_node, fleet)
+
+
+def points(calls: Counter[str], scenario: str) -> list[tuple[str, int]]:
+    """At which calls to kill: all, or a sample."""
+    if ALL:
+        return [(name, n) for name, count in sorted(calls.items()) for n in range(1, count + 1)]
+    chosen = random.Random(f"{SEED} {scenario}")
+    names = chosen.sample(sorted(calls), min(SAMPLE, len(calls)))
+    return [*ALWAYS.get(scenario, []), *((name, chosen.randint(1, calls[name])) for name in names)]
+
+
+def perform(stage: Stage, scenario: str, traced: Traced) -> None:
+    """Do it, until it is done or the driver is dead; then it is dead in either case."""
+    # The call of a driver that dies fails; kubelet tries again.
+    with traced.attached(), contextlib.suppress(grpc.RpcError, AssertionError):
+        SCENARIOS[scenario][1](stage)
+    assert stage.node.driver.stop(signal.SIGKILL) == -signal.SIGKILL
+
+
+@pytest.mark.timeout(3600 if ALL else 120)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_at_any_system_call_of(module_node: Node, fleet: Fleet, bystander: Bystander, scenario: str) -> None:
+    node = module_node
+    before = node.snapshot()
+
+    def once(traced: Traced) -> None:
+        stage = Stage(node, fleet, node.pod())
+        try:
+            SCENARIOS[scenario][0](stage)
+            perform(stage, scenario, traced)
+            node.driver.start()
+            answers_everything(stage)
+            bystander.is_undisturbed()
+        finally:
+            stage.end()
+        node.delete_pods([bystander.pod])
+        node.expect(before)
+
+    recorded = Traced(node)
+    once(recorded)
+    for name, n in points(recorded.calls(), scenario):
+        print(f"killed at {name} {n}")
+        once(Traced(node, name, n))
+
+
+@pytest.mark.timeout(3600 if ALL else 120)
+def test_at_any_system_call_of_its_start(module_node: Node, fleet: Fleet, bystander: Bystander) -> None:
+    """With volumes that wait, are mounted, have died with the driver away, and were published by a driver killed before the record."""
+    node = module_node
+    before = node.snapshot()
+
+    def once(traced: Traced) -> None:
+        _, mounted, dead, half = stages = [Stage(node, fleet, node.pod()) for _ in range(4)]
+        try:
+            for stage in stages:
+                stage.publish()
+            mounted.mounted()
+            dead.mounted()
+            node.driver.stop(signal.SIGKILL)
+            dead.programs[0].kill()
+            dead.programs[0].wait()
+            for record in (node.driver.run_dir / "state").glob("*.json"):
+                if half.published.request.target_path in record.read_text():
+                    record.unlink()
+            traced.start()
+            node.driver.start()
+            assert text_at(mounted.applications[0].seen) == "first"
+            for stage in stages:
+                answers_everything(stage)
+            bystander.is_undisturbed()
+        finally:
+            for stage in stages:
+                stage.end()
+        node.delete_pods([bystander.pod])
+        node.expect(before)
+
+    recorded = Traced(node, calls=CHANGES_AT_START)
+    once(recorded)
+    for name, n in points(recorded.calls(), "start"):
+        print(f"killed at {name} {n}")
+        once(Traced(node, name, n, calls=CHANGES_AT_START))

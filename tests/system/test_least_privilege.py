@@ -1,0 +1,63 @@
+"""What the running driver may do: capabilities, no_new_privs, network, and the modes of what it makes."""
+
+import os
+import re
+import stat
+from pathlib import Path
+
+from harness.hostile import mount
+from harness.pod import Node, Pod
+
+# CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_SYS_ADMIN, CAP_MKNOD: capabilities(7)
+USED = 1 << 1 | 1 << 3 | 1 << 21 | 1 << 27
+
+
+def status(task: Path) -> dict[str, str]:
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in (task / "status").read_text().splitlines())}
+
+
+def test_every_thread_has_the_capabilities_that_are_used_and_no_way_to_others(node: Node, pod: Pod) -> None:
+    os.close(mount(pod.publish()))
+    tasks = list(Path(f"/proc/{node.driver.pid}/task").iterdir())
+    assert tasks
+    for task in tasks:
+        has = status(task)
+        sets = {name: int(has[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}
+        assert sets == {"CapInh": 0, "CapPrm": USED, "CapEff": USED, "CapBnd": USED, "CapAmb": 0}
+        assert has["NoNewPrivs"] == "1"
+
+
+def test_nothing_is_opened_on_the_network(node: Node, pod: Pod) -> None:
+    os.close(mount(pod.publish()))
+    inodes = set()
+    for name in os.listdir(f"/proc/{node.driver.pid}/fd"):
+        try:
+            if found := re.fullmatch(r"socket:\[(\d+)\]", os.readlink(f"/proc/{node.driver.pid}/fd/{name}")):
+                inodes.add(found[1])
+        except FileNotFoundError:
+            continue
+    assert inodes
+    net = Path(f"/proc/{node.driver.pid}/net")
+    unix = {line.split()[6] for line in (net / "unix").read_text().splitlines()[1:]}
+    assert inodes <= unix, "a socket that is no Unix socket"
+
+
+def test_what_it_makes_is_its_own(node: Node, pod: Pod) -> None:
+    """Whatever stands there is for root alone, but for what pods use."""
+    volume = pod.publish()
+    fd = mount(volume)
+    assert status(Path(f"/proc/{node.driver.pid}"))["Umask"] == "0077"
+    modes = {}
+    for path, folders, files in os.walk(node.driver.run_dir):
+        for name in [*folders, *files]:
+            info = os.lstat(os.path.join(path, name))
+            assert (info.st_uid, info.st_gid) == (0, 0)
+            modes[os.path.join(path, name)] = info.st_mode
+    os.close(fd)
+    assert any(stat.S_ISCHR(mode) for mode in modes.values())
+    assert {path: oct(mode) for path, mode in modes.items() if mode & 0o077} == {}
+    for path in (node.driver.csi_socket, node.driver.admin_socket):
+        assert os.lstat(path).st_mode == stat.S_IFSOCK | 0o600
+    for name, kind in ((volume.socket.name, stat.S_IFSOCK), (f"{volume.socket.name}.v1", stat.S_IFSOCK), ("dev-fuse", stat.S_IFREG)):
+        info = os.lstat(volume.socket.with_name(name))
+        assert (info.st_mode, info.st_uid) == (kind | 0o666, 0)

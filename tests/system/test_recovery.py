@@ -1,0 +1,219 @@
+"""A FUSE program that dies ten times in a row, in every way a program dies: each time another one mounts, all see it, the pod goes.
+
+Each test has three application containers: one from before the first mount, one from after it, and one that is replaced
+between two crashes.
+"""
+
+import signal
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness.container import Background, Bind, Container
+from harness.events import wait_until
+from harness.kubelet import Published
+from harness.pod import PLACE, SOCKETS, Node, Pod
+from harness.programs import SOURCES, static_fuse_program
+
+CRASHES = 10
+SECOND = 1.0  # from the program's death until its mount is off
+GONE = 10.0  # seconds, for the whole pod
+LIMIT = 10 * SECOND
+
+STARTER = f"{PLACE}/fuse-starter --fd-passing-socket-path $FUSERMOUNT3PROXY_FDPASSING_SOCKPATH --"
+ORIGINAL = f"python3 /programs/original_client.py {SOCKETS}/$(basename $FUSERMOUNT3PROXY_FDPASSING_SOCKPATH)"
+
+# Counts what it has written; what it could not write it leaves out.
+WRITER = "sh -c 'n=0; while :; do n=$((n+1)); (echo $n >/data/{name}-$n) 2>/dev/null && echo $n; sleep 0.01; done'"
+
+
+class Lives:
+    """A volume whose FUSE programs die, and its applications."""
+
+    def __init__(self, pod: Pod, source: Path, command: str) -> None:
+        self.pod = pod
+        self._source = source  # what bindfs serves lives longer than any container
+        self.volume: Published = pod.publish()
+        self.before: Container = pod.application(self.volume)
+        self.fuse = self.new_container()
+        self._command = command
+        self._life = 0
+        self.text = ""
+        self.program = self.mount()
+        self.after: Container = pod.application(self.volume)
+        self.replaced: Container = pod.application(self.volume)
+        self.see()
+        self.seconds: list[float] = []
+
+    def new_container(self) -> Container:
+        """The FUSE container, as kubelet makes it the first time and each time it has crashed."""
+        binds = [
+            Bind(SOURCES, "/programs", read_only=True),
+            Bind(static_fuse_program(), "/usr/bin/hello", read_only=True),
+            Bind(self._source, "/source"),
+        ]
+        container = self.pod.fuse(self.volume, binds=binds)
+        container.wait_until_running()
+        return container
+
+    @property
+    def applications(self) -> list[Container]:
+        return [self.before, self.after, self.replaced]
+
+    def mount(self) -> Background:
+        """The next program, with another text in its file."""
+        self._life += 1
+        self.text = f"life-{self._life}"
+        self.fuse.check(f"echo {self.text} >/source/hello; rm -f /harness/serving")
+        self.program = self.fuse.start(self._command.format(text=self.text))
+        self.volume.wait_mounted(self.program)
+        self.fuse.wait_for("test -e /data/hello")
+        return self.program
+
+    def see(self) -> None:
+        """All applications see what is mounted now."""
+        text = "Hello World!" if "hello -f" in self._command else self.text  # its own text is the same in every life
+        for application in self.applications:
+            assert application.check("cat /data/hello") == f"{text}\n"
+
+    def see_nothing(self) -> None:
+        """The mount is off: an empty directory, in which nothing can be created."""
+        for application in self.applications:
+            assert application.check("ls -A /data") == ""
+            for command in ("echo lost >/data/hello", "mkdir /data/lost"):
+                assert "No space left on device" in application.run(command).err
+
+    def crash(self, kill: Callable[["Lives"], None]) -> None:
+        began = time.monotonic()
+        kill(self)
+        self.volume.wait_waiting(LIMIT)
+        self.seconds.append(time.monotonic() - began)
+
+    def restart_application(self) -> None:
+        self.pod.stop(self.replaced)
+        self.replaced = self.pod.application(self.volume)
+        self.replaced.wait_until_running()
+
+
+def kill_program(number: str) -> Callable[[Lives], None]:
+    return lambda lives: lives.program.kill(number)
+
+
+def kill_serving(lives: Lives) -> None:
+    """The process that serves is another one than the one that was started."""
+    lives.fuse.wait_for("test -s /harness/serving")
+    lives.fuse.check("kill -KILL $(cat /harness/serving)")
+
+
+def kill_bindfs(lives: Lives) -> None:
+    lives.fuse.check("pkill -KILL -x bindfs")
+
+
+BINDFS = "bindfs -f /source /data"
+
+
+def odd(how: str) -> str:
+    return f"python3 /programs/odd_program.py {how} /data {{text}}"
+
+
+WAYS: dict[str, tuple[str, Callable[[Lives], None]]] = {
+    "SIGKILL": (BINDFS, kill_program("KILL")),
+    "SIGSEGV": (BINDFS, kill_program("SEGV")),
+    "daemonized": ("bindfs /source /data", kill_bindfs),
+    "forked": (odd("forks"), kill_serving),
+    "first thread ended": (odd("first-thread-ends"), kill_serving),
+    "original protocol": (f"sh -c 'exec {ORIGINAL} hello -f /dev/fd/3'", kill_program("KILL")),
+    "fuse-starter": (f"sh -c 'exec {STARTER} hello -f /dev/fd/3'", kill_program("KILL")),
+}
+
+
+def goes_in_time(node: Node) -> None:
+    began = time.monotonic()
+    node.delete_pods()
+    assert time.monotonic() - began < GONE
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_ten_crashes_in_a_row(node: Node, pod: Pod, tmp_path: Path, way: str) -> None:
+    command, kill = WAYS[way]
+    lives = Lives(pod, tmp_path, command)
+    for number in range(CRASHES):
+        lives.crash(kill)
+        lives.see_nothing()
+        if number == CRASHES // 2:
+            lives.restart_application()  # while nothing is mounted
+        lives.mount()
+        lives.see()
+        if number == CRASHES // 3:
+            lives.restart_application()  # while it is mounted
+            lives.see()
+    print(f"{way}: the dead mount was off after {', '.join(f'{1000 * each:.0f}' for each in lives.seconds)} ms")
+    assert statistics.median(lives.seconds) < SECOND
+    goes_in_time(node)
+
+
+@pytest.mark.parametrize("how", ["killed", "removed"])
+def test_ten_containers_in_a_row(node: Node, pod: Pod, tmp_path: Path, how: str) -> None:
+    """As after an OOM kill of the whole container, or its eviction: its first process is killed, or the engine removes it."""
+    lives = Lives(pod, tmp_path, BINDFS)
+    end = {"killed": lambda lives: lives.fuse.kill("KILL"), "removed": lambda lives: lives.fuse.remove()}[how]
+    for number in range(CRASHES):
+        lives.crash(end)
+        lives.see_nothing()
+        lives.fuse = lives.new_container()
+        lives.mount()
+        lives.see()
+        if number == CRASHES // 2:
+            lives.restart_application()
+            lives.see()
+    print(f"{how}: the dead mount was off after {', '.join(f'{1000 * each:.0f}' for each in lives.seconds)} ms")
+    assert statistics.median(lives.seconds) < SECOND
+    goes_in_time(node)
+
+
+def test_ten_crashes_with_another_driver_each_time(node: Node, pod: Pod, tmp_path: Path) -> None:
+    """Stopped and started before the crash, killed before it, or away during it."""
+    lives = Lives(pod, tmp_path, BINDFS)
+    for number in range(CRASHES):
+        node.driver.stop(signal.SIGKILL if number % 2 else signal.SIGTERM)
+        if number % 3 == 2:
+            lives.program.kill("KILL")
+            lives.program.wait()
+            for application in lives.applications:
+                assert application.run("echo lost >/data/lost").code != 0
+        node.driver.start()
+        if number % 3 == 2:
+            lives.volume.wait_waiting()
+        else:
+            lives.see()
+            lives.crash(kill_program("KILL"))
+        lives.see_nothing()
+        lives.mount()
+        lives.see()
+        if number == CRASHES // 2:
+            lives.restart_application()
+            lives.see()
+    assert statistics.median(lives.seconds) < SECOND
+    goes_in_time(node)
+
+
+def test_no_write_vanishes(pod: Pod, tmp_path: Path) -> None:
+    """Applications write all the time while programs die: what was written without an error is where the next program finds it."""
+    lives = Lives(pod, tmp_path, BINDFS)
+    names = ["before", "after", "replaced"]
+    running = [each.start(WRITER.format(name=name)) for each, name in zip(lives.applications, names, strict=True)]
+    for _ in range(CRASHES):
+        said = [len(writer.out) for writer in running]
+        wait_until("all have written", lambda said=said: all(len(w.out) > n for w, n in zip(running, said, strict=True)))
+        lives.crash(kill_program("KILL"))
+        lives.mount()
+    for writer, name in zip(running, names, strict=True):
+        writer.kill()
+        writer.wait()
+        written = writer.out.split("\n")[:-1]
+        assert len(written) > CRASHES
+        there = lives.fuse.check(f"cd /source && cat {name}-*").split()
+        lost = set(written) - set(there)
+        assert not lost, f"{name} wrote {len(written)} files, and these have no content: {sorted(lost)}"
