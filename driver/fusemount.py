@@ -298,6 +298,8 @@ def mounts_at(target: str, by_path: dict[bytes, list[Mount]] | None = None) -> l
 
     `by_path` is what mounts_by_path() returned, for asking about many targets.
     """
+    if by_path is not None and (path := os.fsencode(target)) in by_path:
+        return mountinfo.stack(by_path[path], path)  # no part of the way was a link
     folder, name = os.path.split(target)
     path = os.fsencode(f"{os.path.realpath(folder)}/{name}")
     return mountinfo.stack(mount_table() if by_path is None else by_path.get(path, []), path)
