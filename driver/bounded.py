@@ -5,11 +5,10 @@ frees it. So such work runs in a daemon thread, its caller waits for a limited t
 has its own few threads: a pod can make its own hang, and nobody else's.
 """
 
+import _thread
 import asyncio
 import os
 import signal
-import threading
-from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -25,6 +24,8 @@ _RETRY = 1.0  # seconds, where no thread could be made
 class Threads:
     """At most `most` threads at one time."""
 
+    __slots__ = ("_most", "_nudge", "_running", "_unfinished", "_waiting")  # each volume has some
+
     def __init__(self, most: int, nudge: float | None = None) -> None:
         """A thread that is at work for `nudge` seconds gets a signal, again and again.
 
@@ -34,8 +35,8 @@ class Threads:
         self._most = most
         self._nudge = nudge
         self._running = 0
-        self._waiting: set[asyncio.Future[None]] = set()
-        self._unfinished: deque[tuple[Callable[[], None], asyncio.Future[None]]] = deque()
+        self._waiting: list[asyncio.Future[None]] = []
+        self._unfinished: list[tuple[Callable[[], None], asyncio.Future[None]]] = []
 
     @property
     def is_busy(self) -> bool:
@@ -53,13 +54,21 @@ class Threads:
                 await self._one_ends()
             return await self._start(work, asyncio.get_running_loop().create_future())
 
-    def finish(self, work: Callable[[], None]) -> "asyncio.Future[None]":
+    def finish(self, work: Callable[[], None], patience: float = 0) -> "asyncio.Future[None]":
         """Have `work()` done as soon as a thread is free, whoever waits for it; the result is settled then.
 
         Nothing is given up: what `work` holds is held until then. A socket left to the garbage collector would be closed
         in whatever thread that runs, and block it.
+
+        For `patience` seconds it waits without letting anything else run, which costs less where the work is short. A pod
+        that makes its work last holds everybody up as long: only for what a pod cannot ask for again and again.
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if patience > 0 and not self._unfinished and self._running < self._most:
+            try:
+                return self._start(work, done, patience)
+            except OSError:
+                pass  # later
         self._unfinished.append((work, done))
         self._go_on()
         return done
@@ -72,31 +81,39 @@ class Threads:
             except OSError:
                 asyncio.get_running_loop().call_later(_RETRY, self._go_on)
                 return
-            self._unfinished.popleft()
+            del self._unfinished[0]
 
     async def _one_ends(self) -> None:
         ended = asyncio.get_running_loop().create_future()
-        self._waiting.add(ended)
+        self._waiting.append(ended)
         try:
             await ended
         finally:
-            self._waiting.discard(ended)
+            self._waiting.remove(ended)
 
-    def _start(self, work: Callable[[], T], future: "asyncio.Future[T]") -> "asyncio.Future[T]":
+    def _start(self, work: Callable[[], T], future: "asyncio.Future[T]", patience: float = 0) -> "asyncio.Future[T]":
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle | None = None
+        thread = 0
+        outcome: list[tuple[T | None, BaseException | None]] = []
+        has_ended = _thread.allocate_lock()
+        has_ended.acquire()
+        is_patient = patience > 0
 
-        def nudge(thread: threading.Thread, after: float) -> None:
+        def nudge(after: float) -> None:
             nonlocal timer
-            if thread.native_id is not None:
+            if thread:
                 try:
                     # By its number, which the kernel checks; pthread_kill(3) of a thread that has ended is undefined.
-                    syscalls.tgkill(os.getpid(), thread.native_id, NUDGE)
+                    syscalls.tgkill(os.getpid(), thread, NUDGE)
                 except ProcessLookupError:
                     return
-            timer = loop.call_later(after, nudge, thread, after)
+            timer = loop.call_later(after, nudge, after)
 
-        def settle(result: T | None, error: BaseException | None) -> None:
+        def settle() -> None:
+            if not outcome:
+                return  # both sides saw the end
+            result, error = outcome.pop()
             if timer is not None:
                 timer.cancel()
             self._running -= 1
@@ -112,21 +129,34 @@ class Threads:
                 future.set_result(result)  # type: ignore[arg-type]
 
         def body() -> None:
+            nonlocal thread
+            thread = _thread.get_native_id()
             result, error = None, None
             try:
                 result = work()
             except BaseException as caught:
                 error = caught
+            outcome.append((result, error))
+            has_ended.release()
+            if is_patient:
+                return
             try:
-                loop.call_soon_threadsafe(settle, result, error)
+                loop.call_soon_threadsafe(settle)
             except RuntimeError:
                 pass  # the driver is stopping
 
         try:
-            (thread := threading.Thread(target=body, daemon=True)).start()
+            # threading.Thread would wait until it has begun, which takes longer than most of the work.
+            _thread.start_new_thread(body, ())
         except RuntimeError as error:  # the node's or the container's limit of tasks
             raise OSError(11, f"no thread can be made: {error}") from None
         self._running += 1
+        if is_patient:
+            in_time = has_ended.acquire(timeout=patience)
+            is_patient = False
+            if in_time or has_ended.acquire(blocking=False):  # it may have ended just before it was told to say so
+                settle()
+                return future
         if self._nudge is not None:
-            timer = loop.call_later(self._nudge, nudge, thread, self._nudge)
+            timer = loop.call_later(self._nudge, nudge, self._nudge)
         return future

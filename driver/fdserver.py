@@ -28,7 +28,6 @@ from fusermount3_proxy.protocol import MountRequest, ProtocolError, Reply, Unmou
 Serve = Callable[[socket.socket], Awaitable[None]]
 
 _UCRED = struct.Struct("iII")  # struct ucred, unix(7): pid, uid, gid
-_ACCEPTS_AT_ONCE = 16  # then other volumes have their turn
 _ACCEPT_PAUSE = 0.1  # seconds, after accept(2) failed for want of fds
 _CONNECTIONS_MAX = limits.REQUESTS_AT_ONCE + 64  # the surplus is only closed, in its turn
 
@@ -94,8 +93,8 @@ class FdServer:
         self._loop = asyncio.get_running_loop()
         self._serving = 0
         self._preparing = 0
-        self._connections: set[asyncio.Task[None]] = set()
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._connections: list[asyncio.Task[None]] = []
+        self._waiting: list[asyncio.Future[None]] = []
         self._is_listening = False
         self._is_closed = False
         capacity.on_room = self._listen
@@ -111,11 +110,12 @@ class FdServer:
         for waiting in self._waiting:
             _settle(waiting, ConnectionResetError("the volume is being unpublished"))
 
-    async def close(self) -> None:
-        """Stop, and close the listening sockets with all that is queued in them."""
+    async def close(self, patience: float = 0) -> None:
+        """Stop, and close the listening sockets with all that is queued in them; `patience` as for Threads.finish()."""
         self.stop()
-        closed = self._capacity.listener_thread.finish(self._sockets.close)
-        await asyncio.wait({closed}, timeout=limits.PROBE_WAIT)
+        closed = self._capacity.listener_thread.finish(self._sockets.close, patience)
+        if not closed.done():
+            await asyncio.wait({closed}, timeout=limits.PROBE_WAIT)
         if not closed.done():
             self._log.warning("the sockets are not closed yet; clients have queued file descriptors that block whoever drops them")
 
@@ -133,25 +133,25 @@ class FdServer:
                 self._loop.remove_reader(sock.fileno())
 
     def _accept(self, listener: socket.socket, serve: Serve) -> None:
-        for _ in range(_ACCEPTS_AT_ONCE):
-            # A pod that floods its socket must not fill the driver's memory.
-            if self._capacity.connections >= _CONNECTIONS_MAX:
-                self._pause()
-                return
-            try:
-                connection, _ = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._log.refusal(f"cannot accept a connection: {error.strerror}")
-                self._pause()
-                self._loop.call_later(_ACCEPT_PAUSE, self._listen)
-                return
-            connection.setblocking(False)
-            self._capacity.connections += 1
-            task = self._loop.create_task(self._run(serve, connection))
-            self._connections.add(task)
-            task.add_done_callback(self._connections.discard)
+        """Take one connection, and the next one when other volumes have had their turn: a pod may flood its socket."""
+        # It must not fill the driver's memory either.
+        if self._capacity.connections >= _CONNECTIONS_MAX:
+            self._pause()
+            return
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._log.refusal(f"cannot accept a connection: {error.strerror}")
+            self._pause()
+            self._loop.call_later(_ACCEPT_PAUSE, self._listen)
+            return
+        connection.setblocking(False)
+        self._capacity.connections += 1
+        task = self._loop.create_task(self._run(serve, connection))
+        self._connections.append(task)
+        task.add_done_callback(self._connections.remove)
 
     def _one_less(self, closed: "asyncio.Future[None]") -> None:
         closed.exception()  # close(2) fails of what it has closed
@@ -260,13 +260,13 @@ class FdServer:
 
     async def _receive(self, connection: socket.socket) -> bytes:
         readable = self._loop.create_future()
-        self._waiting.add(readable)
+        self._waiting.append(readable)
         self._loop.add_reader(connection.fileno(), _settle, readable)
         try:
             await readable
         finally:
             self._loop.remove_reader(connection.fileno())
-            self._waiting.discard(readable)
+            self._waiting.remove(readable)
         try:
             data, _ = await self._capacity.threads.run(
                 limits.REQUEST_WAIT, lambda: fdpass.receive_with_fds(connection, limits.PACKET_MAX, 0)

@@ -25,7 +25,7 @@ _PRIVATE_PREFIX = "private-"
 _TARGET_SUFFIX = ".target"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FuseMount:
     """A FUSE file system that is mounted: where the program asked for it, its device number, what mount tables show.
 
@@ -264,10 +264,22 @@ def remove_target(workspace: Workspace, target: str, mount: FuseMount | None) ->
     try:
         if mount is not None:
             take_off(workspace, target, mount, plain=False)
-        detach_all(target)
-        os.rmdir(target)
+        _detach_and_remove(target)
     except FileNotFoundError:
         pass
+
+
+def _detach_and_remove(target: str) -> None:
+    """Mostly there is one mount, and the directory can be removed when it is off."""
+    try:
+        syscalls.umount(target, syscalls.MNT_DETACH)
+        os.rmdir(target)
+        return
+    except OSError as error:
+        if error.errno not in (EINVAL, EBUSY):  # nothing mounted; more than one
+            raise
+    detach_all(target)
+    os.rmdir(target)
 
 
 def detach_all(target: str) -> None:
@@ -286,6 +298,8 @@ def mounts_at(target: str, by_path: dict[bytes, list[Mount]] | None = None) -> l
 
     `by_path` is what mounts_by_path() returned, for asking about many targets.
     """
+    if by_path is not None and (path := os.fsencode(target)) in by_path:
+        return mountinfo.stack(by_path[path], path)  # no part of the way was a link
     folder, name = os.path.split(target)
     path = os.fsencode(f"{os.path.realpath(folder)}/{name}")
     return mountinfo.stack(mount_table() if by_path is None else by_path.get(path, []), path)

@@ -7,7 +7,7 @@ from driver import metrics
 from driver.metrics import End
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Past:
     """What a restart of the driver does not change: since when the volume is as it is (seconds since 1970), how many
     FUSE file systems were mounted in it so far, and how the last one that is not there any more ended.

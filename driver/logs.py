@@ -4,10 +4,22 @@ import json
 import logging
 import sys
 import time
+from functools import lru_cache
 
 _ROOT = "mfcp"
 
+
+class _Logger(logging.Logger):
+    """Does not look for the line of source that a message comes from, which no format of ours has."""
+
+    def findCaller(self, stack_info: bool = False, stacklevel: int = 1) -> tuple[str, int, str, str | None]:
+        """Nowhere."""
+        return "", 0, "", None
+
+
+logging.setLoggerClass(_Logger)
 log = logging.getLogger(_ROOT)
+logging.setLoggerClass(logging.Logger)
 
 _TEXT_MAX = 500  # characters
 _REFUSALS_MAX = 20  # lines
@@ -38,6 +50,8 @@ def shown(text: str) -> str:
     """Text from outside as it may stand in a line: what is not printable is escaped, what is long is cut."""
     if len(text) > _TEXT_MAX:
         text = text[:_TEXT_MAX] + "..."
+    if text.isprintable():  # nearly always, and a call for each character would cost more than the rest of a line
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -86,4 +100,9 @@ def configure(verbosity: int, form: str = "text") -> None:
 
 def _time(record: logging.LogRecord) -> str:
     """RFC 3339, UTC, with milliseconds."""
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
+    return f"{_second(int(record.created))}.{int(record.msecs):03d}Z"
+
+
+@lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))

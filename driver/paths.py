@@ -24,7 +24,7 @@ class BadPath(Exception):
     """A name or path that is refused; the text says which and why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class VolumePaths:
     """One volume's places. `root` is trusted; `target` and `sockets` are relative to it, without `.` and `..`."""
 

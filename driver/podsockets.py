@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 from dataclasses import dataclass
-from errno import EAGAIN, ELOOP, ENOENT, ENOTDIR, EXDEV
+from errno import EADDRINUSE, EAGAIN, ELOOP, ENOENT, ENOTDIR, EXDEV
 from socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQPACKET, SOCK_STREAM
 
 from driver import syscalls
@@ -30,7 +30,7 @@ class NameTaken(Exception):
     """Something that is no socket has a socket's name. The text says what to remove."""
 
 
-@dataclass
+@dataclass(slots=True)
 class PodSockets:
     """The listening sockets, and which inodes they and their directory are."""
 
@@ -145,14 +145,13 @@ def _close(sockets: list[socket.socket]) -> None:
 
 def _bind(directory: int, name: str, kind: int) -> socket.socket:
     _make_room(directory, name)
-    _make_room(directory, _BIND_NAME)
     sock = socket.socket(AF_UNIX, kind | SOCK_NONBLOCK | SOCK_CLOEXEC)
     try:
         # The mode is set before there is a name: afterwards the pod could have put a link in its place.
         os.fchmod(sock.fileno(), 0o666)
         umask = os.umask(0)
         try:
-            sock.bind(f"/proc/self/fd/{directory}/{_BIND_NAME}")
+            _bind_in(directory, sock)
         finally:
             os.umask(umask)
         os.rename(_BIND_NAME, name, src_dir_fd=directory, dst_dir_fd=directory)
@@ -161,6 +160,17 @@ def _bind(directory: int, name: str, kind: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _bind_in(directory: int, sock: socket.socket) -> None:
+    path = f"/proc/self/fd/{directory}/{_BIND_NAME}"
+    try:
+        sock.bind(path)
+    except OSError as error:
+        if error.errno != EADDRINUSE:
+            raise
+        _make_room(directory, _BIND_NAME)  # by a driver that was killed
+        sock.bind(path)
 
 
 def _make_room(directory: int, name: str) -> None:

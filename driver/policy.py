@@ -38,7 +38,7 @@ _DIGITS_MAX = len(f"{_UINT_MAX:o}")
 _DIRECTORY = 0o40000  # rootmode: kubelet's target is one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class VolumePolicy:
     """What a volume says: `options` in fusermount3's grammar, and whether the kernel's permission checks may be left out."""
 

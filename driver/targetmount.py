@@ -64,7 +64,7 @@ class TargetMount:
         self._has_old_sub_paths = False
         self._is_removed = False
         self._reaper: asyncio.Task[None] | None = None
-        self._look_again = asyncio.Event()
+        self._look_again: asyncio.Event | None = None  # from the first look on: most volumes never need it
 
     def mount(self, mountpoint: bytes, kernel: KernelMount) -> int:
         """Mount FUSE on the placeholder. Returns the fd to serve it by. Raises OSError."""
@@ -188,9 +188,11 @@ class TargetMount:
         record = self.record
         if record is None:
             return
+        if self._look_again is None:
+            self._look_again = asyncio.Event()
         self._look_again.set()
         if self._reaper is None or self._reaper.done():
-            self._reaper = asyncio.get_running_loop().create_task(self._reap(record))
+            self._reaper = asyncio.get_running_loop().create_task(self._reap(record, self._look_again))
 
     def look_unless_held(self) -> None:
         """The same, where nobody is known to hold the program's fd."""
@@ -253,10 +255,10 @@ class TargetMount:
         except OSError:  # no fd left to ask with
             return True
 
-    async def _reap(self, record: FuseMount) -> None:
+    async def _reap(self, record: FuseMount, look_again: asyncio.Event) -> None:
         """Take `record` off when its program has died. Where nobody would tell of that, look again and again."""
         while True:
-            self._look_again.clear()
+            look_again.clear()
             for delay in _DEATH_LOOKS:
                 await asyncio.sleep(delay)
                 if not self._is_held(record):
@@ -268,7 +270,7 @@ class TargetMount:
                 if self.record is not record or await self._take_off_if_dead():
                     return
             try:
-                await asyncio.wait_for(self._look_again.wait(), limits.LOOK_AGAIN)
+                await asyncio.wait_for(look_again.wait(), limits.LOOK_AGAIN)
             except TimeoutError:
                 pass
 

@@ -30,9 +30,10 @@ from fusermount3_proxy.mountinfo import Mount
 from fusermount3_proxy.protocol import MountRequest, UnmountRequest, from_wire
 
 _TARGET_MODE = 0o755
+_CLOSE_PATIENCE = 0.001  # seconds; once in a volume's life, and nearly always a tenth of it is enough
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Publication:
     """What publish was asked for; the same target again with another one is ALREADY_EXISTS.
 
@@ -97,7 +98,7 @@ class Volume:
         self._sockets: PodSockets | None = None
         self._server: FdServer | None = None
         self._capacity = Capacity()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: list[asyncio.Task[None]] = []
 
     @property
     def state(self) -> State:
@@ -177,9 +178,10 @@ class Volume:
         """Take everything away. Raises VolumeError; a second call goes on where the first one stopped."""
         self.is_closing = True
         took = Timer(Operation.UNPUBLISH)
-        self._stop_listening()
+        # Until they are closed the sockets keep a memory emptyDir busy.
+        if (server := self._take_sockets_away()) is not None:
+            await server.close(_CLOSE_PATIENCE)
         if self._closing:
-            # Until then they keep a memory emptyDir busy.
             await asyncio.wait(self._closing)
         async with self._mount.lock:
             if self._mount.process is not None:
@@ -210,12 +212,7 @@ class Volume:
         target = self._target
         created = False
         try:
-            os.makedirs(os.path.dirname(target), mode=0o750, exist_ok=True)
-            try:
-                os.mkdir(target)
-                created = True
-            except FileExistsError:
-                pass
+            created = _make_directory(target)
             # Nothing is mounted on a directory that was made just now, and the mount table is long.
             self._take_up([] if created else fusemount.mounts_at(target), None)
         except OSError as error:
@@ -265,6 +262,13 @@ class Volume:
         self._server = FdServer(self, self._sockets, publication.paths.volume_name, self.log, self._capacity)
 
     def _stop_listening(self) -> None:
+        if (server := self._take_sockets_away()) is not None:
+            task = asyncio.get_running_loop().create_task(server.close())
+            self._closing.append(task)
+            task.add_done_callback(self._closing.remove)
+
+    def _take_sockets_away(self) -> FdServer | None:
+        """Remove the sockets from the pod's folder, and take no more requests. Returns the server, to be closed."""
         if self._sockets is not None:
             try:
                 self._sockets.remove(self.publication.paths, self.publication.socket_name)
@@ -272,12 +276,10 @@ class Volume:
                 # Their files stay, and nobody answers there.
                 self.log.warning(f"cannot remove the sockets: {error}")
             self._sockets = None
-        if self._server is not None:
-            self._server.stop()
-            task = asyncio.get_running_loop().create_task(self._server.close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
-            self._server = None
+        server, self._server = self._server, None
+        if server is not None:
+            server.stop()
+        return server
 
     # ---- the pod's requests (fdserver.Handler)
 
@@ -392,6 +394,18 @@ class Volume:
             raise Refused("the FUSE file system could not be unmounted in time", EBUSY) from None
         except OSError as error:
             raise Refused(str(error.strerror), error.errno or EINVAL) from None
+
+
+def _make_directory(target: str) -> bool:
+    """Make the target's directory; False where it is there. kubelet has made the one above it, and other callers may not."""
+    try:
+        os.mkdir(target)
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(target), mode=0o750, exist_ok=True)
+        os.mkdir(target)
+    return True
 
 
 def _mount_failed(error: OSError) -> Refused:

@@ -95,7 +95,8 @@ class Volumes:
                 continue
             if is_there:
                 self._add(volume)
-                self._save(volume)
+                if self._record_of(volume) != record:
+                    self._save(volume)
             else:
                 self._records.delete(target)
         self._remove_nodes()
@@ -151,9 +152,13 @@ class Volumes:
         if self._by_target.get(volume.publication.paths.target_path) is volume:
             self._save(volume)
 
+    @staticmethod
+    def _record_of(volume: Volume) -> Record:
+        return Record(volume.publication, volume.mount_record, volume.history.past)
+
     def _save(self, volume: Volume) -> None:
         try:
-            self._records.save(Record(volume.publication, volume.mount_record, volume.history.past))
+            self._records.save(self._record_of(volume))
             volume.history.no_trouble("record")
         except OSError as error:
             text = f"the volume cannot be recorded, and a restart of the driver would not know it: {error}"

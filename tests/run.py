@@ -68,6 +68,7 @@ STAGES = {
         Stage("differential", "the same as libfuse's fusermount3", "pytest", ("tests/differential",), needs_build=True),
         Stage("conformance", "csi-sanity", "pytest", ("tests/conformance",), needs_build=True),
         Stage("system", "real mounts and containers", "pytest", ("tests/system",), needs_build=True),
+        Stage("bench", "nothing has become slow", "bench", ("--short", "--check"), needs_build=True),
     ]
 }
 
@@ -168,7 +169,7 @@ def call(command: Sequence[str | Path], output: IO[str] | None = None, **environ
 def missing_packages(wanted: list[Stage]) -> list[str]:
     """The names of packages that are not installed."""
     names = PACKAGES.copy()
-    if STAGES["system"] in wanted:
+    if STAGES["system"] in wanted or STAGES["bench"] in wanted:
         lists = [SYSTEM_PACKAGES, *([SYSTEM_PACKAGES_OF_ALL] if os.environ.get("MFCP_ALL") else [])]
         for line in "".join(file.read_text() for file in lists).splitlines():
             names += line.partition("#")[0].split()

@@ -1,3 +1,4 @@
+import _thread
 import asyncio
 import gc
 import signal
@@ -7,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import pytest
 
@@ -22,13 +24,14 @@ pytestmark = pytest.mark.filterwarnings("error")
 @pytest.fixture
 def release() -> Iterator[threading.Event]:
     """What work hangs on, until the test's end at the latest. No thread is left then."""
-    before = set(threading.enumerate())
+    before = _thread._count()  # threading knows of its own alone
     event = threading.Event()
     yield event
     event.set()
-    for thread in set(threading.enumerate()) - before:
-        thread.join(DEADLINE)
-        assert not thread.is_alive()
+    deadline = time.monotonic() + DEADLINE
+    while _thread._count() > before:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def hangs(release: threading.Event) -> Callable[[], str]:
@@ -183,20 +186,87 @@ def test_a_waiting_caller_that_gives_up_costs_no_thread(release: threading.Event
 
 
 def test_where_no_thread_can_be_made_it_says_so_and_goes_on_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    class NoThread(threading.Thread):
-        def start(self) -> None:
-            raise RuntimeError("can't start new thread")
+    def no_thread(*_: object) -> NoReturn:
+        raise RuntimeError("can't start new thread")
 
     async def main() -> None:
         threads = Threads(1)
         with monkeypatch.context() as without:
-            without.setattr(bounded.threading, "Thread", NoThread)
+            without.setattr(bounded._thread, "start_new_thread", no_thread)
             for _ in range(3):
                 with pytest.raises(OSError, match="can't start new thread"):
                     await threads.run(DEADLINE, lambda: 7)
         assert await threads.run(DEADLINE, lambda: 7) == 7
 
     asyncio.run(main())
+
+
+def test_with_patience_nothing_else_runs_until_the_work_has_ended() -> None:
+    async def main() -> list[str]:
+        happened: list[str] = []
+        asyncio.get_running_loop().call_soon(happened.append, "another")
+        assert Threads(1).finish(lambda: happened.append("the work"), patience=DEADLINE).done()
+        await asyncio.sleep(0)
+        return happened
+
+    assert asyncio.run(main()) == ["the work", "another"]
+
+
+def test_with_patience_what_fails_is_told() -> None:
+    async def main() -> None:
+        with pytest.raises(ZeroDivisionError):
+            Threads(1).finish(lambda: 1 / 0 and None, patience=DEADLINE).result()
+
+    asyncio.run(main())
+
+
+def test_work_that_outlasts_the_patience_is_waited_for_as_usual(release: threading.Event) -> None:
+    async def main() -> None:
+        threads = Threads(1)
+        began = time.monotonic()
+        done = threads.finish(lambda: hangs(release)() and None, patience=0.01)
+        assert 0.01 <= time.monotonic() - began < DEADLINE
+        assert not done.done() and threads.is_busy
+        # Nor is there patience for what has to wait for a thread.
+        after = threads.finish(lambda: None, patience=DEADLINE)
+        release.set()
+        await asyncio.wait_for(asyncio.gather(done, after), DEADLINE)
+        assert not threads.is_busy
+
+    asyncio.run(main())
+
+
+def test_work_that_ends_with_the_patience_is_settled_once() -> None:
+    async def main() -> None:
+        threads = Threads(1)
+        for number in range(300):
+            pause = number % 30 * 1e-5
+            await asyncio.wait_for(threads.finish(lambda pause=pause: time.sleep(pause), patience=1e-4), DEADLINE)
+            assert not threads.is_busy
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("patience", [0, 1e-9])
+def test_with_patience_too_it_is_tried_again_where_no_thread_can_be_made(monkeypatch: pytest.MonkeyPatch, patience: float) -> None:
+    monkeypatch.setattr(bounded, "_RETRY", 0.01)
+    start = _thread.start_new_thread
+    fails = 3
+
+    def may_fail(work: Callable[[], None], arguments: tuple[()]) -> int:
+        nonlocal fails
+        if fails:
+            fails -= 1
+            raise RuntimeError("can't start new thread")
+        return start(work, arguments)
+
+    monkeypatch.setattr(_thread, "start_new_thread", may_fail)
+
+    async def main() -> None:
+        await asyncio.wait_for(Threads(1).finish(lambda: None, patience), DEADLINE)
+
+    asyncio.run(main())
+    assert fails == 0
 
 
 def test_what_is_to_be_finished_waits_for_a_thread_and_is_held_until_then(release: threading.Event) -> None:
@@ -237,27 +307,6 @@ def test_what_fails_when_it_is_finished_is_told(release: threading.Event) -> Non
         assert not threads.is_busy
 
     asyncio.run(main())
-
-
-def test_what_is_to_be_finished_is_tried_again_where_no_thread_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounded, "_RETRY", 0.01)
-    start = threading.Thread.start
-    fails = 3
-
-    def may_fail(thread: threading.Thread) -> None:
-        nonlocal fails
-        if fails:
-            fails -= 1
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", may_fail)
-
-    async def main() -> None:
-        await asyncio.wait_for(Threads(1).finish(lambda: None), DEADLINE)
-
-    asyncio.run(main())
-    assert fails == 0
 
 
 def test_closing_a_lingering_socket_ends_when_it_is_nudged() -> None:

@@ -278,6 +278,7 @@ def test_more_connections_than_the_limit_are_closed(folder: Path, send_first: bo
         async with serving(folder) as served:
             served.handler.go_on.clear()
             clients = [served.connect() for _ in range(limits.REQUESTS_AT_ONCE)]
+            await until(lambda: len(served.server._connections) == len(clients))
             if send_first:
                 for client in clients:
                     send(client, UNMOUNT)

@@ -145,3 +145,14 @@ def test_a_second_driver_on_the_same_folder_changes_nothing(folder: Path, caplog
     second.save(record("other/mount"))
     assert second.load() == []
     assert next_driver(records, folder).load() == [record()]
+
+
+def test_a_record_that_does_not_fit_is_an_error_and_the_former_one_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = Records(str(folder))
+    records.save(record())
+    write = os.write
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda fd, data: write(fd, data[:100]))
+        with pytest.raises(OSError, match="No space left"):
+            records.save(record(past=Past(1.0)))
+    assert next_driver(records, folder).load() == [record()]

@@ -1,0 +1,119 @@
+"""Mounting at published volumes from outside of any container: what a pod's programs ask of the driver, asked directly."""
+
+import os
+import resource
+import select
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from bench.place import BenchError
+from bench.servers import Server, socket_of
+from fusermount3_proxy import driver_socket, limits, protocol
+from fusermount3_proxy.protocol import MountRequest, UnmountRequest
+
+_MOUNTPOINT = "/bench"
+_WAIT = 10.0  # seconds
+
+
+def mount(target: Path) -> int:
+    """Mount at a volume; the fd to serve it by. Raises BenchError."""
+    reply, fd = driver_socket.mount(socket_of(target), MountRequest(_MOUNTPOINT, ""), _WAIT, lambda line: None)
+    if reply.error is not None:
+        raise BenchError(f"a mount was refused: {reply.error}")
+    return fd
+
+
+def unmount(target: Path, fd: int) -> None:
+    """Unmount, as a program does that ends in an orderly way. Raises BenchError."""
+    reply = driver_socket.unmount(socket_of(target), UnmountRequest(_MOUNTPOINT, lazy=True), _WAIT, lambda line: None)
+    os.close(fd)
+    if reply.error is not None:
+        raise BenchError(f"an unmount was refused: {reply.error}")
+
+
+def wait_until_all_answer(targets: list[Path]) -> None:
+    """Ask all for something that is refused, as soon as there is a socket, and wait for the refusals. Raises BenchError."""
+    request = protocol.encode_request(UnmountRequest("/elsewhere"))
+    deadline = time.monotonic() + 6 * _WAIT
+    with ExitStack() as stack:
+        asked = []
+        for target in targets:
+            while (sock := _connected(f"{socket_of(target)}{protocol.V1_SUFFIX}")) is None:
+                if time.monotonic() > deadline:
+                    raise BenchError(f"no driver answers at {target}")
+                time.sleep(0.001)
+            asked.append(stack.enter_context(sock))
+            sock.settimeout(_WAIT)
+            sock.send(request)
+        for sock in asked:
+            if not sock.recv(limits.PACKET_MAX):
+                raise BenchError("the driver closed a connection without an answer")
+
+
+def _connected(path: str) -> socket.socket | None:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    fd = -1
+    try:
+        fd = os.open(path, os.O_PATH)  # a path of a socket holds 107 bytes
+        sock.connect(f"/proc/self/fd/{fd}")
+        return sock
+    except (FileNotFoundError, ConnectionRefusedError):
+        sock.close()
+        return None
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def program(fd: int) -> subprocess.Popen[bytes]:
+    """A process that alone holds the fd of a mount, as a FUSE program does."""
+    holder = subprocess.Popen(["sleep", "inf"], pass_fds=[fd])
+    os.close(fd)
+    return holder
+
+
+@contextmanager
+def mounted(targets: list[Path]) -> Iterator[None]:
+    """FUSE mounts at all targets, which nobody serves and somebody holds."""
+    raise_fd_limit()
+    fds: list[int] = []
+    try:
+        for target in targets:
+            fds.append(mount(target))
+        yield
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+class MountTable:
+    """Waits for changes of a server's mount table."""
+
+    def __init__(self, server: Server) -> None:
+        self._fd = os.open(f"/proc/{server.pid}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLPRI)
+
+    def wait_until_waiting(self, target: Path) -> None:
+        """Wait until no FUSE mount is at a target."""
+        name = f" {target} ".encode()
+        while True:
+            with open(self._fd, "rb", closefd=False) as table:
+                table.seek(0)
+                if not any(name in line and b" - fuse" in line for line in table):
+                    return
+            if not self._poll.poll(_WAIT * 1000):
+                raise BenchError(f"the mount at {target} stays")
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def raise_fd_limit() -> None:
+    """As many as the machine lets this process have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,82 @@
+"""Every row of the table, in its order. What each should reach, and what --check allows, is in bounds.toml."""
+
+from dataclasses import dataclass
+
+OURS = "ours"
+PEER = "peer"  # another implementation's program, where one was given
+BARE = "bare"  # python3 -I -S -c pass, of the interpreter that is frozen
+C = "C"  # libfuse's fusermount3, with privileges
+GRPC = "grpcio"  # a grpc.aio server whose methods do nothing
+NATIVE = "native"  # the same FUSE program, mounted without us
+ALONE = "alone"  # ours, without what the row adds
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row. `reference` is what the ratio is to, "" for a row that has none."""
+
+    key: str
+    what: str
+    unit: str
+    reference: str = ""
+    more_is_better: bool = False
+    statistic: str = "median"  # or p99
+
+    def best(self, values: tuple[float, ...]) -> float:
+        return max(values) if self.more_is_better else min(values)
+
+
+ROWS = [
+    Row("start-version", "`fusermount3 -V`, tree", "ms", BARE),
+    Row("start-mount", "`fusermount3 M`, tree, against a driver that answers at once", "ms", BARE),
+    Row("start-starter", "`fuse-starter -- true`, tree, against the same", "ms", BARE),
+    Row("single-version", "`fusermount3 -V`, single file", "ms", BARE),
+    Row("single-mount", "`fusermount3 M`, single file", "ms", BARE),
+    Row("modules", "mount path: modules imported", "", BARE),
+    Row("files", "mount path: files opened", "", BARE),
+    Row("calls", "mount path: system calls", "", BARE),
+    Row("faults", "mount path: page faults", "", BARE),
+    Row("container-bindfs", "in a container: bindfs, start to mounted", "ms", C),
+    Row("container-bindfs-answers", "in a container: bindfs, start to the first answer", "ms", C),
+    Row("container-sshfs", "in a container: sshfs by fuse-starter, start to the first answer", "ms", C),
+    Row("left-processes", "helper processes left in the pod per mount, with auto_unmount", ""),
+    Row("left-memory", "their memory", "KiB"),
+    Row("publish-1", "publish, one client", "/s", GRPC, more_is_better=True),
+    Row("republish-1", "republish, one client", "/s", GRPC, more_is_better=True),
+    Row("unpublish-1", "unpublish, one client", "/s", GRPC, more_is_better=True),
+    Row("publish-8", "publish, eight clients", "/s", GRPC, more_is_better=True),
+    Row("republish-8", "republish, eight clients", "/s", GRPC, more_is_better=True),
+    Row("unpublish-8", "unpublish, eight clients", "/s", GRPC, more_is_better=True),
+    Row("cpu-publish", "CPU of the driver per publish", "ms", GRPC),
+    Row("cpu-republish", "CPU of the driver per republish", "ms", GRPC),
+    Row("cpu-unpublish", "CPU of the driver per unpublish", "ms", GRPC),
+    Row("many-publish", "publish with 2,700 other volumes", "ms", ALONE),
+    Row("many-republish", "republish with 2,700 other volumes", "ms", ALONE),
+    Row("many-unpublish", "unpublish with 2,700 other volumes", "ms", ALONE),
+    Row("namespaces-publish", "publish with 20 more mount namespaces in the peer group", "ms", ALONE),
+    Row("namespaces-republish", "republish with 20 more mount namespaces in the peer group", "ms", ALONE),
+    Row("namespaces-unpublish", "unpublish with 20 more mount namespaces in the peer group", "ms", ALONE),
+    Row("latency-publishing", "one volume's mount while others are published, p99", "ms", ALONE, statistic="p99"),
+    Row("latency-flood", "one volume's mount while another pod floods its socket, p99", "ms", ALONE, statistic="p99"),
+    Row("memory-idle", "driver's memory, idle", "MiB", GRPC),
+    Row("memory-300", "driver's memory, 300 volumes", "MiB", GRPC),
+    Row("memory-waiting", "driver's memory per waiting volume", "KiB"),
+    Row("memory-mounted", "driver's memory per mounted volume", "KiB"),
+    Row("fds", "driver's fds per mounted volume", ""),
+    Row("threads", "driver's threads per mounted volume", ""),
+    Row("death-removed", "a FUSE program's death to the dead mount's removal, p99", "ms", statistic="p99"),
+    Row("death-mounted", "a FUSE program's death to mounted again, p99", "ms", statistic="p99"),
+    Row("killed", "driver killed to all of 1,000 volumes answering", "ms"),
+    Row("data-write", "data path: sequential write", "ms", NATIVE),
+    Row("data-read", "data path: sequential read", "ms", NATIVE),
+    Row("data-random-write", "data path: random write", "ms", NATIVE),
+    Row("data-random-read", "data path: random read", "ms", NATIVE),
+    Row("data-metadata", "data path: create, stat, rename, list, unlink", "ms", NATIVE),
+    Row("size-tree", "size of the tree", "MB"),
+    Row("size-single", "size of the single file fusermount3", "MB"),
+    Row("size-driver", "size of the driver's tree", "MB"),
+    Row("size-image", "driver's tree and its libraries, compressed as a layer of an image", "MB"),
+    Row("cpu-idle", "CPU per hour with 1,000 mounted volumes and no calls", "s", GRPC),
+]
+
+BY_KEY = {row.key: row for row in ROWS}

@@ -1,0 +1,114 @@
+"""What the benchmark makes of its numbers."""
+
+import pytest
+
+from bench import stats, table
+from bench.rows import ALONE, BARE, BY_KEY, GRPC, OURS, PEER, ROWS
+from bench.stats import Sample, in_turns
+from bench.table import Results
+
+
+def test_quantiles_are_values_that_were_measured() -> None:
+    sample = Sample(tuple(float(number) for number in range(1, 101)))
+    assert (sample.quantile(0.99), sample.quantile(0.5), sample.quantile(1), sample.quantile(0)) == (99, 50, 100, 1)
+    assert sample.median == 50.5
+    assert sample.spread == 25
+    assert Sample((3.0, 1.0, 2.0)).median == 2
+
+
+def test_each_round_has_every_subject_once_and_not_always_in_the_same_order() -> None:
+    orders: list[str] = []
+
+    def subject(name: str) -> float:
+        orders.append(name)
+        return 1.0
+
+    found = in_turns(20, {name: lambda name=name: subject(name) for name in "abc"})
+    assert {name: len(values) for name, values in found.items()} == {"a": 20, "b": 20, "c": 20}
+    rounds = ["".join(orders[i : i + 3]) for i in range(0, 60, 3)]
+    assert {"".join(sorted(each)) for each in rounds} == {"abc"}
+    assert len(set(rounds)) > 1
+
+
+def test_a_subject_may_give_several_values() -> None:
+    assert in_turns(2, {"a": lambda: [1.0, 2.0]}) == {"a": [1, 2, 1, 2]}
+    assert stats.in_turns(2, {"a": lambda: ()}) == {"a": []}
+
+
+def test_every_bound_is_of_a_row_and_of_something_that_it_is_compared_with() -> None:
+    for key, limits in table.bounds().items():
+        assert key in BY_KEY
+        for limit in limits:
+            # What is absolute is printed, and fails nothing.
+            assert (limit.check is None) == (limit.against == ""), key
+            if limit.check is not None:
+                more_is_better = BY_KEY[key].more_is_better
+                assert limit.check <= limit.reach if more_is_better else limit.check >= limit.reach, key
+
+
+def test_every_row_with_a_reference_of_its_own_has_a_bound() -> None:
+    assert [row.key for row in ROWS if row.reference in (BARE, GRPC, ALONE) and row.key not in table.bounds()] == []
+
+
+def check(key: str, **found: list[float]) -> list[str]:
+    results = Results()
+    results.add(key, found)
+    return table.failures(results)
+
+
+@pytest.mark.parametrize(
+    ("ours", "fails"),
+    [
+        ([14.0, 15.0, 14.5], False),
+        ([99.0, 99.0, 99.0], True),
+        ([10.0, 99.0, 99.0], False),  # the machine was busy, once it was not
+    ],
+)
+def test_a_row_fails_where_median_and_best_are_both_worse(ours: list[float], fails: bool) -> None:
+    assert bool(check("start-mount", ours=ours, bare=[10.0, 10.1, 10.2])) is fails
+
+
+@pytest.mark.parametrize(("ours", "fails"), [([900.0, 950.0], False), ([10.0, 12.0], True), ([10.0, 950.0, 11.0], False)])
+def test_a_rate_fails_where_it_is_lower(ours: list[float], fails: bool) -> None:
+    assert bool(check("publish-1", ours=ours, grpcio=[1000.0, 1000.0])) is fails
+
+
+def test_a_peers_row_is_checked_where_there_is_a_peer() -> None:
+    assert check("unpublish-1", ours=[500.0], grpcio=[1000.0]) == []
+    assert len(check("unpublish-1", ours=[500.0], grpcio=[1000.0], peer=[1000.0])) == 1
+    assert check("unpublish-1", ours=[500.0], grpcio=[1000.0], peer=[100.0]) == []
+
+
+def test_absolute_rows_and_rows_without_their_reference_fail_nothing() -> None:
+    assert check("size-tree", ours=[1000.0]) == []
+    assert check("killed", ours=[1e6]) == []
+    assert check("start-mount", ours=[1e6]) == []
+
+
+def test_the_99th_percentile_is_what_its_rows_compare() -> None:
+    alone = [1.0] * 100
+    assert check("latency-flood", ours=[1.0] * 99 + [1e3], alone=alone) == []
+    results = Results()
+    results.add("latency-flood", {OURS: [1.0] * 98 + [50.0] * 2, ALONE: alone})
+    assert table.ratio(BY_KEY["latency-flood"], results.samples["latency-flood"], ALONE) == 50
+
+
+def test_the_table_says_what_is_reached_and_what_could_not_be_compared() -> None:
+    results = Results()
+    results.add("start-version", {OURS: [11.0, 12.0, 11.5], BARE: [10.0, 10.0, 10.0]})
+    results.add("start-mount", {OURS: [20.0], BARE: [10.0]})
+    results.add("size-tree", {OURS: [11.7]})
+    results.add("publish-1", {OURS: [500.0], GRPC: [1000.0]})
+    results.tell("files", ["a", "b"])
+    lines = table.markdown(results).splitlines()
+    assert "| `fusermount3 -V`, tree | 11.5 ms (min 11, ±0.50) | bare 10 ms | 1.15 x bare | <= 1.2 x bare | reached |" in lines
+    assert [line.split(" | ")[-1] for line in lines if "against a driver" in line] == ["missed |"]
+    assert [line.split(" | ")[-1] for line in lines if "size of the tree" in line] == ["reached, absolute |"]
+    assert [line.split(" | ")[-1] for line in lines if line.startswith("| publish, one")] == ["missed; not compared |"]
+    assert lines[-1] == "files: a, b"
+
+
+def test_a_peer_has_a_ratio_of_its_own() -> None:
+    results = Results()
+    results.add("publish-1", {OURS: [500.0], GRPC: [1000.0], PEER: [250.0]})
+    assert "0.50 x grpcio, 2.00 x peer" in table.markdown(results)
