@@ -154,9 +154,12 @@ def _bind(directory: int, name: str, kind: int) -> socket.socket:
             _bind_in(directory, sock)
         finally:
             os.umask(umask)
-        os.rename(_BIND_NAME, name, src_dir_fd=directory, dst_dir_fd=directory)
+        try:
+            os.rename(_BIND_NAME, name, src_dir_fd=directory, dst_dir_fd=directory)
+        except BaseException:
+            _unlink(directory, _BIND_NAME)
+            raise
     except BaseException:
-        _unlink(directory, _BIND_NAME)
         sock.close()
         raise
     return sock

@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 
-from mini_fuse import Server, attributes, call_helper, receive_fd
+from mini_fuse import Server, call_helper, receive_fd
 
 _GETATTR, _WRITE, _STATFS, _OPENDIR, _READDIR = 3, 16, 17, 27, 28
 _NEVER = {"never-getattr": _GETATTR, "never-statfs": _STATFS, "never-opendir": _OPENDIR, "never-writes": _WRITE}
@@ -61,7 +61,7 @@ class Hostile(Server):
             return True
         if opcode == _GETATTR and self._how in _ROOT:
             self._say(opcode)
-            plain = attributes(node)
+            plain = self.attributes(node)
             mode = struct.pack("I", _ROOT[self._how] | 0o777)
             self.answer(unique, struct.pack("QII", 0, 0, 0) + plain[:60] + mode + plain[64:])
             return True
@@ -83,7 +83,7 @@ class Hostile(Server):
         if opcode == _STATFS:
             self.answer(unique, struct.pack("QQQQQIIII6I", *[_HUGE] * 5, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0, *[0] * 6))
         elif opcode == _GETATTR:
-            plain = attributes(node)
+            plain = self.attributes(node)
             self.answer(unique, struct.pack("QII", 0, 0, 0) + plain[:8] + struct.pack("QQ", (1 << 63) - 1, _HUGE) + plain[24:])
         else:
             _, offset, size = struct.unpack_from("QQI", rest)

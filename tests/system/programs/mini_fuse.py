@@ -55,13 +55,13 @@ class Server:
                 return
             match opcode:
                 case 1 if rest.rstrip(b"\0") == b"hello":  # LOOKUP
-                    self.answer(unique, struct.pack("QQQQII", 2, 0, 1, 1, 0, 0) + self._attributes(2))
+                    self.answer(unique, struct.pack("QQQQII", 2, 0, 1, 1, 0, 0) + self.attributes(2))
                 case 1:
                     self.answer(unique, error=2)
                 case 2 | 36 | 42:  # FORGET, INTERRUPT, BATCH_FORGET: nobody waits
                     pass
                 case 3:  # GETATTR
-                    self.answer(unique, struct.pack("QII", 1, 0, 0) + self._attributes(node))
+                    self.answer(unique, struct.pack("QII", 1, 0, 0) + self.attributes(node))
                 case 14 | 27:  # OPEN, OPENDIR
                     self.answer(unique, struct.pack("QII", 0, 0, 0))
                 case 15:  # READ
@@ -78,6 +78,6 @@ class Server:
                 case _:
                     self.answer(unique, error=38)
 
-    def _attributes(self, node: int) -> bytes:
+    def attributes(self, node: int) -> bytes:
         mode, size = (stat.S_IFDIR | 0o755, 0) if node == 1 else (stat.S_IFREG | 0o644, len(self._content))
         return struct.pack("QQQQQQIIIIIIIIII", node, size, 0, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
