@@ -219,40 +219,45 @@ class FdServer:
 
     async def _serve_sync_init(self, connection: socket.socket, request: MountRequest) -> None:
         """The fd first; the client says when its program is ready to answer INIT, and hears how the mount went."""
-        prepared = await self._handler.prepare(request, _peer(connection))
+        if self._preparing >= limits.REQUESTS_AT_ONCE:  # each has an fd and a device node
+            raise Refused("mount failed: too many programs are about to mount", EBUSY)
+        self._preparing += 1
         try:
-            fdpass.send_with_fds(connection, protocol.encode_reply(Reply(volume_name=self._volume_name)), [prepared.fd])
-            packet = await self._wait_for_proceed(connection)
-            if not packet:
-                return  # the program has changed its mind, or died
-            protocol.check_proceed(packet)
-            client_gone = self._loop.create_future()
-
-            def went() -> None:
-                self._loop.remove_reader(connection.fileno())
-                _settle(client_gone)
-
-            # It has nothing to say before it is answered: whatever comes is its end, or not of this protocol.
-            self._loop.add_reader(connection.fileno(), went)
+            prepared = await self._handler.prepare(request, _peer(connection))
             try:
-                await prepared.mount(client_gone)
+                fdpass.send_with_fds(connection, protocol.encode_reply(Reply(volume_name=self._volume_name)), [prepared.fd])
+                packet = await self._wait_for_proceed(connection)
+                if not packet:
+                    return  # the program has changed its mind, or died
+                protocol.check_proceed(packet)
+                await self._mount_prepared(connection, prepared)
             finally:
-                self._loop.remove_reader(connection.fileno())
+                prepared.discard()
         finally:
-            prepared.discard()
+            self._preparing -= 1
         fdpass.send_with_fds(connection, protocol.encode_reply(Reply()), [])
 
     async def _wait_for_proceed(self, connection: socket.socket) -> bytes:
         # It may last minutes, and must not keep the volume's other clients from theirs meanwhile.
-        if self._preparing >= limits.REQUESTS_AT_ONCE:
-            raise Refused("mount failed: too many programs are about to mount", EBUSY)
         self._serving -= 1
-        self._preparing += 1
         try:
             return await asyncio.wait_for(self._receive(connection), limits.PROCEED_WAIT)
         finally:
-            self._preparing -= 1
             self._serving += 1
+
+    async def _mount_prepared(self, connection: socket.socket, prepared: Prepared) -> None:
+        client_gone = self._loop.create_future()
+
+        def went() -> None:
+            self._loop.remove_reader(connection.fileno())
+            _settle(client_gone)
+
+        # It has nothing to say before it is answered: whatever comes is its end, or not of this protocol.
+        self._loop.add_reader(connection.fileno(), went)
+        try:
+            await prepared.mount(client_gone)
+        finally:
+            self._loop.remove_reader(connection.fileno())
 
     def _refuse(self, connection: socket.socket, text: str, errno: int) -> None:
         metrics.refused(errno)

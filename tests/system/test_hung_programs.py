@@ -62,7 +62,7 @@ def network_is_gone(pod: Pod) -> Hung:
     application, server = pod.application(volume), SshServer(pod)
     server.container.check("echo content >/srv/file")
     fuse = pod.fuse(volume, binds=[server.key], network=server.container)
-    program = fuse.start(f"sshfs -f {server.options} root@127.0.0.1:/srv /data")
+    program = fuse.start(f"sshfs -f {server.OPTIONS} root@127.0.0.1:/srv /data")
     volume.wait_mounted(program)
     fuse.wait_for("cat /data/file")
     fuse.check("pkill -STOP -x ssh")
