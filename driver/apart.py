@@ -22,13 +22,13 @@ from typing import NoReturn, TypeVar, cast
 
 import prctl
 
-from driver.logs import log
-
 T = TypeVar("T", bound=bool | int | tuple[int, ...] | None)
 
 _PACKET_MAX = 1 << 16  # a job's arguments: paths and mount options
 _RESULT_MAX = 4096  # bytes; more than a pipe takes would need somebody who reads
 _FD_MAX = 1 << 20
+_STARTED = b"\0"  # the starter's answer; otherwise it is an errno
+_END_LAST = b"\1"  # in place of a job: end the one before
 
 
 class Job:
@@ -78,6 +78,7 @@ class _Starter:
             ours.close()
             _serve(driver, theirs)
         theirs.close()
+        self.pidfd = os.pidfd_open(pid)
         self._socket = ours
         self._lock = threading.Lock()
 
@@ -92,14 +93,15 @@ class _Starter:
             if not answer:
                 raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
             if not received:
-                number = marshal.loads(answer)
-                raise OSError(number, os.strerror(number))
+                if answer != _STARTED:
+                    number = marshal.loads(answer)
+                    raise OSError(number, os.strerror(number))
+                # There is no fd left here for its pidfd, and nobody could end it.
+                self._socket.send(_END_LAST)
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return Job(received[0], reader)
-        except BaseException as error:
+        except BaseException:
             os.close(reader)
-            if isinstance(error, BrokenPipeError | ConnectionResetError):
-                log.critical("the process that starts others has gone; the driver stops, to be started anew")
-                os.kill(os.getpid(), signal.SIGTERM)
             raise
         finally:
             os.close(writer)
@@ -108,10 +110,14 @@ class _Starter:
 _starter: _Starter | None = None
 
 
-def begin() -> None:
-    """Fork the starter: after all imports and when privileges are dropped, before threads and fds of pods."""
+def begin() -> int:
+    """Fork the starter: after all imports and when privileges are dropped, before threads and fds of pods.
+
+    Returns its pidfd, which is readable when it has ended: without it no death is noticed, and the driver must stop.
+    """
     global _starter
     _starter = _Starter()
+    return _starter.pidfd
 
 
 def start(function: Callable[..., T], *arguments: object, fds: Sequence[int] = ()) -> Job:
@@ -162,9 +168,12 @@ def _serve(driver: int, requests: socket.socket) -> NoReturn:
 def _take_requests(requests: socket.socket) -> None:
     poll = select.poll()
     poll.register(requests, select.POLLIN)
+    running: set[int] = set()
+    pidfd = -1
     while True:
         for fd, _ in poll.poll():
             if fd != requests.fileno():  # the pidfd of one that has ended
+                running.discard(fd)
                 poll.unregister(fd)
                 os.waitid(os.P_PIDFD, fd, os.WEXITED)
                 os.close(fd)
@@ -172,6 +181,10 @@ def _take_requests(requests: socket.socket) -> None:
             packet, fds, _, _ = socket.recv_fds(requests, _PACKET_MAX, 4)
             if not packet:
                 return
+            if packet == _END_LAST:
+                if pidfd in running:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                continue
             try:
                 pidfd = _fork(packet, fds)
             except OSError as error:
@@ -181,7 +194,8 @@ def _take_requests(requests: socket.socket) -> None:
                 for each in fds:
                     os.close(each)
             poll.register(pidfd, select.POLLIN)
-            socket.send_fds(requests, [b"\0"], [pidfd])
+            running.add(pidfd)
+            socket.send_fds(requests, [_STARTED], [pidfd])
 
 
 def _fork(packet: bytes, fds: list[int]) -> int:

@@ -54,8 +54,8 @@ def main(
         return
     if not nodeid:
         raise click.UsageError("--nodeid is missing or empty: give the name of this node")
-    # What gRPC does in a process that was forked is for one that goes on using it: it starts threads there. Ours only mounts
-    # (mountprocess.py). Read when gRPC is imported.
+    # What gRPC does in a process that was forked is for one that goes on using it: it starts threads there. Ours has nothing
+    # to do with it (apart.py). Read when gRPC is imported.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     if log_format == "json":
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are no JSON
@@ -89,8 +89,9 @@ def main(
             )
         )
     except daemon.StartError as error:
-        raise click.ClickException(str(error)) from None
-    os._exit(0)  # threads that hang in a pod's file system cannot be waited for
+        click.ClickException(str(error)).show()
+        os._exit(1)
+    os._exit(0)  # neither threads that hang in a pod's file system nor what pods have queued can be waited for
 
 
 def _check_absolute(paths: dict[str, str | None]) -> None:

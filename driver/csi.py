@@ -10,6 +10,7 @@ from driver.condition import Amount
 from driver.errors import Code, VolumeError
 from driver.logs import VolumeLog
 from driver.paths import BadPath
+from driver.policy import OPTIONS_MAX
 from driver.rpc import csi_pb2, csi_pb2_grpc
 from driver.status import Context, answers
 from driver.volume import Publication
@@ -148,6 +149,9 @@ def publication_of(request: csi_pb2.NodePublishVolumeRequest, pods_dir: str) -> 
             check(value)
         except BadPath as error:
             raise VolumeError(Code.INVALID_ARGUMENT, f"volume attribute {attribute}: {error}") from None
+    # Each is looked at in the event loop, which other volumes wait for: an attribute may have a megabyte.
+    if sum(map(len, (*request.volume_capability.mount.mount_flags, context.get(MOUNT_OPTIONS, "")))) > OPTIONS_MAX:
+        raise VolumeError(Code.INVALID_ARGUMENT, f"{MOUNT_OPTIONS} and mount flags are longer than {OPTIONS_MAX} characters together")
     return Publication(
         volume_id=request.volume_id,
         paths=_pod_paths(request.target_path, empty_dir, pods_dir),

@@ -58,8 +58,12 @@ def serve(settings: Settings) -> None:
         privileges.drop()
     except OSError as error:
         raise StartError(f"cannot drop privileges: {error}") from None
-    apart.begin()
-    asyncio.run(_serve(settings, scraped))
+    starter = apart.begin()
+    # Not asyncio.run(): it would cancel what waits for pods and close their connections right here, where what is queued
+    # in one may block for as long as the pod likes. The caller ends the process instead, with all that there is.
+    _loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(_loop)
+    _loop.run_until_complete(_serve(settings, scraped, starter))
 
 
 def socket_path(endpoint: str) -> str:
@@ -73,7 +77,7 @@ def socket_path(endpoint: str) -> str:
     return path
 
 
-async def _serve(settings: Settings, scraped: socket.socket | None) -> None:
+async def _serve(settings: Settings, scraped: socket.socket | None, starter: int) -> None:
     _refuse_if_served(settings.csi_socket, "--endpoint")
     with ExitStack() as stack:
         try:
@@ -95,10 +99,13 @@ async def _serve(settings: Settings, scraped: socket.socket | None) -> None:
             metrics.start(volumes.by_state, volumes.troubled)
             await scrapes.start(scraped)
             log.info(f"metrics are at {scrape.url(scraped)}")
-        await _serve_volumes(settings, volumes, standalone)
+        await _serve_volumes(settings, volumes, standalone, starter)
+        volumes.release()
+        if not await volumes.settle(_GRACE):
+            stack.pop_all()  # what is under way on the private tmpfs is finished by the next driver
 
 
-async def _serve_volumes(settings: Settings, volumes: Volumes, standalone: Standalone) -> None:
+async def _serve_volumes(settings: Settings, volumes: Volumes, standalone: Standalone, starter: int) -> None:
     problem = partial(node.problem, settings.pods_dir, settings.run_dir)
     if text := problem():
         log.warning(f"not ready: {text}")
@@ -127,28 +134,39 @@ async def _serve_volumes(settings: Settings, volumes: Volumes, standalone: Stand
         log.warning(f"no admin service: {error}")
     where = f"CSI on {settings.csi_socket}, admin on {settings.admin_socket}"
     log.info(f"meta-fuse-csi-plugin {__version__}, node {settings.node_id}, serves {where}")
-    refusals: list[str] = []
+    reasons: list[str] = []
 
-    def refused(text: str) -> None:
-        refusals.append(text)
+    def give_up(text: str) -> None:
+        reasons.append(text)
         stopped.set()
+
+    def starter_has_ended() -> None:
+        asyncio.get_running_loop().remove_reader(starter)
+        give_up("the process that starts others has ended")
+
+    asyncio.get_running_loop().add_reader(starter, starter_has_ended)
 
     place = registration.Place(settings.plugin_registration_path)
     if settings.kubelet_registration_path is not None:
-        servers.append(await _register(settings.kubelet_registration_path, place, refused))
+        servers.append(await _register(settings.kubelet_registration_path, place, give_up))
     await stopped.wait()
-    if not refusals:
+    if not reasons:
         log.info("stopping; volumes and their mounts stay as they are")
     place.remove()
     await asyncio.gather(*(server.stop(_GRACE) for server in servers))
-    if refusals:
-        # kubelet does not ask again until the socket is made anew: whoever started this process starts it again.
-        raise StartError(f"kubelet does not register the driver: {refusals[0]}")
+    if reasons:
+        # Whoever started this process starts it again, and then it has another starter, and kubelet asks again.
+        raise StartError(reasons[0])
 
 
-async def _register(endpoint: str, place: registration.Place, refused: Callable[[str], None]) -> grpc.aio.Server:
+async def _register(endpoint: str, place: registration.Place, give_up: Callable[[str], None]) -> grpc.aio.Server:
     """Let kubelet know the driver, which serves CSI by now: kubelet calls it at once. Raises StartError."""
     _refuse_if_served(place.path, "--plugin-registration-path")
+
+    def refused(text: str) -> None:
+        # kubelet does not ask again until the socket is made anew.
+        give_up(f"kubelet does not register the driver: {text}")
+
     server = grpc.aio.server()
     pluginregistration_pb2_grpc.add_RegistrationServicer_to_server(registration.Registration(endpoint, refused), server)
     _listen(server, place.bound, "--plugin-registration-path")

@@ -171,7 +171,7 @@ class FdServer:
         except (BrokenPipeError, ConnectionResetError):
             self._log.debug("a client went before it had its answer")
         except Exception as error:
-            self._log.error(f"a request failed: {error!r}")
+            self._log.refusal(f"a request failed: {error!r}")
         closed = self._capacity.threads.finish(connection.close)
         closed.add_done_callback(self._one_less)
         await asyncio.wait({closed}, timeout=limits.REQUEST_WAIT)

@@ -22,8 +22,8 @@ log = logging.getLogger(_ROOT)
 logging.setLoggerClass(logging.Logger)
 
 _TEXT_MAX = 500  # characters
-_REFUSALS_MAX = 20  # lines
-_REFUSALS_SECONDS = 60.0
+_LINES_MAX = 20
+_LINES_SECONDS = 60.0
 
 
 class VolumeLog(logging.LoggerAdapter[logging.Logger]):
@@ -31,19 +31,40 @@ class VolumeLog(logging.LoggerAdapter[logging.Logger]):
 
     def __init__(self, pod: str, volume_id: str) -> None:
         super().__init__(log, {"pod": shown(pod), "volume": shown(volume_id)})
-        self._refusals = 0
-        self._since = 0.0
+        self._refusals = _Few(self, logging.WARNING, "refusals")
+        self._doings = _Few(self, logging.INFO, "mounts and unmounts")
 
     def refusal(self, text: str) -> None:
         """A warning about what the pod did, which it may do as often as it likes: only some of them are logged."""
+        self._refusals.say(text)
+
+    def doing(self, text: str) -> None:
+        """The same for what is no mistake of the pod: that it mounts and unmounts."""
+        self._doings.say(text)
+
+
+class _Few:
+    """Says so many lines a minute, and then how many more there were."""
+
+    __slots__ = ("_level", "_said", "_since", "_to", "_what")
+
+    def __init__(self, to: VolumeLog, level: int, what: str) -> None:
+        self._to = to
+        self._level = level
+        self._what = what
+        self._said = 0
+        self._since = 0.0
+
+    def say(self, text: str) -> None:
+        """Log a line, or count it."""
         now = time.monotonic()
-        if now - self._since > _REFUSALS_SECONDS:
-            if self._refusals > _REFUSALS_MAX:
-                self.warning(f"{self._refusals - _REFUSALS_MAX} more refusals were not logged")
-            self._refusals, self._since = 0, now
-        self._refusals += 1
-        if self._refusals <= _REFUSALS_MAX:
-            self.warning(text)
+        if now - self._since > _LINES_SECONDS:
+            if self._said > _LINES_MAX:
+                self._to.log(self._level, f"{self._said - _LINES_MAX} more {self._what} were not logged")
+            self._said, self._since = 0, now
+        self._said += 1
+        if self._said <= _LINES_MAX:
+            self._to.log(self._level, text)
 
 
 def shown(text: str) -> str:

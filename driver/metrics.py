@@ -13,12 +13,9 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from errno import EAGAIN, EBUSY, EINVAL, EPROTO
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from driver import __version__
-
-if TYPE_CHECKING:
-    pass
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

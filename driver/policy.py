@@ -31,6 +31,9 @@ _KEPT = ("nosuid", "nodev")  # the same, by name
 
 NO_DEFAULT_PERMISSIONS = "no_default_permissions"
 
+OPTIONS_MAX = 4096  # characters of a volume's options; mount(2) takes as many bytes
+_WARNINGS_MAX = 10
+
 _NUMBER = re.compile(r"0[xX](?P<hex>[0-9a-fA-F]+)|(?P<octal>0[0-7]+)|[0-9]|[1-9][0-9]+")
 _UINT_MAX = 2**32 - 1
 _DIGITS_MAX = len(f"{_UINT_MAX:o}")
@@ -99,6 +102,8 @@ def of_volume(read_only: bool, mount_flags: list[str], attribute: str) -> Volume
             later, source = source, parsed
             _merge(source, later)
         _merge(merged, source)
+    if len(warnings) > _WARNINGS_MAX:
+        warnings[_WARNINGS_MAX:] = [f"{len(warnings) - _WARNINGS_MAX} more warnings"]
     return VolumePolicy(merged, may_drop, tuple(warnings))
 
 

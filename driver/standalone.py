@@ -10,6 +10,7 @@ import stat
 from driver import fusemount, paths, syscalls
 from driver.errors import Code, VolumeError
 from driver.paths import DEV_FUSE, STANDALONE_SOCKET, BadPath
+from driver.policy import OPTIONS_MAX
 from driver.volume import Publication, Volume
 from driver.volumes import Volumes
 from fusermount3_proxy.protocol import V1_SUFFIX
@@ -33,6 +34,8 @@ class Standalone:
     def add(self, name: str, read_only: bool, options: str) -> Volume:
         """Publish a volume; the same again is no error. Raises VolumeError."""
         volume_paths = self._paths(name)
+        if len(options) > OPTIONS_MAX:
+            raise VolumeError(Code.INVALID_ARGUMENT, f"the options are longer than {OPTIONS_MAX} characters")
         publication = Publication(
             volume_id=name,
             paths=volume_paths,

@@ -86,7 +86,7 @@ def remove_layers(paths: VolumePaths) -> None:
 
 
 def _stale_now(below: str, device: str) -> list[SubPath]:
-    return stale(fusemount.mount_table(), os.fsencode(below), device)
+    return stale(fusemount.mount_table(), os.fsencode(os.path.realpath(below)), device)  # the table has no symlinks
 
 
 def _renew(target: str, device: str, each: SubPath) -> None:

@@ -165,6 +165,11 @@ class TargetMount:
         took.stop()
         self._forget(End.DIED if self.state is State.DEAD else End.ASKED)
 
+    @property
+    def is_taking_off(self) -> bool:
+        """Whether a thread is at it."""
+        return self._remover.is_busy
+
     def _take_off(self, record: FuseMount, plain: bool) -> None:
         fusemount.take_off(self._workspace, self._target, record, plain)
         try:
@@ -224,7 +229,7 @@ class TargetMount:
             self._has_old_sub_paths = False
             self._history.no_trouble("subPath")
         if done:
-            self._log.info(f"subPath binds that show the new mount: {done}")
+            self._log.doing(f"subPath binds that show the new mount: {done}")
 
     def release(self) -> None:
         """The driver stops: look no more, and leave everything as it is."""
@@ -264,7 +269,7 @@ class TargetMount:
                 if not self._is_held(record):
                     break
             else:
-                if self._watch_id is not None:
+                if self._watch_id is not None and not look_again.is_set():
                     return  # it tells
             async with self.lock:
                 if self.record is not record or await self._take_off_if_dead():
@@ -284,5 +289,5 @@ class TargetMount:
             self._log.error(f"the FUSE program has gone, and its mount at {os.fspath(self._target)} cannot be taken off: {error}")
             return False
         self.left = record.mountpoint
-        self._log.info("the FUSE program has gone; its mount is taken off, and another one can mount")
+        self._log.doing("the FUSE program has gone; its mount is taken off, and another one can mount")
         return True

@@ -115,6 +115,11 @@ class Volume:
         """The placeholder's device number, where it is known."""
         return self._mount.placeholder
 
+    @property
+    def is_taking_off(self) -> bool:
+        """Whether a thread is unmounting its FUSE mount."""
+        return self._mount.is_taking_off
+
     # ---- published and unpublished
 
     def publish(self) -> None:
@@ -362,7 +367,7 @@ class Volume:
             raise Refused(f"mount failed: {os.strerror(EBUSY)}", EBUSY) from None
 
     def _log_mounted(self, request: MountRequest, peer: Peer, kernel: KernelMount, took: Timer) -> None:
-        self.log.info(
+        self.log.doing(
             f"mounted {os.fsdecode(kernel.fstype)} {os.fsdecode(kernel.source)!r} for uid {peer.uid}, pid {peer.pid}, "
             f"asked for at {os.fsdecode(from_wire(request.mountpoint))!r}, in {took.stop()}"
         )
@@ -381,7 +386,7 @@ class Volume:
             if record is None or (mountpoint != record.mountpoint and request.device != record.device):
                 raise Refused(f"not mounted: {os.fsdecode(mountpoint)!r}", EINVAL)
             await self._take_off(plain=not request.lazy)
-        self.log.info("unmounted, as the pod asked for")
+        self.log.doing("unmounted, as the pod asked for")
 
     def _refuse_when_closing(self) -> None:
         if self.is_closing:

@@ -132,6 +132,7 @@ class Volumes:
         volume = self._by_target.get(target)
         if volume is None:
             await self._clear(target)
+            self._records.delete(target)  # one that could not be read
             return
         await volume.unpublish()
         del self._by_target[target]
@@ -142,6 +143,16 @@ class Volumes:
         """The driver stops, and the volumes stay."""
         for volume in self._by_target.values():
             volume.release()
+
+    async def settle(self, limit: float) -> bool:
+        """Wait until no mount is being taken off; False where one still is after `limit` seconds."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limit
+        while any(volume.is_taking_off for volume in self):
+            if loop.time() >= end:
+                return False
+            await asyncio.sleep(0.01)
+        return True
 
     def _new(self, publication: Publication, past: Past | None = None) -> Volume:
         policy = of_volume(publication.read_only, list(publication.mount_flags), publication.mount_options)

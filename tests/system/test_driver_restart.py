@@ -1,5 +1,6 @@
 """The driver is stopped and started again; volumes and their mounts go on."""
 
+import os
 import signal
 
 import grpc
@@ -129,3 +130,18 @@ def test_the_next_driver_unpublishes(node: Node, pod: Pod, republish: bool) -> N
     served.volume.unpublish()
     served.program.wait()
     served.is_gone()
+
+
+def test_a_driver_whose_starter_is_killed_ends_with_an_error(node: Node, pod: Pod) -> None:
+    """It would notice no death any more. Who has started it starts it anew: systemd's on-failure wants an exit code."""
+    volume = pod.publish()
+    (starter,) = node.driver.own_processes() - {node.driver.pid}
+    os.kill(starter, signal.SIGKILL)
+    assert node.driver.wait() == 1
+    assert node.driver.log.splitlines()[-1] == "Error: the process that starts others has ended"
+    node.driver.start()
+    fuse = pod.fuse(volume)
+    program = fuse.start("bindfs -f /srv /data")
+    volume.wait_mounted(program)
+    program.kill("KILL")
+    volume.wait_waiting()

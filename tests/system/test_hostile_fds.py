@@ -6,6 +6,7 @@ import select
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from errno import EINVAL
@@ -147,6 +148,17 @@ def test_lingering_tcp_sockets_do_not_hold_unpublish(node: Node, pod: Pod, linge
         # The listening socket drops what is in its queue, too.
         volume.unpublish()
     recovers(node, before)
+
+
+def test_lingering_tcp_sockets_do_not_hold_the_drivers_end(node: Node, pod: Pod, linger: Callable[[Published, str, int], None]) -> None:
+    """An upgrade waits for it, and every other pod's clients meanwhile."""
+    volume = pod.publish()
+    linger(volume, ".v1", 40)
+    began = time.monotonic()
+    assert node.driver.stop(signal.SIGTERM) == 0
+    assert time.monotonic() - began < 5
+    node.driver.start()
+    serves_again(volume)
 
 
 def test_a_pod_that_removes_its_sockets_again_and_again_has_no_more_threads_by_that(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 from pathlib import Path
 
 import grpc
@@ -79,7 +80,7 @@ def test_a_source_forges_no_line_of_the_mount_table_or_the_log(node: Node, pod: 
 
 @pytest.mark.parametrize("where", ["mountOptions", "mount flags"])
 @pytest.mark.parametrize(
-    "text", ["fd=0", "ro\0suid", "a\nb", "user_id=0", "context=x", "max_read=1\\,fd=0", "x" * 100_000, "\ud7ff\U0010ffff"]
+    "text", ["fd=0", "ro\0suid", "a\nb", "user_id=0", "context=x", "max_read=1\\,fd=0", "x" * 4000, "\ud7ff\U0010ffff"]
 )
 def test_the_volumes_own_options_are_no_way_either(node: Node, pod: Pod, where: str, text: str) -> None:
     pod.folder.empty_dir()
@@ -94,6 +95,26 @@ def test_the_volumes_own_options_are_no_way_either(node: Node, pod: Pod, where: 
     for fd in fds:
         os.close(fd)
     volume.wait_waiting()
+
+
+@pytest.mark.parametrize("text", ["a," * 400_000, "ro," * 300_000, "x" * 4097], ids=["unknown ones", "known ones", "one"])
+def test_a_volumes_options_have_a_length(node: Node, pod: Pod, text: str) -> None:
+    """Nobody waits while the driver reads a megabyte of them, and a log line for each."""
+    pod.folder.empty_dir()
+    said = len(node.driver.log)
+    began = time.monotonic()
+    with refused(grpc.StatusCode.INVALID_ARGUMENT) as refusal:
+        pod.folder.publish(pod.folder.request(attributes={"mountOptions": text}))
+    assert "4096" in refusal.text
+    assert time.monotonic() - began < 2
+    assert len(node.driver.log) - said < 2000
+
+
+def test_warnings_about_a_volumes_options_are_few(node: Node, pod: Pod) -> None:
+    said = len(node.driver.log)
+    pod.publish(attributes={"mountOptions": "a," * 2000})
+    assert node.driver.log[said:].count(" WARNING ") == 11
+    assert "1990 more warnings" in node.driver.log[said:]
 
 
 @pytest.mark.parametrize("volume_id", ["../../etc", "a\nb", "\x1b[2J", "\0", "x" * 100_000, "é\u202e", " "])

@@ -1,12 +1,14 @@
 """The log lets a person follow one pod's volume, from publish to unpublish, by its name alone."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 
 import pytest
 from harness import mounts
 from harness.events import wait_until
+from harness.hostile import mount
 from harness.kubelet import Published
 from harness.pod import Node, Pod
 
@@ -109,3 +111,13 @@ def test_json_lines_tell_the_same(node: Node, pod: Pod) -> None:
         node.driver.stop()
         node.driver.options = ()
         node.driver.start()
+
+
+def test_a_pod_that_mounts_in_a_loop_does_not_fill_the_log(node: Node, pod: Pod) -> None:
+    volume = pod.publish()
+    said = len(node.driver.log)
+    for _ in range(100):
+        os.close(mount(volume))
+    volume.wait_waiting()
+    lines = [line for line in node.driver.log[said:].splitlines() if volume.request.volume_id in line]
+    assert len([line for line in lines if " INFO " in line]) == 20

@@ -5,7 +5,6 @@ between two crashes.
 """
 
 import signal
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -150,7 +149,7 @@ def test_ten_crashes_in_a_row(node: Node, pod: Pod, tmp_path: Path, way: str) ->
             lives.restart_application()  # while it is mounted
             lives.see()
     print(f"{way}: the dead mount was off after {', '.join(f'{1000 * each:.0f}' for each in lives.seconds)} ms")
-    assert statistics.median(lives.seconds) < SECOND
+    assert sorted(lives.seconds)[-2] < SECOND  # all but one, on a machine that does other work
     goes_in_time(node)
 
 
@@ -169,7 +168,7 @@ def test_ten_containers_in_a_row(node: Node, pod: Pod, tmp_path: Path, how: str)
             lives.restart_application()
             lives.see()
     print(f"{how}: the dead mount was off after {', '.join(f'{1000 * each:.0f}' for each in lives.seconds)} ms")
-    assert statistics.median(lives.seconds) < SECOND
+    assert sorted(lives.seconds)[-2] < SECOND  # all but one, on a machine that does other work
     goes_in_time(node)
 
 
@@ -195,7 +194,7 @@ def test_ten_crashes_with_another_driver_each_time(node: Node, pod: Pod, tmp_pat
         if number == CRASHES // 2:
             lives.restart_application()
             lives.see()
-    assert statistics.median(lives.seconds) < SECOND
+    assert sorted(lives.seconds)[-2] < SECOND  # all but one, on a machine that does other work
     goes_in_time(node)
 
 

@@ -4,7 +4,6 @@ hypothesis draws the steps. A minute in the normal run; MFCP_SOAK_SECONDS=3600 (
 failure prints its steps.
 """
 
-import contextlib
 import os
 import signal
 import time
@@ -25,6 +24,7 @@ from harness.mounts import Mount
 from harness.pod import Node, Pod
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+from hypothesis.errors import FlakyStrategyDefinition
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from driver.rpc import csi_pb2
@@ -417,8 +417,14 @@ def test_fifty_volumes_at_random(module_node: Node) -> None:
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    with contextlib.suppress(TimeIsUp):
+    try:
         run_state_machine_as_test(Machine, settings=soak)
+    except TimeIsUp:
+        pass
+    except FlakyStrategyDefinition:
+        # What hypothesis makes of an end in the middle of steps of which it has seen more before.
+        if time.monotonic() <= Machine.deadline:
+            raise
     print(f"{Machine.done} steps in {SECONDS:g} s; memory {before} KiB before, {memory(module_node)} KiB after")
     assert Machine.done > SECONDS / 10
     assert memory(module_node) <= before + MEMORY_MORE

@@ -1,13 +1,12 @@
 """Work in a process of its own: its result, its error, its end, and what it has of the driver."""
 
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from errno import EIO, ENOTCONN, ETIMEDOUT
+from errno import EIO, EMFILE, ENOTCONN, ETIMEDOUT
 
 import apart_jobs
 import pytest
@@ -144,13 +143,45 @@ def test_it_does_not_outlive_the_driver() -> None:
     os.close(reader)
 
 
-def test_without_its_starter_the_driver_stops() -> None:
-    """It could notice no death any more; whoever has started it starts it anew."""
+def test_the_end_of_its_starter_is_told() -> None:
+    """Without it no death is noticed."""
     lines = [
-        "with open(f'/proc/self/task/{os.getpid()}/children') as file: os.kill(int(file.read()), signal.SIGKILL)",
+        "import select",
+        "pidfd = apart.begin()",
+        "with open(f'/proc/self/task/{os.getpid()}/children') as file: [os.kill(int(pid), signal.SIGKILL) for pid in file.read().split()]",
+        "select.select([pidfd], [], [], 20)",
         "try: apart.call(20, apart_jobs.same, 7)",
-        "except OSError: time.sleep(20)",
+        "except OSError: print('told')",
     ]
-    done = subprocess.run(script(*lines), stderr=subprocess.PIPE, timeout=DEADLINE)
-    assert done.returncode == -signal.SIGTERM
-    assert done.stderr.count(b"\n") == 1
+    done = subprocess.run(script(*lines), stdout=subprocess.PIPE, timeout=DEADLINE)
+    assert (done.returncode, done.stdout) == (0, b"told\n")
+
+
+def test_one_that_there_is_no_fd_left_for_is_ended() -> None:
+    """Nobody else could end it."""
+    reader, writer = os.pipe()
+    lines = [
+        "import resource",
+        f"os.dup2({writer}, 10)",
+        f"os.close({writer})",
+        # Room for the pipe, and not for the pidfd.
+        "used = len(os.listdir('/proc/self/fd')) - 1",
+        "taken = [os.open('/dev/null', os.O_RDONLY) for _ in range(max(0, 20 - used))]",
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (22, 22))",
+        "free = []",
+        "try:",
+        "    while True: free.append(os.open('/dev/null', os.O_RDONLY))",
+        "except OSError: [os.close(free.pop()) for _ in range(2)]",
+        "try: apart.start(apart_jobs.writes, '', fds=[10])",
+        "except OSError as error: print(error.errno, flush=True)",
+        "os.close(10)",
+        "time.sleep(20)",
+    ]
+    with subprocess.Popen(script(*lines), stdout=subprocess.PIPE, pass_fds=[writer]) as driver:
+        os.close(writer)
+        assert driver.stdout is not None
+        assert int(driver.stdout.readline()) == EMFILE
+        while os.read(reader, 100):  # to the end: nobody has it
+            pass
+        driver.kill()
+    os.close(reader)

@@ -9,6 +9,7 @@ HOW says what kind of program it is:
     gives-up    changes its mind when it has the fd, and mounts in the usual way
     never       reads INIT and never answers; prints the result
     dies        dies of SIGKILL when it has read INIT
+    MS          a number: serves, and the helper and it are killed so many milliseconds after it said that it is ready
 """
 
 import fcntl
@@ -17,6 +18,7 @@ import signal
 import struct
 import sys
 import threading
+import time
 
 from mini_fuse import Server, call_helper, receive_fd
 
@@ -59,6 +61,10 @@ def main() -> None:
     if how != "usual-init":
         thread.start()
     comm.send(b"\0")
+    if how.replace(".", "").isdigit():
+        time.sleep(float(how) / 1000)
+        helper.kill()
+        os.kill(os.getpid(), signal.SIGKILL)
     told = comm.recv(4)
     if len(told) < 4:
         print("the helper has gone", helper.wait(), flush=True)
