@@ -50,10 +50,13 @@ def _detach(comm: int) -> None:
         pass  # the leader of a process group has a session already
     posix.chdir("/")
     pthread_sigmask(SIG_BLOCK, valid_signals())
-    null = posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)
-    for stream in (0, 1, 2):
-        if stream != comm:
-            posix.dup2(null, stream)
+    try:
+        null = posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)
+        for stream in (0, 1, 2):
+            if stream != comm:
+                posix.dup2(null, stream)
+    except OSError:
+        pass  # a container without one
     # The program's /dev/fuse may be among them: held here it would never be dead.
     program.close_others({0, 1, 2, comm})
 
