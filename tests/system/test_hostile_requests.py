@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 from harness.container import Container
 from harness.events import wait_until
+from harness.hostile import connect
 from harness.kubelet import Published
 from harness.pod import Node, Pod
 
@@ -162,17 +163,18 @@ def test_a_client_that_sends_nothing_is_let_go(node: Node, setup: Setup) -> None
 
 
 @pytest.mark.parametrize("suffix", ["", ".v1"])
-def test_a_client_that_goes_before_its_answer(node: Node, setup: Setup, suffix: str) -> None:
+def test_a_client_that_goes_before_its_answer(node: Node, pod: Pod, suffix: str) -> None:
+    volume = pod.publish()  # of its own: of a volume that said much already the log says no more
     said = len(node.driver.log)
     for _ in range(5):
-        connection = setup.connect(suffix)
+        connection = connect(volume, suffix)
         if suffix:
             connection.send(MOUNT)
         # Whatever has arrived is lost with it.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
     wait_until("all are served", lambda: len(re.findall(": (?:mounted|request refused|mount refused)", node.driver.log[said:])) == 5)
-    setup.volume.wait_waiting()
+    volume.wait_waiting()
 
 
 def test_what_is_sent_on_the_original_socket_is_not_read(node: Node, setup: Setup) -> None:

@@ -16,15 +16,24 @@ def status(task: Path) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in (task / "status").read_text().splitlines())}
 
 
+def check(has: dict[str, str]) -> None:
+    sets = {name: int(has[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}
+    assert sets == {"CapInh": 0, "CapPrm": USED, "CapEff": USED, "CapBnd": USED, "CapAmb": 0}
+    assert has["NoNewPrivs"] == "1"
+
+
 def test_every_thread_has_the_capabilities_that_are_used_and_no_way_to_others(node: Node, pod: Pod) -> None:
     os.close(mount(pod.publish()))
-    tasks = list(Path(f"/proc/{node.driver.pid}/task").iterdir())
-    assert tasks
-    for task in tasks:
-        has = status(task)
-        sets = {name: int(has[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}
-        assert sets == {"CapInh": 0, "CapPrm": USED, "CapEff": USED, "CapBnd": USED, "CapAmb": 0}
-        assert has["NoNewPrivs"] == "1"
+    seen = set()
+    for process in node.driver.own_processes():
+        for task in Path(f"/proc/{process}/task").iterdir():
+            try:
+                has = status(task)
+            except FileNotFoundError:  # it has ended
+                continue
+            seen.add(process)
+            check(has)
+    assert len(seen) == 2  # the driver, and the process that starts others
 
 
 def test_nothing_is_opened_on_the_network(node: Node, pod: Pod) -> None:
