@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from harness import mounts
 from harness.container import Background, Bind, Container
 from harness.pod import SOCKETS, VARIABLE, Node, Pod
-from harness.programs import SOURCES
+from harness.programs import SOURCES, static_fuse_program
 
 LIBRARY = "/usr/bin/library"
 ANSWER_WAIT = 30  # seconds: how long the client waits for an answer
@@ -217,3 +218,36 @@ def test_no_socket_to_be_found(node: Node, setup: Setup) -> None:
     (line,) = json.loads(result.out)["err"].splitlines()
     assert VARIABLE in line
     assert SOCKETS in line
+
+
+def test_a_library_that_is_refused_with_a_subtype_calls_again_without(pod: Pod) -> None:
+    """libfuse hides what the first call said; the second one must find everything as it was."""
+    target = pod.folder.target()
+    target.mkdir()
+    mounts.mount("-t", "tmpfs", "-o", "mode=0777", "stand-in", target)
+    mounts.mount("--make-shared", target)
+
+    def refuses_subtypes(connection: socket.socket) -> None:
+        if "subtype=" in json.loads(stand_in.requests[-1])["options"]:
+            connection.send(b'{"error":"mount failed: No such device","errno":19}')
+            return
+        fd = mounts.mount_fuse(target)
+        socket.send_fds(connection, [GOOD], [fd])
+        os.close(fd)
+
+    setup = Setup(pod)
+    stand_in = StandIn(setup, "without-subtypes", refuses_subtypes)
+    try:
+        (setup.empty_dir / "dev-fuse").touch()
+        binds = [Bind(static_fuse_program(), "/usr/bin/hello", read_only=True), Bind(target, "/data", "rslave")]
+        fuse = pod.fuse(None, binds=binds, environment={VARIABLE: f"{SOCKETS}/without-subtypes"})
+        program = fuse.start("hello -f -o fsname=source,subtype=kind /data")
+        fuse.wait_for("cat /data/hello")
+        assert fuse.check("cat /data/hello") == "Hello World!\n"
+        assert ["subtype=" in json.loads(request)["options"] for request in stand_in.requests] == [True, False]
+        assert "No such device" not in program.err
+    finally:
+        stand_in.close()
+        pod.stop_containers()
+        mounts.unmount_all_below(target)
+        target.rmdir()
