@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from errno import EAGAIN
 from typing import TypeVar
 
 from driver import syscalls
@@ -149,7 +150,7 @@ class Threads:
             # threading.Thread would wait until it has begun, which takes longer than most of the work.
             _thread.start_new_thread(body, ())
         except RuntimeError as error:  # the node's or the container's limit of tasks
-            raise OSError(11, f"no thread can be made: {error}") from None
+            raise OSError(EAGAIN, f"no thread can be made: {error}") from None
         self._running += 1
         if is_patient:
             in_time = has_ended.acquire(timeout=patience)

@@ -215,7 +215,7 @@ class FdServer:
             raise
         except OSError as error:
             self._log.refusal(f"a request failed: {error}")
-            self._refuse(connection, f"the driver failed: {error.strerror}", error.errno or EIO)
+            self._refuse(connection, f"the driver failed: {error.strerror}", error.errno or EIO, Reason.FAILED)
 
     async def _serve_sync_init(self, connection: socket.socket, request: MountRequest) -> None:
         """The fd first; the client says when its program is ready to answer INIT, and hears how the mount went."""
@@ -259,8 +259,8 @@ class FdServer:
         finally:
             self._loop.remove_reader(connection.fileno())
 
-    def _refuse(self, connection: socket.socket, text: str, errno: int) -> None:
-        metrics.refused(errno)
+    def _refuse(self, connection: socket.socket, text: str, errno: int, reason: Reason | None = None) -> None:
+        metrics.refused(errno if reason is None else reason)
         fdpass.send_with_fds(connection, protocol.encode_reply(Reply(error=text, errno=errno)), [])
 
     async def _receive(self, connection: socket.socket) -> bytes:
