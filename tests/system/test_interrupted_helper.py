@@ -2,25 +2,21 @@
 
 import json
 import signal
-from collections.abc import Callable
 
 import pytest
 from harness.container import Bind
-from harness.pod import Node, Pod, single_file, tree
+from harness.pod import Node, Pod
 from harness.programs import SOURCES, static_fuse_program
 
 MOMENTS = 40
 
 
-@pytest.mark.parametrize(
-    ("helper", "name"),
-    # Not SIGINT and SIGKILL of the single file: docs/compatibility.md says what they do for a moment of its start.
-    [*((tree, name) for name in ("TERM", "INT", "PIPE", "KILL", "HUP")), (single_file, "TERM")],
-)
-def test_a_signal_at_any_moment(node: Node, pod: Pod, name: str, helper: Callable[[], list[Bind]]) -> None:
+@pytest.mark.parametrize("name", ["TERM", "INT", "PIPE", "KILL", "HUP"])
+def test_a_signal_at_any_moment(node: Node, pod: Pod, name: str) -> None:
+    """Of the tree: docs/compatibility.md says what the single file's two processes make of it."""
     volume = pod.publish()
     binds = [Bind(SOURCES, "/programs", read_only=True), Bind(static_fuse_program(), "/usr/bin/hello", read_only=True)]
-    application, fuse = pod.application(volume), pod.fuse(volume, helper=helper(), binds=binds)
+    application, fuse = pod.application(volume), pod.fuse(volume, binds=binds)
     lines = fuse.check(f"python3 /programs/interrupted.py {name} {MOMENTS} /data", timeout=100)
     results = [json.loads(line) for line in lines.splitlines()]
     assert len(results) >= MOMENTS
