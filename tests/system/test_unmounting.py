@@ -21,7 +21,8 @@ class Setup:
         environment = {VARIABLE: f"{SOCKETS}/{self.volume.socket.name}"}
         self.blind: Container = pod.container([Bind(self.volume.socket.parent, SOCKETS), *tree()], environment=environment)
         self.fuse.check("mkdir /source /elsewhere && echo content >/source/file")
-        self.before.wait_until_running()
+        for container in (self.fuse, self.before, self.other, self.blind):  # or a test would find them new at its end
+            container.wait_until_running()
 
     def mount(self, mountpoint: str = "/data") -> Background:
         program = self.fuse.start(f"bindfs -f /source {mountpoint}")
