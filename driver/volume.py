@@ -1,4 +1,4 @@
-"""One published volume: its target, its sockets, and what pods ask of them.
+"""One published volume, from publish to unpublish: its target and its sockets.
 
 A published volume and a FUSE mount are two things: today a volume has one mount at the most, at its target.
 """
@@ -7,27 +7,24 @@ import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from errno import EAGAIN, EBUSY, EEXIST, EINVAL, ENOTEMPTY
-from typing import Any
+from errno import EBUSY, EEXIST, ENOTEMPTY
 
 from driver import fusemount
 from driver.bounded import Threads
 from driver.closewatch import CloseWatch
-from driver.device import Opened
 from driver.errors import Code, VolumeError
-from driver.fdserver import Capacity, FdServer, Peer
+from driver.fdserver import Capacity, FdServer
 from driver.fusemount import FuseMount, Workspace
 from driver.history import History, Past
 from driver.logs import VolumeLog
 from driver.metrics import End, Operation, Timer
-from driver.mountprocess import MountProcess
 from driver.paths import VolumePaths
+from driver.podrequests import PodRequests
 from driver.podsockets import NameTaken, NoDirectory, PodSockets
-from driver.policy import KernelMount, Refused, VolumePolicy, kernel_mount, lacking
+from driver.policy import VolumePolicy, lacking
 from driver.targetmount import State, TargetMount
 from fusermount3_proxy import limits
 from fusermount3_proxy.mountinfo import Mount
-from fusermount3_proxy.protocol import MountRequest, UnmountRequest, from_wire
 
 _TARGET_MODE = 0o755
 _CLOSE_PATIENCE = 0.001  # seconds; once in a volume's life, and nearly always a tenth of it is enough
@@ -49,31 +46,6 @@ class Publication:
     pod: str
 
 
-@dataclass
-class PreparedMount:
-    """A /dev/fuse that a client has, and that is mounted when it says so; Volume's mount_prepared() or discard_prepared()."""
-
-    volume: "Volume"
-    request: MountRequest
-    peer: Peer
-    kernel: KernelMount
-    opened: Opened
-    is_handed_on: bool = False  # who closes `opened` is somebody else
-
-    @property
-    def fd(self) -> int:
-        """The fd to serve it by, for the client."""
-        return self.opened.fd
-
-    async def mount(self, client_gone: "asyncio.Future[None]") -> None:
-        """Mount it, as long as the client waits. Raises Refused."""
-        await self.volume.mount_prepared(self, client_gone)
-
-    def discard(self) -> None:
-        """Close it, unless it was mounted or tried to."""
-        self.volume.discard_prepared(self)
-
-
 class Volume:
     """A volume from publish to unpublish. Calls of one volume run one after another."""
 
@@ -92,9 +64,9 @@ class Volume:
         self.log = VolumeLog(publication.pod, publication.volume_id)
         self.history = History(past)
         self.examiner = Threads(1)  # whoever asks its file system how it is
-        self.is_closing = False
         self._target = publication.paths.target_path
         self._mount = TargetMount(publication.paths, workspace, watch, self.log, self.history, lambda: on_change(self))
+        self._requests = PodRequests(self._mount, policy, self.log)
         self._sockets: PodSockets | None = None
         self._server: FdServer | None = None
         self._capacity = Capacity()
@@ -119,6 +91,11 @@ class Volume:
     def is_taking_off(self) -> bool:
         """Whether a thread is unmounting its FUSE mount."""
         return self._mount.is_taking_off
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether unpublish has begun, and what pods ask is refused."""
+        return self._requests.is_closing
 
     # ---- published and unpublished
 
@@ -181,7 +158,7 @@ class Volume:
 
     async def unpublish(self) -> None:
         """Take everything away. Raises VolumeError; a second call goes on where the first one stopped."""
-        self.is_closing = True
+        self._requests.is_closing = True
         took = Timer(Operation.UNPUBLISH)
         # Until they are closed the sockets keep a memory emptyDir busy.
         if (server := self._take_sockets_away()) is not None:
@@ -264,7 +241,7 @@ class Volume:
             raise VolumeError(Code.FAILED_PRECONDITION, str(error)) from None
         except OSError as error:
             raise VolumeError(Code.INTERNAL, f"cannot make the fd-passing sockets: {error}") from None
-        self._server = FdServer(self, self._sockets, publication.paths.volume_name, self.log, self._capacity)
+        self._server = FdServer(self._requests, self._sockets, publication.paths.volume_name, self.log, self._capacity)
 
     def _stop_listening(self) -> None:
         if (server := self._take_sockets_away()) is not None:
@@ -286,120 +263,6 @@ class Volume:
             server.stop()
         return server
 
-    # ---- the pod's requests (fdserver.Handler)
-
-    async def mount(self, request: MountRequest, peer: Peer) -> int:
-        """Mount for a client, and return the fd. Raises Refused."""
-        async with self._mount.lock:
-            self._refuse_when_closing()
-            kernel = kernel_mount(self.policy, request.options, peer.uid, peer.gid)
-            await self._make_room()
-            took = Timer(Operation.MOUNT)
-            try:
-                fd = self._mount.mount(from_wire(request.mountpoint), kernel)
-            except OSError as error:
-                raise _mount_failed(error) from None
-        self._log_mounted(request, peer, kernel, took)
-        return fd
-
-    async def prepare(self, request: MountRequest, peer: Peer) -> "PreparedMount":
-        """Open a /dev/fuse for a client that says later when to mount it (sync-init). Raises Refused.
-
-        Nothing is reserved: until then others can mount, and a client that goes away stands in nobody's way.
-        """
-        async with self._mount.lock:
-            self._refuse_when_closing()
-            kernel = kernel_mount(self.policy, request.options, peer.uid, peer.gid)
-            await self._make_room()
-            try:
-                return PreparedMount(self, request, peer, kernel, self._mount.open())
-            except OSError as error:
-                raise _mount_failed(error) from None
-
-    async def mount_prepared(self, prepared: "PreparedMount", client_gone: "asyncio.Future[None]") -> None:
-        """Mount what prepare() has opened, as long as the client waits. Raises Refused."""
-        async with self._mount.lock:
-            self._refuse_when_closing()
-            await self._make_room()
-            mountpoint = from_wire(prepared.request.mountpoint)
-            took = Timer(Operation.MOUNT)
-            try:
-                process = self._mount.mount_opened(prepared.opened, mountpoint, prepared.kernel)
-            except OSError as error:
-                raise _mount_failed(error) from None
-            prepared.is_handed_on = True
-        # Without the lock: the program may take its time, and unpublish must not wait for it.
-        first: set[asyncio.Future[Any]] = {process.ended, client_gone}
-        await asyncio.wait(first, timeout=limits.SYNC_MOUNT_WAIT, return_when=asyncio.FIRST_COMPLETED)
-        if not process.ended.done():
-            await self._end_process(process)
-        errno = process.ended.result()
-        record = self._mount.record
-        # A process can be killed when it has just mounted.
-        if errno != 0 and (record is None or record.node != prepared.opened.node):
-            self._refuse_when_closing()
-            late = "the client has gone" if client_gone.done() else "the FUSE program did not answer INIT in time"
-            raise Refused(f"mount failed: {late if process.is_killed else os.strerror(errno)}", errno)
-        self._log_mounted(prepared.request, prepared.peer, prepared.kernel, took)
-
-    def discard_prepared(self, prepared: "PreparedMount") -> None:
-        """Close what prepare() has opened and nobody has mounted."""
-        if not prepared.is_handed_on:
-            prepared.is_handed_on = True
-            self._mount.discard(prepared.opened)
-
-    async def _make_room(self) -> None:
-        """Refuse a mount where one is served; take one off whose program has died. Needs the lock. Raises Refused."""
-        if (process := self._mount.process) is not None:
-            if not process.is_killed:
-                raise Refused(f"mount failed: {os.strerror(EBUSY)}", EBUSY)
-            await self._end_process(process)
-        if self._mount.record is None:
-            return
-        if not await self._mount.is_dead():
-            raise Refused(f"mount failed: {os.strerror(EBUSY)}", EBUSY)
-        await self._take_off(plain=False)
-
-    async def _end_process(self, process: MountProcess) -> None:
-        try:
-            await self._mount.end_process(process)
-        except TimeoutError:
-            raise Refused(f"mount failed: {os.strerror(EBUSY)}", EBUSY) from None
-
-    def _log_mounted(self, request: MountRequest, peer: Peer, kernel: KernelMount, took: Timer) -> None:
-        self.log.doing(
-            f"mounted {os.fsdecode(kernel.fstype)} {os.fsdecode(kernel.source)!r} for uid {peer.uid}, pid {peer.pid}, "
-            f"asked for at {os.fsdecode(from_wire(request.mountpoint))!r}, in {took.stop()}"
-        )
-
-    async def unmount(self, request: UnmountRequest) -> None:
-        """Unmount for a client. Raises Refused, with EINVAL where the mount is not the one that it means."""
-        mountpoint = from_wire(request.mountpoint)
-        async with self._mount.lock:
-            self._refuse_when_closing()
-            record = self._mount.record
-            if record is None and mountpoint == self._mount.left:
-                # libfuse's helper would unmount what a program left that has gone; here that is done already. fuse3
-                # (Rust) closes its fd before it calls the helper, and scripts clean up after a crash.
-                self._mount.left = None
-                return
-            if record is None or (mountpoint != record.mountpoint and request.device != record.device):
-                raise Refused(f"not mounted: {os.fsdecode(mountpoint)!r}", EINVAL)
-            await self._take_off(plain=not request.lazy)
-        self.log.doing("unmounted, as the pod asked for")
-
-    def _refuse_when_closing(self) -> None:
-        if self.is_closing:
-            raise Refused("the volume is being unpublished", EAGAIN)
-
-    async def _take_off(self, plain: bool) -> None:
-        try:
-            await self._mount.take_off(plain)
-        except TimeoutError:
-            raise Refused("the FUSE file system could not be unmounted in time", EBUSY) from None
-        except OSError as error:
-            raise Refused(str(error.strerror), error.errno or EINVAL) from None
-
 
 def _make_directory(target: str) -> bool:
     """Make the target's directory; False where it is there. kubelet has made the one above it, and other callers may not."""
@@ -411,10 +274,6 @@ def _make_directory(target: str) -> bool:
         os.makedirs(os.path.dirname(target), mode=0o750, exist_ok=True)
         os.mkdir(target)
     return True
-
-
-def _mount_failed(error: OSError) -> Refused:
-    return Refused(f"mount failed: {error.strerror}", error.errno or EINVAL)
 
 
 def unpublish_error(target: str, error: OSError) -> VolumeError:
