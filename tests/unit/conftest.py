@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from standin_driver import fuse_fd
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -23,3 +24,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a short name: a Unix socket's address holds 107 bytes."""
     monkeypatch.chdir(tmp_path)
     return Path(".")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a driver's socket is, or will be."""
+    return tmp_path / "fuse.sock"
+
+
+@pytest.fixture
+def fuse(tmp_path: Path) -> Iterator[int]:
+    """What a stand-in for the driver sends as the FUSE device."""
+    with fuse_fd(tmp_path) as fd:
+        yield fd

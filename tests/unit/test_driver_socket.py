@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from open_fds import nothing_leaked, same_file
-from standin_driver import Behaviour, Recorder, StandIn, answer, fuse_fd, listen, sends, waits_for_end
+from standin_driver import Behaviour, Recorder, StandIn, answer, listen, sends, waits_for_end
 
 from fusermount3_proxy import driver_socket, limits
 from fusermount3_proxy.driver_socket import DriverError, OriginalProtocolOnly
@@ -35,17 +35,6 @@ def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def short_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "ANSWER_WAIT", 0.2)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "fuse.sock"
-
-
-@pytest.fixture
-def fuse(tmp_path: Path) -> Iterator[int]:
-    with fuse_fd(tmp_path) as fd:
-        yield fd
 
 
 def nothing_said(line: str) -> None:

@@ -13,21 +13,10 @@ from pathlib import Path
 import pytest
 from open_fds import same_file
 from pod_programs import SOCKET_VARIABLE, Ended, command_of, end, run, start
-from standin_driver import DEADLINE, Recorder, StandIn, answer, fuse_fd, listen, receive, sends, waits_for_end
+from standin_driver import DEADLINE, Recorder, StandIn, answer, listen, receive, sends, waits_for_end
 
 OK = b'{"volumeName": "data"}'
 DONE = b"{}"
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "fuse.sock"
-
-
-@pytest.fixture
-def fuse(tmp_path: Path) -> Iterator[int]:
-    with fuse_fd(tmp_path) as fd:
-        yield fd
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from pod_programs import ROOT, Ended, command_of, end, run, start
-from standin_driver import DEADLINE, Recorder, StandIn, fuse_fd, listen, sends, waits_for_end
+from standin_driver import DEADLINE, Recorder, StandIn, listen, sends, waits_for_end
 
 from fusermount3_proxy import limits, starter
 from fusermount3_proxy.starter import UsageError
@@ -107,17 +107,6 @@ def test_what_the_bundle_put_into_the_environment_is_taken_out(before: dict[byte
 
 
 # ---- running
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "fuse.sock"
-
-
-@pytest.fixture
-def fuse(tmp_path: Path) -> Iterator[int]:
-    with fuse_fd(tmp_path) as fd:
-        yield fd
 
 
 @pytest.fixture
