@@ -2,9 +2,7 @@
 
 import asyncio
 import os
-import select
 import socket
-import threading
 from errno import EBUSY, EMFILE, EPROTO
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from fd_service import (
     answer,
     in_thread,
     is_closed,
-    listening,
     nobody_holds_the_other_end,
     run,
     send,
@@ -29,9 +26,7 @@ from open_fds import same_file
 from standin_driver import DEADLINE, receive
 
 from driver import fdserver
-from driver.fdserver import FdServer, Peer
-from driver.logs import VolumeLog
-from driver.podsockets import PodSockets
+from driver.fdserver import Peer
 from driver.policy import Refused
 from fusermount3_proxy import limits, protocol
 from fusermount3_proxy.protocol import UnmountRequest
@@ -446,135 +441,5 @@ def test_stopping_while_accepting_pauses_is_for_good(folder: Path, monkeypatch: 
                 served.server.stop()
                 await asyncio.sleep(0.1)
                 assert served.handler.unmounts == []
-
-    run(main())
-
-
-class Stuck(socket.socket):
-    """A connection in which a client has queued what blocks whoever drops it."""
-
-    go_on = threading.Event()
-
-    def close(self) -> None:
-        if self.fileno() >= 0:
-            assert Stuck.go_on.wait(DEADLINE)
-        super().close()
-
-
-class AcceptsStuckOnes(socket.socket):
-    """A listening socket: the next connections are stuck ones."""
-
-    stuck = 0
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        connection, address = super().accept()
-        if AcceptsStuckOnes.stuck:
-            AcceptsStuckOnes.stuck -= 1
-            return Stuck(fileno=connection.detach()), address
-        return connection, address
-
-
-@pytest.mark.parametrize("stuck", [1, limits.REQUESTS_AT_ONCE - 1])
-def test_connections_that_cannot_be_closed_hang_nobody_else(folder: Path, monkeypatch: pytest.MonkeyPatch, stuck: int) -> None:
-    monkeypatch.setattr(limits, "REQUEST_WAIT", 1.0)
-
-    async def main() -> None:
-        Stuck.go_on.clear()
-        try:
-            async with serving(folder, AcceptsStuckOnes) as served:
-                AcceptsStuckOnes.stuck = stuck
-                for _ in range(stuck):
-                    assert (await served.ask(UNMOUNT))[0] == {}
-                # While they hang, and after they were given up.
-                assert (await served.ask(UNMOUNT))[0] == {}
-                await until(lambda: not served.server._connections)
-                for _ in range(2 * limits.REQUESTS_AT_ONCE):
-                    assert (await served.ask(UNMOUNT))[0] == {}
-                Stuck.go_on.set()
-                await until(lambda: served.server._capacity.connections == 0)
-        finally:
-            Stuck.go_on.set()
-
-    run(main())
-
-
-def test_room_comes_back_when_connections_can_be_closed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "REQUEST_WAIT", 0.1)
-    monkeypatch.setattr(fdserver, "_CONNECTIONS_MAX", 20)
-
-    async def main() -> None:
-        Stuck.go_on.clear()
-        try:
-            async with serving(folder, AcceptsStuckOnes) as served:
-                AcceptsStuckOnes.stuck = 20
-                clients = [served.connect() for _ in range(25)]
-                await until(lambda: served.server._capacity.connections == 20 and not served.server._connections)
-                with served.connect() as client:
-                    send(client, UNMOUNT)
-                    assert not (await in_thread(lambda: select.select([client], [], [], 0.3)))[0]
-                    Stuck.go_on.set()
-                    # The surplus has gone, and with it the number that was too many.
-                    for other in clients:
-                        other.close()
-                    assert (await answer(client))[0] == {}
-        finally:
-            Stuck.go_on.set()
-
-    run(main())
-
-
-def test_the_next_server_has_what_the_former_one_left(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pod that removes the sockets gets new ones, and no more threads or connections by that."""
-    monkeypatch.setattr(limits, "REQUEST_WAIT", 0.1)
-    monkeypatch.setattr(fdserver, "_CONNECTIONS_MAX", 10)
-
-    async def main() -> None:
-        Stuck.go_on.clear()
-        try:
-            async with serving(folder, AcceptsStuckOnes) as served:
-                AcceptsStuckOnes.stuck = 10
-                clients = [served.connect() for _ in range(10)]
-                await until(lambda: served.server._capacity.connections == 10 and not served.server._connections)
-                path = folder / "next"
-                sockets = PodSockets(listening(path, ""), listening(path, ".v1"), ())
-                server = FdServer(served.handler, sockets, "data", VolumeLog("default/pod", "csi-1"), served.server._capacity)
-                with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
-                    client.settimeout(DEADLINE)
-                    client.connect(f"{path}.v1")
-                    send(client, UNMOUNT)
-                    assert not (await in_thread(lambda: select.select([client], [], [], 0.3)))[0]
-                    Stuck.go_on.set()
-                    assert (await answer(client))[0] == {}
-                await soon(server.close())
-                for client in clients:
-                    client.close()
-        finally:
-            Stuck.go_on.set()
-
-    run(main())
-
-
-class StuckListener(socket.socket):
-    """A listening socket with connections in its queue that block whoever drops them."""
-
-    def close(self) -> None:
-        if self.fileno() >= 0:
-            assert Stuck.go_on.wait(DEADLINE)
-        super().close()
-
-
-def test_closing_ends_where_the_sockets_cannot_be_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "PROBE_WAIT", 0.1)
-
-    async def main() -> None:
-        Stuck.go_on.clear()
-        try:
-            async with serving(folder, StuckListener) as served:
-                await soon(served.server.close())
-                assert served.sockets.v1.fileno() >= 0
-                Stuck.go_on.set()
-                await until(lambda: served.sockets.v1.fileno() < 0 and served.sockets.original.fileno() < 0)
-        finally:
-            Stuck.go_on.set()
 
     run(main())
