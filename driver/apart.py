@@ -1,58 +1,55 @@
-"""Work that a pod's FUSE program can keep for ever, in a process of its own.
+"""Work that a pod's FUSE program can keep for ever, in processes of its own: the driver's side of workers.py.
 
 Whoever waits for an answer to a request that a FUSE program has read cannot be killed, and a process whose threads do not
 end does not end either: a pod whose program never answers could keep the driver from ever being stopped or replaced. A
 process that waits in the driver's place is nobody's concern when the driver ends.
 
-Such processes are forked by another one, the starter, which was forked before the driver had anything of a pod's. One that
-was forked from the driver itself would begin with a copy of every fd that the driver has: it could be the last to drop what
-another pod has queued in a connection and block there, and it would keep alive what others think is closed.
+A worker is made where work waits for one, and ends where none does. One that is kept for ever is followed by another: no
+pod's program can make the work of other volumes wait.
 """
 
+import asyncio
 import errno
 import marshal
 import os
-import select
 import signal
 import socket
-import sys
-import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar, cast
+from typing import TypeVar, cast
 
-import prctl
+from driver import workers
 
 T = TypeVar("T", bound=bool | int | tuple[int, ...] | None)
 
-_PACKET_MAX = 1 << 16  # a job's arguments: paths and mount options
-_RESULT_MAX = 4096  # bytes; more than a pipe takes would need somebody who reads
-_FD_MAX = 1 << 20
-_STARTED = b"\0"  # the starter's answer; otherwise it is an errno
-_END_LAST = b"\1"  # in place of a job: end the one before
 
+class Worker:
+    """A process that does one thing after another, for one user after another: each calls release() at the end."""
 
-class Job:
-    """A process that does one thing. `reader` becomes readable when it has a result, and ends with the process."""
-
-    def __init__(self, pidfd: int, reader: int) -> None:
-        self.reader = reader
+    def __init__(self, pidfd: int, requests: socket.socket) -> None:
         self._pidfd = pidfd
-        self._said = b""
+        self._requests = requests
+        self._done: asyncio.Future[object] | None = None  # the last thing that it was to do
+        self._has_ended = False
 
-    def read(self) -> bool:
-        """Take what there is to read; whether the process has ended. Blocks where there is nothing."""
-        part = os.read(self.reader, _RESULT_MAX)
-        self._said += part
-        return not part
+    def do(self, function: Callable[..., T], *arguments: object, fds: Sequence[int] = ()) -> "asyncio.Future[T]":
+        """Have `function(*arguments, *fds)` done, with copies of those fds that are closed afterwards.
 
-    def result(self) -> object:
-        """What the work returned. Raises the OSError that it raised, and InterruptedError where the process was killed."""
-        if not self._said:
-            raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
-        value, number, path = marshal.loads(self._said)
-        if number:
-            raise OSError(number, os.strerror(number), path)
-        return cast(object, value)
+        `function` belongs to a module, and the arguments are of marshal's types. The future is settled when it is done,
+        with what it returned or the OSError that it raised; or when the process has ended without, with InterruptedError.
+        Raises OSError.
+        """
+        # By its name, which the worker has too: all modules were there when its starter was forked.
+        packet = marshal.dumps((function.__module__, function.__qualname__, arguments))  # type: ignore[arg-type]
+        try:
+            socket.send_fds(self._requests, [packet], fds)
+        except OSError:
+            self._has_ended = True
+            raise
+        loop = asyncio.get_running_loop()
+        self._done = loop.create_future()
+        loop.add_reader(self._requests, self._read, self._done)
+        return cast("asyncio.Future[T]", self._done)
 
     def kill(self) -> None:
         """Make it end, soon, unless it waits where no signal reaches it."""
@@ -61,50 +58,162 @@ class Job:
         except ProcessLookupError:
             pass
 
-    def close(self) -> None:
-        """Forget it."""
-        os.close(self.reader)
+    def release(self) -> None:
+        """Nobody uses it any more: hand it to somebody who waits for one, or end it; kill it where its work is not done."""
+        if self._done is not None and not self._done.done():
+            self.kill()
+            self._done.add_done_callback(lambda _: self._close())
+        elif self._has_ended or not _known_starter().hand_over(self):
+            self._close()  # it reads the end, and ends
+
+    def _close(self) -> None:
+        self._requests.close()
         os.close(self._pidfd)
+
+    def _read(self, done: "asyncio.Future[object]") -> None:
+        asyncio.get_running_loop().remove_reader(self._requests)
+        try:
+            said = self._requests.recv(workers.RESULT_MAX)
+        except ConnectionResetError:  # it ended with work unread
+            said = b""
+        if not said:
+            self._has_ended = True
+            done.set_exception(InterruptedError(errno.EINTR, os.strerror(errno.EINTR)))
+            done.exception()  # seen, where nobody waits any more
+            return
+        value, number, path = marshal.loads(said)
+        if number:
+            done.set_exception(OSError(number, os.strerror(number), path))
+            done.exception()
+        else:
+            done.set_result(value)
+
+
+class Caller:
+    """Calls of one kind for one volume, one at a time: what its pod's program never answers keeps one process at most."""
+
+    __slots__ = ("_at_work",)  # each volume has some
+
+    def __init__(self) -> None:
+        self._at_work: asyncio.Future[None] | None = None
+
+    async def call(self, limit: float, function: Callable[..., T], *arguments: object) -> T:
+        """The result of `function(*arguments)`, done in a process of its own; or the OSError that it raised.
+
+        Raises TimeoutError where a former call keeps its process for `limit` seconds from now, or this one from the start
+        of its work, and OSError where no process can be made.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limit
+        while self._at_work is not None:
+            await asyncio.wait([self._at_work], timeout=end - loop.time())
+            if self._at_work is not None and loop.time() >= end:
+                raise _timed_out()
+        self._at_work = loop.create_future()
+        try:
+            worker = await _known_starter().worker()
+        except BaseException:
+            self._is_free()
+            raise
+        done: asyncio.Future[T] | None = None
+        try:
+            done = worker.do(function, *arguments)
+            # asyncio.wait() leaves it alone where this call is given up: it tells when the process can be forgotten.
+            await asyncio.wait([done], timeout=limit)
+            if not done.done():
+                raise _timed_out()
+            return done.result()
+        except InterruptedError:
+            raise _timed_out() from None
+        finally:
+            worker.release()
+            if done is None:
+                self._is_free()
+            else:
+                done.add_done_callback(lambda _: self._is_free())
+
+    def _is_free(self) -> None:
+        at_work, self._at_work = self._at_work, None
+        if at_work is not None:
+            at_work.set_result(None)
+
+
+def _timed_out() -> TimeoutError:
+    return TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
 
 
 class _Starter:
-    """The driver's end of the process that starts others."""
+    """The driver's end of the process that starts workers."""
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        driver = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            ours.close()
-            _serve(driver, theirs)
-        theirs.close()
-        self.pidfd = os.pidfd_open(pid)
-        self._socket = ours
-        self._lock = threading.Lock()
+        self._socket, self.pidfd = workers.fork_starter()
+        self._waiting: deque[asyncio.Future[Worker]] = deque()
+        self._is_asked = False
 
-    def start(self, function: Callable[..., T], arguments: tuple[object, ...], fds: Sequence[int]) -> Job:
-        # By its name, which the starter has too: all modules were there when it was forked.
-        packet = marshal.dumps((function.__module__, function.__qualname__, arguments))  # type: ignore[arg-type]
-        reader, writer = os.pipe2(os.O_CLOEXEC)
+    async def worker(self) -> Worker:
+        """A worker: one that somebody gives back, or a new one, whichever is first. Raises OSError."""
+        waiting: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiting)
+        self._ask()
         try:
-            with self._lock:
-                socket.send_fds(self._socket, [packet], [writer, *fds])
-                answer, received, _, _ = socket.recv_fds(self._socket, _RESULT_MAX, 1)
+            return await waiting
+        except asyncio.CancelledError:
+            if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+                waiting.result().release()
+            raise
+
+    def hand_over(self, worker: Worker) -> bool:
+        """Give a worker to who has waited longest; False where nobody waits."""
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            if not waiting.done():
+                waiting.set_result(worker)
+                return True
+        return False
+
+    def _ask(self) -> None:
+        """Have a worker made, one at a time, as long as anybody waits."""
+        if self._is_asked or not self._waiting:
+            return
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            self._fail(error)
+            return
+        try:
+            with theirs:
+                socket.send_fds(self._socket, [workers.MAKE_ONE], [theirs.fileno()])
+        except OSError as error:
+            ours.close()
+            self._fail(error)
+            return
+        self._is_asked = True
+        asyncio.get_running_loop().add_reader(self._socket, self._answered, ours)
+
+    def _answered(self, ours: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._is_asked = False
+        try:
+            answer, pidfds, _, _ = socket.recv_fds(self._socket, workers.RESULT_MAX, 1)
             if not answer:
                 raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-            if not received:
-                if answer != _STARTED:
-                    number = marshal.loads(answer)
-                    raise OSError(number, os.strerror(number))
-                # There is no fd left here for its pidfd, and nobody could end it.
-                self._socket.send(_END_LAST)
+            if answer != workers.MADE:
+                number = marshal.loads(answer)
+                raise OSError(number, os.strerror(number))
+            if not pidfds:  # there is no fd left for it, and nobody could kill it
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            return Job(received[0], reader)
-        except BaseException:
-            os.close(reader)
-            raise
-        finally:
-            os.close(writer)
+        except OSError as error:
+            ours.close()  # one that was made ends by that
+            self._fail(error)
+            return
+        Worker(pidfds[0], ours).release()
+        self._ask()
+
+    def _fail(self, error: OSError) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        for each in waiting:
+            if not each.done():
+                each.set_exception(OSError(error.errno, error.strerror))
 
 
 _starter: _Starter | None = None
@@ -120,129 +229,11 @@ def begin() -> int:
     return _starter.pidfd
 
 
-def start(function: Callable[..., T], *arguments: object, fds: Sequence[int] = ()) -> Job:
-    """Have `function(*arguments, *fds)` done in a process of its own, which has those fds and the standard streams alone.
+async def worker() -> Worker:
+    """A process to have work done in. Raises OSError where none can be made."""
+    return await _known_starter().worker()
 
-    `function` belongs to a module, and the arguments are of marshal's types. Raises OSError where no process can be made.
-    """
+
+def _known_starter() -> _Starter:
     assert _starter is not None, "begin() comes first"
-    return _starter.start(function, arguments, fds)
-
-
-def call(limit: float, function: Callable[..., T], *arguments: object) -> T:
-    """The result of `function(*arguments)`, done in a process of its own; or the OSError that it raised.
-
-    Returns when that process has ended, which is killed after `limit` seconds, and that may be never: to be called in a
-    thread of bounded.Threads, which does not keep the driver from ending. Raises OSError where no process can be made, and
-    TimeoutError.
-    """
-    job = start(function, *arguments)
-    try:
-        poll = select.poll()
-        poll.register(job.reader, select.POLLIN)
-        if not poll.poll(limit * 1000):
-            job.kill()
-        while not job.read():
-            pass
-        try:
-            return cast(T, job.result())
-        except InterruptedError:
-            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
-    finally:
-        job.close()
-
-
-# ---- the starter's side
-
-
-def _serve(driver: int, requests: socket.socket) -> NoReturn:
-    """The starter's whole life: it ends with the driver."""
-    try:
-        if _end_with(driver):
-            _keep({requests.fileno()})
-            _take_requests(requests)
-    finally:
-        os._exit(0)
-
-
-def _take_requests(requests: socket.socket) -> None:
-    poll = select.poll()
-    poll.register(requests, select.POLLIN)
-    running: set[int] = set()
-    pidfd = -1
-    while True:
-        for fd, _ in poll.poll():
-            if fd != requests.fileno():  # the pidfd of one that has ended
-                running.discard(fd)
-                poll.unregister(fd)
-                os.waitid(os.P_PIDFD, fd, os.WEXITED)
-                os.close(fd)
-                continue
-            packet, fds, _, _ = socket.recv_fds(requests, _PACKET_MAX, 4)
-            if not packet:
-                return
-            if packet == _END_LAST:
-                if pidfd in running:
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                continue
-            try:
-                pidfd = _fork(packet, fds)
-            except OSError as error:
-                requests.send(marshal.dumps(error.errno or errno.EAGAIN))
-                continue
-            finally:
-                for each in fds:
-                    os.close(each)
-            poll.register(pidfd, select.POLLIN)
-            running.add(pidfd)
-            socket.send_fds(requests, [_STARTED], [pidfd])
-
-
-def _fork(packet: bytes, fds: list[int]) -> int:
-    """Start a job; its pidfd."""
-    starter = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        _run(starter, packet, fds)
-    try:
-        return os.pidfd_open(pid)
-    except BaseException:
-        # Nobody could end it.
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise
-
-
-def _run(starter: int, packet: bytes, fds: list[int]) -> NoReturn:
-    """A job's whole life."""
-    try:
-        if _end_with(starter):
-            _keep(set(fds))
-            os.write(fds[0], _told(packet, fds[1:]))
-    finally:
-        os._exit(0)
-
-
-def _told(packet: bytes, fds: list[int]) -> bytes:
-    module, name, arguments = marshal.loads(packet)
-    try:
-        return marshal.dumps((getattr(sys.modules[module], name)(*arguments, *fds), 0, None))
-    except OSError as error:
-        return marshal.dumps((None, error.errno or errno.EIO, error.filename))
-
-
-def _end_with(parent: int) -> bool:
-    """Die with the process that has forked this one; False where that has ended already."""
-    prctl.set_pdeathsig(signal.SIGKILL)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # a terminal's are for the driver, which ends it
-    return os.getppid() == parent
-
-
-def _keep(kept: set[int]) -> None:
-    """Close every fd but these and the standard streams."""
-    low = 3
-    for fd in sorted(kept):
-        os.closerange(low, fd)
-        low = fd + 1
-    os.closerange(low, _FD_MAX)
+    return _starter

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from errno import ENOTCONN
 
-from driver import apart, syscalls
+from driver import syscalls
+from driver.apart import Caller
 from driver.history import Past
 from driver.logs import shown
 from driver.metrics import End
@@ -55,8 +56,7 @@ async def examine(volume: Volume) -> tuple[Condition, Usage | None]:
     """
     usage, silence = None, ""
     try:
-        target, placeholder = volume.publication.paths.target_path, volume.placeholder
-        usage = await volume.examiner.run(limits.PROBE_WAIT, lambda: _usage(target, placeholder))
+        usage = await _usage(volume.publication.paths.target_path, volume.placeholder, volume.examiner)
     except TimeoutError:
         silence = f"the FUSE program does not answer within {limits.PROBE_WAIT:g} s: it hangs, or waits for something that does"
     except OSError as error:
@@ -106,15 +106,17 @@ _WAITING = {
 }
 
 
-def _usage(target: str, placeholder: str | None) -> Usage:
-    """Blocks as long as the FUSE program does not answer. Raises OSError."""
+async def _usage(target: str, placeholder: str | None, examiner: Caller) -> Usage:
+    """Raises OSError, and TimeoutError where the FUSE program does not answer."""
     fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         # The placeholder is the driver's own, and needs no process that can be left behind.
         said = _said(fd) if syscalls.device_of(fd) == placeholder else None
     finally:
         os.close(fd)
-    block, blocks, free, available, files, free_files, available_files = said or apart.call(limits.PROBE_WAIT, _said_at, target)
+    if said is None:
+        said = await examiner.call(limits.PROBE_WAIT, _said_at, target)
+    block, blocks, free, available, files, free_files, available_files = said
     return Usage(
         _amount(blocks * block, available * block, (blocks - free) * block),
         _amount(files, available_files, files - free_files),

@@ -1,7 +1,7 @@
 """One FUSE connection at one target: mounting it, asking whether it lives, taking it off.
 
 Everything here blocks at most as long as the kernel works, but for `is_gone`, `take_off` and `remove_target`, which touch
-what a pod serves: call those through bounded.Threads.
+what a pod serves: call the first through apart.Caller, the others through bounded.Threads.
 """
 
 import fcntl

@@ -6,44 +6,52 @@ mount yet whose connection could be aborted. A process can: killed, it gives up,
 """
 
 import asyncio
+import os
 from collections.abc import Callable
-from errno import EINVAL
+from errno import EINTR, EINVAL
 
 from driver import apart, fusemount
 from driver.policy import KernelMount
 
 
 class MountProcess:
-    """One such process, from its start on."""
+    """One such mount, from its beginning on."""
 
     def __init__(self, fd: int, target: str, kernel: KernelMount, on_end: Callable[[], None]) -> None:
-        """Start it: it mounts `fd` at `target`.
+        """Mount `fd` at `target`, in a process as soon as there is one; until `on_end` is called `fd` stays open.
 
-        `on_end` is called when it has ended, however it ended, and before `ended` is set. Raises OSError.
+        `on_end` is called when it has ended, however it ended, and before `ended` is set.
         """
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()  # 0, or the errno of mount(2)
         self.is_killed = False
-        self._on_end = on_end
-        self._job = apart.start(fusemount.mount_fd, target, kernel.source, kernel.fstype, kernel.flags, kernel.data, fds=[fd])
-        asyncio.get_running_loop().add_reader(self._job.reader, self._read)
+        self._worker: apart.Worker | None = None
+        self._mounting = asyncio.get_running_loop().create_task(self._mount(fd, target, kernel, on_end))
 
     def kill(self) -> None:
         """Make it end, soon."""
-        if not self.ended.done():
+        if not self.ended.done() and not self.is_killed:
             self.is_killed = True
-            self._job.kill()
+            if self._worker is not None:
+                self._worker.kill()
 
-    def _read(self) -> None:
-        if not self._job.read():
-            return
-        asyncio.get_running_loop().remove_reader(self._job.reader)
+    async def _mount(self, fd: int, target: str, kernel: KernelMount, on_end: Callable[[], None]) -> None:
         errno = 0
         try:
-            self._job.result()
+            await self._mount_apart(fd, target, kernel)
         except OSError as error:
             errno = error.errno or EINVAL
-        self._job.close()
         try:
-            self._on_end()
+            on_end()
         finally:
             self.ended.set_result(errno)
+
+    async def _mount_apart(self, fd: int, target: str, kernel: KernelMount) -> None:
+        worker = await apart.worker()
+        try:
+            if self.is_killed:
+                raise InterruptedError(EINTR, os.strerror(EINTR))
+            self._worker = worker
+            await worker.do(fusemount.mount_fd, target, kernel.source, kernel.fstype, kernel.flags, kernel.data, fds=[fd])
+        finally:
+            self._worker = None
+            worker.release()

@@ -8,9 +8,9 @@ import asyncio
 import os
 from collections.abc import Callable
 from enum import Enum
-from functools import partial
 
-from driver import apart, fusemount, subpaths
+from driver import fusemount, subpaths
+from driver.apart import Caller
 from driver.bounded import Threads
 from driver.closewatch import CloseWatch
 from driver.device import Opened
@@ -23,7 +23,7 @@ from driver.paths import VolumePaths
 from driver.policy import KernelMount
 from fusermount3_proxy import limits
 
-# __fput() tells inotify before it drops the lock, so the first look may come too early.
+# __fput() tells inotify before it drops the lock, and drops the lock before it ends the connection: a look may come too early.
 _DEATH_LOOKS = (0, 0.001, 0.01, 0.1, 0.5)
 
 
@@ -57,9 +57,9 @@ class TargetMount:
         self._on_change = on_change
         self._watch_id: int | None = None
         # A program that does not answer holds one of each for ever, and so each has one.
-        self._prober = Threads(1)
+        self._prober = Caller()
         self._remover = Threads(1)
-        self._renewer = Threads(1)
+        self._renewer = Caller()
         self._renewing: asyncio.Task[None] | None = None
         self._has_old_sub_paths = False
         self._is_removed = False
@@ -85,7 +85,7 @@ class TargetMount:
         """Mount on the placeholder, and take as long as the program takes to answer INIT. Returns the process that does.
 
         When that ends the mount is known here, or `opened` is discarded. Needs the lock at the start alone: as long as
-        `process` is there nothing else mounts. Raises OSError, and then `opened` is the caller's still.
+        `process` is there nothing else mounts. Raises OSError where the target is gone, and then `opened` is the caller's still.
         """
         before = fusemount.device_at(self._target)
 
@@ -146,8 +146,7 @@ class TargetMount:
         if record is None or self._is_held(record):
             return False
         try:
-            ask = partial(apart.call, limits.PROBE_WAIT, fusemount.is_gone, self._target, record.device)
-            is_gone = await self._prober.run(limits.PROBE_WAIT, ask)
+            is_gone = await self._prober.call(limits.PROBE_WAIT, fusemount.is_gone, self._target, record.device)
         except OSError:
             return False
         if is_gone and self.state is not State.DEAD:
@@ -217,8 +216,7 @@ class TargetMount:
     async def _renew_sub_paths(self, record: FuseMount) -> None:
         try:
             folder = subpaths.folder(self._paths)
-            renew = partial(apart.call, limits.SUB_PATH_WAIT, subpaths.renew, folder, self._target, record.device)
-            done = await self._renewer.run(limits.SUB_PATH_WAIT, renew)
+            done = await self._renewer.call(limits.SUB_PATH_WAIT, subpaths.renew, folder, self._target, record.device)
         except OSError as error:
             if self.record is record:
                 text = "the FUSE program does not answer" if isinstance(error, TimeoutError) else str(error)
@@ -262,22 +260,25 @@ class TargetMount:
 
     async def _reap(self, record: FuseMount, look_again: asyncio.Event) -> None:
         """Take `record` off when its program has died. Where nobody would tell of that, look again and again."""
+        is_told = True
         while True:
             look_again.clear()
-            for delay in _DEATH_LOOKS:
+            is_held = True
+            for delay in _DEATH_LOOKS if is_told else _DEATH_LOOKS[:1]:
                 await asyncio.sleep(delay)
-                if not self._is_held(record):
-                    break
-            else:
-                if self._watch_id is not None and not look_again.is_set():
-                    return  # it tells
-            async with self.lock:
-                if self.record is not record or await self._take_off_if_dead():
-                    return
+                is_held = self._is_held(record)
+                if is_held:
+                    continue
+                async with self.lock:
+                    if self.record is not record or await self._take_off_if_dead():
+                        return
+            if is_held and self._watch_id is not None and not look_again.is_set():
+                return  # it tells
             try:
                 await asyncio.wait_for(look_again.wait(), limits.LOOK_AGAIN)
+                is_told = True
             except TimeoutError:
-                pass
+                is_told = False
 
     async def _take_off_if_dead(self) -> bool:
         record = self.record

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from errno import EBUSY, EEXIST, ENOTEMPTY
 
 from driver import fusemount
-from driver.bounded import Threads
+from driver.apart import Caller
 from driver.closewatch import CloseWatch
 from driver.errors import Code, VolumeError
 from driver.fdserver import Capacity, FdServer
@@ -63,7 +63,7 @@ class Volume:
         self.policy = policy
         self.log = VolumeLog(publication.pod, publication.volume_id)
         self.history = History(past)
-        self.examiner = Threads(1)  # whoever asks its file system how it is
+        self.examiner = Caller()  # whoever asks its file system how it is
         self._target = publication.paths.target_path
         self._mount = TargetMount(publication.paths, workspace, watch, self.log, self.history, lambda: on_change(self))
         self._requests = PodRequests(self._mount, policy, self.log)
@@ -136,6 +136,10 @@ class Volume:
         self._mount.look_unless_held()
         self.log.info(f"taken up again at {self._target}, {self.state.value}")
         return True
+
+    def look(self) -> None:
+        """Look whether its FUSE program has died."""
+        self._mount.look()
 
     def republish(self) -> None:
         """kubelet's periodic publish of a volume that is published: look after what the pod or kubelet may have changed.

@@ -109,9 +109,16 @@ class Volumes:
             if name not in known:
                 try:
                     # Opened for writing once: that this is closed says that nobody has it.
-                    self._watch.add(nodes.path(name), partial(nodes.remove, name))
+                    self._watch.add(nodes.path(name), partial(self._unknown_closed, name))
                 except OSError as error:
                     log.warning(f"a device node of a former driver stays until the next start: {error}")
+
+    def _unknown_closed(self, name: str) -> None:
+        """A device node of a former driver is closed, whose mount it did not record: it may be any that is not known better."""
+        self._workspace.nodes.remove(name)
+        for volume in self:
+            if volume.mount_record is not None and volume.mount_record.node is None:
+                volume.look()
 
     async def unpublish(self, target: str) -> None:
         """Unpublish; a target that is not known is cleared of what a former driver left. Raises VolumeError."""

@@ -2,12 +2,15 @@
 
 import os
 import signal
+import time
 
 import grpc
 import pytest
 from harness.container import Background, Container
 from harness.kubelet import Published, refused
 from harness.pod import Node, Pod
+
+LATE = 10.0  # seconds, where a death is looked for and not noticed (limits.LOOK_AGAIN)
 
 how = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
 
@@ -145,3 +148,22 @@ def test_a_driver_whose_starter_is_killed_ends_with_an_error(node: Node, pod: Po
     volume.wait_mounted(program)
     program.kill("KILL")
     volume.wait_waiting()
+
+
+def test_the_end_of_a_mount_that_was_never_recorded_is_noticed_at_once(node: Node, pod: Pod) -> None:
+    """The driver was killed when it had made the mount, before it could write so."""
+    volume = pod.publish()
+    records = {path: path.read_bytes() for path in (node.driver.run_dir / "state").glob("*.json")}
+    application, fuse = pod.application(volume), pod.fuse(volume)
+    program = fuse.start("bindfs -f /srv /data")
+    volume.wait_mounted(program)
+    node.driver.stop(signal.SIGKILL)
+    for path, content in records.items():
+        path.write_bytes(content)
+    node.driver.start()
+    assert volume.fuse is not None
+    began = time.monotonic()
+    program.kill("KILL")
+    volume.wait_waiting(LATE)
+    assert time.monotonic() - began < LATE / 2
+    assert application.check("ls -A /data") == ""

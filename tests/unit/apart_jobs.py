@@ -14,6 +14,14 @@ def parent() -> int:
     return os.getppid()
 
 
+def pid() -> int:
+    return os.getpid()
+
+
+def says(text: str, fd: int) -> None:
+    os.write(fd, text.encode())
+
+
 def fails() -> int:
     raise OSError(ENOTCONN, "anything", "/target")
 
@@ -34,6 +42,10 @@ def is_a_mistake() -> int:
 def sleeps() -> int:
     time.sleep(1000)
     return 0
+
+
+def sleeps_in_place_of_a_mount(target: str, source: bytes, fstype: bytes, flags: int, data: bytes, fd: int) -> None:
+    time.sleep(1000)
 
 
 def fds() -> tuple[int, ...]:

@@ -1,12 +1,14 @@
 """Work in a process of its own: its result, its error, its end, and what it has of the driver."""
 
+import asyncio
 import os
+import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from errno import EIO, EMFILE, ENOTCONN, ETIMEDOUT
+from errno import EINTR, EIO, EMFILE, ENOTCONN, ETIMEDOUT
+from typing import Any
 
 import apart_jobs
 import pytest
@@ -14,6 +16,7 @@ from open_fds import nothing_leaked
 from pod_programs import ROOT
 
 from driver import apart
+from driver.apart import Caller
 
 DEADLINE = 20.0
 
@@ -29,39 +32,55 @@ def nothing_is_left(starter: None) -> Iterator[None]:
         yield
 
 
+def call(limit: float, function: Callable[..., Any], *arguments: object) -> Any:
+    async def main() -> Any:
+        caller = Caller()
+        try:
+            return await caller.call(limit, function, *arguments)
+        finally:
+            await ended(caller)
+
+    return asyncio.run(main())
+
+
+async def ended(caller: Caller) -> None:
+    """What it has given up has ended, and is forgotten."""
+    assert await caller.call(DEADLINE, apart_jobs.same, 7) == 7
+
+
 @pytest.mark.parametrize("result", [True, False, None, 7, 1 << 64, (1, 2, 1 << 64)])
 def test_the_result_is_the_works(result: object) -> None:
-    found = apart.call(DEADLINE, apart_jobs.same, result)
+    found = call(DEADLINE, apart_jobs.same, result)
     assert (found, type(found)) == (result, type(result))
 
 
 def test_it_is_no_child_of_the_driver() -> None:
-    assert apart.call(DEADLINE, apart_jobs.parent) != os.getpid()
+    assert call(DEADLINE, apart_jobs.parent) != os.getpid()
 
 
 def test_an_oserror_is_the_works() -> None:
     with pytest.raises(OSError) as caught:
-        apart.call(DEADLINE, apart_jobs.fails)
+        call(DEADLINE, apart_jobs.fails)
     assert (caught.value.errno, caught.value.filename) == (ENOTCONN, "/target")
 
 
 def test_an_error_without_a_number_is_one_too() -> None:
     with pytest.raises(OSError) as caught:
-        apart.call(DEADLINE, apart_jobs.fails_without_a_number)
+        call(DEADLINE, apart_jobs.fails_without_a_number)
     assert caught.value.errno == EIO
 
 
 @pytest.mark.parametrize("how", [apart_jobs.dies, apart_jobs.is_a_mistake])
 def test_one_that_ends_without_a_word_has_no_result(how: Callable[[], int]) -> None:
     with pytest.raises(TimeoutError):
-        apart.call(DEADLINE, how)
-    assert apart.call(DEADLINE, apart_jobs.same, 7) == 7
+        call(DEADLINE, how)
+    assert call(DEADLINE, apart_jobs.same, 7) == 7
 
 
 def test_it_is_killed_at_its_limit() -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError) as caught:
-        apart.call(0.1, apart_jobs.sleeps)
+        call(0.1, apart_jobs.sleeps)
     assert caught.value.errno == ETIMEDOUT
     assert time.monotonic() - began < DEADLINE / 2
 
@@ -71,7 +90,7 @@ def test_it_has_the_standard_streams_and_none_of_the_drivers_fds() -> None:
     held = [os.open("/dev/null", os.O_RDWR) for _ in range(5)]
     high = os.dup2(held[0], 1500) if os.sysconf("SC_OPEN_MAX") > 1500 else held[0]
     try:
-        found = apart.call(DEADLINE, apart_jobs.fds)
+        found = call(DEADLINE, apart_jobs.fds)
     finally:
         for fd in {*held, high}:
             os.close(fd)
@@ -79,66 +98,169 @@ def test_it_has_the_standard_streams_and_none_of_the_drivers_fds() -> None:
     assert len(found) == 5  # one to tell the result by, and the listing's own
 
 
+async def worker_that_writes(writer: int) -> tuple[apart.Worker, "asyncio.Future[None]"]:
+    worker = await apart.worker()
+    return worker, worker.do(apart_jobs.writes, "it is", fds=[writer])
+
+
 def test_nobody_has_a_copy_of_what_the_driver_opened_since() -> None:
     """Not even for the moment in which a process starts: the driver's own close is the last one."""
-    reader, writer = os.pipe()
-    jobs = [apart.start(apart_jobs.sleeps) for _ in range(5)]
-    os.close(writer)
-    assert os.read(reader, 1) == b""
-    os.close(reader)
-    for job in jobs:
-        job.kill()
-        while not job.read():
-            pass
-        with pytest.raises(InterruptedError):
-            job.result()
-        job.close()
+
+    async def main() -> None:
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        workers = [await apart.worker() for _ in range(5)]
+        at_work = [worker.do(apart_jobs.sleeps) for worker in workers]
+        os.close(writer)
+        assert os.read(reader, 1) == b""
+        os.close(reader)
+        for worker in workers:
+            worker.release()
+        for done in at_work:
+            with pytest.raises(InterruptedError):
+                await done
+
+    asyncio.run(main())
 
 
-def test_it_may_be_given_an_fd() -> None:
-    reader, writer = os.pipe()
-    job = apart.start(apart_jobs.writes, "it is", fds=[writer])
-    os.close(writer)
-    assert os.read(reader, 100).startswith(b"it is ")
-    job.kill()
-    assert job.read()
-    job.close()
-    os.close(reader)
+def test_it_may_be_given_an_fd_and_does_not_keep_it() -> None:
+    async def main() -> None:
+        reader, writer = os.pipe()
+        worker = await apart.worker()
+        done = worker.do(apart_jobs.says, "it is", fds=[writer])
+        os.close(writer)
+        await done
+        assert os.read(reader, 100) == b"it is"
+        assert os.read(reader, 100) == b""
+        worker.release()
+        os.close(reader)
+
+    asyncio.run(main())
+
+
+def test_one_that_is_killed_has_no_result_and_nobody_gets_it() -> None:
+    async def main() -> None:
+        reader, writer = os.pipe()
+        worker, done = await worker_that_writes(writer)
+        os.close(writer)
+        assert os.read(reader, 100)
+        another = asyncio.create_task(apart.worker())
+        worker.kill()
+        with pytest.raises(InterruptedError) as caught:
+            await done
+        assert caught.value.errno == EINTR
+        assert os.read(reader, 100) == b""
+        worker.release()
+        (await another).release()
+        os.close(reader)
+
+    asyncio.run(main())
+
+
+def test_one_that_ended_while_it_had_nothing_to_do_tells_the_next_user() -> None:
+    async def main() -> None:
+        worker = await apart.worker()
+        worker.kill()
+        with pytest.raises(OSError):
+            while True:  # until the signal has arrived
+                await worker.do(apart_jobs.same, 7)
+        worker.release()
+        assert await Caller().call(DEADLINE, apart_jobs.same, 7) == 7
+
+    asyncio.run(main())
 
 
 def test_many_fds_are_no_obstacle() -> None:
     """select(2) knows 1024."""
     held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
     try:
-        assert apart.call(DEADLINE, apart_jobs.same, 7) == 7
+        assert call(DEADLINE, apart_jobs.same, 7) == 7
     finally:
         for fd in held:
             os.close(fd)
 
 
-def test_from_many_threads_at_once() -> None:
-    found: list[object] = []
-    threads = [threading.Thread(target=lambda n=n: found.append(apart.call(DEADLINE, apart_jobs.same, n))) for n in range(20)]  # type: ignore[misc]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(DEADLINE)
-    assert sorted(found) == list(range(20))  # type: ignore[type-var]
+def test_many_at_once_share_a_few_processes() -> None:
+    async def main() -> list[int]:
+        return await asyncio.gather(*(Caller().call(DEADLINE, apart_jobs.pid) for _ in range(200)))
+
+    assert len(set(asyncio.run(main()))) < 100
+
+
+def test_those_that_never_answer_keep_nobody_waiting() -> None:
+    """However many there are: each keeps its own process, and the limit of the others begins with their work."""
+
+    async def main() -> None:
+        stuck = [asyncio.create_task(Caller().call(DEADLINE, apart_jobs.sleeps)) for _ in range(50)]
+        began = time.monotonic()
+        assert await asyncio.gather(*(Caller().call(0.5, apart_jobs.same, n) for n in range(50))) == list(range(50))
+        assert time.monotonic() - began < DEADLINE / 2
+        for task in stuck:
+            task.cancel()
+        for task in stuck:
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await asyncio.sleep(0.2)  # they are killed, and forgotten when they have ended
+
+    asyncio.run(main())
+
+
+def test_a_caller_has_one_process_at_a_time() -> None:
+    """Also one that was given up, as long as it has not ended."""
+
+    async def main() -> None:
+        caller = Caller()
+        first = asyncio.create_task(caller.call(DEADLINE, apart_jobs.sleeps))
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await caller.call(0.1, apart_jobs.same, 7)
+        assert time.monotonic() - began < DEADLINE / 2
+        first.cancel()
+        assert await caller.call(DEADLINE, apart_jobs.same, 7) == 7
+
+    asyncio.run(main())
+
+
+def test_several_calls_of_a_caller_take_turns() -> None:
+    async def main() -> list[int]:
+        caller = Caller()
+        return await asyncio.gather(*(caller.call(DEADLINE, apart_jobs.same, n) for n in range(20)))
+
+    assert asyncio.run(main()) == list(range(20))
+
+
+def test_who_gives_up_before_there_is_a_process_leaves_none() -> None:
+    async def main() -> None:
+        waiting = [asyncio.create_task(apart.worker()) for _ in range(5)]
+        await asyncio.sleep(0)
+        for task in waiting:
+            task.cancel()
+        assert await Caller().call(DEADLINE, apart_jobs.same, 7) == 7
+        await asyncio.sleep(0.1)
+
+    asyncio.run(main())
 
 
 def script(*lines: str) -> list[str]:
-    start = f"import os, signal, sys, time; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests/unit')!r}]"
-    return [sys.executable, "-c", "\n".join([start, "import apart_jobs", "from driver import apart", "apart.begin()", *lines])]
+    """A driver's process, with `lines` in a coroutine of it."""
+    start = f"import asyncio, os, signal, sys, time; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests/unit')!r}]"
+    body = ["async def main():", *(f"    {line}" for line in lines), "asyncio.run(main())"]
+    return [sys.executable, "-c", "\n".join([start, "import apart_jobs", "from driver import apart", "pidfd = apart.begin()", *body])]
 
 
 def test_it_does_not_outlive_the_driver() -> None:
     """Killed with SIGKILL, the driver can end nothing itself."""
     reader, writer = os.pipe()
-    lines = f"job = apart.start(apart_jobs.writes, '', fds=[{writer}]); os.close({writer}); time.sleep(1000)"
-    with subprocess.Popen(script(lines), pass_fds=[writer]) as driver:
+    lines = [
+        "worker = await apart.worker()",
+        f"done = worker.do(apart_jobs.writes, '', fds=[{writer}])",
+        f"os.close({writer})",
+        "await done",
+    ]
+    with subprocess.Popen(script(*lines), pass_fds=[writer]) as driver:
         os.close(writer)
         assert os.read(reader, 100)
-        driver.kill()
+        driver.send_signal(signal.SIGKILL)
     assert os.read(reader, 100) == b""  # nobody has the other end any more
     os.close(reader)
 
@@ -147,41 +269,37 @@ def test_the_end_of_its_starter_is_told() -> None:
     """Without it no death is noticed."""
     lines = [
         "import select",
-        "pidfd = apart.begin()",
         "with open(f'/proc/self/task/{os.getpid()}/children') as file: [os.kill(int(pid), signal.SIGKILL) for pid in file.read().split()]",
         "select.select([pidfd], [], [], 20)",
-        "try: apart.call(20, apart_jobs.same, 7)",
+        "try: await apart.Caller().call(20, apart_jobs.same, 7)",
         "except OSError: print('told')",
     ]
     done = subprocess.run(script(*lines), stdout=subprocess.PIPE, timeout=DEADLINE)
     assert (done.returncode, done.stdout) == (0, b"told\n")
 
 
-def test_one_that_there_is_no_fd_left_for_is_ended() -> None:
-    """Nobody else could end it."""
-    reader, writer = os.pipe()
+@pytest.mark.parametrize("free", [0, 1, 2])
+def test_where_no_fd_is_left_none_is_made(free: int) -> None:
+    """None for the socket pair, or one end of it; or for both, and none for the pidfd when it comes."""
     lines = [
         "import resource",
-        f"os.dup2({writer}, 10)",
-        f"os.close({writer})",
-        # Room for the pipe, and not for the pidfd.
-        "used = len(os.listdir('/proc/self/fd')) - 1",
-        "taken = [os.open('/dev/null', os.O_RDONLY) for _ in range(max(0, 20 - used))]",
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (22, 22))",
-        "free = []",
-        "try:",
-        "    while True: free.append(os.open('/dev/null', os.O_RDONLY))",
-        "except OSError: [os.close(free.pop()) for _ in range(2)]",
-        "try: apart.start(apart_jobs.writes, '', fds=[10])",
+        # So that nothing but the call in question needs one.
+        "assert await apart.Caller().call(20, apart_jobs.same, 7) == 7",
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))",
+        "taken = []",
+        "def take_all():",
+        "    try:",
+        "        while True: taken.append(os.open('/dev/null', os.O_RDONLY))",
+        "    except OSError: pass",
+        "take_all()",
+        f"for _ in range({free}): os.close(taken.pop())",
+        "call = asyncio.create_task(apart.Caller().call(20, apart_jobs.same, 7))",
+        "await asyncio.sleep(0)",
+        "take_all()",
+        "try: await call",
         "except OSError as error: print(error.errno, flush=True)",
-        "os.close(10)",
-        "time.sleep(20)",
+        "for _ in range(2): os.close(taken.pop())",
+        "print(await apart.Caller().call(20, apart_jobs.same, 7))",
     ]
-    with subprocess.Popen(script(*lines), stdout=subprocess.PIPE, pass_fds=[writer]) as driver:
-        os.close(writer)
-        assert driver.stdout is not None
-        assert int(driver.stdout.readline()) == EMFILE
-        while os.read(reader, 100):  # to the end: nobody has it
-            pass
-        driver.kill()
-    os.close(reader)
+    done = subprocess.run(script(*lines), stdout=subprocess.PIPE, text=True, timeout=DEADLINE)
+    assert (done.stdout.split(), done.returncode) == ([str(EMFILE), "7"], 0)

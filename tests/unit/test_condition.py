@@ -1,19 +1,17 @@
 """What is said of a volume, and what is made of a FUSE program's word on its usage."""
 
-import _thread
 import asyncio
 import os
-import threading
 import time
-from collections.abc import Iterator
 from errno import EIO, ENOSYS, ENOTCONN
 from types import SimpleNamespace
 from typing import Any
 
+import apart_jobs
 import pytest
 
-from driver import condition
-from driver.bounded import Threads
+from driver import apart, condition
+from driver.apart import Caller
 from driver.condition import Amount
 from driver.history import History, Past
 from driver.metrics import End
@@ -81,8 +79,17 @@ def test_amounts_are_what_an_int64_holds(said: tuple[int, int, int], expected: A
     assert condition._amount(*said) == expected
 
 
+@pytest.fixture(autouse=True, scope="module")
+def starter() -> None:
+    apart.begin()
+
+
+def usage_of(path: str) -> condition.Usage:
+    return asyncio.run(condition._usage(path, None, Caller()))
+
+
 def test_the_usage_is_that_of_the_file_system(tmp_path: Any) -> None:
-    usage = condition._usage(str(tmp_path), None)
+    usage = usage_of(str(tmp_path))
     said = os.statvfs(tmp_path)
     assert usage.size.total == said.f_blocks * said.f_frsize > 0
     assert usage.inodes.total == said.f_files
@@ -91,19 +98,7 @@ def test_the_usage_is_that_of_the_file_system(tmp_path: Any) -> None:
 
 def test_a_link_in_place_of_the_target_is_not_followed(tmp_path: Any) -> None:
     (tmp_path / "link").symlink_to("/proc")
-    assert condition._usage(str(tmp_path / "link"), None).size.total == os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize
-
-
-@pytest.fixture
-def release() -> Iterator[threading.Event]:
-    before = _thread._count()  # threading knows of its own alone
-    event = threading.Event()
-    yield event
-    event.set()
-    deadline = time.monotonic() + 20
-    while _thread._count() > before:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    assert usage_of(str(tmp_path / "link")).size.total == os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize
 
 
 def volume(state: State = State.MOUNTED) -> Any:
@@ -116,33 +111,34 @@ def volume(state: State = State.MOUNTED) -> Any:
         state=state,
         placeholder=None,
         is_closing=False,
-        examiner=Threads(1),
+        examiner=Caller(),
     )
 
 
-def test_a_program_that_hangs_is_told_within_the_limit(release: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_hangs_is_told_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "PROBE_WAIT", 0.1)
-    monkeypatch.setattr(condition, "_usage", lambda target, placeholder: release.wait(20))
+
+    async def usage(target: str, placeholder: str | None, examiner: Caller) -> None:
+        await examiner.call(limits.PROBE_WAIT, apart_jobs.sleeps)
+
+    monkeypatch.setattr(condition, "_usage", usage)
     examined = volume()
 
     async def main() -> list[Any]:
         return [await condition.examine(examined) for _ in range(3)]
 
-    before = _thread._count()
     began = time.monotonic()
     found = asyncio.run(main())
     assert time.monotonic() - began < 5
-    for how, usage in found:
-        assert usage is None
+    for how, found_usage in found:
+        assert found_usage is None
         assert how.is_abnormal
         assert "does not answer within 0.1 s" in how.text
-    # However often somebody asks.
-    assert _thread._count() == before + 1
 
 
 @pytest.mark.parametrize(("errno", "is_abnormal"), [(ENOSYS, False), (EIO, False), (ENOTCONN, True)])
 def test_a_program_that_answers_with_an_error_answers(errno: int, is_abnormal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def usage(target: str, placeholder: str | None) -> None:
+    async def usage(*_: object) -> None:
         raise OSError(errno, os.strerror(errno))
 
     monkeypatch.setattr(condition, "_usage", usage)
@@ -152,7 +148,10 @@ def test_a_program_that_answers_with_an_error_answers(errno: int, is_abnormal: b
 
 
 def test_troubles_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(condition, "_usage", lambda target, placeholder: condition.NOTHING_KNOWN)
+    async def usage(*_: object) -> condition.Usage:
+        return condition.NOTHING_KNOWN
+
+    monkeypatch.setattr(condition, "_usage", usage)
     examined = volume()
     examined.history.trouble("sockets", "the sockets are gone")
     how, _ = asyncio.run(condition.examine(examined))
@@ -162,18 +161,15 @@ def test_troubles_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_many_are_examined_some_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In their order, however they answer, and never more than the threads that are meant to be."""
-    lock = threading.Lock()
+    """In their order, however they answer, and never more than are meant to be."""
     running = most = 0
 
-    def usage(target: str, placeholder: str | None) -> condition.Usage:
+    async def usage(*_: object) -> condition.Usage:
         nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        time.sleep(0.05)
-        with lock:
-            running -= 1
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.05)
+        running -= 1
         return condition.NOTHING_KNOWN
 
     monkeypatch.setattr(condition, "_usage", usage)

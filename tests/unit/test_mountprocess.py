@@ -1,6 +1,7 @@
 """A process that mounts: how its end is told. What it is to mount is nothing that the kernel takes."""
 
 import asyncio
+import gc
 import os
 from collections.abc import Coroutine
 from errno import EINTR, ENOENT, ENOTBLK, EPERM
@@ -37,24 +38,25 @@ def test_its_end_is_the_errno_of_the_mount(tmp_path: Path) -> None:
         told: list[bool] = []
         fd = null()
         process = MountProcess(fd, f"{tmp_path}/missing", KERNEL, lambda: told.append(process.ended.done()))
-        os.close(fd)
         assert await process.ended in (ENOENT, EPERM, ENOTBLK)  # without privileges the kernel looks no further
         # Whoever waits for its end finds everything done.
         assert told == [False]
         assert not process.is_killed
         process.kill()  # and again, when it has ended
         assert not process.is_killed
+        os.close(fd)
 
     run(main())
 
 
-def test_one_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    start = apart.start
-    monkeypatch.setattr(apart, "start", lambda function, *arguments, fds: start(apart_jobs.sleeps))
+@pytest.mark.parametrize("after", [0, 0.001, 0.05], ids=lambda after: f"after {after}")  # before there is a process, and while it works
+def test_one_that_does_not_end_is_killed(after: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fusemount, "mount_fd", apart_jobs.sleeps_in_place_of_a_mount)
 
     async def main() -> None:
-        process = MountProcess(0, "/nowhere", KERNEL, lambda: None)
-        await asyncio.sleep(0.05)
+        fd = null()
+        process = MountProcess(fd, "/nowhere", KERNEL, lambda: os.close(fd))
+        await asyncio.sleep(after)
         assert not process.ended.done()
         process.kill()
         assert await process.ended == EINTR
@@ -69,9 +71,11 @@ def test_a_mistake_at_its_end_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPat
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["exception"]))
         fd = null()
         process = MountProcess(fd, f"{tmp_path}/missing", KERNEL, lambda: 1 // 0)  # type: ignore[arg-type, return-value]
-        os.close(fd)
         await process.ended
+        os.close(fd)
+        del process
         await asyncio.sleep(0)
+        gc.collect()  # it is told when nobody can ask for it any more
         assert [type(error) for error in told] == [ZeroDivisionError]
 
     run(main())

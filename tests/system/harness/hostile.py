@@ -26,7 +26,7 @@ _PAUSE = 0.02  # seconds from one honest mount to the next
 # The limits that docs/security.md tells of.
 LISTENERS = 2
 CONNECTIONS = 72  # of one volume
-THREADS = 14  # of one volume
+THREADS = 11  # of one volume
 CHILDREN = 4  # of one volume
 MEMORY = 64 << 20  # bytes that an attack may make the driver grow by
 

@@ -224,5 +224,13 @@ class Published:
         return wait_until(f"{program.command} has mounted at {self.target}", mounted, timeout)
 
     def wait_waiting(self, timeout: float = 5.0) -> None:
-        """Wait until the placeholder alone is there."""
+        """Wait until the placeholder alone is there, for containers that started after the mount as well."""
         wait_until("the placeholder alone is at the target", lambda: [m.fstype for m in self.mounts] == ["tmpfs"], timeout)
+        # They see it a few system calls later, and the driver says so after that.
+        wait_until("the driver calls it waiting", lambda: self.condition.startswith("waiting since"), timeout)
+
+    @property
+    def condition(self) -> str:
+        """NodeGetVolumeStats' sentence."""
+        request = csi_pb2.NodeGetVolumeStatsRequest(volume_id=self.request.volume_id, volume_path=self.request.target_path)
+        return str(self.pod.kubelet.node().NodeGetVolumeStats(request).volume_condition.message)

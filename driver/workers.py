@@ -1,0 +1,133 @@
+"""The processes that work in the driver's place, and the one that starts them (apart.py has the driver's side).
+
+They are forked by the starter, which was forked before the driver had anything of a pod's. One that was forked from the
+driver itself would begin with a copy of every fd that the driver has: it could be the last to drop what another pod has
+queued in a connection and block there, and it would keep alive what others think is closed.
+
+The driver sends the starter MAKE_ONE with a worker's end of a socket pair, and gets MADE with its pidfd, or an errno. To that
+worker it sends (module, function, arguments) with fds, and gets (result, errno, path). Each is one packet, in marshal's form:
+all of these processes are the same program.
+"""
+
+import errno
+import marshal
+import os
+import select
+import signal
+import socket
+import sys
+from typing import NoReturn
+
+import prctl
+
+MAKE_ONE = b"\0"
+MADE = b"\0"
+RESULT_MAX = 4096  # bytes
+_PACKET_MAX = 1 << 16  # the work's arguments: paths and mount options
+_FD_MAX = 1 << 20
+
+
+def fork_starter() -> tuple[socket.socket, int]:
+    """Fork the starter. Returns the socket to ask it by, and its pidfd."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    driver = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        _start_workers(driver, theirs)
+    theirs.close()
+    return ours, os.pidfd_open(pid)
+
+
+def _start_workers(driver: int, requests: socket.socket) -> NoReturn:
+    """The starter's whole life: it ends with the driver."""
+    try:
+        if _end_with(driver):
+            _keep(requests.fileno())
+            _take_requests(requests)
+    finally:
+        os._exit(0)
+
+
+def _take_requests(requests: socket.socket) -> None:
+    poll = select.poll()
+    poll.register(requests, select.POLLIN)
+    while True:
+        for fd, _ in poll.poll():
+            if fd != requests.fileno():  # the pidfd of one that has ended
+                poll.unregister(fd)
+                os.waitid(os.P_PIDFD, fd, os.WEXITED)
+                os.close(fd)
+                continue
+            packet, fds, _, _ = socket.recv_fds(requests, len(MAKE_ONE), 1)
+            if not packet:
+                return
+            try:
+                if not fds:  # this process has none left for it
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+                pidfd = _fork(fds[0])
+            except OSError as error:
+                requests.send(marshal.dumps(error.errno or errno.EAGAIN))
+                continue
+            finally:
+                for each in fds:
+                    os.close(each)
+            poll.register(pidfd, select.POLLIN)
+            socket.send_fds(requests, [MADE], [pidfd])
+
+
+def _fork(requests: int) -> int:
+    """Start a worker; its pidfd."""
+    starter = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _work(starter, requests)
+    try:
+        return os.pidfd_open(pid)
+    except BaseException:
+        # Nobody could kill it.
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+
+
+def _work(starter: int, fd: int) -> NoReturn:
+    """A worker's whole life: it ends with the starter, and when the driver has closed its end."""
+    try:
+        if _end_with(starter):
+            _keep(fd)
+            requests = socket.socket(fileno=fd)
+            while True:
+                packet, fds, _, _ = socket.recv_fds(requests, _PACKET_MAX, 1)
+                if not packet:
+                    break
+                try:
+                    result = _result(packet, fds)
+                finally:
+                    for each in fds:
+                        os.close(each)
+                requests.send(result)
+    finally:
+        os._exit(0)
+
+
+def _result(packet: bytes, fds: list[int]) -> bytes:
+    module, name, arguments = marshal.loads(packet)
+    try:
+        return marshal.dumps((getattr(sys.modules[module], name)(*arguments, *fds), 0, None))
+    except OSError as error:
+        return marshal.dumps((None, error.errno or errno.EIO, error.filename))
+
+
+def _end_with(parent: int) -> bool:
+    """Die with the process that has forked this one; False where that has ended already."""
+    prctl.set_pdeathsig(signal.SIGKILL)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # a terminal's are for the driver, which ends it
+    return os.getppid() == parent
+
+
+def _keep(kept: int) -> None:
+    """Close every fd but this one and the standard streams."""
+    os.closerange(3, kept)
+    os.closerange(kept + 1, _FD_MAX)

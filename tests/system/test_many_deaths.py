@@ -1,0 +1,37 @@
+"""Hundreds of FUSE programs that die together, as when a node's memory runs out: each dead mount goes as soon as that of one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from harness import mounts
+from harness.events import wait_until
+from harness.hostile import mount
+from harness.pod import Pod
+
+VOLUMES = 300
+SECOND = 1.0  # from a program's death until its mount is off
+HOLDER = "import os, signal; os.write(1, b'.'); signal.pause()"
+
+
+def test_hundreds_of_programs_that_die_together(pod: Pod) -> None:
+    volumes = [pod.publish(volume=f"volume-{number}", socket=f"fd-{number}.sock") for number in range(VOLUMES)]
+    fds = [mount(volume) for volume in volumes]
+    # One process that has all of them: no test machine has room for hundreds of containers.
+    with subprocess.Popen([sys.executable, "-c", HOLDER], pass_fds=fds, stdout=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        assert program.stdout.read(1)
+        for fd in fds:
+            os.close(fd)
+        served = {str(volume.target) for volume in volumes}
+        assert {m.path for m in mounts.table() if m.is_fuse} >= served
+        program.send_signal(signal.SIGKILL)
+        began = time.monotonic()
+        wait_until("all dead mounts are off", lambda: not served & {m.path for m in mounts.table() if m.is_fuse}, 30)
+    seconds = time.monotonic() - began
+    print(f"{VOLUMES} dead mounts were off after {seconds:.2f} s")
+    assert seconds < 5 * SECOND  # and half of what it takes where a death is not noticed but looked for
+    for volume in volumes[:: VOLUMES // 10]:
+        os.close(mount(volume))
