@@ -170,6 +170,22 @@ def idmapped(target: Path, user_namespace: int) -> int:
     return tree
 
 
+def test_a_program_in_a_user_namespace_of_its_own_mounts(pod: Pod) -> None:
+    """The driver opens the device and mounts, so it is the node's namespace that the file system belongs to."""
+    volume = pod.publish()
+    application = pod.application(volume)
+    # The engine's seccomp profile lets containers with this capability alone make namespaces; the program has none.
+    fuse = pod.fuse(volume, options=["--cap-add", "sys_admin"])
+    as_user = "setpriv --reuid=1234 --regid=1234 --clear-groups unshare --user --map-root-user"
+    assert fuse.check(f"{as_user} id -u") == "0\n"
+    program = fuse.start(f"{as_user} bindfs -f /srv /data")
+    mount = volume.wait_mounted(program)
+    assert {"user_id=1234", "group_id=1234"} <= mount.super_options  # as the node sees it
+    application.wait_for("ls /data")
+    program.kill("KILL")
+    volume.wait_waiting()
+
+
 def test_the_placeholder_can_be_idmapped_and_gets_the_mount_that_comes_later(node: Node, pod: Pod, user_namespace: int) -> None:
     """The pod starts before the mount. Its root is not the node's, and reads what everybody may."""
     volume = pod.publish()
