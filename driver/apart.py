@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
 from driver import workers
+from fusermount3_proxy import limits
 
 T = TypeVar("T", bound=bool | int | tuple[int, ...] | None)
 
@@ -29,30 +30,31 @@ class Worker:
     def __init__(self, pidfd: int, requests: socket.socket) -> None:
         self._pidfd = pidfd
         self._requests = requests
-        self._done: asyncio.Future[object] | None = None  # the last thing that it was to do
-        self._has_ended = False
+        self._work: asyncio.Future[object] | None = None  # the last thing that it was to do
+        self._is_lost = False  # has ended, or has been told to
 
     def do(self, function: Callable[..., T], *arguments: object, fds: Sequence[int] = ()) -> "asyncio.Future[T]":
         """Have `function(*arguments, *fds)` done, with copies of those fds that are closed afterwards.
 
         `function` belongs to a module, and the arguments are of marshal's types. The future is settled when it is done,
         with what it returned or the OSError that it raised; or when the process has ended without, with InterruptedError.
-        Raises OSError.
+        It says when the worker can be used again, and so it is not to be cancelled. Raises OSError.
         """
         # By its name, which the worker has too: all modules were there when its starter was forked.
         packet = marshal.dumps((function.__module__, function.__qualname__, arguments))  # type: ignore[arg-type]
         try:
             socket.send_fds(self._requests, [packet], fds)
         except OSError:
-            self._has_ended = True
+            self._is_lost = True
             raise
-        loop = asyncio.get_running_loop()
-        self._done = loop.create_future()
-        loop.add_reader(self._requests, self._read, self._done)
-        return cast("asyncio.Future[T]", self._done)
+        work: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().add_reader(self._requests, self._read, work)
+        self._work = work
+        return cast("asyncio.Future[T]", work)
 
     def kill(self) -> None:
-        """Make it end, soon, unless it waits where no signal reaches it."""
+        """Make it end, soon, unless it waits where no signal reaches it. Its work may be done all the same."""
+        self._is_lost = True
         try:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         except ProcessLookupError:
@@ -60,33 +62,31 @@ class Worker:
 
     def release(self) -> None:
         """Nobody uses it any more: hand it to somebody who waits for one, or end it; kill it where its work is not done."""
-        if self._done is not None and not self._done.done():
+        if self._work is not None and not self._work.done():
             self.kill()
-            self._done.add_done_callback(lambda _: self._close())
-        elif self._has_ended or not _known_starter().hand_over(self):
+            self._work.add_done_callback(lambda _: self._close())
+        elif self._is_lost or not _known_starter().hand_over(self):
             self._close()  # it reads the end, and ends
 
     def _close(self) -> None:
         self._requests.close()
         os.close(self._pidfd)
 
-    def _read(self, done: "asyncio.Future[object]") -> None:
+    def _read(self, work: "asyncio.Future[object]") -> None:
         asyncio.get_running_loop().remove_reader(self._requests)
         try:
             said = self._requests.recv(workers.RESULT_MAX)
         except ConnectionResetError:  # it ended with work unread
             said = b""
         if not said:
-            self._has_ended = True
-            done.set_exception(InterruptedError(errno.EINTR, os.strerror(errno.EINTR)))
-            done.exception()  # seen, where nobody waits any more
+            self._is_lost = True
+        value, number, path = marshal.loads(said) if said else (None, errno.EINTR, None)
+        if not number:
+            work.set_result(value)
             return
-        value, number, path = marshal.loads(said)
-        if number:
-            done.set_exception(OSError(number, os.strerror(number), path))
-            done.exception()
-        else:
-            done.set_result(value)
+        # Of EINTR that is InterruptedError.
+        work.set_exception(OSError(number, os.strerror(number), path))
+        work.exception()  # seen, where nobody waits any more
 
 
 class Caller:
@@ -101,7 +101,7 @@ class Caller:
         """The result of `function(*arguments)`, done in a process of its own; or the OSError that it raised.
 
         Raises TimeoutError where a former call keeps its process for `limit` seconds from now, or this one from the start
-        of its work, and OSError where no process can be made.
+        of its work, and OSError where no process can be made, or it has ended without a result.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + limit
@@ -113,26 +113,25 @@ class Caller:
         try:
             worker = await _known_starter().worker()
         except BaseException:
-            self._is_free()
+            self._end()
             raise
-        done: asyncio.Future[T] | None = None
+        work: asyncio.Future[T] | None = None
         try:
-            done = worker.do(function, *arguments)
-            # asyncio.wait() leaves it alone where this call is given up: it tells when the process can be forgotten.
-            await asyncio.wait([done], timeout=limit)
-            if not done.done():
+            work = worker.do(function, *arguments)
+            await asyncio.wait([work], timeout=limit)  # which does not cancel it
+            if not work.done():
                 raise _timed_out()
-            return done.result()
+            return work.result()
         except InterruptedError:
-            raise _timed_out() from None
+            raise OSError(errno.EIO, "its process has ended") from None
         finally:
             worker.release()
-            if done is None:
-                self._is_free()
+            if work is None:
+                self._end()
             else:
-                done.add_done_callback(lambda _: self._is_free())
+                work.add_done_callback(lambda _: self._end())
 
-    def _is_free(self) -> None:
+    def _end(self) -> None:
         at_work, self._at_work = self._at_work, None
         if at_work is not None:
             at_work.set_result(None)
@@ -148,16 +147,17 @@ class _Starter:
     def __init__(self) -> None:
         self._socket, self.pidfd = workers.fork_starter()
         self._waiting: deque[asyncio.Future[Worker]] = deque()
-        self._is_asked = False
+        self._is_making = False
 
     async def worker(self) -> Worker:
-        """A worker: one that somebody gives back, or a new one, whichever is first. Raises OSError."""
+        """A worker: one that somebody gives back, or a new one, whichever is first. Raises OSError, TimeoutError."""
         waiting: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiting)
-        self._ask()
+        self._make()
         try:
-            return await waiting
-        except asyncio.CancelledError:
+            async with asyncio.timeout(limits.WORKER_WAIT):
+                return await waiting
+        except (asyncio.CancelledError, TimeoutError):
             if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
                 waiting.result().release()
             raise
@@ -171,9 +171,9 @@ class _Starter:
                 return True
         return False
 
-    def _ask(self) -> None:
+    def _make(self) -> None:
         """Have a worker made, one at a time, as long as anybody waits."""
-        if self._is_asked or not self._waiting:
+        if self._is_making or not self._waiting:
             return
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -187,12 +187,12 @@ class _Starter:
             ours.close()
             self._fail(error)
             return
-        self._is_asked = True
-        asyncio.get_running_loop().add_reader(self._socket, self._answered, ours)
+        self._is_making = True
+        asyncio.get_running_loop().add_reader(self._socket, self._made, ours)
 
-    def _answered(self, ours: socket.socket) -> None:
+    def _made(self, ours: socket.socket) -> None:
         asyncio.get_running_loop().remove_reader(self._socket)
-        self._is_asked = False
+        self._is_making = False
         try:
             answer, pidfds, _, _ = socket.recv_fds(self._socket, workers.RESULT_MAX, 1)
             if not answer:
@@ -207,9 +207,10 @@ class _Starter:
             self._fail(error)
             return
         Worker(pidfds[0], ours).release()
-        self._ask()
+        self._make()
 
     def _fail(self, error: OSError) -> None:
+        """There is no room for more processes: all who wait look again later, and the next one to come asks again."""
         waiting, self._waiting = self._waiting, deque()
         for each in waiting:
             if not each.done():

@@ -1,13 +1,12 @@
 """How a volume is, as a sentence for a person, and how full it is: for NodeGetVolumeStats and `status`."""
 
 import asyncio
-import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from errno import ENOTCONN
 
-from driver import syscalls
+from driver import fusemount
 from driver.apart import Caller
 from driver.history import Past
 from driver.logs import shown
@@ -52,7 +51,7 @@ NOTHING_KNOWN = Usage(Amount(0, 0, 0), Amount(0, 0, 0))
 async def examine(volume: Volume) -> tuple[Condition, Usage | None]:
     """The condition of a volume, and its usage where it tells it.
 
-    Answers within limits.PROBE_WAIT, whatever its FUSE program does.
+    Answers within limits.PROBE_WAIT, whatever its FUSE program does, and within twice that where another question waits.
     """
     usage, silence = None, ""
     try:
@@ -108,28 +107,15 @@ _WAITING = {
 
 async def _usage(target: str, placeholder: str | None, examiner: Caller) -> Usage:
     """Raises OSError, and TimeoutError where the FUSE program does not answer."""
-    fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        # The placeholder is the driver's own, and needs no process that can be left behind.
-        said = _said(fd) if syscalls.device_of(fd) == placeholder else None
-    finally:
-        os.close(fd)
+    # That is the driver's own, and needs no process that can be left behind.
+    said = None if placeholder is None else fusemount.placeholders_usage(target, placeholder)
     if said is None:
-        said = await examiner.call(limits.PROBE_WAIT, _said_at, target)
+        said = await examiner.call(limits.PROBE_WAIT, fusemount.usage, target)
     block, blocks, free, available, files, free_files, available_files = said
     return Usage(
         _amount(blocks * block, available * block, (blocks - free) * block),
         _amount(files, available_files, files - free_files),
     )
-
-
-def _said_at(target: str) -> tuple[int, ...]:
-    return _said(os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
-
-
-def _said(fd: int) -> tuple[int, ...]:
-    said = os.fstatvfs(fd)
-    return said.f_frsize, said.f_blocks, said.f_bfree, said.f_bavail, said.f_files, said.f_ffree, said.f_favail
 
 
 def _amount(total: int, available: int, used: int) -> Amount:

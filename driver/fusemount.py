@@ -1,7 +1,7 @@
 """One FUSE connection at one target: mounting it, asking whether it lives, taking it off.
 
-Everything here blocks at most as long as the kernel works, but for `is_gone`, `take_off` and `remove_target`, which touch
-what a pod serves: call the first through apart.Caller, the others through bounded.Threads.
+Everything here blocks at most as long as the kernel works, but for what touches what a pod serves: call `is_gone` and `usage`
+through apart.Caller, `take_off` and `remove_target` through bounded.Threads.
 """
 
 import fcntl
@@ -201,7 +201,7 @@ def is_gone(target: str, device: str) -> bool:
     Blocks as long as a program that lives does not answer.
     """
     try:
-        fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = _copy_of(target)
     except FileNotFoundError:
         return True
     try:
@@ -214,6 +214,40 @@ def is_gone(target: str, device: str) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def usage(target: str) -> tuple[int, ...]:
+    """statvfs(3) of what is at `target`: fragment size, blocks, free and available ones, inodes, free and available ones.
+
+    Blocks as long as the program does not answer. Raises OSError.
+    """
+    fd = _copy_of(target)
+    try:
+        return _usage(fd)
+    finally:
+        os.close(fd)
+
+
+def placeholders_usage(target: str, device: str) -> tuple[int, ...] | None:
+    """The same of the placeholder `device`, which does not block; None where something else is at `target`. Raises OSError."""
+    fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return _usage(fd) if syscalls.device_of(fd) == device else None
+    finally:
+        os.close(fd)
+
+
+def _usage(fd: int) -> tuple[int, ...]:
+    said = os.fstatvfs(fd)
+    return said.f_frsize, said.f_blocks, said.f_bfree, said.f_bavail, said.f_files, said.f_ffree, said.f_favail
+
+
+def _copy_of(target: str) -> int:
+    """A copy of the mount at `target` that is nowhere: a question through it does not make the mount itself busy.
+
+    Otherwise a pod's own `fusermount3 -u` would fail while the driver asks, and for ever where the program never answers.
+    """
+    return syscalls.open_tree(target, syscalls.OPEN_TREE_CLONE | syscalls.AT_SYMLINK_NOFOLLOW)
 
 
 def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool) -> None:

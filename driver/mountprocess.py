@@ -8,7 +8,7 @@ mount yet whose connection could be aborted. A process can: killed, it gives up,
 import asyncio
 import os
 from collections.abc import Callable
-from errno import EINTR, EINVAL
+from errno import EINTR, EINVAL, EIO
 
 from driver import apart, fusemount
 from driver.policy import KernelMount
@@ -35,15 +35,17 @@ class MountProcess:
                 self._worker.kill()
 
     async def _mount(self, fd: int, target: str, kernel: KernelMount, on_end: Callable[[], None]) -> None:
-        errno = 0
+        errno = EIO  # of a mistake, which must not keep the volume either
         try:
             await self._mount_apart(fd, target, kernel)
+            errno = 0
         except OSError as error:
             errno = error.errno or EINVAL
-        try:
-            on_end()
         finally:
-            self.ended.set_result(errno)
+            try:
+                on_end()
+            finally:
+                self.ended.set_result(errno)
 
     async def _mount_apart(self, fd: int, target: str, kernel: KernelMount) -> None:
         worker = await apart.worker()

@@ -143,7 +143,7 @@ class TargetMount:
         no lock, so its absence is confirmed by the kernel.
         """
         record = self.record
-        if record is None or self._is_held(record):
+        if record is None or self._is_held(record) is not False:
             return False
         try:
             is_gone = await self._prober.call(limits.PROBE_WAIT, fusemount.is_gone, self._target, record.device)
@@ -252,22 +252,23 @@ class TargetMount:
         self.state = State.WAITING
         self._on_change()
 
-    def _is_held(self, record: FuseMount) -> bool:
+    def _is_held(self, record: FuseMount) -> bool | None:
+        """Whether the program's fd is known to be open; None where there is no fd left to ask with."""
         try:
             return record.node is not None and self._workspace.nodes.is_held(record.node)
-        except OSError:  # no fd left to ask with
-            return True
+        except OSError:
+            return None
 
     async def _reap(self, record: FuseMount, look_again: asyncio.Event) -> None:
         """Take `record` off when its program has died. Where nobody would tell of that, look again and again."""
         is_told = True
         while True:
             look_again.clear()
-            is_held = True
+            is_held: bool | None = None
             for delay in _DEATH_LOOKS if is_told else _DEATH_LOOKS[:1]:
                 await asyncio.sleep(delay)
                 is_held = self._is_held(record)
-                if is_held:
+                if is_held is not False:
                     continue
                 async with self.lock:
                     if self.record is not record or await self._take_off_if_dead():

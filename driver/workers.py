@@ -4,6 +4,9 @@ They are forked by the starter, which was forked before the driver had anything 
 driver itself would begin with a copy of every fd that the driver has: it could be the last to drop what another pod has
 queued in a connection and block there, and it would keep alive what others think is closed.
 
+A worker goes from one pod's volume to the next one's. So what it does leaves nothing behind: an fd that it kept, of one
+volume, would keep that one's mount busy for as long as another one's program makes it wait.
+
 The driver sends the starter MAKE_ONE with a worker's end of a socket pair, and gets MADE with its pidfd, or an errno. To that
 worker it sends (module, function, arguments) with fds, and gets (result, errno, path). Each is one packet, in marshal's form:
 all of these processes are the same program.
@@ -16,14 +19,15 @@ import select
 import signal
 import socket
 import sys
+import traceback
 from typing import NoReturn
 
 import prctl
 
 MAKE_ONE = b"\0"
-MADE = b"\0"
+MADE = b"\0"  # in marshal's form it would be "nothing", which is no errno
 RESULT_MAX = 4096  # bytes
-_PACKET_MAX = 1 << 16  # the work's arguments: paths and mount options
+_PACKET_MAX = 1 << 17  # the work's arguments: mount options, which come in a packet of half of that, and a path
 _FD_MAX = 1 << 20
 
 
@@ -45,6 +49,9 @@ def _start_workers(driver: int, requests: socket.socket) -> NoReturn:
         if _end_with(driver):
             _keep(requests.fileno())
             _take_requests(requests)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
     finally:
         os._exit(0)
 
@@ -104,9 +111,11 @@ def _work(starter: int, fd: int) -> NoReturn:
                 try:
                     result = _result(packet, fds)
                 finally:
-                    for each in fds:
-                        os.close(each)
+                    _keep(fd)  # those that came, and any that the work has left open
                 requests.send(result)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
     finally:
         os._exit(0)
 
@@ -116,7 +125,13 @@ def _result(packet: bytes, fds: list[int]) -> bytes:
     try:
         return marshal.dumps((getattr(sys.modules[module], name)(*arguments, *fds), 0, None))
     except OSError as error:
-        return marshal.dumps((None, error.errno or errno.EIO, error.filename))
+        number = error.errno or errno.EIO
+        said = marshal.dumps((None, number, error.filename))
+        # A path inside a pod's file system is of any length.
+        return said if len(said) <= RESULT_MAX else marshal.dumps((None, number, None))
+    except Exception:  # a mistake of ours: told, and not taken for the program's silence
+        traceback.print_exc()
+        return marshal.dumps((None, errno.EIO, None))
 
 
 def _end_with(parent: int) -> bool:

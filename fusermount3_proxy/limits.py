@@ -5,7 +5,7 @@ SOCKET_WAIT = 10.0  # a socket that is missing or refuses: the driver may be sta
 SOCKET_WAIT_SILENT = 1.0  # after this the client says what it waits for
 SOCKET_RETRY = 0.05
 ANSWER_WAIT = 30.0
-MOUNT_ANSWER_WAIT = 40.0  # for a mount that waits for the program (sync-init): longer than the driver lets it take
+MOUNT_ANSWER_WAIT = 50.0  # for a mount that waits for the program (sync-init): longer than all that the driver does for it
 
 # The driver, for a client.
 REQUEST_WAIT = 5.0
@@ -17,6 +17,7 @@ REQUESTS_AT_ONCE = 8  # per volume; further connections are closed
 PROBE_WAIT = 1.0  # one touch of a served file system
 SUB_PATH_WAIT = 10.0  # finding the directories of kubelet's subPath binds in a file system that was just mounted
 TAKE_OFF_WAIT = 10.0  # unmounting, with everything that it touches
+WORKER_WAIT = 5.0  # for a process to touch it in: the node is out of memory, or the like
 LOOK_AGAIN = 10.0  # until the next look at a mount whose end nobody would tell
 
 # The driver, for whoever reads its metrics.

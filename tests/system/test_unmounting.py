@@ -1,5 +1,7 @@
 """fusermount3 -u, by hand and by the FUSE library, and mounting again: the volume's sockets stay."""
 
+import threading
+
 import pytest
 from harness.container import Background, Bind, Container
 from harness.events import wait_until
@@ -49,6 +51,30 @@ def test_unmount_and_mount_again_three_times(node: Node, setup: Setup, mountpoin
         result = setup.fuse.run(f"fusermount3 -u {mountpoint}")
         assert (result.code, result.out, result.err) == (0, "", "")
         setup.unmounted(program)
+
+
+def test_the_drivers_own_questions_do_not_make_it_busy(node: Node, setup: Setup) -> None:
+    """kubelet asks how a volume is at any moment."""
+    asked = 0
+    stopped = threading.Event()
+
+    def ask() -> None:
+        nonlocal asked
+        while not stopped.is_set():
+            asked += setup.volume.condition.startswith("mounted")
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        for _ in range(20):
+            program = setup.mount()
+            result = setup.fuse.run("fusermount3 -u /data")
+            assert (result.code, result.err) == (0, "")
+            setup.unmounted(program)
+    finally:
+        stopped.set()
+        thread.join()
+    assert asked > 20
 
 
 @both_places

@@ -14,11 +14,10 @@ import apart_jobs
 import pytest
 from open_fds import nothing_leaked
 from pod_programs import ROOT
+from with_workers import DEADLINE, run
 
-from driver import apart
+from driver import apart, fusemount
 from driver.apart import Caller
-
-DEADLINE = 20.0
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -40,7 +39,7 @@ def call(limit: float, function: Callable[..., Any], *arguments: object) -> Any:
         finally:
             await ended(caller)
 
-    return asyncio.run(main())
+    return run(main())
 
 
 async def ended(caller: Caller) -> None:
@@ -71,9 +70,10 @@ def test_an_error_without_a_number_is_one_too() -> None:
 
 
 @pytest.mark.parametrize("how", [apart_jobs.dies, apart_jobs.is_a_mistake])
-def test_one_that_ends_without_a_word_has_no_result(how: Callable[[], int]) -> None:
-    with pytest.raises(TimeoutError):
+def test_one_that_ends_without_a_word_and_a_mistake_are_no_silence_of_the_program(how: Callable[[], int]) -> None:
+    with pytest.raises(OSError) as caught:
         call(DEADLINE, how)
+    assert caught.value.errno == EIO
     assert call(DEADLINE, apart_jobs.same, 7) == 7
 
 
@@ -119,7 +119,7 @@ def test_nobody_has_a_copy_of_what_the_driver_opened_since() -> None:
             with pytest.raises(InterruptedError):
                 await done
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_it_may_be_given_an_fd_and_does_not_keep_it() -> None:
@@ -134,7 +134,7 @@ def test_it_may_be_given_an_fd_and_does_not_keep_it() -> None:
         worker.release()
         os.close(reader)
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_one_that_is_killed_has_no_result_and_nobody_gets_it() -> None:
@@ -153,7 +153,48 @@ def test_one_that_is_killed_has_no_result_and_nobody_gets_it() -> None:
         (await another).release()
         os.close(reader)
 
-    asyncio.run(main())
+    run(main())
+
+
+def test_one_that_is_killed_when_its_work_is_done_is_not_handed_on() -> None:
+    """A client gives up in the moment in which its mount is made: the signal is on its way to who has ended its work."""
+
+    async def main() -> None:
+        worker = await apart.worker()
+        work = worker.do(apart_jobs.same, 7)
+        time.sleep(0.2)  # its result is there, and not read
+        others = [asyncio.create_task(Caller().call(DEADLINE, apart_jobs.same, number)) for number in range(3)]
+        worker.kill()
+        assert await work == 7
+        worker.release()
+        assert await asyncio.gather(*others) == [0, 1, 2]
+
+    run(main())
+
+
+def test_the_path_of_an_error_may_be_of_any_length() -> None:
+    """A pod says how deep a directory of its file system lies."""
+    with pytest.raises(OSError) as caught:
+        call(DEADLINE, apart_jobs.fails_at, b"name/" * 2000)
+    assert (caught.value.errno, caught.value.filename) == (ENOTCONN, None)
+
+
+@pytest.mark.parametrize("work", [fusemount.usage, fusemount.is_gone, apart_jobs.opens])
+def test_it_takes_nothing_to_the_next_ones_work(work: Callable[..., Any], tmp_path: Any) -> None:
+    """An fd of one volume would keep its mount busy for as long as another one's program makes the process wait."""
+
+    async def main() -> None:
+        worker = await apart.worker()
+        before = await worker.do(apart_jobs.fds)
+        for _ in range(3):
+            try:
+                await worker.do(work, str(tmp_path), *(["0:0"] if work is fusemount.is_gone else []))
+            except PermissionError:
+                pass  # copies of mounts are for root
+        assert await worker.do(apart_jobs.fds) == before
+        worker.release()
+
+    run(main())
 
 
 def test_one_that_ended_while_it_had_nothing_to_do_tells_the_next_user() -> None:
@@ -166,7 +207,7 @@ def test_one_that_ended_while_it_had_nothing_to_do_tells_the_next_user() -> None
         worker.release()
         assert await Caller().call(DEADLINE, apart_jobs.same, 7) == 7
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_many_fds_are_no_obstacle() -> None:
@@ -183,7 +224,7 @@ def test_many_at_once_share_a_few_processes() -> None:
     async def main() -> list[int]:
         return await asyncio.gather(*(Caller().call(DEADLINE, apart_jobs.pid) for _ in range(200)))
 
-    assert len(set(asyncio.run(main()))) < 100
+    assert len(set(run(main()))) < 100
 
 
 def test_those_that_never_answer_keep_nobody_waiting() -> None:
@@ -201,7 +242,7 @@ def test_those_that_never_answer_keep_nobody_waiting() -> None:
                 await task
         await asyncio.sleep(0.2)  # they are killed, and forgotten when they have ended
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_a_caller_has_one_process_at_a_time() -> None:
@@ -218,7 +259,7 @@ def test_a_caller_has_one_process_at_a_time() -> None:
         first.cancel()
         assert await caller.call(DEADLINE, apart_jobs.same, 7) == 7
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_several_calls_of_a_caller_take_turns() -> None:
@@ -226,7 +267,7 @@ def test_several_calls_of_a_caller_take_turns() -> None:
         caller = Caller()
         return await asyncio.gather(*(caller.call(DEADLINE, apart_jobs.same, n) for n in range(20)))
 
-    assert asyncio.run(main()) == list(range(20))
+    assert run(main()) == list(range(20))
 
 
 def test_who_gives_up_before_there_is_a_process_leaves_none() -> None:
@@ -238,7 +279,7 @@ def test_who_gives_up_before_there_is_a_process_leaves_none() -> None:
         assert await Caller().call(DEADLINE, apart_jobs.same, 7) == 7
         await asyncio.sleep(0.1)
 
-    asyncio.run(main())
+    run(main())
 
 
 def script(*lines: str) -> list[str]:
@@ -246,6 +287,12 @@ def script(*lines: str) -> list[str]:
     start = f"import asyncio, os, signal, sys, time; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests/unit')!r}]"
     body = ["async def main():", *(f"    {line}" for line in lines), "asyncio.run(main())"]
     return [sys.executable, "-c", "\n".join([start, "import apart_jobs", "from driver import apart", "pidfd = apart.begin()", *body])]
+
+
+def test_a_mistake_is_told() -> None:
+    lines = ["try: await apart.Caller().call(20, apart_jobs.is_a_mistake)", "except OSError: pass"]
+    done = subprocess.run(script(*lines), stderr=subprocess.PIPE, text=True, timeout=DEADLINE)
+    assert done.stderr.splitlines()[-1].startswith("ZeroDivisionError")
 
 
 def test_it_does_not_outlive_the_driver() -> None:

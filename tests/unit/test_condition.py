@@ -9,6 +9,7 @@ from typing import Any
 
 import apart_jobs
 import pytest
+from with_workers import run
 
 from driver import apart, condition
 from driver.apart import Caller
@@ -85,7 +86,7 @@ def starter() -> None:
 
 
 def usage_of(path: str) -> condition.Usage:
-    return asyncio.run(condition._usage(path, None, Caller()))
+    return run(condition._usage(path, None, Caller()))
 
 
 def test_the_usage_is_that_of_the_file_system(tmp_path: Any) -> None:
@@ -128,7 +129,7 @@ def test_a_program_that_hangs_is_told_within_the_limit(monkeypatch: pytest.Monke
         return [await condition.examine(examined) for _ in range(3)]
 
     began = time.monotonic()
-    found = asyncio.run(main())
+    found = run(main())
     assert time.monotonic() - began < 5
     for how, found_usage in found:
         assert found_usage is None
@@ -142,7 +143,7 @@ def test_a_program_that_answers_with_an_error_answers(errno: int, is_abnormal: b
         raise OSError(errno, os.strerror(errno))
 
     monkeypatch.setattr(condition, "_usage", usage)
-    how, found = asyncio.run(condition.examine(volume()))
+    how, found = run(condition.examine(volume()))
     assert found is None
     assert how.is_abnormal is is_abnormal
 
@@ -154,10 +155,10 @@ def test_troubles_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(condition, "_usage", usage)
     examined = volume()
     examined.history.trouble("sockets", "the sockets are gone")
-    how, _ = asyncio.run(condition.examine(examined))
+    how, _ = run(condition.examine(examined))
     assert (how.is_abnormal, how.text) == (True, f"mounted {SINCE}; the sockets are gone")
     examined.history.no_trouble("sockets")
-    assert not asyncio.run(condition.examine(examined))[0].is_abnormal
+    assert not run(condition.examine(examined))[0].is_abnormal
 
 
 def test_many_are_examined_some_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,6 +175,6 @@ def test_many_are_examined_some_at_once(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(condition, "_usage", usage)
     volumes = [volume(State.MOUNTED if number % 3 else State.WAITING) for number in range(200)]
-    found = asyncio.run(condition.examine_all(volumes))
+    found = run(condition.examine_all(volumes))
     assert [how.text.split()[0] for how, _ in found] == ["mounted" if number % 3 else "waiting" for number in range(200)]
     assert most <= condition._EXAMINED_AT_ONCE

@@ -4,18 +4,18 @@ import asyncio
 import gc
 import os
 from collections.abc import Coroutine
-from errno import EINTR, ENOENT, ENOTBLK, EPERM
+from errno import EINTR, EIO, ENOENT, ENOTBLK, EPERM
 from pathlib import Path
 
 import apart_jobs
 import pytest
+import with_workers
 from open_fds import nothing_leaked
 
 from driver import apart, fusemount
 from driver.mountprocess import MountProcess
 from driver.policy import KernelMount
 
-DEADLINE = 20.0  # seconds
 KERNEL = KernelMount(b"source", b"fuse", 0, b"rootmode=40000,user_id=0,group_id=0")
 
 
@@ -26,7 +26,7 @@ def starter() -> None:
 
 def run(main: Coroutine[object, object, None]) -> None:
     with nothing_leaked():
-        asyncio.run(asyncio.wait_for(main, DEADLINE))
+        with_workers.run(main)
 
 
 def null() -> int:
@@ -61,6 +61,22 @@ def test_one_that_does_not_end_is_killed(after: float, monkeypatch: pytest.Monke
         process.kill()
         assert await process.ended == EINTR
         assert process.is_killed
+
+    run(main())
+
+
+def test_a_mistake_before_it_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def mistake() -> apart.Worker:
+        raise RuntimeError
+
+    monkeypatch.setattr(apart, "worker", mistake)
+
+    async def main() -> None:
+        told: list[bool] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        process = MountProcess(0, "/nowhere", KERNEL, lambda: told.append(True))
+        assert await process.ended == EIO
+        assert told
 
     run(main())
 

@@ -1,0 +1,24 @@
+"""Coroutines that use driver.apart, each with an event loop of its own; the driver has one for all its life."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import TypeVar
+
+from driver import apart
+
+T = TypeVar("T")
+
+DEADLINE = 20.0  # seconds
+
+
+def run(main: Coroutine[object, object, T]) -> T:
+    """The result of `main`. The starter is left with nothing to do, since its answer would find no loop."""
+
+    async def session() -> T:
+        try:
+            return await asyncio.wait_for(main, DEADLINE)
+        finally:
+            while apart._known_starter()._is_making:
+                await asyncio.sleep(0.001)
+
+    return asyncio.run(session())
