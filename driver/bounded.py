@@ -36,8 +36,9 @@ class Threads:
         self._most = most
         self._nudge = nudge
         self._running = 0
-        self._waiting: list[asyncio.Future[None]] = []
-        self._unfinished: list[tuple[Callable[[], None], asyncio.Future[None]]] = []
+        # Tuples, which cost nothing while there is nothing in them.
+        self._waiting: tuple[asyncio.Future[None], ...] = ()
+        self._unfinished: tuple[tuple[Callable[[], None], asyncio.Future[None]], ...] = ()
 
     @property
     def is_busy(self) -> bool:
@@ -70,7 +71,7 @@ class Threads:
                 return self._start(work, done, patience)
             except OSError:
                 pass  # later
-        self._unfinished.append((work, done))
+        self._unfinished += ((work, done),)
         self._go_on()
         return done
 
@@ -82,15 +83,15 @@ class Threads:
             except OSError:
                 asyncio.get_running_loop().call_later(_RETRY, self._go_on)
                 return
-            del self._unfinished[0]
+            self._unfinished = self._unfinished[1:]
 
     async def _one_ends(self) -> None:
         ended = asyncio.get_running_loop().create_future()
-        self._waiting.append(ended)
+        self._waiting += (ended,)
         try:
             await ended
         finally:
-            self._waiting.remove(ended)
+            self._waiting = tuple(each for each in self._waiting if each is not ended)
 
     def _start(self, work: Callable[[], T], future: "asyncio.Future[T]", patience: float = 0) -> "asyncio.Future[T]":
         loop = asyncio.get_running_loop()

@@ -19,6 +19,7 @@ from driver.bounded import NUDGE
 from driver.closewatch import CloseWatch
 from driver.csi import Controller, Identity, Node
 from driver.fusemount import Workspace
+from driver.listeners import Listeners
 from driver.logs import log
 from driver.records import Records
 from driver.rpc import admin_pb2_grpc, csi_pb2_grpc, pluginregistration_pb2_grpc
@@ -85,7 +86,9 @@ async def _serve(settings: Settings, scraped: socket.socket | None, starter: int
             stack.callback(workspace.close)
             watch = CloseWatch()
             stack.callback(watch.close)
-            volumes = Volumes(workspace, watch, Records(settings.state_dir))
+            listeners = Listeners()
+            stack.callback(listeners.close)
+            volumes = Volumes(workspace, watch, listeners, Records(settings.state_dir))
             stack.callback(volumes.release)
             standalone = Standalone(volumes, f"{settings.run_dir}/volumes")
             standalone.prepare()

@@ -13,11 +13,13 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from enum import Enum
 from errno import EBUSY, EIO, EPROTO
 from typing import Protocol
 
 from driver import metrics
 from driver.bounded import Threads
+from driver.listeners import Listeners
 from driver.logs import VolumeLog
 from driver.metrics import Reason
 from driver.podsockets import PodSockets
@@ -74,27 +76,31 @@ class Capacity:
     It outlives the volume's servers. A pod can make each of them hang, and remove the sockets so that there is a next one.
     """
 
+    __slots__ = ("connections", "listener_thread", "on_room", "threads")  # each volume has one
+
     def __init__(self) -> None:
         self.threads = Threads(limits.REQUESTS_AT_ONCE, nudge=limits.PROBE_WAIT)
         self.listener_thread = Threads(1, nudge=limits.PROBE_WAIT)
         self.connections = 0
-        self.on_room: Callable[[], None] = lambda: None  # called when there is one less
+        self.on_room: Callable[[], None] | None = None  # called when there is one less
 
 
 class FdServer:
     """Two listening sockets, which it owns, and the requests on them."""
 
-    def __init__(self, handler: Handler, sockets: PodSockets, volume_name: str, log: VolumeLog, capacity: Capacity) -> None:
+    def __init__(
+        self, handler: Handler, sockets: PodSockets, volume_name: str, log: VolumeLog, capacity: Capacity, listeners: Listeners
+    ) -> None:
         self._handler = handler
         self._capacity = capacity
         self._sockets = sockets
         self._volume_name = volume_name
         self._log = log
-        self._loop = asyncio.get_running_loop()
+        self._listeners = listeners
         self._serving = 0
         self._preparing = 0
-        self._connections: list[asyncio.Task[None]] = []
-        self._waiting: list[asyncio.Future[None]] = []
+        self._connections: tuple[asyncio.Task[None], ...] = ()
+        self._waiting: tuple[asyncio.Future[None], ...] = ()
         self._is_listening = False
         self._is_closed = False
         capacity.on_room = self._listen
@@ -123,40 +129,47 @@ class FdServer:
         if self._is_closed or self._is_listening or self._capacity.connections >= _CONNECTIONS_MAX:
             return
         self._is_listening = True
-        self._loop.add_reader(self._sockets.v1.fileno(), self._accept, self._sockets.v1, self._serve_v1)
-        self._loop.add_reader(self._sockets.original.fileno(), self._accept, self._sockets.original, self._serve_original)
+        accept = self._accept
+        for sock in (self._sockets.v1, self._sockets.original):
+            self._listeners.add(sock.fileno(), accept)
 
     def _pause(self) -> None:
         if self._is_listening:
             self._is_listening = False
             for sock in (self._sockets.v1, self._sockets.original):
-                self._loop.remove_reader(sock.fileno())
+                self._listeners.remove(sock.fileno())
 
-    def _accept(self, listener: socket.socket, serve: Serve) -> None:
+    def _accept(self, listener: int) -> None:
         """Take one connection, and the next one when other volumes have had their turn: a pod may flood its socket."""
         # It must not fill the driver's memory either.
         if self._capacity.connections >= _CONNECTIONS_MAX:
             self._pause()
             return
+        is_v1 = listener == self._sockets.v1.fileno()
         try:
-            connection, _ = listener.accept()
+            connection, _ = (self._sockets.v1 if is_v1 else self._sockets.original).accept()
         except BlockingIOError:
             return
         except OSError as error:
             self._log.refusal(f"cannot accept a connection: {error.strerror}")
             self._pause()
-            self._loop.call_later(_ACCEPT_PAUSE, self._listen)
+            asyncio.get_running_loop().call_later(_ACCEPT_PAUSE, self._listen)
             return
         connection.setblocking(False)
         self._capacity.connections += 1
-        task = self._loop.create_task(self._run(serve, connection))
-        self._connections.append(task)
-        task.add_done_callback(self._connections.remove)
+        serve = self._serve_v1 if is_v1 else self._serve_original
+        task = asyncio.get_running_loop().create_task(self._run(serve, connection))
+        self._connections += (task,)
+        task.add_done_callback(self._end)
+
+    def _end(self, task: "asyncio.Task[None]") -> None:
+        self._connections = tuple(each for each in self._connections if each is not task)
 
     def _one_less(self, closed: "asyncio.Future[None]") -> None:
         closed.exception()  # close(2) fails of what it has closed
         self._capacity.connections -= 1
-        self._capacity.on_room()
+        if self._capacity.on_room is not None:
+            self._capacity.on_room()
 
     async def _run(self, serve: Serve, connection: socket.socket) -> None:
         try:
@@ -190,7 +203,7 @@ class FdServer:
 
     async def _serve_v1(self, connection: socket.socket) -> None:
         try:
-            packet = await asyncio.wait_for(self._receive(connection), limits.REQUEST_WAIT)
+            packet = await self._receive(connection, limits.REQUEST_WAIT)
             if not packet:
                 return
             request = protocol.decode_request(packet)
@@ -241,44 +254,80 @@ class FdServer:
         # It may last minutes, and must not keep the volume's other clients from theirs meanwhile.
         self._serving -= 1
         try:
-            return await asyncio.wait_for(self._receive(connection), limits.PROCEED_WAIT)
+            return await self._receive(connection, limits.PROCEED_WAIT)
         finally:
             self._serving += 1
 
     async def _mount_prepared(self, connection: socket.socket, prepared: Prepared) -> None:
-        client_gone = self._loop.create_future()
+        loop = asyncio.get_running_loop()
+        client_gone = loop.create_future()
 
         def went() -> None:
-            self._loop.remove_reader(connection.fileno())
+            loop.remove_reader(connection.fileno())
             _settle(client_gone)
 
         # It has nothing to say before it is answered: whatever comes is its end, or not of this protocol.
-        self._loop.add_reader(connection.fileno(), went)
+        loop.add_reader(connection.fileno(), went)
         try:
             await prepared.mount(client_gone)
         finally:
-            self._loop.remove_reader(connection.fileno())
+            loop.remove_reader(connection.fileno())
 
     def _refuse(self, connection: socket.socket, text: str, errno: int, reason: Reason | None = None) -> None:
         metrics.refused(errno if reason is None else reason)
         fdpass.send_with_fds(connection, protocol.encode_reply(Reply(error=text, errno=errno)), [])
 
-    async def _receive(self, connection: socket.socket) -> bytes:
-        readable = self._loop.create_future()
-        self._waiting.append(readable)
-        self._loop.add_reader(connection.fileno(), _settle, readable)
+    async def _receive(self, connection: socket.socket, limit: float) -> bytes:
+        """One packet, without the fds that are with it; empty where the client has gone. Raises ProtocolError, TimeoutError."""
+        async with asyncio.timeout(limit):
+            while (brings := _next_brings(connection)) is None:
+                await self._readable(connection)
+            try:
+                if brings is Brings.NOTHING:
+                    return b""
+                if brings is Brings.DATA:
+                    return _packet(connection)
+                # The kernel drops the fds here, and that may block.
+                return await self._capacity.threads.run(limits.REQUEST_WAIT, lambda: _packet(connection))
+            except fdpass.Truncated:
+                raise ProtocolError(f"the packet is longer than {limits.PACKET_MAX} bytes") from None
+
+    async def _readable(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        readable = loop.create_future()
+        self._waiting += (readable,)
+        loop.add_reader(connection.fileno(), _settle, readable)
         try:
             await readable
         finally:
-            self._loop.remove_reader(connection.fileno())
-            self._waiting.remove(readable)
-        try:
-            data, _ = await self._capacity.threads.run(
-                limits.REQUEST_WAIT, lambda: fdpass.receive_with_fds(connection, limits.PACKET_MAX, 0)
-            )
-        except fdpass.Truncated:
-            raise ProtocolError(f"the packet is longer than {limits.PACKET_MAX} bytes") from None
-        return data
+            loop.remove_reader(connection.fileno())
+            self._waiting = tuple(each for each in self._waiting if each is not readable)
+
+
+class Brings(Enum):
+    """What a connection's next packet has for whoever receives it."""
+
+    NOTHING = "no data: mostly it is the client's end"
+    DATA = "data alone"
+    FDS = "fds, too"
+
+
+def _next_brings(connection: socket.socket) -> Brings | None:
+    """What the next packet has, which stays in its queue; None where none has come.
+
+    A packet stays the next one until it is received: clients can only put others behind it.
+    """
+    try:
+        data, _, flags, _ = connection.recvmsg(1, 0, socket.MSG_PEEK)
+    except BlockingIOError:
+        return None
+    # There is no room for what belongs to a packet besides its data, so the kernel says whether there is any.
+    return Brings.FDS if flags & socket.MSG_CTRUNC else Brings.DATA if data else Brings.NOTHING
+
+
+def _packet(connection: socket.socket) -> bytes:
+    data, _ = fdpass.receive_with_fds(connection, limits.PACKET_MAX, 0)
+    return data
 
 
 def _settle(future: "asyncio.Future[None]", error: OSError | None = None) -> None:

@@ -26,21 +26,49 @@ _LINES_MAX = 20
 _LINES_SECONDS = 60.0
 
 
-class VolumeLog(logging.LoggerAdapter[logging.Logger]):
+class VolumeLog:
     """Says of each line which pod and which volume it is about."""
 
+    __slots__ = ("_doings", "_pod", "_refusals", "_volume_id")  # each volume has one
+
     def __init__(self, pod: str, volume_id: str) -> None:
-        super().__init__(log, {"pod": shown(pod), "volume": shown(volume_id)})
-        self._refusals = _Few(self, logging.WARNING, "refusals")
-        self._doings = _Few(self, logging.INFO, "mounts and unmounts")
+        self._pod = pod
+        self._volume_id = volume_id
+        self._refusals: _Few | None = None
+        self._doings: _Few | None = None
+
+    def debug(self, text: str) -> None:
+        """What only whoever looks for a mistake of the driver wants to know."""
+        self.say(logging.DEBUG, text)
+
+    def info(self, text: str) -> None:
+        """What happens to the volume."""
+        self.say(logging.INFO, text)
+
+    def warning(self, text: str) -> None:
+        """What is wrong, and not the driver's fault."""
+        self.say(logging.WARNING, text)
+
+    def error(self, text: str) -> None:
+        """What the driver should have done, and could not."""
+        self.say(logging.ERROR, text)
 
     def refusal(self, text: str) -> None:
         """A warning about what the pod did, which it may do as often as it likes: only some of them are logged."""
+        if self._refusals is None:
+            self._refusals = _Few(self, logging.WARNING, "refusals")
         self._refusals.say(text)
 
     def doing(self, text: str) -> None:
         """The same for what is no mistake of the pod: that it mounts and unmounts."""
+        if self._doings is None:
+            self._doings = _Few(self, logging.INFO, "mounts and unmounts")
         self._doings.say(text)
+
+    def say(self, level: int, text: str) -> None:
+        """A line of any level."""
+        if log.isEnabledFor(level):
+            log.log(level, text, extra={"pod": shown(self._pod), "volume": shown(self._volume_id)})
 
 
 class _Few:
@@ -60,11 +88,11 @@ class _Few:
         now = time.monotonic()
         if now - self._since > _LINES_SECONDS:
             if self._said > _LINES_MAX:
-                self._to.log(self._level, f"{self._said - _LINES_MAX} more {self._what} were not logged")
+                self._to.say(self._level, f"{self._said - _LINES_MAX} more {self._what} were not logged")
             self._said, self._since = 0, now
         self._said += 1
         if self._said <= _LINES_MAX:
-            self._to.log(self._level, text)
+            self._to.say(self._level, text)
 
 
 def shown(text: str) -> str:
@@ -117,6 +145,8 @@ def configure(verbosity: int, form: str = "text") -> None:
     log.propagate = False
     log.setLevel(logging.WARNING if verbosity <= 0 else logging.INFO if verbosity <= 5 else logging.DEBUG)
     logging.lastResort = handler
+    # No line has them, and each would be asked for.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 def _time(record: logging.LogRecord) -> str:

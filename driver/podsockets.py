@@ -7,6 +7,7 @@ beneath the pods folder without following symlinks, and everything in it is used
 import os
 import socket
 import stat
+import struct
 from dataclasses import dataclass
 from errno import EADDRINUSE, EAGAIN, ELOOP, ENOENT, ENOTDIR, EXDEV
 from socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQPACKET, SOCK_STREAM
@@ -15,7 +16,9 @@ from driver import syscalls
 from driver.paths import DEV_FUSE, VolumePaths
 from fusermount3_proxy.protocol import V1_SUFFIX
 
-Identity = tuple[tuple[int, int], ...]  # device and inode of each
+Identity = bytes  # devices and inodes of the directory and both sockets; numbers would take five times as much of each volume
+
+_NUMBERS = struct.Struct("6Q")
 
 _TRIES = 3
 _BIND_NAME = ".mfcp-bind"  # sun_path is too short for long names: bound under this one, then renamed
@@ -114,6 +117,7 @@ def _open_directory(paths: VolumePaths) -> int:
 
 def _bind_both(directory: int, name: str) -> list[socket.socket]:
     made: list[socket.socket] = []
+    umask = os.umask(0)
     try:
         # v1 first: where a client finds the original one alone it takes the driver for the Go plugin's.
         for socket_name, kind in ((name + V1_SUFFIX, SOCK_SEQPACKET), (name, SOCK_STREAM)):
@@ -123,6 +127,8 @@ def _bind_both(directory: int, name: str) -> list[socket.socket]:
             _unlink(directory, name + V1_SUFFIX)
         _close(made)
         raise
+    finally:
+        os.umask(umask)
     return made
 
 
@@ -144,16 +150,13 @@ def _close(sockets: list[socket.socket]) -> None:
 
 
 def _bind(directory: int, name: str, kind: int) -> socket.socket:
-    _make_room(directory, name)
+    """Bind a socket in place of one that was left behind. Needs umask 0."""
+    _check_free(directory, name)
     sock = socket.socket(AF_UNIX, kind | SOCK_NONBLOCK | SOCK_CLOEXEC)
     try:
         # The mode is set before there is a name: afterwards the pod could have put a link in its place.
         os.fchmod(sock.fileno(), 0o666)
-        umask = os.umask(0)
-        try:
-            _bind_in(directory, sock)
-        finally:
-            os.umask(umask)
+        _bind_in(directory, sock)
         try:
             os.rename(_BIND_NAME, name, src_dir_fd=directory, dst_dir_fd=directory)
         except BaseException:
@@ -172,31 +175,28 @@ def _bind_in(directory: int, sock: socket.socket) -> None:
     except OSError as error:
         if error.errno != EADDRINUSE:
             raise
-        _make_room(directory, _BIND_NAME)  # by a driver that was killed
+        _check_free(directory, _BIND_NAME)
+        _unlink(directory, _BIND_NAME)  # of a driver that was killed
         sock.bind(path)
 
 
-def _make_room(directory: int, name: str) -> None:
-    """Remove a socket that was left behind. What is no socket is the pod's and stays."""
+def _check_free(directory: int, name: str) -> None:
+    """Whether the name is free, or a socket's that was left behind. What is no socket is the pod's and stays."""
     try:
         mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
         raise NameTaken(f"the directory for the sockets holds {name!r}, which is no socket: remove it")
-    _unlink(directory, name)
 
 
 def _identity(directory: int, name: str) -> Identity | None:
     here = os.fstat(directory)
-    found = [(here.st_dev, here.st_ino)]
-    for socket_name in (name, name + V1_SUFFIX):
-        try:
-            info = os.stat(socket_name, dir_fd=directory, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-        found.append((info.st_dev, info.st_ino))
-    return tuple(found)
+    try:
+        original, v1 = (os.stat(each, dir_fd=directory, follow_symlinks=False) for each in (name, name + V1_SUFFIX))
+    except FileNotFoundError:
+        return None
+    return _NUMBERS.pack(here.st_dev, here.st_ino, original.st_dev, original.st_ino, v1.st_dev, v1.st_ino)
 
 
 def put_dev_fuse(directory: int) -> None:

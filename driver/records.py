@@ -25,6 +25,7 @@ from fusermount3_proxy.protocol import from_wire, to_wire
 _VERSION = 1
 _SUFFIX = ".json"
 _NEW_SUFFIX = ".new"
+_PART = 1 << 16  # bytes of a record that are read at once, mostly all of them
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,7 @@ class Records:
                     os.unlink(path)  # half written by a driver that was killed
                 if not name.endswith(_SUFFIX):
                     continue
-                with open(path, encoding="utf-8", errors="surrogateescape") as file:
-                    content = json.load(file)
+                content = json.loads(_read(path).decode("utf-8", "surrogateescape"))
                 if content["version"] != _VERSION:
                     raise ValueError(f"version {content['version']} is not {_VERSION}")
                 if content["bootId"] != self._boot_id:
@@ -102,6 +102,18 @@ class Records:
     def _path(self, target_path: str) -> str:
         # A target path is longer than a file's name may be.
         return f"{self._folder}/{hashlib.sha256(os.fsencode(target_path)).hexdigest()[:32]}{_SUFFIX}"
+
+
+def _read(path: str) -> bytes:
+    """A whole file; open() would make three objects for each of many records."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(fd, _PART):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(fd)
 
 
 def _to_json(record: Record) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from driver.errors import Code, VolumeError
 from driver.fdserver import Capacity, FdServer
 from driver.fusemount import FuseMount, Workspace
 from driver.history import History, Past
+from driver.listeners import Listeners
 from driver.logs import VolumeLog
 from driver.metrics import End, Operation, Timer
 from driver.paths import VolumePaths
@@ -55,22 +56,25 @@ class Volume:
         policy: VolumePolicy,
         workspace: Workspace,
         watch: CloseWatch,
+        listeners: Listeners,
         past: Past | None,
         on_change: Callable[["Volume"], None],
     ) -> None:
         """`past` is what a record says; `on_change` is called when the mount has changed, for the record of it."""
         self.publication = publication
+        self.target = publication.paths.target_path
         self.policy = policy
         self.log = VolumeLog(publication.pod, publication.volume_id)
         self.history = History(past)
         self.examiner = Caller()  # whoever asks its file system how it is
-        self._target = publication.paths.target_path
-        self._mount = TargetMount(publication.paths, workspace, watch, self.log, self.history, lambda: on_change(self))
+        self._on_change = on_change
+        self._mount = TargetMount(publication.paths, workspace, watch, self.log, self.history, self._mount_changed)
         self._requests = PodRequests(self._mount, policy, self.log)
         self._sockets: PodSockets | None = None
         self._server: FdServer | None = None
+        self._listeners = listeners
         self._capacity = Capacity()
-        self._closing: list[asyncio.Task[None]] = []
+        self._closing: tuple[asyncio.Task[None], ...] = ()
 
     @property
     def state(self) -> State:
@@ -110,7 +114,7 @@ class Volume:
             raise
         for warning in self.policy.warnings:
             self.log.warning(warning)
-        self.log.info(f"published at {self._target}, {self.state.value}, in {took.stop()}")
+        self.log.info(f"published at {self.target}, {self.state.value}, in {took.stop()}")
 
     def restore(self, known: FuseMount | None, stack: list[Mount]) -> bool:
         """Take up a volume that a former driver published; `known` is the mount that it made last.
@@ -118,12 +122,12 @@ class Volume:
         What is at the target (`stack`, fusemount.mounts_at) decides. Returns False where the target is gone, and the
         volume with it.
         """
-        if not stack and not os.path.isdir(self._target):
+        if not stack and not os.path.isdir(self.target):
             return False
         try:
             self._take_up(stack, known)
         except (OSError, VolumeError) as error:
-            self._trouble("target", f"cannot look after {self._target}: {error}")
+            self._trouble("target", f"cannot look after {self.target}: {error}")
         try:
             self._listen()
         except VolumeError as error:
@@ -134,7 +138,7 @@ class Volume:
         if known is not None and self.mount_record is None:
             self.history.ended(End.DIED)  # while no driver ran, or before one that was killed could record it
         self._mount.look_unless_held()
-        self.log.info(f"taken up again at {self._target}, {self.state.value}")
+        self.log.info(f"taken up again at {self.target}, {self.state.value}")
         return True
 
     def look(self) -> None:
@@ -180,7 +184,7 @@ class Volume:
             except FileNotFoundError:
                 pass
             except OSError as error:
-                raise unpublish_error(self._target, error) from None
+                raise unpublish_error(self.target, error) from None
         self.log.info(f"unpublished in {took.stop()}")
 
     def release(self) -> None:
@@ -189,13 +193,16 @@ class Volume:
         if self._server is not None:
             self._server.stop()
 
+    def _mount_changed(self) -> None:
+        self._on_change(self)
+
     def _trouble(self, kind: str, text: str) -> None:
         self.log.error(text)
         self.history.trouble(kind, text)
 
     def _make_target(self) -> None:
         """Make the directory and its placeholder. What a former driver left there is taken over."""
-        target = self._target
+        target = self.target
         created = False
         try:
             created = _make_directory(target)
@@ -212,12 +219,12 @@ class Volume:
         Raises OSError, and VolumeError where the file system is something else's.
         """
         if not stack:
-            os.chmod(self._target, _TARGET_MODE)
-            self._mount.placeholder = fusemount.mount_placeholder(self._target)
+            os.chmod(self.target, _TARGET_MODE)
+            self._mount.placeholder = fusemount.mount_placeholder(self.target)
         elif fusemount.is_placeholder(stack[-1]):
             self._mount.placeholder = stack[-1].device
         elif not stack[-1].is_fuse:
-            text = f"{self._target}: a {stack[-1].fstype} file system of something else is mounted there"
+            text = f"{self.target}: a {stack[-1].fstype} file system of something else is mounted there"
             raise VolumeError(Code.FAILED_PRECONDITION, text)
         elif known is not None and known.device == stack[-1].device:
             self._mount.take_over(known)
@@ -245,13 +252,16 @@ class Volume:
             raise VolumeError(Code.FAILED_PRECONDITION, str(error)) from None
         except OSError as error:
             raise VolumeError(Code.INTERNAL, f"cannot make the fd-passing sockets: {error}") from None
-        self._server = FdServer(self._requests, self._sockets, publication.paths.volume_name, self.log, self._capacity)
+        self._server = FdServer(self._requests, self._sockets, publication.paths.volume_name, self.log, self._capacity, self._listeners)
 
     def _stop_listening(self) -> None:
         if (server := self._take_sockets_away()) is not None:
             task = asyncio.get_running_loop().create_task(server.close())
-            self._closing.append(task)
-            task.add_done_callback(self._closing.remove)
+            self._closing += (task,)
+            task.add_done_callback(self._end_closing)
+
+    def _end_closing(self, task: "asyncio.Task[None]") -> None:
+        self._closing = tuple(each for each in self._closing if each is not task)
 
     def _take_sockets_away(self) -> FdServer | None:
         """Remove the sockets from the pod's folder, and take no more requests. Returns the server, to be closed."""

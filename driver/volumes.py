@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 
 from driver import fusemount
 from driver.bounded import Threads
@@ -10,8 +10,9 @@ from driver.closewatch import CloseWatch
 from driver.errors import Code, VolumeError
 from driver.fusemount import Workspace
 from driver.history import Past
+from driver.listeners import Listeners
 from driver.logs import VolumeLog, log
-from driver.policy import of_volume
+from driver.policy import VolumePolicy, of_volume
 from driver.records import Record, Records
 from driver.targetmount import State
 from driver.volume import Publication, Volume, unpublish_error
@@ -21,9 +22,10 @@ from fusermount3_proxy import limits
 class Volumes:
     """Publishes and unpublishes. One volume id may be published at many targets (PersistentVolumes)."""
 
-    def __init__(self, workspace: Workspace, watch: CloseWatch, records: Records) -> None:
+    def __init__(self, workspace: Workspace, watch: CloseWatch, listeners: Listeners, records: Records) -> None:
         self._workspace = workspace
         self._watch = watch
+        self._listeners = listeners
         self._records = records
         self._by_target: dict[str, Volume] = {}
         self._by_sockets: dict[tuple[str, str, str], Volume] = {}
@@ -78,7 +80,7 @@ class Volumes:
         return volume
 
     def _add(self, volume: Volume) -> None:
-        self._by_target[volume.publication.paths.target_path] = volume
+        self._by_target[volume.target] = volume
         self._by_sockets[_sockets_key(volume.publication)] = volume
 
     def restore(self) -> None:
@@ -162,12 +164,12 @@ class Volumes:
         return True
 
     def _new(self, publication: Publication, past: Past | None = None) -> Volume:
-        policy = of_volume(publication.read_only, list(publication.mount_flags), publication.mount_options)
-        return Volume(publication, policy, self._workspace, self._watch, past, self._changed)
+        policy = _policy(publication.read_only, publication.mount_flags, publication.mount_options)
+        return Volume(publication, policy, self._workspace, self._watch, self._listeners, past, self._changed)
 
     def _changed(self, volume: Volume) -> None:
         # Not of one that is being published: a record of a volume that could not be published must not stay.
-        if self._by_target.get(volume.publication.paths.target_path) is volume:
+        if self._by_target.get(volume.target) is volume:
             self._save(volume)
 
     @staticmethod
@@ -190,6 +192,12 @@ class Volumes:
             await Threads(1).run(limits.TAKE_OFF_WAIT, lambda: fusemount.remove_target(self._workspace, target, record))
         except OSError as error:
             raise unpublish_error(target, error) from None
+
+
+@lru_cache(maxsize=64)
+def _policy(read_only: bool, mount_flags: tuple[str, ...], mount_options: str) -> VolumePolicy:
+    """of_volume(), once for all volumes that say the same: those of one workload do."""
+    return of_volume(read_only, list(mount_flags), mount_options)
 
 
 def _sockets_key(publication: Publication) -> tuple[str, str, str]:

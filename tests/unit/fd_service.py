@@ -16,6 +16,7 @@ from open_fds import nothing_leaked
 from standin_driver import DEADLINE, receive
 
 from driver.fdserver import Capacity, FdServer, Peer
+from driver.listeners import Listeners
 from driver.logs import VolumeLog
 from driver.podsockets import PodSockets
 from driver.policy import Refused
@@ -95,8 +96,9 @@ class Prepared:
 class Served:
     """A server that runs, and clients of it."""
 
-    def __init__(self, handler: Handler, server: FdServer, path: Path, sockets: PodSockets) -> None:
+    def __init__(self, handler: Handler, server: FdServer, path: Path, sockets: PodSockets, listeners: Listeners) -> None:
         self.handler = handler
+        self.listeners = listeners
         self.server = server
         self.sockets = sockets
         self._path = path
@@ -170,17 +172,19 @@ async def serving(folder: Path, kind: type[socket.socket] = socket.socket) -> As
     """A server until the block's end; nothing of its own is left then."""
     path = folder / "s"
     with nothing_leaked():
-        sockets = PodSockets(listening(path, ""), listening(path, ".v1", kind), ())
+        sockets = PodSockets(listening(path, ""), listening(path, ".v1", kind), b"")
         handler = Handler()
-        server = FdServer(handler, sockets, "data", VolumeLog("default/pod", "csi-1"), Capacity())
+        listeners = Listeners()
+        server = FdServer(handler, sockets, "data", VolumeLog("default/pod", "csi-1"), Capacity(), listeners)
         try:
-            yield Served(handler, server, path, sockets)
+            yield Served(handler, server, path, sockets, listeners)
         finally:
             server.stop()
             handler.go_on.set()
             for task in list(server._connections):
                 await soon(task)
             await soon(server.close())
+            listeners.close()
             for suffix in ("", ".v1"):
                 os.unlink(f"{path}{suffix}")
 
