@@ -1,5 +1,6 @@
 """meta-fuse-csi-plugin: the driver, and the commands that talk to it."""
 
+import gc
 import json
 import os
 import sys
@@ -59,8 +60,11 @@ def main(
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     if log_format == "json":
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are no JSON
+    # What is made from here until the volumes are taken up stays: to look for garbage in it would be a tenth of a start.
+    gc.disable()
     from driver import daemon  # gRPC is slow to import, and --help does not need it
 
+    gc.freeze()
     configure(verbosity, log_format)
     _check_absolute(
         {

@@ -1,6 +1,7 @@
 """The driver's process: puts the parts together, serves until a signal, and leaves the volumes as they are."""
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -93,6 +94,7 @@ async def _serve(settings: Settings, scraped: socket.socket | None, starter: int
             standalone = Standalone(volumes, f"{settings.run_dir}/volumes")
             standalone.prepare()
             volumes.restore()
+            gc.enable()  # the command line stops it
         except OSError as error:
             reason = node.problem(settings.pods_dir, settings.run_dir) or "the driver needs root with CAP_SYS_ADMIN"
             raise StartError(f"cannot prepare {settings.run_dir} (--run-dir): {error}; {reason}") from None

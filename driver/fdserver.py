@@ -3,21 +3,22 @@
 Everything that arrives is from the pod, so it has a size, a time, and a number at once. Fds that a client sends along
 are dropped by the kernel, and never installed here. But the drop itself can block whoever makes it, for as long as the
 pod likes (a lingering TCP socket, a file of a file system that the pod serves), and closing a connection drops what was
-queued in it. So both happen in threads of the volume's own, and where these are all stuck the volume accepts no more
-until one of them is free.
+queued in it. So both happen in threads of the volume's own, unless there is seen to be nothing to drop, and where these are
+all stuck the volume accepts no more until one of them is free.
 """
 
 import asyncio
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from errno import EBUSY, EIO, EPROTO
+from functools import partial
 from typing import Protocol
 
-from driver import metrics
+from driver import metrics, queues
 from driver.bounded import Threads
 from driver.listeners import Listeners
 from driver.logs import VolumeLog
@@ -26,8 +27,6 @@ from driver.podsockets import PodSockets
 from driver.policy import Refused
 from fusermount3_proxy import fdpass, limits, protocol
 from fusermount3_proxy.protocol import MountRequest, ProtocolError, Reply, UnmountRequest
-
-Serve = Callable[[socket.socket], Awaitable[None]]
 
 _UCRED = struct.Struct("iII")  # struct ucred, unix(7): pid, uid, gid
 _ACCEPT_PAUSE = 0.1  # seconds, after accept(2) failed for want of fds
@@ -119,7 +118,17 @@ class FdServer:
     async def close(self, patience: float = 0) -> None:
         """Stop, and close the listening sockets with all that is queued in them; `patience` as for Threads.finish()."""
         self.stop()
-        closed = self._capacity.listener_thread.finish(self._sockets.close, patience)
+        waiting = queues.first_waiting([self._sockets.v1, self._sockets.original])
+        if waiting is None:
+            self._sockets.close()
+            return
+
+        def close_all() -> None:
+            for connection in waiting:
+                connection.close()
+            self._sockets.close()
+
+        closed = self._capacity.listener_thread.finish(close_all, patience)
         if not closed.done():
             await asyncio.wait({closed}, timeout=limits.PROBE_WAIT)
         if not closed.done():
@@ -157,26 +166,19 @@ class FdServer:
             return
         connection.setblocking(False)
         self._capacity.connections += 1
-        serve = self._serve_v1 if is_v1 else self._serve_original
-        task = asyncio.get_running_loop().create_task(self._run(serve, connection))
+        task = asyncio.get_running_loop().create_task(self._run(connection, is_v1))
         self._connections += (task,)
-        task.add_done_callback(self._end)
+        task.add_done_callback(self._ended)
 
-    def _end(self, task: "asyncio.Task[None]") -> None:
+    def _ended(self, task: "asyncio.Task[None]") -> None:
         self._connections = tuple(each for each in self._connections if each is not task)
 
-    def _one_less(self, closed: "asyncio.Future[None]") -> None:
-        closed.exception()  # close(2) fails of what it has closed
-        self._capacity.connections -= 1
-        if self._capacity.on_room is not None:
-            self._capacity.on_room()
-
-    async def _run(self, serve: Serve, connection: socket.socket) -> None:
+    async def _run(self, connection: socket.socket, is_v1: bool) -> None:
         try:
             if self._serving < limits.REQUESTS_AT_ONCE:
                 self._serving += 1
                 try:
-                    await serve(connection)
+                    await (self._serve_v1 if is_v1 else self._serve_original)(connection)
                 finally:
                     self._serving -= 1
             else:
@@ -185,11 +187,27 @@ class FdServer:
             self._log.debug("a client went before it had its answer")
         except Exception as error:
             self._log.refusal(f"a request failed: {error!r}")
-        closed = self._capacity.threads.finish(connection.close)
-        closed.add_done_callback(self._one_less)
-        await asyncio.wait({closed}, timeout=limits.REQUEST_WAIT)
-        if not closed.done():
-            self._log.refusal("a client's connection cannot be closed; it holds file descriptors that block whoever drops them")
+        if is_v1 and queues.holds_nothing(connection):
+            connection.close()
+            self._one_less()
+        else:
+            self._close_in_thread(connection)
+
+    def _close_in_thread(self, connection: socket.socket) -> None:
+        """Close a connection, with all that is queued in it, which may block whoever does it."""
+        text = "a client's connection cannot be closed; it holds file descriptors that block whoever drops them"
+        late = asyncio.get_running_loop().call_later(limits.REQUEST_WAIT, self._log.refusal, text)
+        self._capacity.threads.finish(connection.close).add_done_callback(partial(self._closed, late))
+
+    def _closed(self, late: asyncio.TimerHandle, closed: "asyncio.Future[None]") -> None:
+        late.cancel()
+        closed.exception()  # close(2) fails of what it has closed
+        self._one_less()
+
+    def _one_less(self) -> None:
+        self._capacity.connections -= 1
+        if self._capacity.on_room is not None:
+            self._capacity.on_room()
 
     async def _serve_original(self, connection: socket.socket) -> None:
         try:

@@ -2,14 +2,13 @@
 
 import fcntl
 import os
-import re
 import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from errno import EACCES, ENODEV, ENOSYS, ENXIO, EPERM
 
-from driver import fusemount, privileges, syscalls
+from driver import fusemount, kernel, privileges, syscalls
 from driver.device import DeviceNodes
 from fusermount3_proxy import mountinfo
 
@@ -68,7 +67,7 @@ def notes(run_dir: str) -> Iterator[Note]:
         yield Note("synchronous INIT", has_sync_init, text)
     yield Note(
         "FUSE in idmapped mounts",
-        _is_at_least(release, _IDMAPPED_FUSE),
+        kernel.is_at_least(release, _IDMAPPED_FUSE),
         "the kernel has it from 6.12 on, and then for FUSE programs that ask for it: where it is missing, containers of pods with "
         "hostUsers: false can start before the FUSE program mounts, and not afterwards",
     )
@@ -80,13 +79,8 @@ def notes(run_dir: str) -> Iterator[Note]:
     )
 
 
-def _is_at_least(release: str, version: tuple[int, int]) -> bool:
-    found = re.match(r"(\d+)\.(\d+)", release)
-    return found is None or (int(found[1]), int(found[2])) >= version
-
-
 def _kernel(release: str) -> str:
-    if _is_at_least(release, _KERNEL):
+    if kernel.is_at_least(release, _KERNEL):
         return ""
     return f"the kernel, {release}, is older than {_KERNEL[0]}.{_KERNEL[1]}, which has mount_setattr(2): use a newer one"
 

@@ -183,6 +183,7 @@ async def serving(folder: Path, kind: type[socket.socket] = socket.socket) -> As
             handler.go_on.set()
             for task in list(server._connections):
                 await soon(task)
+            await until(lambda: server._capacity.connections == 0)
             await soon(server.close())
             listeners.close()
             for suffix in ("", ".v1"):
