@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from driver import __version__, rundir
+from driver.endpoint import socket_path
+from driver.errors import StartError
 from driver.logs import FORMATS, configure, shown
+from driver.settings import Settings
 
 if TYPE_CHECKING:
     from driver.rpc import admin_pb2
@@ -60,9 +63,9 @@ def main(
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     if log_format == "json":
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are no JSON
-    # What is made from here until the volumes are taken up stays: to look for garbage in it would be a tenth of a start.
+    # What is made until the volumes are taken up stays: to look for garbage in it would be a tenth of a start.
     gc.disable()
-    from driver import daemon  # gRPC is slow to import, and --help does not need it
+    from driver import daemon  # slow to import, and --help does not need it
 
     gc.freeze()
     configure(verbosity, log_format)
@@ -77,10 +80,10 @@ def main(
         }
     )
     try:
-        csi_socket = daemon.socket_path(endpoint)
+        csi_socket = socket_path(endpoint)
         run_dir = os.path.normpath(run_dir) if run_dir else rundir.default(csi_socket)
         daemon.serve(
-            daemon.Settings(
+            Settings(
                 csi_socket=csi_socket,
                 node_id=nodeid,
                 pods_dir=os.path.normpath(pods_dir),
@@ -92,7 +95,7 @@ def main(
                 metrics_address=metrics_address,
             )
         )
-    except daemon.StartError as error:
+    except StartError as error:
         click.ClickException(str(error)).show()
         os._exit(1)
     os._exit(0)  # neither threads that hang in a pod's file system nor what pods have queued can be waited for

@@ -1,4 +1,4 @@
-"""What a call on a volume fails with."""
+"""What a call on a volume fails with, and the driver's start."""
 
 from enum import Enum
 
@@ -21,3 +21,7 @@ class VolumeError(Exception):
     def __init__(self, code: Code, text: str) -> None:
         super().__init__(text)
         self.code = code
+
+
+class StartError(Exception):
+    """The driver cannot start, or go on; the text is one line for the user."""

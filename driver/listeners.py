@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from driver.logs import log
 
+_MOMENT = 0.005  # seconds
+
 
 class Listeners:
     """Calls back, with the fd, as long as connections wait at it: once a turn of the event loop, so that all have their turn."""
@@ -16,6 +18,7 @@ class Listeners:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._is_quiet = False
         asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._call)
 
     def add(self, fd: int, callback: Callable[[int], None]) -> None:
@@ -28,6 +31,14 @@ class Listeners:
         del self._callbacks[fd]
         self._epoll.unregister(fd)
 
+    async def quiet(self, limit: float) -> None:
+        """Wait until nobody connects for a moment, or for `limit` seconds."""
+        end = asyncio.get_running_loop().time() + limit
+        self._is_quiet = False
+        while not self._is_quiet and asyncio.get_running_loop().time() < end:
+            self._is_quiet = True
+            await asyncio.sleep(_MOMENT)
+
     def close(self) -> None:
         """Stop watching everything."""
         asyncio.get_running_loop().remove_reader(self._epoll.fileno())
@@ -35,6 +46,7 @@ class Listeners:
         self._callbacks.clear()
 
     def _call(self) -> None:
+        self._is_quiet = False
         for fd, _ in self._epoll.poll(0):
             callback = self._callbacks.get(fd)
             if callback is None:

@@ -6,8 +6,9 @@ ROOT/NAME/sock     the sockets: bind it into the FUSE container
 
 import os
 import stat
+from errno import EINVAL
 
-from driver import fusemount, paths, syscalls
+from driver import paths, syscalls
 from driver.errors import Code, VolumeError
 from driver.paths import DEV_FUSE, STANDALONE_SOCKET, BadPath
 from driver.policy import OPTIONS_MAX
@@ -27,9 +28,13 @@ class Standalone:
         """Make the root a shared mount, so that what is mounted below it later reaches containers. Raises OSError."""
         # 0700: whoever reached a volume's sockets on the node, which are for its containers, could serve or unmount it.
         os.makedirs(self.root, mode=0o700, exist_ok=True)
-        if not fusemount.mounts_at(self.root):
+        try:
+            syscalls.mount(None, self.root, None, syscalls.MS_SHARED)
+        except OSError as error:
+            if error.errno != EINVAL:  # not a mount point yet
+                raise
             syscalls.mount(self.root, self.root, None, syscalls.MS_BIND)
-        syscalls.mount(None, self.root, None, syscalls.MS_SHARED)
+            syscalls.mount(None, self.root, None, syscalls.MS_SHARED)
 
     def add(self, name: str, read_only: bool, options: str) -> Volume:
         """Publish a volume; the same again is no error. Raises VolumeError."""

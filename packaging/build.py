@@ -59,9 +59,12 @@ def build_driver(out: Path, scratch: Path) -> None:
         raise BuildError("PyInstaller failed (see above)")
     program = out / "meta-fuse-csi-plugin" / "meta-fuse-csi-plugin"
     _try([program, "-V"])
-    # As far as it goes without privileges: everything is imported by then.
+    # As far as it goes without privileges: the driver's modules are imported by then, and for `volume list` gRPC's.
     done = subprocess.run([program, "--nodeid=x", "--pods-dir=x"], capture_output=True, text=True, env={})
     if done.returncode != 2 or "--pods-dir" not in done.stderr:
+        raise BuildError(f"{program.name} fails after the build: {done.stderr.strip()}")
+    done = subprocess.run([program, "--admin-socket=/x", "volume", "list"], capture_output=True, text=True, env={})
+    if done.returncode != 1 or "no driver answers at /x" not in done.stderr:
         raise BuildError(f"{program.name} fails after the build: {done.stderr.strip()}")
 
 

@@ -113,6 +113,14 @@ def test_what_runs_in_the_pod_loads_built_in_modules_alone(name: str) -> None:
     assert {other for other in loaded if other.partition(".")[0] != "fusermount3_proxy"} <= MAY_LOAD
 
 
+def test_the_driver_begins_with_what_its_workers_do_and_without_grpc() -> None:
+    """Workers know what is imported when their starter is forked; pods need not wait for what answers kubelet."""
+    command = [sys.executable, "-c", LOAD.format(root=str(ROOT), module="driver.daemon")]
+    loaded = set(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split())
+    assert {"driver.condition", "driver.fusemount", "driver.subpaths"} <= loaded
+    assert {name for name in loaded if name.partition(".")[0] in ("grpc", "google")} == set()
+
+
 # The C scanner looks for the json module's error class, and finds none where nobody has imported it.
 BAD_PACKETS = [
     *(b"", b"{", b"[", b"x", b'"', b'"\\x"', b'"\n"', b"-", b"NaN", b'{"a":1,}', b'{"a" 1}', b'{"a":1', b"1e", b"[1,]", b"\xff"),

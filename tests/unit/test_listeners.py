@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from fd_service import listening, until
 from open_fds import nothing_leaked
+from standin_driver import DEADLINE
 
 from driver.listeners import Listeners
 
@@ -78,3 +80,31 @@ def test_a_callback_that_fails_costs_nobody_else(two: list[socket.socket], caplo
 
     run(main)
     assert "ValueError('broken')" in caplog.text
+
+
+def test_it_is_quiet_when_nobody_waits_any_more(two: list[socket.socket]) -> None:
+    async def main(listeners: Listeners) -> None:
+        def accept(fd: int) -> None:
+            next(sock for sock in two if sock.fileno() == fd).accept()[0].close()
+            taken.append(fd)
+
+        taken: list[int] = []
+        for sock in two:
+            listeners.add(sock.fileno(), accept)
+        await asyncio.wait_for(listeners.quiet(DEADLINE), DEADLINE / 2)
+        assert len(taken) == 2
+
+    run(main)
+
+
+def test_where_it_is_never_quiet_the_wait_has_an_end(two: list[socket.socket]) -> None:
+    called: list[int] = []
+
+    async def main(listeners: Listeners) -> None:
+        listeners.add(two[0].fileno(), called.append)
+        began = time.monotonic()
+        await listeners.quiet(0.1)
+        assert time.monotonic() - began >= 0.1
+        assert called
+
+    run(main)

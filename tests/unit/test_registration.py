@@ -11,7 +11,8 @@ import grpc
 import pytest
 from standin_driver import listen
 
-from driver import csi, daemon, registration
+from driver import csi, registration, services
+from driver.errors import StartError
 from driver.rpc import pluginregistration_pb2, pluginregistration_pb2_grpc
 
 ENDPOINT = "/var/lib/kubelet/plugins/x/csi.sock"
@@ -30,7 +31,7 @@ def ask(folder: Path, *statuses: pluginregistration_pb2.RegistrationStatus) -> t
 
     async def session() -> pluginregistration_pb2.PluginInfo:
         place = registration.Place(str(folder))
-        server = await daemon._register(ENDPOINT, place, refusals.append)
+        server = await services._register(ENDPOINT, place, refusals.append)
         try:
             async with grpc.aio.insecure_channel(f"unix:{place.path}") as channel:
                 kubelet = pluginregistration_pb2_grpc.RegistrationStub(channel)
@@ -53,7 +54,7 @@ def test_kubelet_is_told_what_it_needs(folder: Path) -> None:
 def test_the_socket_has_the_drivers_name_and_is_roots_alone(folder: Path) -> None:
     async def session() -> None:
         place = registration.Place(str(folder))
-        server = await daemon._register(ENDPOINT, place, lambda text: None)
+        server = await services._register(ENDPOINT, place, lambda text: None)
         (path,) = folder.iterdir()
         assert path.name == f"{csi.NAME}-reg.sock"
         assert path.stat().st_mode & 0o777 == 0o600
@@ -68,10 +69,10 @@ def test_the_socket_has_the_drivers_name_and_is_roots_alone(folder: Path) -> Non
 def test_the_socket_of_whoever_took_the_place_stays(folder: Path) -> None:
     async def session() -> None:
         old, new = registration.Place(str(folder)), registration.Place(str(folder))
-        servers = [await daemon._register(ENDPOINT, old, lambda text: None)]
+        servers = [await services._register(ENDPOINT, old, lambda text: None)]
         try:
             os.unlink(old.path)  # as node-driver-registrar does
-            servers.append(await daemon._register(ENDPOINT, new, lambda text: None))
+            servers.append(await services._register(ENDPOINT, new, lambda text: None))
             old.remove()
             await servers.pop(0).stop(None)
             assert [path.name for path in folder.iterdir()] == [f"{csi.NAME}-reg.sock"]
@@ -86,7 +87,7 @@ def test_the_socket_of_whoever_took_the_place_stays(folder: Path) -> None:
 
 
 def test_a_place_that_another_process_has_is_told(folder: Path) -> None:
-    with listen(registration.Place(str(folder)).path, socket.SOCK_STREAM), pytest.raises(daemon.StartError, match="another process"):
+    with listen(registration.Place(str(folder)).path, socket.SOCK_STREAM), pytest.raises(StartError, match="another process"):
         ask(folder)
 
 
@@ -102,5 +103,5 @@ def test_a_refusal_is_handed_on_in_one_line(folder: Path, error: str) -> None:
 
 def test_a_folder_that_cannot_be_used_is_told(folder: Path) -> None:
     (folder / "file").touch()
-    with pytest.raises(daemon.StartError, match="--plugin-registration-path"):
+    with pytest.raises(StartError, match="--plugin-registration-path"):
         ask(folder / "file")

@@ -1,0 +1,33 @@
+"""The Unix sockets at which the driver is called."""
+
+import os
+import socket
+import stat
+
+from driver.errors import StartError
+
+
+def socket_path(endpoint: str) -> str:
+    """The path of a CSI endpoint, unix:PATH or unix://PATH. Raises StartError."""
+    scheme, colon, rest = endpoint.partition(":")
+    path = rest[2:] if rest.startswith("//") else rest
+    if scheme != "unix" or not colon or not path.strip("/"):
+        raise StartError(f"--endpoint {endpoint!r} is not unix:PATH")
+    if len(os.fsencode(path)) > 107:
+        raise StartError(f"--endpoint {endpoint!r}: the path is longer than the 107 bytes that a Unix socket's may have")
+    return path
+
+
+def refuse_if_served(path: str, option: str) -> None:
+    """Raises StartError where another process listens at a path, or something else has it."""
+    if not os.path.lexists(path):
+        return
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise StartError(f"{option}: {path} exists and is no socket; remove it or choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(path)
+        except OSError:
+            return
+    raise StartError(f"{option}: another process serves {path}; stop it first")

@@ -1,0 +1,108 @@
+"""The gRPC services that the driver offers, until it is told to stop.
+
+Imported when the volumes are taken up: gRPC takes as long to import as hundreds of pods' requests take to be answered.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable
+from functools import partial
+
+import grpc.aio
+
+from driver import __version__, node, registration
+from driver.admin import Admin
+from driver.csi import Controller, Identity, Node
+from driver.endpoint import refuse_if_served
+from driver.errors import StartError
+from driver.logs import log
+from driver.rpc import admin_pb2_grpc, csi_pb2_grpc, pluginregistration_pb2_grpc
+from driver.settings import Settings
+from driver.standalone import Standalone
+from driver.volumes import Volumes
+
+GRACE = 5.0  # seconds for calls at work when the driver stops
+
+
+async def serve(settings: Settings, volumes: Volumes, standalone: Standalone, starter: int, stopped: asyncio.Event) -> None:
+    """Serve until `stopped` is set. `starter` is what apart.begin() returned. Raises StartError."""
+    problem = partial(node.problem, settings.pods_dir, settings.run_dir)
+    if text := problem():
+        log.warning(f"not ready: {text}")
+    if os.getpid() == 1:
+        log.warning("FUSE programs will see 0 as the process id of every request, which some refuse: give the driver's pod hostPID: true")
+    csi = grpc.aio.server()
+    csi_pb2_grpc.add_IdentityServicer_to_server(Identity(problem), csi)
+    csi_pb2_grpc.add_ControllerServicer_to_server(Controller(), csi)
+    csi_pb2_grpc.add_NodeServicer_to_server(Node(volumes, settings.node_id, settings.pods_dir), csi)
+    admin = grpc.aio.server()
+    admin_pb2_grpc.add_AdminServicer_to_server(Admin(volumes, standalone, problem), admin)
+
+    _listen(csi, settings.csi_socket, "--endpoint")
+    await csi.start()
+    servers = [csi]
+    try:
+        _listen(admin, settings.admin_socket, "--admin-socket")
+        await admin.start()
+        servers.append(admin)
+    except StartError as error:
+        # CSI does not need it, and another driver on the same node may have it.
+        log.warning(f"no admin service: {error}")
+    where = f"CSI on {settings.csi_socket}, admin on {settings.admin_socket}"
+    log.info(f"meta-fuse-csi-plugin {__version__}, node {settings.node_id}, serves {where}")
+    reasons: list[str] = []
+
+    def give_up(text: str) -> None:
+        reasons.append(text)
+        stopped.set()
+
+    def starter_has_ended() -> None:
+        asyncio.get_running_loop().remove_reader(starter)
+        give_up("the process that starts others has ended")
+
+    asyncio.get_running_loop().add_reader(starter, starter_has_ended)
+
+    place = registration.Place(settings.plugin_registration_path)
+    if settings.kubelet_registration_path is not None:
+        servers.append(await _register(settings.kubelet_registration_path, place, give_up))
+    await stopped.wait()
+    if not reasons:
+        log.info("stopping; volumes and their mounts stay as they are")
+    place.remove()
+    await asyncio.gather(*(server.stop(GRACE) for server in servers))
+    if reasons:
+        # Whoever started this process starts it again, and then it has another starter, and kubelet asks again.
+        raise StartError(reasons[0])
+
+
+async def _register(endpoint: str, place: registration.Place, give_up: Callable[[str], None]) -> grpc.aio.Server:
+    """Let kubelet know the driver, which serves CSI by now: kubelet calls it at once. Raises StartError."""
+    refuse_if_served(place.path, "--plugin-registration-path")
+
+    def refused(text: str) -> None:
+        # kubelet does not ask again until the socket is made anew.
+        give_up(f"kubelet does not register the driver: {text}")
+
+    server = grpc.aio.server()
+    pluginregistration_pb2_grpc.add_RegistrationServicer_to_server(registration.Registration(endpoint, refused), server)
+    _listen(server, place.bound, "--plugin-registration-path")
+    await server.start()
+    try:
+        place.show()
+    except OSError as error:
+        raise StartError(f"--plugin-registration-path: cannot listen at {place.path}: {error.strerror}") from None
+    return server
+
+
+def _listen(server: grpc.aio.Server, path: str, option: str) -> None:
+    """Bind a server's socket, mode 0600. Raises StartError where another process listens there."""
+    folder = os.path.dirname(path) or "."
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        refuse_if_served(path, option)
+        if os.path.lexists(path):
+            os.unlink(path)
+        server.add_insecure_port(f"unix:{path}")
+        os.chmod(path, 0o600)
+    except (OSError, RuntimeError) as error:
+        raise StartError(f"{option}: cannot listen at {path}: {error}") from None
