@@ -38,10 +38,13 @@ def first_waiting(listeners: list[socket.socket]) -> list[socket.socket] | None:
     None where a close of the sockets drops nothing. The connections are to be closed in a thread, as the sockets are then.
     """
     found = []
+    is_known = not _closes_collect
     for listener in listeners:
         try:
             listener.shutdown(SHUT_RD)
             found.append(listener.accept()[0])
-        except OSError:  # nobody waits; or it is closed already
+        except BlockingIOError:  # nobody waits
             pass
-    return found if found or _closes_collect else None
+        except OSError:  # for want of an fd, say
+            is_known = False
+    return None if is_known and not found else found

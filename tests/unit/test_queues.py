@@ -1,9 +1,12 @@
 """What a close would drop."""
 
 import array
+import os
 import socket
 from collections.abc import Iterator
+from errno import EMFILE
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fd_service import listening
@@ -77,6 +80,18 @@ def test_somebody_waits_at_the_second(folder: Path) -> None:
         (connection,) = waiting
         connection.close()
         assert client.recv(1) == b""
+
+
+class WithoutFds(socket.socket):
+    """A listening socket in a process that has no fd left."""
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        raise OSError(EMFILE, os.strerror(EMFILE))
+
+
+def test_where_nothing_can_be_accepted_somebody_may_wait(folder: Path) -> None:
+    with listening(folder / "s", "", WithoutFds) as listener:
+        assert queues.first_waiting([listener]) == []
 
 
 def test_where_a_close_collects_others_sockets_it_is_never_said_to_drop_nothing(
