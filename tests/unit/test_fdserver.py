@@ -1,5 +1,6 @@
 """The server on real sockets, with a handler that stands in for a volume."""
 
+import array
 import asyncio
 import os
 import socket
@@ -26,7 +27,7 @@ from open_fds import same_file
 from standin_driver import DEADLINE, receive
 
 from driver import fdserver
-from driver.fdserver import Peer
+from driver.fdserver import Brings, Peer
 from driver.policy import Refused
 from fusermount3_proxy import limits, protocol
 from fusermount3_proxy.protocol import UnmountRequest
@@ -96,6 +97,31 @@ def test_a_connection_carries_one_request(folder: Path) -> None:
             assert (len(served.handler.unmounts), len(served.handler.mounts)) == (1, 0)
 
     run(main())
+
+
+FD = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0]).tobytes())]
+
+
+@pytest.mark.parametrize(
+    ("packet", "with_it", "brings"),
+    [
+        (b"x", [], Brings.DATA),
+        (b"x" * (limits.PACKET_MAX + 1), [], Brings.DATA),
+        (b"x", FD, Brings.FDS),
+        (b"", FD, Brings.FDS),
+        (b"", [], Brings.NOTHING),
+    ],
+)
+def test_what_a_packet_brings_is_known_before_it_is_received(packet: bytes, with_it: list[tuple[int, int, bytes]], brings: Brings) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.setblocking(False)
+        assert fdserver._next_brings(ours) is None
+        theirs.sendmsg([packet], with_it)
+        assert [fdserver._next_brings(ours) for _ in range(2)] == [brings, brings]
+        ours.recv(1)
+        theirs.close()
+        assert fdserver._next_brings(ours) is Brings.NOTHING
 
 
 # ---- refusals
