@@ -75,6 +75,24 @@ def test_a_driver_that_is_replaced_disturbs_nobody(cluster: Cluster) -> None:
         wait_until("the driver has forgotten it", lambda: driver_state(cluster, made) == "")
 
 
+def test_a_driver_is_replaced_while_a_program_never_answers_it(cluster: Cluster, node: NodeShell) -> None:
+    """What the driver has asked is in the program's hands, and cannot be taken back: it must not keep the driver's pod."""
+    made = Pod(cluster, pod("silent"))
+    with existing(made):
+        made.wait_ready()
+        for name in ("sftp-server", "sshd"):  # sshfs takes requests, and waits for its server
+            node.signal(made, name, "STOP")
+        assert "does not answer" in driver_says(cluster)
+        (old,) = [pod["metadata"]["name"] for pod in cluster.driver_pods()]
+        cluster.check("-n", SYSTEM, "delete", "pod", old, "--wait=true", timeout=60)
+        cluster.wait_for_driver()
+        assert driver_state(cluster, made) == "mounted"
+        for name in ("sftp-server", "sshd"):
+            node.signal(made, name, "CONT")
+        assert made.execute("app", f"cat {FILE}").out == CONTENT
+        made.delete()
+
+
 def test_a_kubelet_that_is_restarted_finds_everything_as_it_was(cluster: Cluster, node: NodeShell) -> None:
     made = Pod(cluster, pod("kubelet", application("app", ["sh", "-c", READ_FOR_EVER]), starter=sidecar(SERVE_AGAIN_AND_AGAIN)))
     with existing(made):
@@ -146,6 +164,10 @@ def test_an_application_with_a_sub_path_waits_for_the_mount(cluster: Cluster) ->
 
 def driver_state(cluster: Cluster, made: Pod) -> str:
     """What the driver says of a pod's volume; nothing where it does not know it."""
-    table = cluster.check("-n", SYSTEM, "exec", "daemonset/meta-fuse-csi-plugin", "--", "meta-fuse-csi-plugin", "status")
-    found = re.search(rf" {made.namespace}/{made.name} +(\w+)", table)
+    found = re.search(rf" {made.namespace}/{made.name} +(\w+)", driver_says(cluster))
     return found[1] if found else ""
+
+
+def driver_says(cluster: Cluster) -> str:
+    """The driver's status."""
+    return cluster.check("-n", SYSTEM, "exec", "daemonset/meta-fuse-csi-plugin", "--", "meta-fuse-csi-plugin", "status")
