@@ -128,6 +128,26 @@ class Driver:
         """Itself, and the process that starts others for it."""
         return {self.pid, *(int(child) for children in self._of_threads("children") for child in children.split())}
 
+    def threads(self) -> int:
+        """How many threads of its own it has: gRPC's have names, and come and go."""
+        own = Path(f"/proc/{self.pid}/comm").read_text()
+        return self._of_threads("comm").count(own)
+
+    def watches(self) -> int:
+        """How many files it has inotify watch."""
+        folder = Path(f"/proc/{self.pid}")
+        inotify = [fd for fd in os.listdir(folder / "fd") if (folder / "fd" / fd).readlink() == Path("anon_inode:inotify")]
+        return sum((folder / "fdinfo" / fd).read_text().count("inotify wd:") for fd in inotify)
+
+    def memory(self) -> int:
+        """Bytes that it has for itself, with the process that starts others for it: what would be free without them."""
+        kib = 0
+        for pid in self.own_processes():
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith(("Private_Clean:", "Private_Dirty:")):
+                    kib += int(line.split()[1])
+        return kib * 1024
+
     def children(self) -> list[str]:
         """Processes that were started for it."""
         started = [self._of_threads("children", pid) for pid in self.own_processes() - {self.pid}]
