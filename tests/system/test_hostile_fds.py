@@ -12,9 +12,12 @@ from contextlib import ExitStack, suppress
 from errno import EINVAL
 
 import pytest
+from harness.container import Bind
+from harness.events import wait_until
 from harness.hostile import MOUNT, attacked, connect, mount_and_end, numbers, receive, recovers, request, serves_again
 from harness.kubelet import Published
 from harness.pod import Node, Pod
+from harness.programs import SOURCES
 
 _MOST = 253  # fds in one message, SCM_MAX_FD of <net/scm.h>
 _LINGER = 3600  # seconds
@@ -178,6 +181,80 @@ def test_a_pod_that_removes_its_sockets_again_and_again_has_no_more_threads_by_t
     assert cost.threads > 0
     recovers(node, before)
     volume.republish()
+    serves_again(volume)
+
+
+class Unwritten:
+    """A file of a FUSE file system whose program takes no data: whoever drops it waits until what others wrote is written.
+
+    The program is the pod's own, at its own volume. The copies that are sent are closed here before anything is written, or
+    it would be the test that waits, and one is kept.
+    """
+
+    def __init__(self, node: Node, pod: Pod) -> None:
+        self.volume = pod.publish(volume="unwritten", socket="unwritten.sock")
+        fuse = pod.fuse(self.volume, binds=[Bind(SOURCES, "/programs", read_only=True)])
+        self.program = fuse.start("python3 /programs/hostile_fuse.py never-writes /data")
+        wait_until("it serves", lambda: "serves" in self.program.out or (not self.program.is_running and pytest.fail(self.program.err)))
+        self._node = node
+        self._kept = -1
+
+    def send(self, volume: Published, suffix: str, number: int) -> None:
+        self._node.driver.signal(signal.SIGSTOP)  # it is to drop the last copies
+        try:
+            for _ in range(number):
+                fd = os.open(self.volume.target / "hello", os.O_RDWR)
+                with connect(volume, suffix) as connection:
+                    send(connection, b"x", [fd])
+                os.close(fd)
+            self._kept = os.open(self.volume.target / "hello", os.O_RDWR)
+            os.pwrite(self._kept, bytes(4096), 0)
+        finally:
+            self._node.driver.signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """When its connection is aborted: before, it would wait as well."""
+        with suppress(OSError):  # what was written is lost
+            os.close(self._kept)
+
+
+@pytest.mark.parametrize("suffix", ["", ".v1"])
+def test_files_of_a_program_that_takes_no_data_end_with_its_volume(node: Node, pod: Pod, suffix: str) -> None:
+    """They hold the threads of the volume that they were sent to, and nobody else."""
+    volume = pod.publish()
+    before = numbers(node)
+    unwritten = Unwritten(node, pod)
+    try:
+        unwritten.send(volume, suffix, 24)
+        with attacked(node, volumes=2, before=before):
+            pass
+        began = time.monotonic()
+        unwritten.volume.unpublish()
+        assert time.monotonic() - began < 5
+    finally:
+        with suppress(AssertionError):  # it ends when it is unmounted
+            unwritten.program.kill()
+        unwritten.close()
+    recovers(node, before)
+    serves_again(volume)
+
+
+def test_files_of_a_program_that_takes_no_data_hold_the_drivers_end_no_longer_than_the_program_lives(node: Node, pod: Pod) -> None:
+    """The kernel lets nobody end who waits for them, the driver neither. kubelet kills a pod's programs before all else."""
+    volume = pod.publish()
+    unwritten = Unwritten(node, pod)
+    try:
+        unwritten.send(volume, ".v1", 4)
+        time.sleep(0.5)  # until they are dropped
+        node.driver.signal(signal.SIGTERM)
+    finally:
+        unwritten.program.kill()
+    began = time.monotonic()
+    assert node.driver.wait() == 0
+    assert time.monotonic() - began < 5
+    unwritten.close()
+    node.driver.start()
+    unwritten.volume.wait_waiting()
     serves_again(volume)
 
 

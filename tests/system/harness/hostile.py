@@ -36,6 +36,7 @@ OTHERS_THREADS = 3
 
 # What is promised is a p99 of 4 times that without an attack (bench measures it). Here the attackers run on the same two cores.
 SLOWER = 10 * 4
+QUIET = 0.005  # seconds: less than that alone is luck, on a machine that does other work
 ALONE = 50  # mounts
 STALL = 1.0  # seconds: no single mount waits as long as the driver waits for any pod's program
 
@@ -212,7 +213,7 @@ def attacked(node: Node, volumes: int = 1, prepared: int = 0, before: Numbers | 
     print(f"cost: {cost.fds} fds, {cost.threads} threads, {cost.children} children, {cost.memory >> 10} KiB")
     most = max(cost.latencies) * 1000
     print(f"another volume's mounts, p99: {alone * 1000:.1f} ms alone, {p99 * 1000:.1f} ms attacked, {most:.1f} ms at most")
-    assert p99 <= SLOWER * alone
+    assert p99 <= SLOWER * max(alone, QUIET)
     assert max(cost.latencies) < STALL
     assert cost.fds <= volumes * (LISTENERS + CONNECTIONS) + prepared + OTHERS_FDS
     assert cost.threads <= volumes * THREADS + OTHERS_THREADS
