@@ -219,6 +219,34 @@ class Unwritten:
 
 
 @pytest.mark.parametrize("suffix", ["", ".v1"])
+def test_files_of_a_stopped_program(node: Node, pod: Pod, suffix: str) -> None:
+    """The kernel tells it of each that is dropped, and waits for no answer."""
+    volume = pod.publish()
+    before = numbers(node)
+    served = pod.publish(volume="served", socket="served.sock")
+    fuse = pod.fuse(served, binds=[Bind(SOURCES, "/programs", read_only=True)])
+    program = fuse.start("python3 /programs/odd_program.py serves /data text")
+    served.wait_mounted(program)
+    fuse.wait_for("test -e /data/hello")
+    node.driver.signal(signal.SIGSTOP)  # it is to drop the last copies, and the test to close its own while the program answers
+    try:
+        for number in range(24):
+            path, flags = [(served.target / "hello", os.O_RDONLY), (served.target, os.O_DIRECTORY), (served.target, os.O_PATH)][number % 3]
+            fd = os.open(path, flags)
+            with connect(volume, suffix) as connection:
+                send(connection, b"x", [fd])
+            os.close(fd)
+        program.kill("STOP")
+    finally:
+        node.driver.signal(signal.SIGCONT)
+    with attacked(node, before=before):
+        serves_again(volume)
+    served.unpublish()
+    recovers(node, before)
+    program.kill("CONT")
+
+
+@pytest.mark.parametrize("suffix", ["", ".v1"])
 def test_files_of_a_program_that_takes_no_data_end_with_its_volume(node: Node, pod: Pod, suffix: str) -> None:
     """They hold the threads of the volume that they were sent to, and nobody else."""
     volume = pod.publish()
