@@ -241,6 +241,7 @@ def test_files_of_a_stopped_program(node: Node, pod: Pod, suffix: str) -> None:
         node.driver.signal(signal.SIGCONT)
     with attacked(node, before=before):
         serves_again(volume)
+    recovers(node, before, published=1)  # with the program still stopped
     served.unpublish()
     recovers(node, before)
     program.kill("CONT")
