@@ -20,7 +20,7 @@ from harness.container import Background
 from harness.events import wait_until
 from harness.fleet import Application, Fleet, shows, text_at
 from harness.kubelet import Published
-from harness.leaks import MEMORY_MORE, SECONDS, Leaks
+from harness.leaks import SECONDS, Leaks
 from harness.mounts import Mount
 from harness.pod import Node, Pod
 from hypothesis import HealthCheck, Phase, settings
@@ -35,6 +35,9 @@ T = TypeVar("T")
 PART = SECONDS * 2 / 5
 VOLUMES = 50
 HUNG_MAX, APPLICATIONS_MAX = 5, 12
+# Bytes, for Leaks.grown(): more than in test_leaks.py, as what happens at the same time differs from example to example, and
+# each new peak stays. In five minutes, 63 examples, 640 KiB came in the second half, in steps, with none in between.
+PEAKS_MORE = 2 << 20
 BOUND = 10.0  # seconds, for each call
 
 
@@ -442,4 +445,4 @@ def test_fifty_volumes_at_random_with_one_driver(module_node: Node) -> None:
     assert module_node.driver.pid == pid
     memory = Machine.leaks.memory
     print(f"memory in KiB after each example: {[each >> 10 for each in memory]}")
-    assert Machine.leaks.grown() < MEMORY_MORE
+    assert Machine.leaks.grown() < PEAKS_MORE
