@@ -13,7 +13,7 @@ from driver.device import DeviceNodes
 from fusermount3_proxy import mountinfo
 
 _KERNEL = (5, 12)  # mount_setattr(2)
-_IDMAPPED_FUSE = (6, 12)
+_IDMAPPED_TMPFS, _IDMAPPED_FUSE = (6, 3), (6, 12)
 _MOUNTS_FULL = 0.9  # of fs.mount-max
 
 _FUSE_DEV_IOC_SYNC_INIT = 0xE503  # _IO(229, 3), <linux/fuse.h>
@@ -65,6 +65,11 @@ def notes(run_dir: str) -> Iterator[Note]:
     if has_sync_init is not None:
         text = "the kernel has it from 6.18 on: FUSE programs that ask for it mount without"
         yield Note("synchronous INIT", has_sync_init, text)
+    yield Note(
+        "tmpfs in idmapped mounts",
+        kernel.is_at_least(release, _IDMAPPED_TMPFS),
+        "the kernel has it from 6.3 on: without it pods with hostUsers: false do not start",
+    )
     yield Note(
         "FUSE in idmapped mounts",
         kernel.is_at_least(release, _IDMAPPED_FUSE),

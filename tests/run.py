@@ -248,7 +248,7 @@ def arguments() -> argparse.Namespace:
         help=f"the long runs too: {LONG_EXAMPLES} examples for each property, Debian 13's fusermount3, the driver killed at every "
         "system call, and FUSE programs that take long or are built first (needs Rust)",
     )
-    parser.add_argument("--soak", metavar="SECONDS", type=seconds, help="how long the soak of the system tests runs; a minute without it")
+    parser.add_argument("--soak", metavar="SECONDS", type=seconds, help="how long the soak of the system tests runs; 120 without it")
     parser.add_argument("--no-setup", action="store_true", help="install nothing and build nothing: test what is there")
     return parser.parse_args()
 
@@ -303,7 +303,7 @@ def main() -> int:
         os.environ["MFCP_ALL"] = "1"  # read by tests/system and tests/differential
         os.environ.setdefault("MFCP_EXAMPLES", str(LONG_EXAMPLES))  # read by tests/property and tests/differential
     if options.soak is not None:
-        os.environ["MFCP_SOAK_SECONDS"] = str(options.soak)  # read by tests/system/test_soak.py
+        os.environ["MFCP_SOAK_SECONDS"] = str(options.soak)  # read by tests/system/harness/leaks.py
     try:
         if not options.no_setup:
             set_up(run, wanted)

@@ -1,4 +1,4 @@
-"""The driver is stopped and started again; volumes and their mounts go on."""
+"""The driver is stopped and started again; volumes and their mounts go on. Programs that die meanwhile: test_recovery.py."""
 
 import os
 import signal
@@ -61,31 +61,6 @@ def test_mounts_go_on_and_are_unmounted_by_the_next_driver(node: Node, pod: Pod,
     served.works()
     served.fuse.check("fusermount3 -u /data")
     assert served.program.wait() == 0
-    served.is_gone()
-    served.mount()
-    served.works()
-
-
-@how
-def test_a_program_that_dies_after_the_restart_is_replaced(node: Node, pod: Pod, number: signal.Signals) -> None:
-    served = Served(pod)
-    restart(node, served, number)
-    served.program.kill("KILL")
-    served.volume.wait_waiting()
-    served.is_gone()
-    served.mount()
-    served.works()
-
-
-def test_a_program_that_died_while_the_driver_was_away_is_replaced(node: Node, pod: Pod) -> None:
-    served = Served(pod)
-    node.driver.stop()
-    try:
-        served.program.kill("KILL")
-        served.program.wait()
-    finally:
-        node.driver.start()
-    served.volume.wait_waiting()
     served.is_gone()
     served.mount()
     served.works()

@@ -12,9 +12,12 @@ from contextlib import ExitStack, suppress
 from errno import EINVAL
 
 import pytest
+from harness.container import Bind
+from harness.events import wait_until
 from harness.hostile import MOUNT, attacked, connect, mount_and_end, numbers, receive, recovers, request, serves_again
 from harness.kubelet import Published
 from harness.pod import Node, Pod
+from harness.programs import SOURCES
 
 _MOST = 253  # fds in one message, SCM_MAX_FD of <net/scm.h>
 _LINGER = 3600  # seconds
@@ -133,20 +136,23 @@ def test_lingering_tcp_sockets_hold_neither_the_driver_nor_the_volume(
     volume = pod.publish()
     serves_again(volume)
     before = numbers(node)
-    with attacked(node):
-        linger(volume, suffix, 24)
+    linger(volume, suffix, 24)
+    with attacked(node, before=before):
+        pass
     # The driver's threads are sent on, long before the sockets' own time.
     recovers(node, before)
     serves_again(volume)
 
 
 def test_lingering_tcp_sockets_do_not_hold_unpublish(node: Node, pod: Pod, linger: Callable[[Published, str, int], None]) -> None:
-    volume = pod.publish()
     before = numbers(node)
-    with attacked(node):
-        linger(volume, "", 24)
+    volume = pod.publish()
+    linger(volume, "", 24)
+    with attacked(node, before=before):
         # The listening socket drops what is in its queue, too.
+        began = time.monotonic()
         volume.unpublish()
+        assert time.monotonic() - began < 5
     recovers(node, before)
 
 
@@ -178,12 +184,115 @@ def test_a_pod_that_removes_its_sockets_again_and_again_has_no_more_threads_by_t
     serves_again(volume)
 
 
+class Unwritten:
+    """A file of a FUSE file system whose program takes no data: whoever drops it waits until what others wrote is written.
+
+    The program is the pod's own, at its own volume. The copies that are sent are closed here before anything is written, or
+    it would be the test that waits, and one is kept.
+    """
+
+    def __init__(self, node: Node, pod: Pod) -> None:
+        self.volume = pod.publish(volume="unwritten", socket="unwritten.sock")
+        fuse = pod.fuse(self.volume, binds=[Bind(SOURCES, "/programs", read_only=True)])
+        self.program = fuse.start("python3 /programs/hostile_fuse.py never-writes /data")
+        wait_until("it serves", lambda: "serves" in self.program.out or (not self.program.is_running and pytest.fail(self.program.err)))
+        self._node = node
+        self._kept = -1
+
+    def send(self, volume: Published, suffix: str, number: int) -> None:
+        self._node.driver.signal(signal.SIGSTOP)  # it is to drop the last copies
+        try:
+            for _ in range(number):
+                fd = os.open(self.volume.target / "hello", os.O_RDWR)
+                with connect(volume, suffix) as connection:
+                    send(connection, b"x", [fd])
+                os.close(fd)
+            self._kept = os.open(self.volume.target / "hello", os.O_RDWR)
+            os.pwrite(self._kept, bytes(4096), 0)
+        finally:
+            self._node.driver.signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """When its connection is aborted: before, it would wait as well."""
+        with suppress(OSError):  # what was written is lost
+            os.close(self._kept)
+
+
+@pytest.mark.parametrize("suffix", ["", ".v1"])
+def test_files_of_a_stopped_program(node: Node, pod: Pod, suffix: str) -> None:
+    """The kernel tells it of each that is dropped, and waits for no answer."""
+    volume = pod.publish()
+    before = numbers(node)
+    served = pod.publish(volume="served", socket="served.sock")
+    fuse = pod.fuse(served, binds=[Bind(SOURCES, "/programs", read_only=True)])
+    program = fuse.start("python3 /programs/odd_program.py serves /data text")
+    served.wait_mounted(program)
+    fuse.wait_for("test -e /data/hello")
+    node.driver.signal(signal.SIGSTOP)  # it is to drop the last copies, and the test to close its own while the program answers
+    try:
+        for number in range(24):
+            path, flags = [(served.target / "hello", os.O_RDONLY), (served.target, os.O_DIRECTORY), (served.target, os.O_PATH)][number % 3]
+            fd = os.open(path, flags)
+            with connect(volume, suffix) as connection:
+                send(connection, b"x", [fd])
+            os.close(fd)
+        program.kill("STOP")
+    finally:
+        node.driver.signal(signal.SIGCONT)
+    with attacked(node, before=before):
+        serves_again(volume)
+    recovers(node, before, published=1)  # with the program still stopped
+    served.unpublish()
+    recovers(node, before)
+    program.kill("CONT")
+
+
+@pytest.mark.parametrize("suffix", ["", ".v1"])
+def test_files_of_a_program_that_takes_no_data_end_with_its_volume(node: Node, pod: Pod, suffix: str) -> None:
+    """They hold the threads of the volume that they were sent to, and nobody else."""
+    volume = pod.publish()
+    before = numbers(node)
+    unwritten = Unwritten(node, pod)
+    try:
+        unwritten.send(volume, suffix, 24)
+        with attacked(node, volumes=2, before=before):
+            pass
+        began = time.monotonic()
+        unwritten.volume.unpublish()
+        assert time.monotonic() - began < 5
+    finally:
+        with suppress(AssertionError):  # it ends when it is unmounted
+            unwritten.program.kill()
+        unwritten.close()
+    recovers(node, before)
+    serves_again(volume)
+
+
+def test_files_of_a_program_that_takes_no_data_hold_the_drivers_end_no_longer_than_the_program_lives(node: Node, pod: Pod) -> None:
+    """The kernel lets nobody end who waits for them, the driver neither. kubelet kills a pod's programs before all else."""
+    volume = pod.publish()
+    unwritten = Unwritten(node, pod)
+    try:
+        unwritten.send(volume, ".v1", 4)
+        time.sleep(0.5)  # until they are dropped
+        node.driver.signal(signal.SIGTERM)
+    finally:
+        unwritten.program.kill()
+    began = time.monotonic()
+    assert node.driver.wait() == 0
+    assert time.monotonic() - began < 5
+    unwritten.close()
+    node.driver.start()
+    unwritten.volume.wait_waiting()
+    serves_again(volume)
+
+
 def test_a_flood_of_fds(node: Node, pod: Pod) -> None:
     volume = pod.publish()
     before = numbers(node)
-    with ExitStack() as stack, attacked(node):
+    with ExitStack() as stack, attacked(node) as cost:
         kinds = list(of_every_kind(stack, volume).values())
-        for _ in range(100):
+        for _ in cost.attacks(100):
             with suppress(OSError), connect(volume, timeout=1) as connection:
                 connection.setblocking(False)
                 message = array.array("i", kinds * (_MOST // len(kinds)))

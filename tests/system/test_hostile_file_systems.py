@@ -72,7 +72,7 @@ def test_a_hostile_server_keeps_nobody(node: Node, pod: Pod, how: str) -> None:
     served.fuse.check("fusermount3 -u -z /data")
     served.volume.wait_waiting()
     # Its connection was aborted, so nobody waits for it any more.
-    recovers(node, before)
+    recovers(node, before, published=1)
     served.start(how)
     served.volume.unpublish()
     assert time.monotonic() - began < UNPUBLISH_WAIT + STATS_WAIT

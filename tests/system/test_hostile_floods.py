@@ -9,12 +9,12 @@ from contextlib import ExitStack
 from errno import EBUSY
 
 import pytest
-from harness.hostile import MOUNT, PROCEED, SYNC_MOUNT, attacked, connect, mount, numbers, receive, recovers, serves_again
+from harness.hostile import MOUNT, PREPARED, PROCEED, SYNC_MOUNT, attacked, connect, mount, numbers, receive, recovers, serves_again
 from harness.kubelet import Published
 from harness.pod import Node, Pod
 
-_CONNECTIONS = 10_000 if os.environ.get("MFCP_ALL") else 2_000
-_REQUESTS_AT_ONCE = 8
+_CONNECTIONS = 10_000
+_REQUESTS_AT_ONCE = PREPARED
 
 
 def try_to_connect(volume: Published, suffix: str) -> socket.socket | None:
@@ -29,9 +29,9 @@ def test_thousands_of_connections(node: Node, pod: Pod, suffix: str) -> None:
     """Some hundred of them held, and the others made and dropped."""
     volume = pod.publish()
     before = numbers(node)
-    with attacked(node), ExitStack() as stack:
+    with attacked(node) as cost, ExitStack() as stack:
         held: list[socket.socket] = []
-        for _ in range(_CONNECTIONS):
+        for _ in cost.attacks(_CONNECTIONS):
             connection = try_to_connect(volume, suffix)
             if connection is None:
                 time.sleep(0.0005)
@@ -47,8 +47,8 @@ def test_thousands_of_connections(node: Node, pod: Pod, suffix: str) -> None:
 def test_packets_of_a_mebibyte(node: Node, pod: Pod) -> None:
     volume = pod.publish()
     before = numbers(node)
-    with attacked(node):
-        for _ in range(200):
+    with attacked(node) as cost:
+        for _ in cost.attacks(200):
             with connect(volume) as connection:
                 # SO_SNDBUFFORCE
                 connection.setsockopt(socket.SOL_SOCKET, 32, 4 << 20)
@@ -64,13 +64,14 @@ def test_packets_of_a_mebibyte(node: Node, pod: Pod) -> None:
 def test_requests_that_are_cut_off_or_never_come(node: Node, pod: Pod) -> None:
     volume = pod.publish()
     before = numbers(node)
-    with attacked(node), ExitStack() as stack:
+    with attacked(node) as cost, ExitStack() as stack:
         for number in range(len(MOUNT)):
             with connect(volume) as connection:
                 connection.send(MOUNT[:number] or b" ")
         for _ in range(40):
             if connection := try_to_connect(volume, ".v1"):
                 stack.enter_context(connection)
+        cost.wait()
     recovers(node, before)
     serves_again(volume)
 
@@ -79,7 +80,7 @@ def test_answers_that_nobody_reads(node: Node, pod: Pod) -> None:
     """Each has its answer in its own buffer, and the driver waits for none of them."""
     volume = pod.publish()
     before = numbers(node)
-    with attacked(node), ExitStack() as stack:
+    with attacked(node) as cost, ExitStack() as stack:
         for number in range(300):
             connection = try_to_connect(volume, ".v1" if number % 2 else "")
             if connection is None:
@@ -91,6 +92,7 @@ def test_answers_that_nobody_reads(node: Node, pod: Pod) -> None:
                 connection.send(MOUNT if number % 4 == 1 else b"{" * 60_000)
             except OSError:  # it was let go, or its buffer is full
                 pass
+        cost.wait()
     recovers(node, before)
     volume.wait_waiting(20)
     serves_again(volume)
@@ -112,9 +114,9 @@ def test_nesting_of_every_depth(node: Node, pod: Pod) -> None:
 
 
 def test_prepared_mounts_that_nobody_proceeds_with(node: Node, pod: Pod) -> None:
-    volume = pod.publish()
     before = numbers(node)
-    with attacked(node) as cost, ExitStack() as stack:
+    volume = pod.publish()
+    with attacked(node, prepared=_REQUESTS_AT_ONCE) as cost, ExitStack() as stack:
         prepared = 0
         for _ in range(50):
             connection = stack.enter_context(connect(volume))
@@ -124,6 +126,7 @@ def test_prepared_mounts_that_nobody_proceeds_with(node: Node, pod: Pod) -> None
                 stack.callback(os.close, fd)
             prepared += bool(fds)
         assert prepared == _REQUESTS_AT_ONCE
+        cost.wait()
         began = time.monotonic()
         volume.unpublish()
         assert time.monotonic() - began < 5
@@ -133,9 +136,9 @@ def test_prepared_mounts_that_nobody_proceeds_with(node: Node, pod: Pod) -> None
 
 def test_prepared_mounts_whose_programs_never_answer_init(node: Node, pod: Pod) -> None:
     """Eight at once say that they are ready: one of them mounts, in one process, and unpublish waits for none."""
-    volume = pod.publish()
     before = numbers(node)
-    with attacked(node) as cost, ExitStack() as stack:
+    volume = pod.publish()
+    with attacked(node, prepared=_REQUESTS_AT_ONCE) as cost, ExitStack() as stack:
         ready: list[socket.socket] = []
         for _ in range(_REQUESTS_AT_ONCE):
             connection = stack.enter_context(connect(volume))
@@ -156,6 +159,7 @@ def test_prepared_mounts_whose_programs_never_answer_init(node: Node, pod: Pod) 
             for connection in answered:
                 assert receive(connection)[0].get("errno") == EBUSY
                 waiting.remove(connection)
+        cost.wait()
         began = time.monotonic()
         volume.unpublish()
         assert time.monotonic() - began < 5
@@ -166,8 +170,8 @@ def test_prepared_mounts_whose_programs_never_answer_init(node: Node, pod: Pod) 
 def test_mounting_and_leaving_in_a_loop(node: Node, pod: Pod) -> None:
     volume = pod.publish()
     before = numbers(node)
-    with attacked(node):
-        for _ in range(200):
+    with attacked(node) as cost:
+        for _ in cost.attacks(200):
             os.close(mount(volume))
     recovers(node, before)
     volume.wait_waiting()

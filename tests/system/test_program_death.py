@@ -1,6 +1,8 @@
-"""What happens to the volume when its FUSE program dies, hangs, or has a rival."""
+"""When a FUSE program counts as dead, and when not: it is stopped, has a rival, or another process keeps its fd.
 
-import signal
+That it is replaced, however it died: test_recovery.py.
+"""
+
 import time
 
 from harness.container import Background, Bind, Container
@@ -19,50 +21,6 @@ def mounted(volume: Published, fuse: Container, text: str, options: str = "-f") 
     # The mount is there before the program has its fd: what dies then is told otherwise.
     assert fuse.check("cat /data/file") == f"{text}\n"
     return program
-
-
-def test_a_killed_program_is_replaced_and_every_container_sees_it(pod: Pod) -> None:
-    """A container from before the mount and one from after it; nobody restarts them."""
-    volume = pod.publish()
-    before, fuse = pod.application(volume), pod.fuse(volume)
-    program = mounted(volume, fuse, "first")
-    after = pod.application(volume)
-    for number in range(3):
-        for application in (before, after):
-            application.check("cat /data/file")
-        program.kill("KILL")
-        volume.wait_waiting()
-        # The placeholder: empty, and nothing can be created in it.
-        for application in (before, after):
-            assert application.check("ls -A /data") == ""
-            assert "No space left on device" in application.run("echo lost >/data/file").err
-        program = mounted(volume, fuse, f"life {number}")
-        for application in (before, after):
-            assert application.check("cat /data/file") == f"life {number}\n"
-
-
-def test_a_program_that_went_into_the_background_is_killed(pod: Pod) -> None:
-    volume = pod.publish()
-    application, fuse = pod.application(volume), pod.fuse(volume)
-    mounted(volume, fuse, "content", options="")
-    assert application.check("cat /data/file") == "content\n"
-    fuse.check("pkill -KILL -x bindfs")
-    volume.wait_waiting()
-    mounted(volume, fuse, "again")
-    assert application.check("cat /data/file") == "again\n"
-
-
-def test_the_whole_container_is_killed_and_started_again(pod: Pod) -> None:
-    """As kubelet does it with a container that crashed: a new one, the same emptyDir, the same volume."""
-    volume = pod.publish()
-    application, fuse = pod.application(volume), pod.fuse(volume)
-    mounted(volume, fuse, "first")
-    fuse.kill("KILL")
-    assert fuse.wait().code == 128 + signal.SIGKILL
-    volume.wait_waiting()
-    again = pod.fuse(volume)
-    mounted(volume, again, "second")
-    assert application.check("cat /data/file") == "second\n"
 
 
 def test_a_second_program_is_refused_while_the_first_one_lives(pod: Pod) -> None:

@@ -6,7 +6,7 @@ between two crashes.
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,12 +27,16 @@ ORIGINAL = f"python3 /programs/original_client.py {SOCKETS}/$(basename $FUSERMOU
 # Counts what it has written; what it could not write it leaves out.
 WRITER = "sh -c 'n=0; while :; do n=$((n+1)); (echo $n >/data/{name}-$n) 2>/dev/null && echo $n; sleep 0.01; done'"
 
+# The same with one file, which it keeps open.
+KEEPER = "sh -c 'exec 3>/data/kept-{name}; n=0; while :; do n=$((n+1)); echo $n >&3 && echo $n; sleep 0.01; done'"
+
 
 class Lives:
     """A volume whose FUSE programs die, and its applications."""
 
-    def __init__(self, pod: Pod, source: Path, command: str) -> None:
+    def __init__(self, pod: Pod, source: Path, command: str, options: Sequence[str] = ()) -> None:
         self.pod = pod
+        self._options = options  # of the FUSE container
         self._source = source  # what bindfs serves lives longer than any container
         self.volume: Published = pod.publish()
         self.before: Container = pod.application(self.volume)
@@ -53,7 +57,7 @@ class Lives:
             Bind(static_fuse_program(), "/usr/bin/hello", read_only=True),
             Bind(self._source, "/source"),
         ]
-        container = self.pod.fuse(self.volume, binds=binds)
+        container = self.pod.fuse(self.volume, binds=binds, options=self._options)
         container.wait_until_running()
         return container
 
@@ -73,7 +77,7 @@ class Lives:
 
     def see(self) -> None:
         """All applications see what is mounted now."""
-        text = "Hello World!" if "hello -f" in self._command else self.text  # its own text is the same in every life
+        text = self.text if "/source" in self._command or "{text}" in self._command else "Hello World!"  # the same in every life
         for application in self.applications:
             assert application.check("cat /data/hello") == f"{text}\n"
 
@@ -81,19 +85,33 @@ class Lives:
         """The mount is off: an empty directory, in which nothing can be created."""
         for application in self.applications:
             assert application.check("ls -A /data") == ""
-            for command in ("echo lost >/data/hello", "mkdir /data/lost"):
+            for command in ("echo lost >/data/hello", "mkdir /data/lost", "ln -s lost /data/lost", "mkfifo /data/lost"):
                 assert "No space left on device" in application.run(command).err
 
     def crash(self, kill: Callable[["Lives"], None]) -> None:
         began = time.monotonic()
         kill(self)
-        self.volume.wait_waiting(LIMIT)
+        self.is_off()
         self.seconds.append(time.monotonic() - began)
+
+    def is_off(self) -> None:
+        """Wait until the mount is off, on the node and for every application, who gets errors until then."""
+        self.volume.wait_waiting(LIMIT)
+        for application in self.applications:
+            # One from after the mount sees it a moment later than the node does.
+            wait_until("it is off for an application", lambda application=application: is_empty_or_dead(application), LIMIT)
 
     def restart_application(self) -> None:
         self.pod.stop(self.replaced)
         self.replaced = self.pod.application(self.volume)
         self.replaced.wait_until_running()
+
+
+def is_empty_or_dead(application: Container) -> bool:
+    """Whether an application sees the empty placeholder; what it sees otherwise is an error."""
+    seen = application.run("ls -A /data")
+    assert seen.out == "" and (seen.code == 0 or "not connected" in seen.err), seen
+    return seen.code == 0
 
 
 def kill_program(number: str) -> Callable[[Lives], None]:
@@ -110,6 +128,19 @@ def kill_bindfs(lives: Lives) -> None:
     lives.fuse.check("pkill -KILL -x bindfs")
 
 
+# Of a container's own memory cgroup, version 2 or 1, cgroups(7).
+OOM_KILLS = "cat /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control 2>/dev/null | sed -n 's/^oom_kill //p'"
+MEMORY = ("--memory=64m", "--memory-swap=64m")
+
+
+def kill_by_oom(lives: Lives) -> None:
+    """The kernel kills it, as its container's cgroup says."""
+    before = int(lives.fuse.check(OOM_KILLS))
+    lives.program.kill("USR1")
+    assert lives.program.wait() == 128 + signal.SIGKILL
+    assert int(lives.fuse.check(OOM_KILLS)) == before + 1
+
+
 BINDFS = "bindfs -f /source /data"
 
 
@@ -123,7 +154,10 @@ WAYS: dict[str, tuple[str, Callable[[Lives], None]]] = {
     "daemonized": ("bindfs /source /data", kill_bindfs),
     "forked": (odd("forks"), kill_serving),
     "first thread ended": (odd("first-thread-ends"), kill_serving),
+    "auto_unmount": ("bindfs -f -o auto_unmount /source /data", kill_program("KILL")),
+    "synchronous INIT": ("python3 /programs/sync_init.py serves /data", kill_program("KILL")),
     "original protocol": (f"sh -c 'exec {ORIGINAL} hello -f /dev/fd/3'", kill_program("KILL")),
+    "OOM kill": (odd("serves"), kill_by_oom),
     "fuse-starter": (f"sh -c 'exec {STARTER} hello -f /dev/fd/3'", kill_program("KILL")),
 }
 
@@ -137,7 +171,7 @@ def goes_in_time(node: Node) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_ten_crashes_in_a_row(node: Node, pod: Pod, tmp_path: Path, way: str) -> None:
     command, kill = WAYS[way]
-    lives = Lives(pod, tmp_path, command)
+    lives = Lives(pod, tmp_path, command, MEMORY if kill is kill_by_oom else ())
     for number in range(CRASHES):
         lives.crash(kill)
         lives.see_nothing()
@@ -155,7 +189,7 @@ def test_ten_crashes_in_a_row(node: Node, pod: Pod, tmp_path: Path, way: str) ->
 
 @pytest.mark.parametrize("how", ["killed", "removed"])
 def test_ten_containers_in_a_row(node: Node, pod: Pod, tmp_path: Path, how: str) -> None:
-    """As after an OOM kill of the whole container, or its eviction: its first process is killed, or the engine removes it."""
+    """As kubelet does it to end one, and to evict one: its first process is killed, or the engine removes it."""
     lives = Lives(pod, tmp_path, BINDFS)
     end = {"killed": lambda lives: lives.fuse.kill("KILL"), "removed": lambda lives: lives.fuse.remove()}[how]
     for number in range(CRASHES):
@@ -172,22 +206,58 @@ def test_ten_containers_in_a_row(node: Node, pod: Pod, tmp_path: Path, how: str)
     goes_in_time(node)
 
 
-def test_ten_crashes_with_another_driver_each_time(node: Node, pod: Pod, tmp_path: Path) -> None:
+def test_containers_that_are_killed_for_their_memory(node: Node, pod: Pod) -> None:
+    """The FUSE program is the container's first process, so the container ends with it, and kubelet makes another one."""
+    volume = pod.publish()
+    applications = [pod.application(volume)]
+    for number in range(CRASHES // 2):
+        command = ["python3", "/programs/odd_program.py", "serves", "/data", f"life-{number}"]
+        fuse = pod.fuse(volume, binds=[Bind(SOURCES, "/programs", read_only=True)], options=MEMORY, command=command)
+        applications[0].wait_for("test -e /data/hello")
+        if number == 2:
+            pod.stop(applications.pop())
+        while len(applications) < 3:
+            applications.append(pod.application(volume))
+        for application in applications:
+            assert application.check("cat /data/hello") == f"life-{number}\n"
+        kills = oom_kills_of_the_node()
+        fuse.kill("USR1")
+        assert fuse.wait().code == 128 + signal.SIGKILL
+        assert oom_kills_of_the_node() > kills
+        volume.wait_waiting(SECOND)
+        for application in applications:
+            wait_until("it is off for an application", lambda application=application: is_empty_or_dead(application))
+            assert "No space left on device" in application.run("echo lost >/data/hello").err
+    goes_in_time(node)
+
+
+def oom_kills_of_the_node() -> int:
+    # The container's own count ends with it.
+    return int(next(line.split()[1] for line in Path("/proc/vmstat").read_text().splitlines() if line.startswith("oom_kill ")))
+
+
+# Each also while the driver is away, and with one that has not seen the mount begin.
+RESTARTED = ["SIGKILL", "daemonized", "forked", "first thread ended", "auto_unmount", "original protocol"]
+
+
+@pytest.mark.parametrize("way", RESTARTED)
+def test_ten_crashes_with_another_driver_each_time(node: Node, pod: Pod, tmp_path: Path, way: str) -> None:
     """Stopped and started before the crash, killed before it, or away during it."""
-    lives = Lives(pod, tmp_path, BINDFS)
+    command, kill = WAYS[way]
+    lives = Lives(pod, tmp_path, command)
     for number in range(CRASHES):
         node.driver.stop(signal.SIGKILL if number % 2 else signal.SIGTERM)
         if number % 3 == 2:
-            lives.program.kill("KILL")
-            lives.program.wait()
+            kill(lives)
             for application in lives.applications:
-                assert application.run("echo lost >/data/lost").code != 0
+                application.wait_for("! test -e /data/hello")
+                assert "not connected" in application.run("echo lost >/data/lost").err
         node.driver.start()
         if number % 3 == 2:
-            lives.volume.wait_waiting()
+            lives.is_off()
         else:
             lives.see()
-            lives.crash(kill_program("KILL"))
+            lives.crash(kill)
         lives.see_nothing()
         lives.mount()
         lives.see()
@@ -199,15 +269,26 @@ def test_ten_crashes_with_another_driver_each_time(node: Node, pod: Pod, tmp_pat
 
 
 def test_no_write_vanishes(pod: Pod, tmp_path: Path) -> None:
-    """Applications write all the time while programs die: what was written without an error is where the next program finds it."""
+    """Applications write all the time while programs die: what was written without an error is where the next program finds it.
+
+    Each with files that it makes anew, and with one that it keeps open: after the crash that one gives errors for ever.
+    """
     lives = Lives(pod, tmp_path, BINDFS)
     names = ["before", "after", "replaced"]
     running = [each.start(WRITER.format(name=name)) for each, name in zip(lives.applications, names, strict=True)]
-    for _ in range(CRASHES):
+    for number in range(CRASHES):
+        keeping = [each.start(KEEPER.format(name=f"{name}-{number}")) for each, name in zip(lives.applications, names, strict=True)]
         said = [len(writer.out) for writer in running]
         wait_until("all have written", lambda said=said: all(len(w.out) > n for w, n in zip(running, said, strict=True)))
+        wait_until("all have written", lambda keeping=keeping: all(keeper.out for keeper in keeping))
         lives.crash(kill_program("KILL"))
         lives.mount()
+        wait_until("all have met errors", lambda keeping=keeping: all("error" in keeper.err for keeper in keeping))
+        for keeper, name in zip(keeping, names, strict=True):
+            keeper.kill()
+            keeper.wait()
+            there = lives.fuse.check(f"cat /source/kept-{name}-{number}").split()
+            assert keeper.out.split() == there
     for writer, name in zip(running, names, strict=True):
         writer.kill()
         writer.wait()

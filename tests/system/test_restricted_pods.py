@@ -1,23 +1,18 @@
 """Pods that may do nothing (Kubernetes' restricted profile), of any user, and what the modes of files mean to them.
 
 Without capabilities, no_new_privs, a read-only root file system, the engine's seccomp profile. See also
-test_root_file_systems.py.
+test_root_file_systems.py and test_user_namespaces.py.
 """
 
-import ctypes
 import os
 import signal
-import subprocess
-from collections.abc import Iterator, Sequence
-from errno import EINVAL
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from harness import mounts
 from harness.container import Bind, Container
-from harness.events import wait_until
 from harness.kubelet import Published
-from harness.pod import PLACE, SOCKETS, Node, Pod, single_file, tree
+from harness.pod import PLACE, SOCKETS, Pod, single_file, tree
 from harness.programs import static_fuse_program
 
 RESTRICTED = ["--read-only", "--read-only-tmpfs=false", "--cap-drop", "all", "--security-opt", "no-new-privileges"]
@@ -121,103 +116,3 @@ def test_the_modes_that_the_program_says_count_for_every_user(pod: Pod, tmp_path
     }
     for application in files.users.values():
         assert application.check("stat -c %u:%g:%a /data/file") == "4321:6666:640\n"
-
-
-# ---- pods with hostUsers: false: their volumes are idmapped mounts, mount_setattr(2)
-
-_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
-_AT_FDCWD, _AT_EMPTY_PATH, _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = -100, 0x1000, 1, 4
-_MOUNT_ATTR_IDMAP, _MS_SLAVE = 0x00100000, 1 << 19
-_FIRST = 100000  # the node's uid that is root in the pod
-
-
-class _MountAttr(ctypes.Structure):
-    _fields_ = (("set", ctypes.c_uint64), ("clear", ctypes.c_uint64), ("propagation", ctypes.c_uint64), ("userns", ctypes.c_uint64))
-
-
-def _call(number: int, *arguments: object) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    result: int = libc.syscall(number, *arguments)
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return result
-
-
-@pytest.fixture
-def user_namespace() -> Iterator[int]:
-    """One in which root is another user of the node, as kubelet makes it for such a pod."""
-    with subprocess.Popen(["unshare", "--user", "cat"], stdin=subprocess.PIPE) as process:
-        wait_until(
-            "it has a namespace of its own",
-            lambda: os.readlink(f"/proc/{process.pid}/ns/user") != os.readlink("/proc/self/ns/user"),
-        )
-        for which in ("uid_map", "gid_map"):
-            Path(f"/proc/{process.pid}/{which}").write_text(f"0 {_FIRST} 65536\n")
-        fd = os.open(f"/proc/{process.pid}/ns/user", os.O_RDONLY)
-        yield fd
-        os.close(fd)
-
-
-def idmapped(target: Path, user_namespace: int) -> int:
-    """What a container runtime does with a volume of such a pod: a copy of the mount, idmapped, that gets later mounts."""
-    tree = _call(_OPEN_TREE, _AT_FDCWD, os.fsencode(target), _OPEN_TREE_CLONE)
-    attributes = _MountAttr(set=_MOUNT_ATTR_IDMAP, propagation=_MS_SLAVE, userns=user_namespace)
-    try:
-        _call(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, ctypes.byref(attributes), ctypes.sizeof(attributes))
-    except OSError:
-        os.close(tree)
-        raise
-    return tree
-
-
-def test_a_program_in_a_user_namespace_of_its_own_mounts(pod: Pod) -> None:
-    """The driver opens the device and mounts, so it is the node's namespace that the file system belongs to."""
-    volume = pod.publish()
-    application = pod.application(volume)
-    # The engine's seccomp profile lets containers with this capability alone make namespaces; the program has none.
-    fuse = pod.fuse(volume, options=["--cap-add", "sys_admin"])
-    as_user = "setpriv --reuid=1234 --regid=1234 --clear-groups unshare --user --map-root-user"
-    assert fuse.check(f"{as_user} id -u") == "0\n"
-    program = fuse.start(f"{as_user} bindfs -f /srv /data")
-    mount = volume.wait_mounted(program)
-    assert {"user_id=1234", "group_id=1234"} <= mount.super_options  # as the node sees it
-    application.wait_for("ls /data")
-    program.kill("KILL")
-    volume.wait_waiting()
-
-
-def test_the_placeholder_can_be_idmapped_and_gets_the_mount_that_comes_later(node: Node, pod: Pod, user_namespace: int) -> None:
-    """The pod starts before the mount. Its root is not the node's, and reads what everybody may."""
-    volume = pod.publish()
-    seen = node.folder / "seen"
-    seen.mkdir()
-    tree = idmapped(volume.target, user_namespace)
-    _call(_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(seen), _MOVE_MOUNT_F_EMPTY_PATH)
-    os.close(tree)
-    try:
-        assert os.stat(seen).st_uid == _FIRST  # root's, for the pod's root
-        fuse = pod.fuse(volume)
-        fuse.check("echo content >/srv/file && chmod 644 /srv/file && echo secret >/srv/secret && chmod 600 /srv/secret")
-        volume.wait_mounted(fuse.start("bindfs -f /srv /data"))
-        fuse.check("cat /data/file")
-        assert [mount.fstype for mount in mounts.stack(seen)] == ["tmpfs", "fuse"]
-        assert os.stat(seen / "file").st_uid == 0  # not idmapped: nobody's, for the pod
-        for name, code in (("file", 0), ("secret", 1)):
-            command = ["nsenter", f"--user=/proc/self/fd/{user_namespace}", "cat", seen / name]
-            assert subprocess.run(command, pass_fds=[user_namespace], capture_output=True).returncode == code
-    finally:
-        mounts.unmount_all_below(seen)
-        seen.rmdir()
-
-
-def test_a_mounted_file_system_can_not_be_idmapped(pod: Pod, user_namespace: int) -> None:
-    """So such a pod does not start on it; once the program has gone it does. FUSE takes it from programs that ask for it alone."""
-    volume = pod.publish()
-    program = pod.fuse(volume).start("bindfs -f /srv /data")
-    volume.wait_mounted(program)
-    with pytest.raises(OSError) as error:
-        idmapped(volume.target, user_namespace)
-    assert error.value.errno == EINVAL
-    program.kill("KILL")
-    volume.wait_waiting()
-    os.close(idmapped(volume.target, user_namespace))

@@ -61,6 +61,9 @@ def test_ten_crashes_in_a_row_are_seen_and_the_pod_goes(node: Node, setup: Setup
         program = setup.mount(f"life {number}")
         if number == 3:  # started between two crashes: its bind is of another file system
             applications.append(setup.application())
+        if number == 6:  # restarted between two
+            setup.pod.stop(applications.pop())
+            applications += [setup.application(), setup.application()]
         for application in applications:
             sees(application, f"life {number}")
         assert max(setup.layers()) <= 2

@@ -221,9 +221,16 @@ def test_the_first_problem_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert all(not check.problem for check in node.checks(*places))
 
 
-@pytest.mark.parametrize(("release", "is_there"), [("6.11.9", False), ("6.12", True), ("7.0", True)])
-def test_what_the_driver_can_do_without_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: str, is_there: bool) -> None:
+@pytest.mark.parametrize(
+    ("release", "has_tmpfs", "has_fuse"),
+    [("6.2.16", False, False), ("6.3", True, False), ("6.11.9", True, False), ("6.12", True, True), ("7.0", True, True)],
+)
+def test_what_the_driver_can_do_without_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: str, has_tmpfs: bool, has_fuse: bool
+) -> None:
     monkeypatch.setattr(node.os, "uname", lambda: SimpleNamespace(release=release))
     found = {note.name: note for note in node.notes(str(tmp_path))}
-    assert found["FUSE in idmapped mounts"].is_there is is_there
+    assert found["tmpfs in idmapped mounts"].is_there is has_tmpfs
+    assert found["FUSE in idmapped mounts"].is_there is has_fuse
+    assert all("hostUsers: false" in found[name].text for name in ("tmpfs in idmapped mounts", "FUSE in idmapped mounts"))
     assert all(note.text.isprintable() and note.text for note in found.values())

@@ -35,6 +35,7 @@ _INSTALLED = {
     "fusermount3": "fuse3",
     "gcc": "gcc",
     "gocryptfs": "gocryptfs",
+    "ip": "iproute2",
     "mergerfs": "mergerfs",
     "mke2fs": "e2fsprogs",
     "mksquashfs": "squashfs-tools",

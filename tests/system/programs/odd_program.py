@@ -6,18 +6,28 @@ It serves one file, /hello, with the line TEXT, until it is unmounted. HOW says 
     forks               a child serves, and the process that mounted ends; its pid is in /harness/serving, as the others'
     first-thread-ends   the first thread ends, another one serves
     never-answers       answers INIT, and reads each request after it without an answer
+
+After SIGUSR1 it takes memory until the kernel kills it, which only a container with a limit of memory should let it do.
 """
 
 import ctypes
 import os
+import signal
 import sys
 import threading
 
 from mini_fuse import Server, call_helper, receive_fd
 
 
+def take_all_memory(*_: object) -> None:
+    taken = []
+    while True:
+        taken.append(b"x" * (1 << 20))  # written to, or the kernel would not count it
+
+
 def main() -> None:
     how, mountpoint, text = sys.argv[1:]
+    signal.signal(signal.SIGUSR1, take_all_memory)
     comm, helper = call_helper("-o", "fsname=odd", "--", mountpoint)
     server = Server(receive_fd(comm), f"{text}\n".encode())
     comm.close()
