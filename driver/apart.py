@@ -144,8 +144,10 @@ def _timed_out() -> TimeoutError:
 class _Starter:
     """The driver's end of the process that starts workers."""
 
-    def __init__(self) -> None:
-        self._socket, self.pidfd = workers.fork_starter()
+    def __init__(self, settle: Callable[[int], None]) -> None:
+        self._socket, pid = workers.fork_starter()
+        self.pidfd = os.pidfd_open(pid)
+        settle(pid)
         self._waiting: deque[asyncio.Future[Worker]] = deque()
         self._is_making = False
 
@@ -220,13 +222,14 @@ class _Starter:
 _starter: _Starter | None = None
 
 
-def begin() -> int:
+def begin(settle: Callable[[int], None] = lambda pid: None) -> int:
     """Fork the starter: after all imports and when privileges are dropped, before threads and fds of pods.
 
-    Returns its pidfd, which is readable when it has ended: without it no death is noticed, and the driver must stop.
+    `settle` is called with its process id, before it has forked anything. Returns its pidfd, which is readable when it has
+    ended: without it no death is noticed, and the driver must stop.
     """
     global _starter
-    _starter = _Starter()
+    _starter = _Starter(settle)
     return _starter.pidfd
 
 

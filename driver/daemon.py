@@ -8,8 +8,7 @@ import signal
 import socket
 from contextlib import ExitStack
 
-import driver.condition  # noqa: F401 (its work is done by workers, who know what is imported when their starter is forked)
-from driver import apart, metrics, node, privileges, scrape
+from driver import apart, cgroups, metrics, node, privileges, scrape
 from driver.bounded import NUDGE
 from driver.closewatch import CloseWatch
 from driver.endpoint import refuse_if_served
@@ -30,13 +29,14 @@ def serve(settings: Settings) -> None:
     _open_standard_streams()
     os.umask(0o077)
     _raise_fd_limit()
-    # Before the privileges go, which a port below 1024 needs.
+    # Before the privileges go, which a port below 1024 needs, and the node's control groups.
     scraped = _listen_for_scrapes(settings.metrics_address)
+    groups = cgroups.roots()
     try:
         privileges.drop()
     except OSError as error:
         raise StartError(f"cannot drop privileges: {error}") from None
-    starter = apart.begin()
+    starter = apart.begin(lambda pid: cgroups.move(pid, groups))
     # Not asyncio.run(): it would cancel what waits for pods and close their connections right here, where what is queued
     # in one may block for as long as the pod likes. The caller ends the process instead, with all that there is.
     _loop = asyncio.new_event_loop()

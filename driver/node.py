@@ -17,7 +17,6 @@ _IDMAPPED_TMPFS, _IDMAPPED_FUSE = (6, 3), (6, 12)
 _MOUNTS_FULL = 0.9  # of fs.mount-max
 
 _FUSE_DEV_IOC_SYNC_INIT = 0xE503  # _IO(229, 3), <linux/fuse.h>
-_HOST_PIDS = "pid:[4026531836]"  # PROC_PID_INIT_INO, <linux/proc_ns.h>
 
 _PRIVILEGED = "give the driver's container securityContext.privileged: true (Docker, Podman: --privileged)"
 
@@ -78,7 +77,7 @@ def notes(run_dir: str) -> Iterator[Note]:
     )
     yield Note(
         "pids of the node",
-        _sees_host_pids(),
+        kernel.sees_host_pids(),
         "the driver is in a pid namespace of its own, so that FUSE programs see every request from pid 0, and some refuse "
         "writes then: give the driver's pod hostPID: true",
     )
@@ -186,10 +185,3 @@ def _has_sync_init(run_dir: str) -> bool | None:
                 nodes.discard(opened)
     except OSError:
         return None
-
-
-def _sees_host_pids() -> bool:
-    try:
-        return os.readlink("/proc/self/ns/pid") == _HOST_PIDS
-    except OSError:
-        return True

@@ -117,7 +117,7 @@ def test_the_driver_begins_with_what_its_workers_do_and_without_grpc() -> None:
     """Workers know what is imported when their starter is forked; pods need not wait for what answers kubelet."""
     command = [sys.executable, "-c", LOAD.format(root=str(ROOT), module="driver.daemon")]
     loaded = set(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split())
-    assert {"driver.condition", "driver.fusemount", "driver.subpaths"} <= loaded
+    assert {"driver.fusemount", "driver.subpaths"} <= loaded
     assert {name for name in loaded if name.partition(".")[0] in ("grpc", "google")} == set()
 
 
