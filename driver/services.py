@@ -31,18 +31,15 @@ async def serve(settings: Settings, volumes: Volumes, standalone: Standalone, st
         log.warning(f"not ready: {text}")
     if os.getpid() == 1:
         log.warning("FUSE programs will see 0 as the process id of every request, which some refuse: give the driver's pod hostPID: true")
-    csi = grpc.aio.server()
+    csi = _bound(settings.csi_socket, "--endpoint")
     csi_pb2_grpc.add_IdentityServicer_to_server(Identity(problem), csi)
     csi_pb2_grpc.add_ControllerServicer_to_server(Controller(), csi)
     csi_pb2_grpc.add_NodeServicer_to_server(Node(volumes, settings.node_id, settings.pods_dir), csi)
-    admin = grpc.aio.server()
-    admin_pb2_grpc.add_AdminServicer_to_server(Admin(volumes, standalone, problem), admin)
-
-    _listen(csi, settings.csi_socket, "--endpoint")
     await csi.start()
     servers = [csi]
     try:
-        _listen(admin, settings.admin_socket, "--admin-socket")
+        admin = _bound(settings.admin_socket, "--admin-socket")
+        admin_pb2_grpc.add_AdminServicer_to_server(Admin(volumes, standalone, problem), admin)
         await admin.start()
         servers.append(admin)
     except StartError as error:
@@ -83,9 +80,8 @@ async def _register(endpoint: str, place: registration.Place, give_up: Callable[
         # kubelet does not ask again until the socket is made anew.
         give_up(f"kubelet does not register the driver: {text}")
 
-    server = grpc.aio.server()
+    server = _bound(place.bound, "--plugin-registration-path")
     pluginregistration_pb2_grpc.add_RegistrationServicer_to_server(registration.Registration(endpoint, refused), server)
-    _listen(server, place.bound, "--plugin-registration-path")
     await server.start()
     try:
         place.show()
@@ -94,15 +90,17 @@ async def _register(endpoint: str, place: registration.Place, give_up: Callable[
     return server
 
 
-def _listen(server: grpc.aio.Server, path: str, option: str) -> None:
-    """Bind a server's socket, mode 0600. Raises StartError where another process listens there."""
+def _bound(path: str, option: str) -> grpc.aio.Server:
+    """A server that is bound to a socket, mode 0600, and not started. Raises StartError where another process listens there."""
     folder = os.path.dirname(path) or "."
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         refuse_if_served(path, option)
         if os.path.lexists(path):
             os.unlink(path)
+        server = grpc.aio.server()
         server.add_insecure_port(f"unix:{path}")
         os.chmod(path, 0o600)
+        return server
     except (OSError, RuntimeError) as error:
         raise StartError(f"{option}: cannot listen at {path}: {error}") from None
