@@ -114,7 +114,9 @@ async def _serve_volumes(settings: Settings, volumes: Volumes, standalone: Stand
     csi = grpc.aio.server()
     csi_pb2_grpc.add_IdentityServicer_to_server(Identity(problem), csi)
     csi_pb2_grpc.add_ControllerServicer_to_server(Controller(), csi)
-    csi_pb2_grpc.add_NodeServicer_to_server(Node(volumes, settings.node_id, settings.pods_dir), csi)
+    csi_pb2_grpc.add_NodeServicer_to_server(
+        Node(volumes, settings.node_id, settings.pods_dir, partial(node.propagation, settings.pods_dir)), csi
+    )
     admin = grpc.aio.server()
     admin_pb2_grpc.add_AdminServicer_to_server(Admin(volumes, standalone, problem), admin)
 
