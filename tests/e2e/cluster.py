@@ -174,7 +174,8 @@ class NodeShell:
         spec = {"hostPID": True, "containers": [container], "tolerations": [{"operator": "Exists"}]}
         self.pod = Pod(
             cluster,
-            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "mfcp-e2e-node", "namespace": SYSTEM}, "spec": spec},
+            # A namespace that allows it, and is there without the driver too.
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "mfcp-e2e-node", "namespace": "kube-system"}, "spec": spec},
         )
 
     def run(self, script: str) -> Done:
