@@ -197,6 +197,8 @@ class NodeShell:
             subprocess.run(command, shell=True, check=True, timeout=SOON, stdout=subprocess.DEVNULL)
         else:
             self.check("chroot /proc/1/root systemctl restart kubelet")
+        # One that has just begun has not heard of its pods, and answers NotFound.
+        wait_until("kubelet knows its pods again", lambda: self.run("true").code == 0)
 
     def files(self, folder: str) -> list[str]:
         """The names in a folder of /var/lib/kubelet; none where it is not there."""
