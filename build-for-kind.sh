@@ -7,7 +7,7 @@ usage() {
 usage: ./build-for-kind.sh [OPTION...] [IMAGE...]
 
 Builds the driver's image, fusermount3-proxy and those of the examples, and loads them into a cluster. IMAGE is the last
-part of an image's name; without one, all are built.
+part of an image's name; without one, and without --load, all are built.
 
   --engine ENGINE      docker, podman or buildah; without it, the first of these that works
   --target TARGET      kind   load into a cluster of kind (used where kind is installed)
@@ -15,6 +15,7 @@ part of an image's name; without one, all are built.
                        none   build alone
   --name NAME          the cluster of kind, default kind
   --build-arg ARG=VAL  handed to every build
+  --load NAME:TAG      load an image that the engine has already, by its whole name
   --list               print the images' names
   --help               print this
 
@@ -29,6 +30,7 @@ target=
 cluster=kind
 build_args=()
 wanted=()
+others=()
 
 main() {
     parse "$@"
@@ -40,22 +42,26 @@ main() {
     for name in "${wanted[@]}"; do
         say "building $prefix/$name:latest"
         build "$name" || fail "$name cannot be built (see above)"
-        [ "$target" = none ] || load "$name" || fail "$name cannot be loaded into $(describe_target) (see above)"
+        load "$prefix/$name:latest"
     done
-    say "done: ${#wanted[@]} images"
+    for name in "${others[@]}"; do
+        load "$name"
+    done
+    say "done: $((${#wanted[@]} + ${#others[@]})) images"
 }
 
 parse() {
     local name
     while [ $# -gt 0 ]; do
         case $1 in
-            --engine | --target | --name | --build-arg) [ $# -gt 1 ] || misuse "$1 needs a value" ;;
+            --engine | --target | --name | --build-arg | --load) [ $# -gt 1 ] || misuse "$1 needs a value" ;;
         esac
         case $1 in
             --engine) engine=$2 && shift ;;
             --target) target=$2 && shift ;;
             --name) cluster=$2 && shift ;;
             --build-arg) build_args+=(--build-arg "$2") && shift ;;
+            --load) others+=("$2") && shift ;;
             --list) images && exit 0 ;;
             -h | --help) usage && exit 0 ;;
             -*) misuse "there is no option $1" ;;
@@ -70,7 +76,7 @@ parse() {
     for name in "${wanted[@]}"; do
         [[ $all == *$'\n'"$name"$'\n'* ]] || misuse "there is no image $name; --list prints all"
     done
-    [ ${#wanted[@]} -gt 0 ] || mapfile -t wanted < <(images)
+    [ ${#wanted[@]} -gt 0 ] || [ ${#others[@]} -gt 0 ] || mapfile -t wanted < <(images)
 }
 
 # The examples copy from fusermount3-proxy, so it comes before them.
@@ -100,8 +106,12 @@ build() { # NAME
     esac
 }
 
-load() { # NAME
-    local image=$prefix/$1:latest
+load() { # IMAGE
+    [ "$target" = none ] || transfer "$1" || fail "$1 cannot be loaded into $(describe_target) (see above)"
+}
+
+transfer() { # IMAGE
+    local image=$1
     # Not local: the trap runs after this function.
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT

@@ -69,10 +69,13 @@ class Controller(csi_pb2_grpc.ControllerServicer):
 class Node(csi_pb2_grpc.NodeServicer):
     """Node Service RPC."""
 
-    def __init__(self, volumes: Volumes, node_id: str, pods_dir: str) -> None:
+    def __init__(self, volumes: Volumes, node_id: str, pods_dir: str, propagation: Callable[[], str]) -> None:
+        """`propagation` says why no container would see a mount, "" where they do."""
         self._volumes = volumes
         self._node_id = node_id
         self._pods_dir = pods_dir
+        self._propagation = propagation
+        self._is_seen = False
 
     async def NodeGetInfo(self, request: csi_pb2.NodeGetInfoRequest, context: Context) -> csi_pb2.NodeGetInfoResponse:
         """NodeGetInfo."""
@@ -90,11 +93,21 @@ class Node(csi_pb2_grpc.NodeServicer):
     async def NodePublishVolume(self, request: csi_pb2.NodePublishVolumeRequest, context: Context) -> csi_pb2.NodePublishVolumeResponse:
         """NodePublishVolume. kubelet calls it again about every ten seconds (requiresRepublish)."""
         try:
-            self._volumes.publish(publication_of(request, self._pods_dir))
+            publication = publication_of(request, self._pods_dir)
+            self._check_propagation()
+            self._volumes.publish(publication)
         except VolumeError as error:
             VolumeLog(_pod_of(request.volume_context), request.volume_id).warning(f"publish failed: {error}")
             raise
         return csi_pb2.NodePublishVolumeResponse()
+
+    def _check_propagation(self) -> None:
+        """Everything else that a node lacks fails by itself, and says so; here a pod would wait for ever, without a word."""
+        if self._is_seen:
+            return  # It does not get worse by itself, and the mount table of a busy node is long.
+        if problem := self._propagation():
+            raise VolumeError(Code.FAILED_PRECONDITION, problem)
+        self._is_seen = True
 
     @answers
     async def NodeUnpublishVolume(

@@ -48,13 +48,28 @@ def checks(pods_dir: str, run_dir: str) -> Iterator[Check]:
     refused = {name: errno for name, errno in syscalls.refused().items() if errno != EPERM or not lacking}
     yield Check("system calls", _system_calls(refused))
     yield Check("FUSE device", _device(run_dir))
-    yield Check("propagation", _propagation(pods_dir))
+    yield Check("propagation", propagation(pods_dir))
     yield Check("mounts", _room_for_mounts())
 
 
 def problem(pods_dir: str, run_dir: str) -> str:
     """Why mounts would not work, with the remedy, in one line; "" where they do."""
     return next((check.problem for check in checks(pods_dir, run_dir) if check.problem), "")
+
+
+def propagation(pods_dir: str) -> str:
+    """Why no container would see a mount that is made below `pods_dir`, with the remedy; "" where they do."""
+    # Without kubelet there are no pods, and volumes of `volume add` have a shared root of their own.
+    if not os.path.isdir(pods_dir):
+        return ""
+    mount = mountinfo.holding(fusemount.mount_table(), os.fsencode(os.path.realpath(pods_dir)))
+    if mount is None or mount.shared:
+        return ""
+    where = os.fsdecode(mount.path)
+    return (
+        f"{pods_dir} lies on the mount {where}, which is not shared, so that no container would see a mount: run "
+        f"'mount --make-rshared {where}' on the node, and give the driver's container mountPropagation: Bidirectional"
+    )
 
 
 def notes(run_dir: str) -> Iterator[Note]:
@@ -142,20 +157,6 @@ def _node_folder(run_dir: str) -> Iterator[DeviceNodes]:
         nodes = DeviceNodes(folder)
         stack.callback(nodes.close)
         yield nodes
-
-
-def _propagation(pods_dir: str) -> str:
-    # Without kubelet there are no pods, and volumes of `volume add` have a shared root of their own.
-    if not os.path.isdir(pods_dir):
-        return ""
-    mount = mountinfo.holding(fusemount.mount_table(), os.fsencode(os.path.realpath(pods_dir)))
-    if mount is None or mount.shared:
-        return ""
-    where = os.fsdecode(mount.path)
-    return (
-        f"{pods_dir} lies on the mount {where}, which is not shared, so that no container would see a mount: run "
-        f"'mount --make-rshared {where}' on the node, and give the driver's container mountPropagation: Bidirectional"
-    )
 
 
 def _room_for_mounts() -> str:

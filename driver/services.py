@@ -34,7 +34,8 @@ async def serve(settings: Settings, volumes: Volumes, standalone: Standalone, st
     csi = _bound(settings.csi_socket, "--endpoint")
     csi_pb2_grpc.add_IdentityServicer_to_server(Identity(problem), csi)
     csi_pb2_grpc.add_ControllerServicer_to_server(Controller(), csi)
-    csi_pb2_grpc.add_NodeServicer_to_server(Node(volumes, settings.node_id, settings.pods_dir), csi)
+    propagation = partial(node.propagation, settings.pods_dir)
+    csi_pb2_grpc.add_NodeServicer_to_server(Node(volumes, settings.node_id, settings.pods_dir, propagation), csi)
     await csi.start()
     servers = [csi]
     try:

@@ -161,7 +161,7 @@ class Pod:
 
 
 class NodeShell:
-    """Commands on the nodes, as a privileged pod in the host's pid and mount namespaces runs them."""
+    """Commands on the nodes, as a privileged pod in the host's pid namespace runs them, which sees kubelet's folder."""
 
     def __init__(self, cluster: Cluster) -> None:
         container = {
@@ -170,11 +170,15 @@ class NodeShell:
             "imagePullPolicy": "IfNotPresent",
             "command": ["sh", "-c", "trap 'exit 0' TERM; sleep infinity & wait"],
             "securityContext": {"privileged": True},
+            # As the host has it now, and not as it was when this pod began, which would keep what was mounted there.
+            "volumeMounts": [{"name": "kubelet", "mountPath": "/kubelet", "readOnly": True, "mountPropagation": "HostToContainer"}],
         }
-        spec = {"hostPID": True, "containers": [container], "tolerations": [{"operator": "Exists"}]}
+        kubelet = {"name": "kubelet", "hostPath": {"path": "/var/lib/kubelet", "type": "Directory"}}
+        spec = {"hostPID": True, "containers": [container], "volumes": [kubelet], "tolerations": [{"operator": "Exists"}]}
         self.pod = Pod(
             cluster,
-            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "mfcp-e2e-node", "namespace": SYSTEM}, "spec": spec},
+            # A namespace that allows it, and is there without the driver too.
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "mfcp-e2e-node", "namespace": "kube-system"}, "spec": spec},
         )
 
     def run(self, script: str) -> Done:
@@ -193,6 +197,12 @@ class NodeShell:
             subprocess.run(command, shell=True, check=True, timeout=SOON, stdout=subprocess.DEVNULL)
         else:
             self.check("chroot /proc/1/root systemctl restart kubelet")
+        # One that has just begun has not heard of its pods, and answers NotFound.
+        wait_until("kubelet knows its pods again", lambda: self.run("true").code == 0)
+
+    def files(self, folder: str) -> list[str]:
+        """The names in a folder of /var/lib/kubelet; none where it is not there."""
+        return self.check(f"cd /kubelet && find {folder} -mindepth 1 -maxdepth 1 2>/dev/null || :").split()
 
     def processes(self, pod: Pod, name: str) -> list[int]:
         """The host's pids of a pod's processes with this name."""

@@ -19,13 +19,14 @@ def test_a_pod_is_gone_in_time(cluster: Cluster, node: NodeShell, how: str) -> N
     with existing(made):
         made.wait_ready()
         uid = made.get()["metadata"]["uid"]
+        assert node.files(f"pods/{uid}/volumes")
         if how == "stopped":
             node.signal(made, "sshfs", "STOP")
         if how == "killed":
             node.signal(made, "sshfs", "KILL")
         made.delete()
         wait_until("nothing of it is mounted", lambda: not node.mounts(uid))
-        wait_until("its folder is gone", lambda: node.run(f"ls /proc/1/root/var/lib/kubelet/pods/{uid}").code != 0)
+        wait_until("its folder is gone", lambda: f"pods/{uid}" not in node.files("pods"))
 
 
 def test_a_pod_that_never_mounts_is_gone_in_time(cluster: Cluster, node: NodeShell) -> None:

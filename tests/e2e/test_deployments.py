@@ -1,14 +1,17 @@
 """The ways to deploy the driver: the Go plugin's own manifests, node-driver-registrar, and from one to the other."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import DRIVER, ROOT, SYSTEM, Cluster, NodeShell, Pod, existing, wait_until
+import yaml
+from cluster import DRIVER, ROOT, SYSTEM, Cluster, Done, NodeShell, Pod, existing, wait_until
 from pods import CONTENT, SERVE_AGAIN_AND_AGAIN, SOCKETS, VOLUME, pod, sidecar
 
-OURS = ROOT / "deploy/csi-driver-daemonset.yaml"
-WITH_REGISTRAR = ROOT / "deploy/csi-driver-daemonset-registrar.yaml"
+DEPLOY = ROOT / "deploy"
+OURS = DEPLOY / "csi-driver-daemonset.yaml"
+WITH_REGISTRAR = DEPLOY / "csi-driver-daemonset-registrar.yaml"
 GO_PLUGINS = Path(__file__).parent / "manifests/go-csi-driver-daemonset.yaml"
 
 FILE = "/data/subdir/test.txt"
@@ -83,6 +86,47 @@ def test_from_the_go_plugins_daemon_set_to_ours_under_a_pod_that_runs(other_daem
         wait_until("nothing of it is mounted", lambda: not node.mounts(uid))
 
 
+def test_kustomize_removes_all_and_deploys_all(cluster: Cluster, node: NodeShell) -> None:
+    made = Pod(cluster, pod("kustomized"))
+    assert f"plugins_registry/{DRIVER}-reg.sock" in node.files("plugins_registry")
+    try:
+        cluster.check("delete", "--wait=true", "-k", str(DEPLOY), timeout=300)
+        wait_until("kubelet forgets the driver", lambda: not cluster.is_registered())
+        for gone in (("namespace", SYSTEM), ("csidriver", DRIVER)):
+            assert "NotFound" in cluster.run("get", *gone).err
+        assert not [name for name in node.files("plugins_registry") if DRIVER in name]
+        assert node.mounts("mfcp") == []
+    finally:
+        cluster.check("apply", "-k", str(DEPLOY))
+        cluster.wait_for_driver()
+    with existing(made):
+        made.wait_ready()
+        assert made.read("app", FILE) == CONTENT
+        made.delete()
+
+
+def test_metrics_are_a_component(other_daemon_sets: Cluster, tmp_path: Path) -> None:
+    cluster = other_daemon_sets
+    # kustomize takes no absolute paths.
+    deploy_folder = os.path.relpath(DEPLOY, tmp_path.resolve())
+    overlay = {"resources": [deploy_folder], "components": [f"{deploy_folder}/metrics"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    made = Pod(cluster, pod("measured"))
+    with existing(made):
+        made.wait_ready()
+
+        def scrape() -> Done:
+            (driver,) = cluster.driver_pods()
+            return cluster.run("get", "--raw", f"/api/v1/namespaces/{SYSTEM}/pods/{driver['metadata']['name']}:9909/proxy/metrics")
+
+        # Nothing listens where nobody has asked for it.
+        assert "connection refused" in scrape().err
+        cluster.check("apply", "-k", str(tmp_path))
+        cluster.wait_for_driver()
+        assert 'mfcp_volumes{state="mounted"} 1\n' in scrape().out
+        made.delete()
+
+
 def test_persistent_volumes_with_one_handle_in_two_pods(cluster: Cluster) -> None:
     attributes = {"fdPassingEmptyDirName": SOCKETS, "fdPassingSocketName": "data.sock"}
     csi = {"driver": DRIVER, "volumeHandle": "mfcp-e2e", "volumeAttributes": attributes}
@@ -108,7 +152,7 @@ def test_persistent_volumes_with_one_handle_in_two_pods(cluster: Cluster) -> Non
     try:
         with existing(inline):
             inline.wait_ready()
-            cluster.check("replace", "--force", "-f", str(ROOT / "deploy/csi-driver-persistent.yaml"))
+            cluster.check("replace", "--force", "-f", str(DEPLOY / "csi-driver-persistent.yaml"))
             assert inline.read("app", FILE) == CONTENT
         used = {"name": VOLUME, "persistentVolumeClaim": {"claimName": "mfcp-e2e"}}
         pods = [Pod(cluster, pod(f"persistent-{number}", volume=used)) for number in (1, 2)]
@@ -125,7 +169,7 @@ def test_persistent_volumes_with_one_handle_in_two_pods(cluster: Cluster) -> Non
         cluster.check("delete", "pv", "mfcp-e2e", "--wait=true")
         # Not the file: the namespace is in it, and the driver in that.
         cluster.check("delete", "csidriver", DRIVER)
-        cluster.check("apply", "-f", str(ROOT / "deploy/csi-driver.yaml"))
+        cluster.check("apply", "-f", str(DEPLOY / "csi-driver.yaml"))
 
 
 def test_thirty_pods_at_once(cluster: Cluster, node: NodeShell) -> None:

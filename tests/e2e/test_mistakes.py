@@ -1,8 +1,10 @@
-"""What a user sees in `kubectl describe pod` where something is wrong with a pod."""
+"""What a user sees in `kubectl describe pod`, or in a container's log, where something is wrong with a pod or a node."""
+
+import json
 
 import pytest
-from cluster import ROOT, SYSTEM, Cluster, Pod, existing, wait_until
-from pods import CONTENT, SOCKETS, VOLUME, application, csi, mount, pod
+from cluster import DAEMON_SET, ROOT, SYSTEM, Cluster, Pod, existing, wait_until
+from pods import CONTENT, SERVE, SOCKETS, VOLUME, application, csi, mount, pod, sidecar
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,40 @@ def test_a_driver_that_is_not_deployed_is_told(cluster: Cluster) -> None:
     finally:
         cluster.check("apply", "-f", str(ROOT / "deploy/csi-driver-daemonset.yaml"))
         cluster.wait_for_driver()
+
+
+def test_a_node_whose_mounts_no_container_would_see_is_told(cluster: Cluster) -> None:
+    manifest = ROOT / "deploy/csi-driver-daemonset.yaml"
+    pods_folder = {"name": "pods", "mountPath": "/var/lib/kubelet/pods", "mountPropagation": "None"}
+    template = {"spec": {"containers": [{"name": DAEMON_SET, "volumeMounts": [pods_folder]}]}}
+    before = cluster.driver_pods()[0]["metadata"]["name"]
+    made = Pod(cluster, pod("no-propagation"))
+    cluster.check("-n", SYSTEM, "patch", "daemonset", DAEMON_SET, "-p", json.dumps({"spec": {"template": template}}))
+    try:
+        wait_until("another driver runs", lambda: [found for found in cluster.driver_pods() if found["metadata"]["name"] != before])
+        with existing(made):
+            made.wait_event("is not shared", "mountPropagation: Bidirectional")
+            # And where the cluster's administrators look.
+            (driver,) = (Pod(cluster, found) for found in cluster.driver_pods())
+            driver.wait_event("Readiness probe failed", "not ready", "mountPropagation: Bidirectional")
+            cluster.check("apply", "-f", str(manifest))
+            made.wait_ready(300)
+            assert made.read("app", "/data/subdir/test.txt") == CONTENT
+            made.delete()
+    finally:
+        cluster.check("apply", "-f", str(manifest))
+        cluster.wait_for_driver()
+
+
+def test_an_image_without_dev_fuse_is_told(cluster: Cluster) -> None:
+    serve = SERVE.replace("touch /dev/fuse", "")
+    assert serve != SERVE
+    made = Pod(cluster, pod("no-dev-fuse", starter=sidecar(serve)))
+    with existing(made):
+        # libfuse's own words: it gives up before anything of ours is asked.
+        told = "fuse: device not found, try 'modprobe fuse' first\n"
+        wait_until("sshfs says it", lambda: made.kubectl("logs", made.name, "-c", "starter").out.endswith(told))
+        made.delete()
 
 
 def test_the_driver_tells_what_the_pod_did_wrong_in_its_log_too(cluster: Cluster) -> None:

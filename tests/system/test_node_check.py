@@ -1,10 +1,12 @@
 """What `check`, Probe and the driver's start say of a node that lacks something; each lack is a real one."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -80,6 +82,12 @@ def test_it_says_the_same_beside_a_running_driver(place: Path) -> None:
         assert os.listdir(driver.run_dir / "dev") == nodes
     finally:
         driver.stop()
+
+
+def test_a_kernel_that_is_too_old(place: Path) -> None:
+    code, found, _ = check(place, "setarch", "--uname-2.6")
+    assert (code, failed(found)) == (1, {"kernel"})
+    assert re.fullmatch(r"the kernel, 2\.6\.\S+, is older than 5\.12, .*: use a newer one", found["kernel"])
 
 
 def test_a_pods_folder_that_is_not_shared(place: Path) -> None:
@@ -173,6 +181,21 @@ def test_a_driver_that_cannot_start_says_why_in_one_line(place: Path, number: in
     assert not (place / "csi.sock").exists()
 
 
+@contextmanager
+def publishing(driver: Driver) -> Iterator[tuple[Callable[[], object], Path]]:
+    """A call that publishes a pod's volume, and its target."""
+    pod = driver.pods_dir / "uid/volumes"
+    (pod / "kubernetes.io~empty-dir/sockets").mkdir(parents=True)
+    target = pod / "kubernetes.io~csi/data/mount"
+    target.parent.mkdir(parents=True)
+    request = csi_pb2.NodePublishVolumeRequest(volume_id="csi-1", target_path=str(target))
+    request.volume_capability.mount.SetInParent()
+    request.volume_context.update({"fdPassingEmptyDirName": "sockets", "fdPassingSocketName": "s"})
+    with grpc.insecure_channel(f"unix:{driver.csi_socket}") as channel:
+        node = csi_pb2_grpc.NodeStub(channel)
+        yield lambda: node.NodePublishVolume(request, timeout=10), target
+
+
 def test_a_driver_without_openat2_is_not_ready_and_refuses_to_publish(place: Path) -> None:
     """It starts, and its first publish would fail: Probe says so before."""
     driver = Driver(place)
@@ -185,16 +208,30 @@ def test_a_driver_without_openat2_is_not_ready_and_refuses_to_publish(place: Pat
         assert done.returncode == 1
         assert "not ready: system calls are refused: openat2" in done.stdout
         assert "not ready: system calls are refused: openat2" in driver.log
-        pod = "volumes/kubernetes.io~empty-dir/sockets"
-        (driver.pods_dir / "uid" / pod).mkdir(parents=True)
-        target = driver.pods_dir / "uid/volumes/kubernetes.io~csi/data/mount"
-        target.parent.mkdir(parents=True)
-        request = csi_pb2.NodePublishVolumeRequest(volume_id="csi-1", target_path=str(target))
-        request.volume_capability.mount.SetInParent()
-        request.volume_context.update({"fdPassingEmptyDirName": "sockets", "fdPassingSocketName": "s"})
-        with grpc.insecure_channel(f"unix:{driver.csi_socket}") as channel, refused(grpc.StatusCode.INTERNAL) as refusal:
-            csi_pb2_grpc.NodeStub(channel).NodePublishVolume(request, timeout=10)
+        with publishing(driver) as (publish, target), refused(grpc.StatusCode.INTERNAL) as refusal:
+            publish()
         assert "Function not implemented" in refusal.text
         assert not target.exists()
+    finally:
+        driver.end()
+
+
+def test_a_driver_whose_mounts_no_container_would_see_refuses_to_publish(place: Path) -> None:
+    driver = Driver(place)
+    mounts.mount("--make-private", driver.pods_dir)
+    with pytest.raises(AssertionError, match=r"not ready: .* is not shared"):
+        driver.start()
+    try:
+        wait_until("the admin socket is there", driver.admin_socket.exists)
+        with publishing(driver) as (publish, target):
+            with refused(grpc.StatusCode.FAILED_PRECONDITION) as refusal:
+                publish()
+            assert f"mount --make-rshared {driver.pods_dir}" in refusal.text
+            assert "mountPropagation: Bidirectional" in refusal.text
+            assert not target.exists()
+            # What the text says helps, and the driver need not be started anew.
+            mounts.mount("--make-rshared", driver.pods_dir)
+            publish()
+            assert target.is_mount()
     finally:
         driver.end()

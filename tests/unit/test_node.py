@@ -59,18 +59,18 @@ def put_mounts(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
 
 def test_a_pods_folder_that_is_shared_is_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_mounts(monkeypatch, "1 0 0:1 / / rw - ext4 /dev/vda rw", f"2 1 0:2 / {tmp_path} rw shared:5 - tmpfs t rw")
-    assert node._propagation(str(tmp_path)) == ""
+    assert node.propagation(str(tmp_path)) == ""
 
 
 def test_a_pods_folder_on_a_shared_root_is_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_mounts(monkeypatch, "1 0 0:1 / / rw shared:1 - ext4 /dev/vda rw")
-    assert node._propagation(str(tmp_path)) == ""
+    assert node.propagation(str(tmp_path)) == ""
 
 
 @pytest.mark.parametrize("optional", ["", "master:3 "])
 def test_a_pods_folder_that_is_not_shared_is_told_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optional: str) -> None:
     put_mounts(monkeypatch, "1 0 0:1 / / rw shared:1 - ext4 /dev/vda rw", f"2 1 0:2 / {tmp_path} rw {optional}- tmpfs t rw")
-    text = node._propagation(str(tmp_path))
+    text = node.propagation(str(tmp_path))
     assert f"mount --make-rshared {tmp_path}" in text
     assert "Bidirectional" in text
 
@@ -79,12 +79,12 @@ def test_a_link_to_the_pods_folder_is_followed(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     put_mounts(monkeypatch, "1 0 0:1 / / rw shared:1 - ext4 /dev/vda rw", f"2 1 0:2 / {tmp_path}/real rw - tmpfs t rw")
-    assert f"--make-rshared {tmp_path}/real" in node._propagation(str(tmp_path / "link"))
+    assert f"--make-rshared {tmp_path}/real" in node.propagation(str(tmp_path / "link"))
 
 
 def test_without_a_pods_folder_there_are_no_pods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_mounts(monkeypatch, "1 0 0:1 / / rw - ext4 /dev/vda rw")
-    assert node._propagation(str(tmp_path / "missing")) == ""
+    assert node.propagation(str(tmp_path / "missing")) == ""
 
 
 def test_capabilities_that_are_missing_are_told_with_the_remedy() -> None:
