@@ -144,10 +144,8 @@ def _timed_out() -> TimeoutError:
 class _Starter:
     """The driver's end of the process that starts workers."""
 
-    def __init__(self, settle: Callable[[int], None]) -> None:
-        self._socket, pid = workers.fork_starter()
-        self.pidfd = os.pidfd_open(pid)
-        settle(pid)
+    def __init__(self) -> None:
+        self._socket, self.pidfd = workers.fork_starter()
         self._waiting: deque[asyncio.Future[Worker]] = deque()
         self._is_making = False
 
@@ -222,14 +220,13 @@ class _Starter:
 _starter: _Starter | None = None
 
 
-def begin(settle: Callable[[int], None] = lambda pid: None) -> int:
+def begin() -> int:
     """Fork the starter: after all imports and when privileges are dropped, before threads and fds of pods.
 
-    `settle` is called with its process id, before it has forked anything. Returns its pidfd, which is readable when it has
-    ended: without it no death is noticed, and the driver must stop.
+    Returns its pidfd, which is readable when it has ended: without it no death is noticed, and the driver must stop.
     """
     global _starter
-    _starter = _Starter(settle)
+    _starter = _Starter()
     return _starter.pidfd
 
 

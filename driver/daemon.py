@@ -8,7 +8,7 @@ import signal
 import socket
 from contextlib import ExitStack
 
-from driver import apart, cgroups, metrics, node, privileges, scrape
+from driver import apart, metrics, node, privileges, scrape
 from driver.bounded import NUDGE
 from driver.closewatch import CloseWatch
 from driver.endpoint import refuse_if_served
@@ -29,14 +29,13 @@ def serve(settings: Settings) -> None:
     _open_standard_streams()
     os.umask(0o077)
     _raise_fd_limit()
-    # Before the privileges go, which a port below 1024 needs, and the node's control groups.
+    # Before the privileges go, which a port below 1024 needs.
     scraped = _listen_for_scrapes(settings.metrics_address)
-    groups = cgroups.roots()
     try:
         privileges.drop()
     except OSError as error:
         raise StartError(f"cannot drop privileges: {error}") from None
-    starter = apart.begin(lambda pid: cgroups.move(pid, groups))
+    starter = apart.begin()
     # Not asyncio.run(): it would cancel what waits for pods and close their connections right here, where what is queued
     # in one may block for as long as the pod likes. The caller ends the process instead, with all that there is.
     _loop = asyncio.new_event_loop()

@@ -32,7 +32,7 @@ _FD_MAX = 1 << 20
 
 
 def fork_starter() -> tuple[socket.socket, int]:
-    """Fork the starter. Returns the socket to ask it by, and its process id."""
+    """Fork the starter. Returns the socket to ask it by, and its pidfd."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     driver = os.getpid()
     pid = os.fork()
@@ -40,7 +40,7 @@ def fork_starter() -> tuple[socket.socket, int]:
         ours.close()
         _start_workers(driver, theirs)
     theirs.close()
-    return ours, pid
+    return ours, os.pidfd_open(pid)
 
 
 def _start_workers(driver: int, requests: socket.socket) -> NoReturn:
