@@ -76,10 +76,12 @@ async def _serve(settings: Settings, scraped: socket.socket | None, starter: int
         from driver import services
 
         gc.enable()  # the command line stops it
-        await services.serve(settings, volumes, standalone, starter, stopped)
-        volumes.release()
-        if not await volumes.settle(services.GRACE):
-            stack.pop_all()  # what is under way on the private tmpfs is finished by the next driver
+        try:
+            await services.serve(settings, volumes, standalone, starter, stopped)
+        finally:
+            volumes.release()
+            if not await volumes.settle(services.GRACE):
+                stack.pop_all()  # what is under way on the private tmpfs is finished by the next driver
 
 
 def _listen_for_scrapes(address: str | None) -> socket.socket | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 from harness import mounts
+from harness.events import wait_until
 from harness.hostile import mount_and_end
 from harness.kubelet import SOCKET, refused
 from harness.pod import Node, Pod
@@ -211,5 +212,10 @@ def test_the_pod_replaces_a_socket(pod: Pod, outside: Outside, replacement: str)
         volume.socket.unlink()
     elif replacement == "directory":
         volume.socket.rmdir()
-    volume.republish()
+
+    def is_served() -> bool:
+        volume.republish()
+        return volume.socket.is_socket() and volume.socket.with_name(f"{volume.socket.name}.v1").is_socket()
+
+    wait_until("the sockets are there again", is_served)  # the former ones may have to be closed first
     mount_and_end(volume)
