@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -162,7 +163,7 @@ def test_one_that_is_killed_when_its_work_is_done_is_not_handed_on() -> None:
     async def main() -> None:
         worker = await apart.worker()
         work = worker.do(apart_jobs.same, 7)
-        time.sleep(0.2)  # its result is there, and not read
+        select.select([worker._requests], [], [], DEADLINE)  # its result is there, and not read
         others = [asyncio.create_task(Caller().call(DEADLINE, apart_jobs.same, number)) for number in range(3)]
         worker.kill()
         assert await work == 7
@@ -231,7 +232,8 @@ def test_those_that_never_answer_keep_nobody_waiting() -> None:
     """However many there are: each keeps its own process, and the limit of the others begins with their work."""
 
     async def main() -> None:
-        stuck = [asyncio.create_task(Caller().call(DEADLINE, apart_jobs.sleeps)) for _ in range(50)]
+        callers = [Caller() for _ in range(50)]
+        stuck = [asyncio.create_task(caller.call(DEADLINE, apart_jobs.sleeps)) for caller in callers]
         began = time.monotonic()
         assert await asyncio.gather(*(Caller().call(0.5, apart_jobs.same, n) for n in range(50))) == list(range(50))
         assert time.monotonic() - began < DEADLINE / 2
@@ -240,7 +242,8 @@ def test_those_that_never_answer_keep_nobody_waiting() -> None:
         for task in stuck:
             with pytest.raises(asyncio.CancelledError):
                 await task
-        await asyncio.sleep(0.2)  # they are killed, and forgotten when they have ended
+        for caller in callers:
+            await ended(caller)
 
     run(main())
 
