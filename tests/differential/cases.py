@@ -311,6 +311,7 @@ MOUNTPOINTS = (
         b"dangling/x",
         b"inner/../m",
         b"inner/..",
+        b"inner/link/..",
         b"inner/.",
         b"",
         b".",

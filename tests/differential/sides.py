@@ -226,13 +226,14 @@ class Side:
             if case.before is not Before.NOTHING:
                 self._mount_before(case.before, servers, held)
             self.place.set_up(case)
+            mountpoint = self.place.absolute(case.mountpoint)  # before a mount hides what the way to it is made of
             ended = self._run(case, comm.fd)
             self.place.set_up(Case(()))
             data, fds = comm.receive()
             held += fds
             outcome = Outcome(ended, data, tuple(_kind(fd) for fd in fds), self.lines())
             if case.before is Before.NOTHING and outcome.lines:
-                after = self._run(Case((b"-u", b"--", self.place.absolute(case.mountpoint))), None)
+                after = self._run(Case((b"-u", b"--", mountpoint)), None)
                 outcome = replace(outcome, after=after, left=self.lines())
             return outcome
         finally:
