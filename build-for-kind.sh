@@ -37,6 +37,7 @@ main() {
     cd "$here"
     [ -n "$engine" ] || find_engine
     [ -n "$target" ] || find_target
+    check_target
     say "builds with $engine, loads into $(describe_target)"
     local name
     for name in "${wanted[@]}"; do
@@ -77,9 +78,14 @@ parse() {
         [[ $all == *$'\n'"$name"$'\n'* ]] || misuse "there is no image $name; --list prints all"
     done
     [ ${#wanted[@]} -gt 0 ] || [ ${#others[@]} -gt 0 ] || mapfile -t wanted < <(images)
+    with_what_examples_copy
 }
 
-# The examples copy from fusermount3-proxy, so it comes before them.
+# The examples copy from fusermount3-proxy, so it comes before them, asked for or not.
+with_what_examples_copy() {
+    [[ " ${wanted[*]} " != *" mfcp-example-"* || " ${wanted[*]} " == *" fusermount3-proxy "* ]] || wanted=(fusermount3-proxy "${wanted[@]}")
+}
+
 images() {
     printf '%s\n' meta-fuse-csi-plugin fusermount3-proxy
     local file
@@ -90,7 +96,10 @@ images() {
 }
 
 build() { # NAME
-    local options=(-t "$prefix/$1:latest" "${build_args[@]}") folder
+    local options=(-t "$prefix/$1:latest") folder
+    # The one Dockerfile that has to be told; goofys is released for amd64 alone.
+    [[ $1 != *-mountpoint-s3 || $(uname -m) != @(aarch64|arm64) ]] || options+=(--build-arg ARCH=arm64)
+    options+=("${build_args[@]}")
     case $1 in
         meta-fuse-csi-plugin) options+=(-f packaging/Dockerfile --target driver .) ;;
         fusermount3-proxy) options+=(-f packaging/Dockerfile --target fusermount3-proxy .) ;;
@@ -113,7 +122,7 @@ load() { # IMAGE
 transfer() { # IMAGE
     local image=$1
     # Not local: the trap runs after this function.
-    folder=$(mktemp -d)
+    folder=$(mktemp -d) || return
     trap 'rm -rf "$folder"' EXIT
     case $engine in
         buildah) buildah push --quiet "$image" "docker-archive:$folder/image.tar:$image" ;;
@@ -146,6 +155,11 @@ find_target() {
     else
         fail "neither kind nor ctr is installed: install kind, or give --target none"
     fi
+}
+
+check_target() {
+    [ "$target" != kind ] || kind get clusters 2>/dev/null | grep -qxF "$cluster" ||
+        fail "there is no kind cluster $cluster: kind create cluster --name $cluster, or give --name"
 }
 
 describe_target() {

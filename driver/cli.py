@@ -178,8 +178,7 @@ def _admin_socket(run_dir: str | None, endpoint: str) -> str:
     """Where the driver listens for the commands."""
     if run_dir:
         return f"{os.path.normpath(run_dir)}/admin.sock"
-    usual, beside = (f"{folder}/admin.sock" for folder in (rundir.DEFAULT, rundir.beside(_path_of(endpoint))))
-    return beside if os.path.exists(beside) and not os.path.exists(usual) else usual
+    return f"{rundir.in_use(_path_of(endpoint)) or rundir.DEFAULT}/admin.sock"
 
 
 def _path_of(endpoint: str) -> str:
@@ -225,7 +224,8 @@ def check(context: click.Context, /) -> None:
 
     assert context.parent is not None
     given = context.parent.params
-    run_dir = given["run_dir"] or rundir.default(_path_of(given["endpoint"]))
+    # Where a driver runs, its folder: in its container's shell nobody says its --endpoint again.
+    run_dir = given["run_dir"] or rundir.in_use(_path_of(given["endpoint"])) or rundir.default(_path_of(given["endpoint"]))
     pods_dir, run_dir = os.path.normpath(given["pods_dir"]), os.path.normpath(run_dir)
     _check_absolute({"--pods-dir": pods_dir, "--run-dir": run_dir})
     failed = False

@@ -5,6 +5,7 @@ from errno import EROFS
 
 DEFAULT = "/run/mfcp"
 _BESIDE = ".mfcp"
+_DAEMON_SETS_SOCKET = "/csi/csi.sock"  # in the containers of this project's manifests and the Go plugin's
 
 
 def default(csi_socket: str) -> str:
@@ -13,11 +14,16 @@ def default(csi_socket: str) -> str:
     That is so in a container with a read-only root and no volume at /run, as DaemonSets of the Go plugin are. The CSI
     socket's folder is one on the node, so what lies beside it outlives the container, too.
     """
-    return beside(csi_socket) if _is_read_only(DEFAULT) else DEFAULT
+    return _beside(csi_socket) if _is_read_only(DEFAULT) else DEFAULT
 
 
-def beside(csi_socket: str) -> str:
-    """The second choice."""
+def in_use(csi_socket: str) -> str | None:
+    """The folder of a driver that was started here without --run-dir; `csi_socket` is its endpoint, where that is known."""
+    folders = (DEFAULT, _beside(csi_socket), _beside(_DAEMON_SETS_SOCKET))
+    return next((folder for folder in folders if os.path.exists(f"{folder}/admin.sock")), None)
+
+
+def _beside(csi_socket: str) -> str:
     return f"{os.path.dirname(os.path.abspath(csi_socket))}/{_BESIDE}"
 
 

@@ -98,7 +98,7 @@ def test_both_daemon_sets_are_the_same_but_for_the_registration() -> None:
 
 
 def test_both_csi_drivers_are_the_same_but_for_persistent_volumes() -> None:
-    _, ours = yaml.safe_load_all((ROOT / "deploy/csi-driver.yaml").read_text())
+    *_, ours = yaml.safe_load_all((ROOT / "deploy/csi-driver.yaml").read_text())
     persistent = yaml.safe_load((ROOT / "deploy/csi-driver-persistent.yaml").read_text())
     persistent["spec"]["volumeLifecycleModes"].remove("Persistent")
     assert ours == persistent

@@ -1,0 +1,23 @@
+"""Where the commands look for the driver that they talk to."""
+
+from pathlib import Path
+
+import pytest
+
+from driver import rundir
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    monkeypatch.setattr(rundir, "DEFAULT", str(tmp_path / "run"))
+    monkeypatch.setattr(rundir, "_DAEMON_SETS_SOCKET", str(tmp_path / "csi/csi.sock"))
+    return {"usual": tmp_path / "run", "beside the endpoint": tmp_path / "own/.mfcp", "beside a DaemonSet's": tmp_path / "csi/.mfcp"}
+
+
+@pytest.mark.parametrize("where", ["usual", "beside the endpoint", "beside a DaemonSet's"])
+def test_the_folder_of_the_driver_that_runs_is_found(folders: dict[str, Path], tmp_path: Path, where: str) -> None:
+    endpoint = str(tmp_path / "own/csi.sock")
+    assert rundir.in_use(endpoint) is None
+    folders[where].mkdir(parents=True)
+    (folders[where] / "admin.sock").touch()
+    assert rundir.in_use(endpoint) == str(folders[where])
