@@ -83,7 +83,12 @@ parse() {
 
 # The examples copy from fusermount3-proxy, so it comes before them, asked for or not.
 with_what_examples_copy() {
-    [[ " ${wanted[*]} " != *" mfcp-example-"* || " ${wanted[*]} " == *" fusermount3-proxy "* ]] || wanted=(fusermount3-proxy "${wanted[@]}")
+    [[ " ${wanted[*]} " == *" mfcp-example-"* ]] || return 0
+    local name rest=()
+    for name in "${wanted[@]}"; do
+        [ "$name" = fusermount3-proxy ] || rest+=("$name")
+    done
+    wanted=(fusermount3-proxy "${rest[@]}")
 }
 
 images() {

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from typing import TYPE_CHECKING
 
 import click
@@ -97,6 +98,9 @@ def main(
         )
     except StartError as error:
         click.ClickException(str(error)).show()
+        os._exit(1)
+    except BaseException:  # a mistake of ours: what pods have queued must not keep the process from ending, and starting anew
+        traceback.print_exc()
         os._exit(1)
     os._exit(0)  # neither threads that hang in a pod's file system nor what pods have queued can be waited for
 

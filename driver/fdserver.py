@@ -11,6 +11,7 @@ import asyncio
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -30,6 +31,7 @@ from fusermount3_proxy.protocol import MountRequest, ProtocolError, Reply, Unmou
 
 _UCRED = struct.Struct("iII")  # struct ucred, unix(7): pid, uid, gid
 _ACCEPT_PAUSE = 0.1  # seconds, after accept(2) failed for want of fds
+_SLOW = 0.005  # seconds
 _CONNECTIONS_MAX = limits.REQUESTS_AT_ONCE + 64  # the surplus is only closed, in its turn
 
 
@@ -75,12 +77,13 @@ class Capacity:
     It outlives the volume's servers. A pod can make each of them hang, and remove the sockets so that there is a next one.
     """
 
-    __slots__ = ("connections", "listener_thread", "on_room", "threads")  # each volume has one
+    __slots__ = ("connections", "is_slow", "listener_thread", "on_room", "threads")  # each volume has one
 
     def __init__(self) -> None:
         self.threads = Threads(limits.REQUESTS_AT_ONCE, nudge=limits.PROBE_WAIT)
         self.listener_thread = Threads(1, nudge=limits.PROBE_WAIT)
         self.connections = 0
+        self.is_slow = False  # its connections are closed in threads
         self.on_room: Callable[[], None] | None = None  # called when there is one less
 
 
@@ -139,8 +142,13 @@ class FdServer:
             return
         self._is_listening = True
         accept = self._accept
-        for sock in (self._sockets.v1, self._sockets.original):
-            self._listeners.add(sock.fileno(), accept)
+        try:
+            for sock in (self._sockets.v1, self._sockets.original):
+                self._listeners.add(sock.fileno(), accept)
+        except OSError as error:  # pods of root's share the node's limit of epoll watches with the driver
+            self._log.refusal(f"cannot listen for connections: {error.strerror}")
+            self._pause()
+            asyncio.get_running_loop().call_later(_ACCEPT_PAUSE, self._listen)
 
     def _pause(self) -> None:
         if self._is_listening:
@@ -187,11 +195,22 @@ class FdServer:
             self._log.debug("a client went before it had its answer")
         except Exception as error:
             self._log.refusal(f"a request failed: {error!r}")
-        if is_v1 and queues.holds_nothing(connection):
-            connection.close()
+        if is_v1 and not self._capacity.is_slow and self._closed_at_once(connection):
             self._one_less()
         else:
             self._close_in_thread(connection)
+
+    def _closed_at_once(self, connection: socket.socket) -> bool:
+        """Close a connection in which nothing is queued; False where something is."""
+        began = time.monotonic()
+        try:
+            if not queues.holds_nothing(connection):
+                return False
+            connection.close()
+            return True
+        finally:
+            # Whoever closes wakes all that poll(2) at the other end, and a pod can have a million of them.
+            self._capacity.is_slow = time.monotonic() - began > _SLOW
 
     def _close_in_thread(self, connection: socket.socket) -> None:
         """Close a connection, with all that is queued in it, which may block whoever does it."""
@@ -314,8 +333,8 @@ class FdServer:
         loop = asyncio.get_running_loop()
         readable = loop.create_future()
         self._waiting += (readable,)
-        loop.add_reader(connection.fileno(), _settle, readable)
         try:
+            loop.add_reader(connection.fileno(), _settle, readable)
             await readable
         finally:
             loop.remove_reader(connection.fileno())

@@ -27,9 +27,9 @@ class Listeners:
         self._callbacks[fd] = callback
 
     def remove(self, fd: int) -> None:
-        """Stop watching it, before it is closed."""
-        del self._callbacks[fd]
-        self._epoll.unregister(fd)
+        """Stop watching it, before it is closed; nothing where it is not watched."""
+        if self._callbacks.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
 
     async def quiet(self, limit: float) -> None:
         """Wait until nobody connects for a moment, or for `limit` seconds."""

@@ -63,7 +63,7 @@ def test_another_daemon_set_does_the_same(other_daemon_sets: Cluster, node: Node
         cluster.wait_for_driver()
         table = cluster.check(
             *("-n", SYSTEM, "exec", "daemonset/meta-fuse-csi-plugin", "-c", "meta-fuse-csi-plugin", "--"),
-            *("meta-fuse-csi-plugin", "--endpoint=unix:/csi/csi.sock", "status"),
+            *("meta-fuse-csi-plugin", "status"),
         )
         assert f"{made.namespace}/{made.name}" in table
         check_recovers(made, node)
