@@ -4,7 +4,7 @@ import array
 import asyncio
 import os
 import socket
-from errno import EBUSY, EMFILE, EPROTO
+from errno import EBUSY, EMFILE, ENOSPC, EPROTO
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,28 @@ def test_the_original_socket_mounts_for_whoever_connects(folder: Path) -> None:
                 os.close(fd)
                 assert await is_closed(client)
             assert [mount[:2] for mount in served.handler.mounts] == [("", "")]
+
+    run(main())
+
+
+def test_where_no_epoll_watch_is_to_be_had_it_listens_when_there_is_one(folder: Path) -> None:
+    """Pods that run as root share the limit with the driver."""
+
+    async def main() -> None:
+        async with serving(folder) as served:
+            fail, add = [False, True] * 2, served.listeners.add
+
+            def refuses(fd: int, callback: Any) -> None:
+                if fail and fail.pop(0):
+                    raise OSError(ENOSPC, os.strerror(ENOSPC))
+                add(fd, callback)
+
+            served.server._pause()
+            served.listeners.add = refuses  # type: ignore[method-assign]
+            served.server._listen()
+            reply, (fd,) = await served.ask(MOUNT)
+            assert (reply, fail) == (NAME, [])
+            os.close(fd)
 
     run(main())
 
