@@ -13,8 +13,9 @@ _EVENT = struct.Struct("iIII")  # struct inotify_event, inotify(7); the watched 
 class CloseWatch:
     """Calls back when a watched file, opened for writing, is closed for the last time."""
 
-    def __init__(self) -> None:
-        self._fd = syscalls.inotify_init()
+    def __init__(self, instance: int) -> None:
+        """Takes over an inotify instance, as syscalls.inotify_init() returns it."""
+        self._fd = instance
         self._callbacks: dict[int, Callable[[], None]] = {}
         asyncio.get_running_loop().add_reader(self._fd, self._read)
 

@@ -8,7 +8,7 @@ import signal
 import socket
 from contextlib import ExitStack
 
-from driver import apart, metrics, node, privileges, scrape
+from driver import apart, metrics, node, privileges, scrape, syscalls
 from driver.bounded import NUDGE
 from driver.closewatch import CloseWatch
 from driver.endpoint import refuse_if_served
@@ -29,8 +29,9 @@ def serve(settings: Settings) -> None:
     _open_standard_streams()
     os.umask(0o077)
     _raise_fd_limit()
-    # Before the privileges go, which a port below 1024 needs.
+    # Before the privileges go: a port below 1024 needs one, another user's limits need another.
     scraped = _listen_for_scrapes(settings.metrics_address)
+    instance = _open_inotify()
     try:
         privileges.drop()
     except OSError as error:
@@ -40,10 +41,10 @@ def serve(settings: Settings) -> None:
     # in one may block for as long as the pod likes. The caller ends the process instead, with all that there is.
     _loop = asyncio.new_event_loop()
     asyncio.set_event_loop(_loop)
-    _loop.run_until_complete(_serve(settings, scraped, starter))
+    _loop.run_until_complete(_serve(settings, scraped, instance, starter))
 
 
-async def _serve(settings: Settings, scraped: socket.socket | None, starter: int) -> None:
+async def _serve(settings: Settings, scraped: socket.socket | None, instance: int, starter: int) -> None:
     refuse_if_served(settings.csi_socket, "--endpoint")
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -53,7 +54,7 @@ async def _serve(settings: Settings, scraped: socket.socket | None, starter: int
         try:
             workspace = Workspace(settings.run_dir)
             stack.callback(workspace.close)
-            watch = CloseWatch()
+            watch = CloseWatch(instance)
             stack.callback(watch.close)
             listeners = Listeners()
             stack.callback(listeners.close)
@@ -91,6 +92,15 @@ def _listen_for_scrapes(address: str | None) -> socket.socket | None:
         return scrape.listen(address)
     except scrape.BadAddress as error:
         raise StartError(f"--metrics-address: {error}") from None
+
+
+def _open_inotify() -> int:
+    # inotify instances are counted by user, 128 for each: a pod that runs as root, in a user namespace too, could take all
+    # of root's and keep the driver from starting.
+    try:
+        return privileges.as_unknown_user(syscalls.inotify_init)
+    except OSError as error:
+        raise StartError(f"no inotify instance is to be had ({error.strerror}); raise fs.inotify.max_user_instances") from None
 
 
 def _open_standard_streams() -> None:

@@ -1,6 +1,12 @@
 """The driver's privileges: what it uses, and nothing else."""
 
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
 import prctl
+
+T = TypeVar("T")
 
 _USED = {
     "CAP_SYS_ADMIN": prctl.CAP_SYS_ADMIN,  # mount(2), umount2(2) and their relatives
@@ -25,6 +31,27 @@ def drop() -> None:
     prctl.cap_effective.limit(*_USED.values())
     prctl.cap_permitted.limit(*_USED.values())
     prctl.set_no_new_privs(True)
+
+
+def as_unknown_user(work: Callable[[], T]) -> T:
+    """The result of `work()`, which is done as a user that nobody else is: what the kernel counts by user is its own.
+
+    Nobody learns the number: a pod may become any user that it can name. Called before drop() and any thread. Where the
+    process may not do that, or its user namespace has no such users, `work()` is done as who it is.
+    """
+    user = 1 << 31 | int.from_bytes(os.urandom(4), "little") >> 2  # neither a person's nor a usual range for user namespaces
+    died_with = prctl.get_pdeathsig()
+    try:
+        os.seteuid(user)
+    except OSError:
+        return work()
+    try:
+        return work()
+    finally:
+        os.seteuid(0)
+        # The change of users has cleared both.
+        prctl.set_dumpable(1)
+        prctl.set_pdeathsig(died_with)
 
 
 def missing() -> list[str]:

@@ -3,12 +3,15 @@
 import fcntl
 import os
 import select
+import shlex
+import signal
 import socket
 import time
 from contextlib import ExitStack
 from errno import EBUSY
 
 import pytest
+from harness.events import wait_until
 from harness.hostile import MOUNT, PREPARED, PROCEED, SYNC_MOUNT, attacked, connect, mount, numbers, receive, recovers, serves_again
 from harness.kubelet import Published
 from harness.pod import Node, Pod
@@ -175,3 +178,32 @@ def test_mounting_and_leaving_in_a_loop(node: Node, pod: Pod) -> None:
             os.close(mount(volume))
     recovers(node, before)
     volume.wait_waiting()
+
+
+_TAKE_INOTIFY = """
+import ctypes, errno, resource, time
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+libc = ctypes.CDLL(None, use_errno=True)
+while True:  # and the driver's too, when it ends
+    if libc.inotify_init() < 0:
+        assert ctypes.get_errno() == errno.EMFILE
+        print("all taken", flush=True)
+        time.sleep(0.001)
+"""
+
+
+def test_all_inotify_instances_of_root(node: Node, pod: Pod) -> None:
+    """The kernel counts them by user. A driver starts all the same, and hears of a program's death at once."""
+    volume = pod.publish()
+    fuse, attacker = pod.fuse(volume), pod.container()
+    program = fuse.start("bindfs -f /srv /data")
+    volume.wait_mounted(program)
+    attack = attacker.start(f"python3 -c {shlex.quote(_TAKE_INOTIFY)}")
+    wait_until("all are taken", lambda: attack.out, 10)
+    node.driver.stop(signal.SIGKILL)
+    node.driver.start()
+    assert attack.is_running
+    program.kill()
+    volume.wait_waiting(1)
+    volume.wait_mounted(fuse.start("bindfs -f /srv /data"))

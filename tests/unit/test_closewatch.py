@@ -26,7 +26,7 @@ def node(tmp_path: Path) -> Path:
 def test_the_last_close_calls_back(node: Path) -> None:
     async def main() -> None:
         closed = asyncio.Event()
-        watch = CloseWatch()
+        watch = CloseWatch(syscalls.inotify_init())
         fd = os.open(node, os.O_RDWR)
         other = os.dup(fd)
         watch.add(str(node), closed.set)
@@ -46,7 +46,7 @@ def test_the_last_close_calls_back(node: Path) -> None:
 def test_each_watch_has_its_own_callback(tmp_path: Path) -> None:
     async def main() -> None:
         told: asyncio.Queue[str] = asyncio.Queue()
-        watch = CloseWatch()
+        watch = CloseWatch(syscalls.inotify_init())
         for name in ("a", "b"):
             (tmp_path / name).touch()
             watch.add(str(tmp_path / name), lambda name=name: told.put_nowait(name))  # type: ignore[misc]
@@ -62,7 +62,7 @@ def test_a_watch_that_is_removed_calls_nobody(tmp_path: Path, node: Path) -> Non
     async def main() -> None:
         (tmp_path / "other").touch()
         told: asyncio.Queue[str] = asyncio.Queue()
-        watch = CloseWatch()
+        watch = CloseWatch(syscalls.inotify_init())
         number = watch.add(str(node), lambda: told.put_nowait("removed"))
         watch.add(str(tmp_path / "other"), lambda: told.put_nowait("other"))
         watch.remove(number)
@@ -78,7 +78,7 @@ def test_a_watch_that_is_removed_calls_nobody(tmp_path: Path, node: Path) -> Non
 
 def test_a_node_that_is_gone_is_removed_without_an_error(node: Path) -> None:
     async def main() -> None:
-        watch = CloseWatch()
+        watch = CloseWatch(syscalls.inotify_init())
         number = watch.add(str(node), lambda: None)
         node.unlink()
         watch.remove(number)
@@ -89,7 +89,7 @@ def test_a_node_that_is_gone_is_removed_without_an_error(node: Path) -> None:
 
 def test_what_is_missing_cannot_be_watched(tmp_path: Path) -> None:
     async def main() -> None:
-        watch = CloseWatch()
+        watch = CloseWatch(syscalls.inotify_init())
         with pytest.raises(FileNotFoundError):
             watch.add(str(tmp_path / "missing"), lambda: None)
         watch.close()
@@ -103,7 +103,7 @@ def test_a_close_that_was_told_before_the_watch_was_removed_calls_nobody(tmp_pat
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
         (tmp_path / "other").touch()
         told: asyncio.Queue[str] = asyncio.Queue()
-        watch = CloseWatch()
+        watch = CloseWatch(syscalls.inotify_init())
         number = watch.add(str(node), lambda: told.put_nowait("removed"))
         watch.add(str(tmp_path / "other"), lambda: told.put_nowait("other"))
         os.close(os.open(node, os.O_WRONLY))
@@ -121,7 +121,7 @@ def test_a_close_that_was_told_before_the_watch_was_removed_calls_nobody(tmp_pat
 def test_where_the_kernel_lost_some_everybody_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         told: set[str] = set()
-        watch = CloseWatch()
+        watch = CloseWatch(syscalls.inotify_init())
         for name in ("a", "b"):
             (tmp_path / name).touch()
             watch.add(str(tmp_path / name), lambda name=name: told.add(name))  # type: ignore[misc]
