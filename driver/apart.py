@@ -111,13 +111,13 @@ class Caller:
                 raise _timed_out()
         self._at_work = loop.create_future()
         try:
-            worker = await _known_starter().worker()
+            one = await worker()
         except BaseException:
             self._end()
             raise
         work: asyncio.Future[T] | None = None
         try:
-            work = worker.do(function, *arguments)
+            work = one.do(function, *arguments)
             await asyncio.wait([work], timeout=limit)  # which does not cancel it
             if not work.done():
                 raise _timed_out()
@@ -125,7 +125,7 @@ class Caller:
         except InterruptedError:
             raise OSError(errno.EIO, "its process has ended") from None
         finally:
-            worker.release()
+            one.release()
             if work is None:
                 self._end()
             else:

@@ -22,6 +22,11 @@ NUDGE = signal.SIGURG  # ignored unless the process handles it, as the driver do
 _RETRY = 1.0  # seconds, where no thread could be made
 
 
+def without(those: tuple[T, ...], one: T) -> tuple[T, ...]:
+    """`those` but for `one`. Who is waited for stands in tuples: an empty one costs nothing, and each volume has several."""
+    return tuple(each for each in those if each is not one)
+
+
 class Threads:
     """At most `most` threads at one time."""
 
@@ -36,7 +41,6 @@ class Threads:
         self._most = most
         self._nudge = nudge
         self._running = 0
-        # Tuples, which cost nothing while there is nothing in them.
         self._waiting: tuple[asyncio.Future[None], ...] = ()
         self._unfinished: tuple[tuple[Callable[[], None], asyncio.Future[None]], ...] = ()
 
@@ -91,7 +95,7 @@ class Threads:
         try:
             await ended
         finally:
-            self._waiting = tuple(each for each in self._waiting if each is not ended)
+            self._waiting = without(self._waiting, ended)
 
     def _start(self, work: Callable[[], T], future: "asyncio.Future[T]", patience: float = 0) -> "asyncio.Future[T]":
         loop = asyncio.get_running_loop()

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Protocol
 
 from driver import metrics, queues
-from driver.bounded import Threads
+from driver.bounded import Threads, without
 from driver.listeners import Listeners
 from driver.logs import VolumeLog
 from driver.metrics import Reason
@@ -179,7 +179,7 @@ class FdServer:
         task.add_done_callback(self._ended)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        self._connections = tuple(each for each in self._connections if each is not task)
+        self._connections = without(self._connections, task)
 
     async def _run(self, connection: socket.socket, is_v1: bool) -> None:
         try:
@@ -338,7 +338,7 @@ class FdServer:
             await readable
         finally:
             loop.remove_reader(connection.fileno())
-            self._waiting = tuple(each for each in self._waiting if each is not readable)
+            self._waiting = without(self._waiting, readable)
 
 
 class Brings(Enum):

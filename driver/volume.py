@@ -11,6 +11,7 @@ from errno import EBUSY, EEXIST, ENOTEMPTY
 
 from driver import fusemount
 from driver.apart import Caller
+from driver.bounded import without
 from driver.closewatch import CloseWatch
 from driver.errors import Code, VolumeError
 from driver.fdserver import Capacity, FdServer
@@ -193,6 +194,11 @@ class Volume:
         if self._server is not None:
             self._server.stop()
 
+    def give_up(self) -> None:
+        """Nobody will look after it: serve no pod either, and leave target and mount to the next publish."""
+        self._mount.release()
+        self._stop_listening()
+
     def _mount_changed(self) -> None:
         self._on_change(self)
 
@@ -261,7 +267,7 @@ class Volume:
             task.add_done_callback(self._end_closing)
 
     def _end_closing(self, task: "asyncio.Task[None]") -> None:
-        self._closing = tuple(each for each in self._closing if each is not task)
+        self._closing = without(self._closing, task)
 
     def _take_sockets_away(self) -> FdServer | None:
         """Remove the sockets from the pod's folder, and take no more requests. Returns the server, to be closed."""

@@ -88,12 +88,15 @@ class Volumes:
         by_path = fusemount.mounts_by_path()
         for record in self._records.load():
             target = record.publication.paths.target_path
+            volume: Volume | None = None
             try:
                 volume = self._new(record.publication, record.past)
                 is_there = volume.restore(record.mount, fusemount.mounts_at(target, by_path))
             except Exception as error:  # whatever it is, it must not cost the others
                 text = f"the volume at {target} cannot be taken up ({error!r}); it is known again when kubelet publishes it"
                 VolumeLog(record.publication.pod, record.publication.volume_id).error(text)
+                if volume is not None:
+                    volume.give_up()
                 continue
             if is_there:
                 self._add(volume)

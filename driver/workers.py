@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from typing import NoReturn
 
 import prctl
@@ -38,17 +39,17 @@ def fork_starter() -> tuple[socket.socket, int]:
     pid = os.fork()
     if pid == 0:
         ours.close()
-        _start_workers(driver, theirs)
+        _live(driver, theirs.fileno(), _start_workers)
     theirs.close()
     return ours, os.pidfd_open(pid)
 
 
-def _start_workers(driver: int, requests: socket.socket) -> NoReturn:
-    """The starter's whole life: it ends with the driver."""
+def _live(parent: int, fd: int, life: Callable[[socket.socket], None]) -> NoReturn:
+    """All that this process, which has been forked just now, does: `life` with the socket `fd`. It ends with its parent."""
     try:
-        if _end_with(driver):
-            _keep(requests.fileno())
-            _take_requests(requests)
+        if _end_with(parent):
+            _keep(fd)
+            life(socket.socket(fileno=fd))
     except BaseException:
         traceback.print_exc()
         os._exit(1)
@@ -56,7 +57,8 @@ def _start_workers(driver: int, requests: socket.socket) -> NoReturn:
         os._exit(0)
 
 
-def _take_requests(requests: socket.socket) -> None:
+def _start_workers(requests: socket.socket) -> None:
+    """The starter's life: it ends when the driver has closed its end, too."""
     poll = select.poll()
     poll.register(requests, select.POLLIN)
     while True:
@@ -88,7 +90,7 @@ def _fork(requests: int) -> int:
     starter = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _work(starter, requests)
+        _live(starter, requests, _work)
     try:
         return os.pidfd_open(pid)
     except BaseException:
@@ -98,26 +100,17 @@ def _fork(requests: int) -> int:
         raise
 
 
-def _work(starter: int, fd: int) -> NoReturn:
-    """A worker's whole life: it ends with the starter, and when the driver has closed its end."""
-    try:
-        if _end_with(starter):
-            _keep(fd)
-            requests = socket.socket(fileno=fd)
-            while True:
-                packet, fds, _, _ = socket.recv_fds(requests, _PACKET_MAX, 1)
-                if not packet:
-                    break
-                try:
-                    result = _result(packet, fds)
-                finally:
-                    _keep(fd)  # those that came, and any that the work has left open
-                requests.send(result)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    finally:
-        os._exit(0)
+def _work(requests: socket.socket) -> None:
+    """A worker's life: it ends when the driver has closed its end, too."""
+    while True:
+        packet, fds, _, _ = socket.recv_fds(requests, _PACKET_MAX, 1)
+        if not packet:
+            return
+        try:
+            result = _result(packet, fds)
+        finally:
+            _keep(requests.fileno())  # those that came, and any that the work has left open
+        requests.send(result)
 
 
 def _result(packet: bytes, fds: list[int]) -> bytes:

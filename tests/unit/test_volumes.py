@@ -1,0 +1,65 @@
+"""What a former driver left is taken up, by a driver that meets something unforeseen."""
+
+import asyncio
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from driver import syscalls
+from driver.closewatch import CloseWatch
+from driver.device import DeviceNodes
+from driver.listeners import Listeners
+from driver.paths import VolumePaths
+from driver.records import Record, Records
+from driver.targetmount import TargetMount
+from driver.volume import Publication
+from driver.volumes import Volumes
+
+DEADLINE = 20.0
+
+
+def answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        try:
+            client.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def test_a_volume_that_cannot_be_taken_up_serves_nobody_and_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod must not be served for a volume that nobody can unpublish."""
+    pods = tmp_path / "pods"
+    records = Records(str(tmp_path / "state"))
+    for name in ("bad", "good"):
+        volume_paths = VolumePaths(str(pods), f"{name}/mount", f"{name}/empty", name)
+        (pods / volume_paths.target).mkdir(parents=True)
+        (pods / volume_paths.sockets).mkdir()
+        records.save(Record(Publication(name, volume_paths, "fuse.sock", False, (), "", ""), None))
+
+    def look(mount: Any) -> None:
+        if "bad" in mount._target:
+            raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(TargetMount, "look_unless_held", look)
+    monkeypatch.setattr("driver.fusemount.mount_placeholder", lambda target: "0:1")  # nothing of it needs root
+
+    async def main() -> None:
+        workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
+        listeners, watch = Listeners(), CloseWatch(syscalls.inotify_init())
+        volumes = Volumes(workspace, watch, listeners, records)
+        volumes.restore()
+        assert [volume.publication.volume_id for volume in volumes] == ["good"]
+        assert answers(pods / "good" / "empty" / "fuse.sock.v1")
+        assert not (pods / "bad" / "empty" / "fuse.sock").exists()
+        assert not answers(pods / "bad" / "empty" / "fuse.sock.v1")
+        for volume in volumes:
+            volume.give_up()
+            await asyncio.gather(*volume._closing)
+        listeners.close()
+        watch.close()
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
