@@ -128,14 +128,15 @@ def volume() -> None:
 def volume_add(admin_socket: str, name: str, read_only: bool, options: str) -> None:
     """Publish a volume, and print how to give it to containers."""
     from driver import client
+    from driver.paths import DEV_FUSE
 
     added = client.add(admin_socket, name, read_only, options)
     folder = os.path.dirname(added.socket_path)
     for warning in added.warnings:
         click.echo(f"warning: {warning}", err=True)
     click.echo(f"volume {name} is there; run containers with")
-    click.echo(f"  the FUSE program:  -v {folder}:/fusermount3-proxy -v {added.target_path}:/data:rslave")
     click.echo(f"  applications:      -v {added.target_path}:/data:rslave")
+    click.echo(f"  the FUSE program:  -v {added.target_path}:/data:rslave -v {folder}:/fusermount3-proxy -v {folder}/{DEV_FUSE}:/dev/fuse")
 
 
 @volume.command("remove")
