@@ -1,5 +1,6 @@
 #!/bin/bash
-# Builds all images from source and loads them into a cluster of kind, or into this machine's containerd.
+# Builds all images from source and loads them into a cluster of kind, or into this machine's containerd. It keeps to what
+# macOS' bash, 3.2, knows: there an empty array counts as unset, so that "${array[@]}" of one is an error.
 set -euo pipefail
 
 usage() {
@@ -19,11 +20,12 @@ part of an image's name; without one, and without --load, all are built.
   --list               print the images' names
   --help               print this
 
-kind needs nothing but itself. ctr takes its socket from the variable CONTAINERD_ADDRESS.
+A cluster of kind is looked for where KIND_EXPERIMENTAL_PROVIDER says, or else in Docker, Podman and nerdctl. ctr takes its
+socket from the variable CONTAINERD_ADDRESS.
 END
 }
 
-here=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
+here=$(cd "$(dirname "$0")" && pwd)
 prefix=ghcr.io/pfnet-research/meta-fuse-csi-plugin
 engine=
 target=
@@ -38,14 +40,15 @@ main() {
     [ -n "$engine" ] || find_engine
     [ -n "$target" ] || find_target
     check_target
+    [ "$engine" != docker ] || choose_builder
     say "builds with $engine, loads into $(describe_target)"
     local name
-    for name in "${wanted[@]}"; do
+    for name in ${wanted[@]+"${wanted[@]}"}; do
         say "building $prefix/$name:latest"
         build "$name" || fail "$name cannot be built (see above)"
         load "$prefix/$name:latest"
     done
-    for name in "${others[@]}"; do
+    for name in ${others[@]+"${others[@]}"}; do
         load "$name"
     done
     say "done: $((${#wanted[@]} + ${#others[@]})) images"
@@ -74,21 +77,23 @@ parse() {
     case $target in '' | kind | ctr | none) ;; *) misuse "--target $target is not kind, ctr or none" ;; esac
     local all
     all=$'\n'$(images)$'\n'
-    for name in "${wanted[@]}"; do
+    for name in ${wanted[@]+"${wanted[@]}"}; do
         [[ $all == *$'\n'"$name"$'\n'* ]] || misuse "there is no image $name; --list prints all"
     done
-    [ ${#wanted[@]} -gt 0 ] || [ ${#others[@]} -gt 0 ] || mapfile -t wanted < <(images)
+    if [ ${#wanted[@]} -eq 0 ] && [ ${#others[@]} -eq 0 ]; then
+        while read -r name; do wanted+=("$name"); done < <(images)
+    fi
     with_what_examples_copy
 }
 
 # The examples copy from fusermount3-proxy, so it comes before them, asked for or not.
 with_what_examples_copy() {
-    [[ " ${wanted[*]} " == *" mfcp-example-"* ]] || return 0
-    local name rest=()
-    for name in "${wanted[@]}"; do
-        [ "$name" = fusermount3-proxy ] || rest+=("$name")
+    [[ " ${wanted[*]-} " == *" mfcp-example-"* ]] || return 0
+    local name ordered=(fusermount3-proxy)
+    for name in ${wanted[@]+"${wanted[@]}"}; do
+        [ "$name" = fusermount3-proxy ] || ordered+=("$name")
     done
-    wanted=(fusermount3-proxy "${rest[@]}")
+    wanted=("${ordered[@]}")
 }
 
 images() {
@@ -103,8 +108,8 @@ images() {
 build() { # NAME
     local options=(-t "$prefix/$1:latest") folder
     # The one Dockerfile that has to be told; goofys is released for amd64 alone.
-    [[ $1 != *-mountpoint-s3 || $(uname -m) != @(aarch64|arm64) ]] || options+=(--build-arg ARCH=arm64)
-    options+=("${build_args[@]}")
+    case $1-$(uname -m) in *-mountpoint-s3-aarch64 | *-mountpoint-s3-arm64) options+=(--build-arg ARCH=arm64) ;; esac
+    options+=(${build_args[@]+"${build_args[@]}"})
     case $1 in
         meta-fuse-csi-plugin) options+=(-f packaging/Dockerfile --target driver .) ;;
         fusermount3-proxy) options+=(-f packaging/Dockerfile --target fusermount3-proxy .) ;;
@@ -152,6 +157,14 @@ find_engine() {
     fail "neither docker, podman nor buildah works here: install one, or start Docker"
 }
 
+# The engine's own builder: it uses the images that were built before, and its images are the engine's. One in a container
+# (docker buildx create --use, after docker buildx install) does neither.
+choose_builder() {
+    local builder
+    builder=$(docker context show 2>/dev/null) || return 0 # older than such builders
+    export BUILDX_BUILDER=$builder
+}
+
 find_target() {
     if command -v kind >/dev/null; then
         target=kind
@@ -163,8 +176,42 @@ find_target() {
 }
 
 check_target() {
-    [ "$target" != kind ] || kind get clusters 2>/dev/null | grep -qxF "$cluster" ||
-        fail "there is no kind cluster $cluster: kind create cluster --name $cluster, or give --name"
+    case $target in
+        kind) check_kind ;;
+        ctr) check_ctr ;;
+    esac
+}
+
+check_kind() {
+    command -v kind >/dev/null || fail "kind is not installed: install it, or give another --target"
+    has_cluster || find_provider || fail "there is no kind cluster $cluster: kind create cluster --name $cluster, or give --name"
+}
+
+has_cluster() {
+    grep -qxF "$cluster" <<<"$(kind get clusters 2>/dev/null)"
+}
+
+# kind looks into Docker alone where that is installed.
+find_provider() {
+    [ -z "${KIND_EXPERIMENTAL_PROVIDER:-}" ] || return
+    local name
+    for name in podman nerdctl; do
+        export KIND_EXPERIMENTAL_PROVIDER=$name
+        if command -v "$name" >/dev/null && has_cluster; then
+            say "the kind cluster $cluster runs in $name: KIND_EXPERIMENTAL_PROVIDER=$name"
+            return
+        fi
+    done
+    return 1
+}
+
+check_ctr() {
+    command -v ctr >/dev/null || fail "ctr is not installed: install containerd, or give another --target"
+    local plugins
+    plugins=$(ctr plugins list) || fail "$(describe_target) does not answer (see above): be root, or set CONTAINERD_ADDRESS"
+    # Docker's containerd has it disabled, and images that are imported there are seen by nobody.
+    grep -qE '^io\.containerd\.grpc\.v1 +cri .* ok *$' <<<"$plugins" ||
+        fail "$(describe_target) serves no kubelet (its plugin cri is off, as in Docker's): install kind, set CONTAINERD_ADDRESS, or give --target none"
 }
 
 describe_target() {
