@@ -48,14 +48,6 @@ def test_a_manifest_with_a_field_that_is_none_is_refused() -> None:
             kubernetes_validate.validate(bad, version, strict=True)
 
 
-def test_the_kustomization_names_files_that_are_there() -> None:
-    text = (ROOT / "deploy/kustomization.yaml").read_text()
-    whole = yaml.safe_load(re.sub(r"^# (?=components:|  - )", "", text, flags=re.MULTILINE))
-    assert whole["components"] == ["metrics"]
-    named = [*whole["resources"], *(f"{name}/kustomization.yaml" for name in whole["components"])]
-    assert [name for name in named if not (ROOT / "deploy" / name).exists()] == []
-
-
 @each_manifest
 def test_our_images_are_ones_that_build_for_kind_makes(manifest: dict[str, Any]) -> None:
     prefix = "ghcr.io/pfnet-research/meta-fuse-csi-plugin/"
