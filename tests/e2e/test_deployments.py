@@ -151,15 +151,16 @@ def test_persistent_volumes_with_one_handle_in_two_pods(cluster: Cluster) -> Non
     inline = Pod(cluster, pod("inline"))
     cluster.apply(volume, claim)
     try:
-        with existing(inline):
-            inline.wait_ready()
-            cluster.check("replace", "--force", "-f", str(DEPLOY / "csi-driver-persistent.yaml"))
-            assert inline.read("app", FILE) == CONTENT
         used = {"name": VOLUME, "persistentVolumeClaim": {"claimName": "mfcp-e2e"}}
         pods = [Pod(cluster, pod(f"persistent-{number}", volume=used)) for number in (1, 2)]
-        with existing(*pods):
+        with existing(inline, *pods):
+            inline.wait_ready()
             for made in pods:
-                made.wait_ready()
+                made.wait_event('volume mode "Persistent" not supported by driver', 'only supports ["Ephemeral"]')
+            cluster.check("replace", "--force", "-f", str(DEPLOY / "csi-driver-persistent.yaml"))
+            assert inline.read("app", FILE) == CONTENT
+            for made in pods:
+                made.wait_ready(300)  # kubelet tries again ever more seldom
                 made.execute("app", f"echo {made.name} >/data/name")
             assert [made.read("app", "/data/name") for made in pods] == [f"{made.name}\n" for made in pods]
             pods[0].delete()

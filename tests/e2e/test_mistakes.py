@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from cluster import DAEMON_SET, ROOT, SYSTEM, Cluster, Pod, existing, wait_until
+from cluster import DAEMON_SET, DRIVER, ROOT, SYSTEM, Cluster, Pod, existing, wait_until
 from pods import CONTENT, SERVE, SOCKETS, VOLUME, application, csi, mount, pod, sidecar
 
 
@@ -48,6 +48,19 @@ def test_a_driver_that_is_not_deployed_is_told(cluster: Cluster) -> None:
         cluster.wait_for_driver()
 
 
+def test_a_missing_csi_driver_is_told(cluster: Cluster) -> None:
+    cluster.check("delete", "csidriver", DRIVER)
+    try:
+        made = Pod(cluster, pod("no-csidriver"))
+        with existing(made):
+            made.wait_event('volume mode "Ephemeral" not supported by driver', "no CSIDriver object")
+            cluster.check("apply", "-f", str(ROOT / "deploy/csi-driver.yaml"))
+            made.wait_ready(300)
+            made.delete()
+    finally:
+        cluster.check("apply", "-f", str(ROOT / "deploy/csi-driver.yaml"))
+
+
 def test_a_node_whose_mounts_no_container_would_see_is_told(cluster: Cluster) -> None:
     manifest = ROOT / "deploy/csi-driver-daemonset.yaml"
     pods_folder = {"name": "pods", "mountPath": "/var/lib/kubelet/pods", "mountPropagation": "None"}
@@ -78,6 +91,18 @@ def test_an_image_without_dev_fuse_is_told(cluster: Cluster) -> None:
     with existing(made):
         # libfuse's own words: it gives up before anything of ours is asked.
         told = "fuse: device not found, try 'modprobe fuse' first\n"
+        wait_until("sshfs says it", lambda: made.kubectl("logs", made.name, "-c", "starter").out.endswith(told))
+        made.delete()
+
+
+def test_a_dev_fuse_from_another_empty_dir_is_told(cluster: Cluster) -> None:
+    """kubelet makes a folder in the place of a subPath that is not there."""
+    starter = sidecar(SERVE.replace("touch /dev/fuse", ""))
+    starter["volumeMounts"].append({"name": "other", "mountPath": "/dev/fuse", "subPath": "dev-fuse"})
+    volumes = [{"name": SOCKETS, "emptyDir": {}}, {"name": "other", "emptyDir": {}}, csi()]
+    made = Pod(cluster, pod("other-dev-fuse", starter=starter, volumes=volumes))
+    with existing(made):
+        told = "fuse: failed to open /dev/fuse: Is a directory\n"
         wait_until("sshfs says it", lambda: made.kubectl("logs", made.name, "-c", "starter").out.endswith(told))
         made.delete()
 
