@@ -1,6 +1,7 @@
 """Each example's deploy.yaml, as its users apply it, and what the Go plugin's own check looks at."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,36 @@ def test_an_example_shows_its_files_and_goes(cluster: Cluster, path: Path) -> No
         assert "Read-only file system" in refused.err
         assert all(pod.restarts(c["name"]) == 0 for c in [*manifest["spec"]["initContainers"], *manifest["spec"]["containers"]])
         pod.delete()
+
+
+def with_a_bucket() -> list[Path]:
+    """The examples whose program asks the pod's MinIO for what is new, and whose image has MinIO's client."""
+    return [path for path in examples() if path.name == "deploy.yaml" and path.parent.name in ("goofys", "mountpoint-s3", "s3fs")]
+
+
+@pytest.mark.parametrize("path", [pytest.param(path, id=str(path.relative_to(ROOT / "examples"))) for path in with_a_bucket()])
+def test_what_is_uploaded_appears(cluster: Cluster, path: Path) -> None:
+    """With the Go plugin's own commands, in the container that it has them in."""
+    (manifest,) = load(path)
+    pod = Pod(cluster, manifest)
+    with existing(pod):
+        pod.wait_ready()
+        commands = [
+            "cd /root",
+            "echo 'hello from mc' >hello.txt",
+            "/usr/bin/mc cp hello.txt k8s-minio-dev/test-bucket",
+            "/usr/bin/mc cp hello.txt k8s-minio-dev/test-bucket/subdir/",
+        ]
+        done = pod.execute("starter", " && ".join(commands))
+        assert done.code == 0, done.err
+        for file in ("/data/hello.txt", "/data/subdir/hello.txt", "/data-subpath/hello.txt"):
+            wait_until(f"{file} appears", partial(reads, pod, file, "hello from mc\n"))
+        pod.delete()
+
+
+def reads(pod: Pod, file: str, content: str) -> bool:
+    """Whether an application reads this."""
+    return pod.execute("busybox", f"cat {file}").out == content
 
 
 def test_a_job_with_a_sidecar_ends(cluster: Cluster) -> None:

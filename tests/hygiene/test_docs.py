@@ -45,6 +45,19 @@ def test_the_files_that_it_names_exist(page: Path) -> None:
     assert [name for name in sorted(named - made) if not (ROOT / name).exists() and not (page.parent / name).exists()] == []
 
 
+def test_a_page_builds_the_images_of_what_it_applies() -> None:
+    builds = 0
+    for page in PAGES:
+        built = {
+            name for line in re.findall(r"^    \./build-for-kind\.sh ([^-\n].*)$", page.read_text(), re.MULTILINE) for name in line.split()
+        }
+        applied = re.findall(r"^    kubectl apply -f (?:\./)?(examples/\S+)$", page.read_text(), re.MULTILINE)
+        needed = {name for file in applied for name in re.findall(r"image: ghcr\.io/\S+/([^/:\s]+):", (ROOT / file).read_text())}
+        assert not applied or needed <= built, page
+        builds += len(applied)
+    assert builds > 10
+
+
 # ---- YAML
 
 # Of a pod's keys those that its containers do not have; what a page shows beside them is a container's.
