@@ -64,8 +64,9 @@ def shows(step: Step, pod: str) -> None:
 
 
 def comparable(output: str) -> str:
-    """Without carriage returns, and the mount options that other runtimes add."""
-    return re.sub(r"\((r[ow]),[^)]*\)$", r"(\1)", output.replace("\r", ""), flags=re.MULTILINE)
+    """Without carriage returns and empty lines, as progress bars leave them, and the mount options that other runtimes add."""
+    lines = "".join(line for line in output.replace("\r", "").splitlines(keepends=True) if line.strip())
+    return re.sub(r"\((r[ow]),[^)]*\)$", r"(\1)", lines, flags=re.MULTILINE)
 
 
 @pytest.fixture
