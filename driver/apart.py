@@ -5,7 +5,8 @@ end does not end either: a pod whose program never answers could keep the driver
 process that waits in the driver's place is nobody's concern when the driver ends.
 
 A worker is made where work waits for one, and ends where none does. One that is kept for ever is followed by another: no
-pod's program can make the work of other volumes wait.
+pod's program can make the work of other pods' volumes wait. Each has memory of its own, more than a mebibyte of it, and a
+pod may have any number of volumes: so the calls for one pod's share a few workers.
 """
 
 import asyncio
@@ -89,6 +90,51 @@ class Worker:
         work.exception()  # seen, where nobody waits any more
 
 
+class Busy(TimeoutError):
+    """Nobody was asked: the pod's other programs do not answer, and keep all processes that work for it."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ETIMEDOUT, "other programs of the same pod do not answer")
+
+
+class _Share:
+    """The processes that one pod's calls of a kind may have."""
+
+    __slots__ = ("free", "users")
+
+    def __init__(self) -> None:
+        self.free = asyncio.Semaphore(limits.PROCESSES_OF_A_POD)
+        self.users = 0  # who have a part of it, or wait for one
+
+
+_shares: dict[str, _Share] = {}  # those that have users
+
+
+async def _take_part(name: str, limit: float) -> None:
+    share = _shares.setdefault(name, _Share())
+    share.users += 1
+    try:
+        async with asyncio.timeout(limit):
+            await share.free.acquire()
+    except BaseException as error:
+        _forget(name, share)
+        if isinstance(error, TimeoutError):
+            raise Busy from None
+        raise
+
+
+def _give_back(name: str) -> None:
+    share = _shares[name]
+    share.free.release()
+    _forget(name, share)
+
+
+def _forget(name: str, share: _Share) -> None:
+    share.users -= 1
+    if not share.users:
+        del _shares[name]
+
+
 class Caller:
     """Calls of one kind for one volume, one at a time: what its pod's program never answers keeps one process at most."""
 
@@ -97,11 +143,12 @@ class Caller:
     def __init__(self) -> None:
         self._at_work: asyncio.Future[None] | None = None
 
-    async def call(self, limit: float, function: Callable[..., T], *arguments: object) -> T:
+    async def call(self, share: str, limit: float, function: Callable[..., T], *arguments: object) -> T:
         """The result of `function(*arguments)`, done in a process of its own; or the OSError that it raised.
 
-        Raises TimeoutError where a former call keeps its process for `limit` seconds from now, or this one from the start
-        of its work, and OSError where no process can be made, or it has ended without a result.
+        All calls with the same `share` have limits.PROCESSES_OF_A_POD between them. Raises TimeoutError where a former call
+        keeps its process for `limit` seconds from now, or this one from the start of its work; Busy where others of the
+        share do; and OSError where no process can be made, or it has ended without a result.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + limit
@@ -111,7 +158,12 @@ class Caller:
                 raise _timed_out()
         self._at_work = loop.create_future()
         try:
-            one = await worker()
+            await _take_part(share, limit)
+            try:
+                one = await worker()
+            except BaseException:
+                _give_back(share)
+                raise
         except BaseException:
             self._end()
             raise
@@ -127,9 +179,13 @@ class Caller:
         finally:
             one.release()
             if work is None:
-                self._end()
+                self._end_call(share)
             else:
-                work.add_done_callback(lambda _: self._end())
+                work.add_done_callback(lambda _: self._end_call(share))
+
+    def _end_call(self, share: str) -> None:
+        _give_back(share)
+        self._end()
 
     def _end(self) -> None:
         at_work, self._at_work = self._at_work, None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from errno import ENOTCONN
 
 from driver import fusemount
-from driver.apart import Caller
+from driver.apart import Busy
 from driver.history import Past
 from driver.logs import shown
 from driver.metrics import End
@@ -55,7 +55,9 @@ async def examine(volume: Volume) -> tuple[Condition, Usage | None]:
     """
     usage, silence = None, ""
     try:
-        usage = await _usage(volume.publication.paths.target_path, volume.placeholder, volume.examiner)
+        usage = await _usage(volume)
+    except Busy as busy:
+        silence = f"its FUSE program was not asked: {busy.strerror}"
     except TimeoutError:
         silence = f"the FUSE program does not answer within {limits.PROBE_WAIT:g} s: it hangs, or waits for something that does"
     except OSError as error:
@@ -105,12 +107,13 @@ _WAITING = {
 }
 
 
-async def _usage(target: str, placeholder: str | None, examiner: Caller) -> Usage:
+async def _usage(volume: Volume) -> Usage:
     """Raises OSError, and TimeoutError where the FUSE program does not answer."""
-    # That is the driver's own, and needs no process that can be left behind.
-    said = None if placeholder is None else fusemount.placeholders_usage(target, placeholder)
+    # The placeholder is the driver's own, and needs no process that can be left behind.
+    said = None if volume.placeholder is None else fusemount.placeholders_usage(volume.target, volume.placeholder)
     if said is None:
-        said = await examiner.call(limits.PROBE_WAIT, fusemount.usage, target)
+        share = volume.publication.paths.owner
+        said = await volume.examiner.call(share, limits.PROBE_WAIT, fusemount.usage, volume.target)
     block, blocks, free, available, files, free_files, available_files = said
     return Usage(
         _amount(blocks * block, available * block, (blocks - free) * block),

@@ -39,6 +39,11 @@ class VolumePaths:
         return f"{self.root}/{self.target}"
 
     @property
+    def owner(self) -> str:
+        """Whose volume it is: the pod's UID, or the volume's own name."""
+        return self.target.partition("/")[0]
+
+    @property
     def is_pods(self) -> bool:
         """Whether kubelet made these places for a pod."""
         return "/volumes/kubernetes.io~csi/" in self.target

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from driver import fusemount, subpaths
-from driver.apart import Caller
+from driver.apart import Busy, Caller
 from driver.bounded import Threads
 from driver.closewatch import CloseWatch
 from driver.device import Opened
@@ -146,7 +146,9 @@ class TargetMount:
         if record is None or self._is_held(record) is not False:
             return False
         try:
-            is_gone = await self._prober.call(limits.PROBE_WAIT, fusemount.is_gone, self._target, record.device)
+            # A share of its own: this is seldom asked of programs that live, and must not wait for what is asked of those.
+            share = f"{self._paths.owner} looks"
+            is_gone = await self._prober.call(share, limits.PROBE_WAIT, fusemount.is_gone, self._target, record.device)
         except OSError:
             return False
         if is_gone and self.state is not State.DEAD:
@@ -216,10 +218,13 @@ class TargetMount:
     async def _renew_sub_paths(self, record: FuseMount) -> None:
         try:
             folder = subpaths.folder(self._paths)
-            done = await self._renewer.call(limits.SUB_PATH_WAIT, subpaths.renew, folder, self._target, record.device)
+            share = self._paths.owner
+            done = await self._renewer.call(share, limits.SUB_PATH_WAIT, subpaths.renew, folder, self._target, record.device)
         except OSError as error:
             if self.record is record:
-                text = "the FUSE program does not answer" if isinstance(error, TimeoutError) else str(error)
+                text = str(error)
+                if isinstance(error, TimeoutError):
+                    text = str(error.strerror) if isinstance(error, Busy) else "the FUSE program does not answer"
                 self._log.warning(text := f"containers with a subPath of the volume do not see the new mount yet: {text}")
                 self._history.trouble("subPath", text)
             return

@@ -1,5 +1,6 @@
 """A FUSE program that hangs: whatever anybody asks of its volume is answered in bounded time, and other volumes notice nothing."""
 
+import os
 import re
 import subprocess
 import time
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 import pytest
 from harness.container import Background, Bind, Container
 from harness.events import wait_until
-from harness.hostile import numbers, recovers
+from harness.hostile import mount, numbers, recovers
 from harness.kubelet import Published
 from harness.pod import Node, Pod
 from harness.programs import SOURCES
@@ -26,6 +27,7 @@ WAITS_FOR_NOBODY = 0.9 * PROBE_WAIT  # 10 to 60 ms were seen
 SLACK = 4.0  # programs are started, on a machine with little of everything
 THREADS_OF_A_VOLUME = 1  # docs/operations.md: one who unmounts
 PROCESSES_OF_A_VOLUME = 3  # one who asks how it is, one who probes, one who renews subPaths
+PROCESSES_OF_A_POD = 4  # of those who ask and renew
 
 
 @dataclass
@@ -203,4 +205,28 @@ def test_many_at_once_cost_a_bounded_number_of_threads(node: Node) -> None:
         with within(WAITS_FOR_NOBODY, "unpublish"):
             each.volume.unpublish()
         each.free()
+    recovers(node, before)
+
+
+def test_many_of_one_pod_share_a_few_processes(node: Node, pod: Pod) -> None:
+    """Each has memory of its own, and a pod may have any number of volumes."""
+    before = numbers(node)
+    count = PROCESSES_OF_A_POD + 2
+    volumes = [pod.publish(volume=f"v{n}", socket=f"{n}.sock") for n in range(count)]
+    for volume in volumes:
+        fuse = pod.fuse(volume, binds=[Bind(SOURCES, "/programs", read_only=True)])
+        volume.wait_mounted(fuse.start("python3 /programs/odd_program.py never-answers /data text"))
+    other = node.pod().publish()
+    fd = mount(other)
+    for _ in range(2):
+        with within(3 * PROBE_WAIT, "status"):
+            status = node.driver.cli("status").stdout
+        assert status.count("does not answer within") == PROCESSES_OF_A_POD + 1  # that of another pod is asked
+        assert status.count("was not asked: other programs of the same pod do not answer") == count - PROCESSES_OF_A_POD
+        assert len(node.driver.children()) <= PROCESSES_OF_A_POD + 1
+    os.close(fd)
+    other.wait_waiting(1)
+    for volume in [*volumes, other]:
+        with within(WAITS_FOR_NOBODY, "unpublish"):
+            volume.unpublish()
     recovers(node, before)

@@ -18,7 +18,10 @@ from pod_programs import ROOT
 from with_workers import DEADLINE, run
 
 from driver import apart, fusemount
-from driver.apart import Caller
+from driver.apart import Busy, Caller
+from fusermount3_proxy import limits
+
+SHARE = "pod"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -36,7 +39,7 @@ def call(limit: float, function: Callable[..., Any], *arguments: object) -> Any:
     async def main() -> Any:
         caller = Caller()
         try:
-            return await caller.call(limit, function, *arguments)
+            return await caller.call(SHARE, limit, function, *arguments)
         finally:
             await ended(caller)
 
@@ -45,7 +48,7 @@ def call(limit: float, function: Callable[..., Any], *arguments: object) -> Any:
 
 async def ended(caller: Caller) -> None:
     """What it has given up has ended, and is forgotten."""
-    assert await caller.call(DEADLINE, apart_jobs.same, 7) == 7
+    assert await caller.call(SHARE, DEADLINE, apart_jobs.same, 7) == 7
 
 
 @pytest.mark.parametrize("result", [True, False, None, 7, 1 << 64, (1, 2, 1 << 64)])
@@ -164,7 +167,7 @@ def test_one_that_is_killed_when_its_work_is_done_is_not_handed_on() -> None:
         worker = await apart.worker()
         work = worker.do(apart_jobs.same, 7)
         select.select([worker._requests], [], [], DEADLINE)  # its result is there, and not read
-        others = [asyncio.create_task(Caller().call(DEADLINE, apart_jobs.same, number)) for number in range(3)]
+        others = [asyncio.create_task(Caller().call(SHARE, DEADLINE, apart_jobs.same, number)) for number in range(3)]
         worker.kill()
         assert await work == 7
         worker.release()
@@ -206,7 +209,7 @@ def test_one_that_ended_while_it_had_nothing_to_do_tells_the_next_user() -> None
             while True:  # until the signal has arrived
                 await worker.do(apart_jobs.same, 7)
         worker.release()
-        assert await Caller().call(DEADLINE, apart_jobs.same, 7) == 7
+        assert await Caller().call(SHARE, DEADLINE, apart_jobs.same, 7) == 7
 
     run(main())
 
@@ -223,7 +226,7 @@ def test_many_fds_are_no_obstacle() -> None:
 
 def test_many_at_once_share_a_few_processes() -> None:
     async def main() -> list[int]:
-        return await asyncio.gather(*(Caller().call(DEADLINE, apart_jobs.pid) for _ in range(200)))
+        return await asyncio.gather(*(Caller().call(SHARE, DEADLINE, apart_jobs.pid) for _ in range(200)))
 
     assert len(set(run(main()))) < 100
 
@@ -233,9 +236,9 @@ def test_those_that_never_answer_keep_nobody_waiting() -> None:
 
     async def main() -> None:
         callers = [Caller() for _ in range(50)]
-        stuck = [asyncio.create_task(caller.call(DEADLINE, apart_jobs.sleeps)) for caller in callers]
+        stuck = [asyncio.create_task(caller.call(f"pod {n}", DEADLINE, apart_jobs.sleeps)) for n, caller in enumerate(callers)]
         began = time.monotonic()
-        assert await asyncio.gather(*(Caller().call(0.5, apart_jobs.same, n) for n in range(50))) == list(range(50))
+        assert await asyncio.gather(*(Caller().call("another", 0.5, apart_jobs.same, n) for n in range(50))) == list(range(50))
         assert time.monotonic() - began < DEADLINE / 2
         for task in stuck:
             task.cancel()
@@ -248,19 +251,41 @@ def test_those_that_never_answer_keep_nobody_waiting() -> None:
     run(main())
 
 
+def test_one_pods_calls_share_a_few_processes() -> None:
+    """However many volumes it has, whose programs never answer: each process costs memory."""
+
+    async def main() -> None:
+        callers = [Caller() for _ in range(limits.PROCESSES_OF_A_POD)]
+        stuck = [asyncio.create_task(caller.call(SHARE, DEADLINE, apart_jobs.sleeps)) for caller in callers]
+        await asyncio.sleep(0)
+        with pytest.raises(Busy, match="other programs of the same pod do not answer"):
+            await Caller().call(SHARE, 0.1, apart_jobs.same, 7)
+        assert await Caller().call("another", DEADLINE, apart_jobs.same, 7) == 7
+        waiting = asyncio.create_task(Caller().call(SHARE, DEADLINE, apart_jobs.same, 8))
+        for task in stuck:
+            task.cancel()
+        assert await waiting == 8
+        for caller in callers:
+            await ended(caller)
+        await asyncio.sleep(0)
+        assert not apart._shares
+
+    run(main())
+
+
 def test_a_caller_has_one_process_at_a_time() -> None:
     """Also one that was given up, as long as it has not ended."""
 
     async def main() -> None:
         caller = Caller()
-        first = asyncio.create_task(caller.call(DEADLINE, apart_jobs.sleeps))
+        first = asyncio.create_task(caller.call(SHARE, DEADLINE, apart_jobs.sleeps))
         await asyncio.sleep(0.1)
         began = time.monotonic()
         with pytest.raises(TimeoutError):
-            await caller.call(0.1, apart_jobs.same, 7)
+            await caller.call(SHARE, 0.1, apart_jobs.same, 7)
         assert time.monotonic() - began < DEADLINE / 2
         first.cancel()
-        assert await caller.call(DEADLINE, apart_jobs.same, 7) == 7
+        assert await caller.call(SHARE, DEADLINE, apart_jobs.same, 7) == 7
 
     run(main())
 
@@ -268,7 +293,7 @@ def test_a_caller_has_one_process_at_a_time() -> None:
 def test_several_calls_of_a_caller_take_turns() -> None:
     async def main() -> list[int]:
         caller = Caller()
-        return await asyncio.gather(*(caller.call(DEADLINE, apart_jobs.same, n) for n in range(20)))
+        return await asyncio.gather(*(caller.call(SHARE, DEADLINE, apart_jobs.same, n) for n in range(20)))
 
     assert run(main()) == list(range(20))
 
@@ -279,7 +304,7 @@ def test_who_gives_up_before_there_is_a_process_leaves_none() -> None:
         await asyncio.sleep(0)
         for task in waiting:
             task.cancel()
-        assert await Caller().call(DEADLINE, apart_jobs.same, 7) == 7
+        assert await Caller().call(SHARE, DEADLINE, apart_jobs.same, 7) == 7
         await asyncio.sleep(0.1)
 
     run(main())
@@ -293,7 +318,7 @@ def script(*lines: str) -> list[str]:
 
 
 def test_a_mistake_is_told() -> None:
-    lines = ["try: await apart.Caller().call(20, apart_jobs.is_a_mistake)", "except OSError: pass"]
+    lines = ["try: await apart.Caller().call('pod', 20, apart_jobs.is_a_mistake)", "except OSError: pass"]
     done = subprocess.run(script(*lines), stderr=subprocess.PIPE, text=True, timeout=DEADLINE)
     assert done.stderr.splitlines()[-1].startswith("ZeroDivisionError")
 
@@ -321,7 +346,7 @@ def test_the_end_of_its_starter_is_told() -> None:
         "import select",
         "with open(f'/proc/self/task/{os.getpid()}/children') as file: [os.kill(int(pid), signal.SIGKILL) for pid in file.read().split()]",
         "select.select([pidfd], [], [], 20)",
-        "try: await apart.Caller().call(20, apart_jobs.same, 7)",
+        "try: await apart.Caller().call('pod', 20, apart_jobs.same, 7)",
         "except OSError: print('told')",
     ]
     done = subprocess.run(script(*lines), stdout=subprocess.PIPE, timeout=DEADLINE)
@@ -334,7 +359,7 @@ def test_where_no_fd_is_left_none_is_made(free: int) -> None:
     lines = [
         "import resource",
         # So that nothing but the call in question needs one.
-        "assert await apart.Caller().call(20, apart_jobs.same, 7) == 7",
+        "assert await apart.Caller().call('pod', 20, apart_jobs.same, 7) == 7",
         "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))",
         "taken = []",
         "def take_all():",
@@ -343,13 +368,13 @@ def test_where_no_fd_is_left_none_is_made(free: int) -> None:
         "    except OSError: pass",
         "take_all()",
         f"for _ in range({free}): os.close(taken.pop())",
-        "call = asyncio.create_task(apart.Caller().call(20, apart_jobs.same, 7))",
+        "call = asyncio.create_task(apart.Caller().call('pod', 20, apart_jobs.same, 7))",
         "await asyncio.sleep(0)",
         "take_all()",
         "try: await call",
         "except OSError as error: print(error.errno, flush=True)",
         "for _ in range(2): os.close(taken.pop())",
-        "print(await apart.Caller().call(20, apart_jobs.same, 7))",
+        "print(await apart.Caller().call('pod', 20, apart_jobs.same, 7))",
     ]
     done = subprocess.run(script(*lines), stdout=subprocess.PIPE, text=True, timeout=DEADLINE)
     assert (done.stdout.split(), done.returncode) == ([str(EMFILE), "7"], 0)

@@ -86,7 +86,7 @@ def starter() -> None:
 
 
 def usage_of(path: str) -> condition.Usage:
-    return run(condition._usage(path, None, Caller()))
+    return run(condition._usage(volume(target=path)))
 
 
 def test_the_usage_is_that_of_the_file_system(tmp_path: Any) -> None:
@@ -102,11 +102,11 @@ def test_a_link_in_place_of_the_target_is_not_followed(tmp_path: Any) -> None:
     assert usage_of(str(tmp_path / "link")).size.total == os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize
 
 
-def volume(state: State = State.MOUNTED) -> Any:
+def volume(state: State = State.MOUNTED, target: str = "/target") -> Any:
     """As much of a volume as is looked at."""
-    paths = SimpleNamespace(target_path="/target")
     return SimpleNamespace(
-        publication=SimpleNamespace(paths=paths),
+        publication=SimpleNamespace(paths=SimpleNamespace(owner="pod")),
+        target=target,
         policy=SimpleNamespace(warnings=()),
         history=History(Past(THEN, 1)),
         state=state,
@@ -119,8 +119,8 @@ def volume(state: State = State.MOUNTED) -> Any:
 def test_a_program_that_hangs_is_told_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "PROBE_WAIT", 0.1)
 
-    async def usage(target: str, placeholder: str | None, examiner: Caller) -> None:
-        await examiner.call(limits.PROBE_WAIT, apart_jobs.sleeps)
+    async def usage(volume: Any) -> None:
+        await volume.examiner.call("pod", limits.PROBE_WAIT, apart_jobs.sleeps)
 
     monkeypatch.setattr(condition, "_usage", usage)
     examined = volume()
