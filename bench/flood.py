@@ -12,6 +12,7 @@ def main(path: str) -> None:
     folder, name = os.path.split(f"{path}.v1")
     fd = os.open(folder, os.O_PATH)
     address = f"/proc/self/fd/{fd}/{name}"  # a path of a socket holds 107 bytes
+    print("begins", flush=True)
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:

@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,4 +41,22 @@ def in_turns(rounds: int, subjects: Mapping[str, Callable[[], float | Sequence[f
         for name in names:
             value = subjects[name]()
             found[name] += [value] if isinstance(value, float) else value
+    return found
+
+
+def when_due(times: int, every: float, work: Callable[[], Callable[[], None]]) -> list[float]:
+    """The milliseconds from when each `work()` was due, every so many seconds, until it was done. What it returns is called
+    afterwards.
+
+    One that had to wait for the one before it counts that wait: otherwise a driver that stops for a while would cost one of
+    them, however many would have come meanwhile.
+    """
+    found, began = [], time.perf_counter()
+    for number in range(times):
+        due = began + number * every
+        if (early := due - time.perf_counter()) > 0:
+            time.sleep(early)
+        undo = work()
+        found.append((time.perf_counter() - due) * 1000)
+        undo()
     return found

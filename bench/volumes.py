@@ -10,9 +10,10 @@ from bench import mounting, servers
 from bench.place import Bench, BenchError
 from bench.rows import ALONE, GRPC, OURS
 from bench.servers import Clients, Server, serving
-from bench.stats import in_turns
+from bench.stats import Sample, in_turns, when_due
 
 _HOUR = 3600.0
+_EVERY = 0.02  # seconds, from one mount to the next
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -87,21 +88,25 @@ def _kill(holder: subprocess.Popen[bytes]) -> None:
 def _latency(bench: Bench) -> None:
     """One volume's mounts, in turns alone and beside what others do."""
     server = servers.ours(bench, OURS)
-    few, rounds = 50, bench.pick(2, 8)
+    # Long enough for the others' publishes and unpublishes of all their volumes, and for a 99th percentile of its own.
+    seconds, rounds = float(bench.pick(2, 4)), bench.pick(3, 6)
     with serving(server), Clients(server, 1, 2) as clients, Clients(server, 1, bench.pick(100, 1000)) as others:
         clients.call("publish")
         ours, flooded = clients.targets
 
-        def mounts() -> list[float]:
-            return [_mount_once(ours) for _ in range(few)]
+        def mounts() -> float:
+            return Sample(tuple(when_due(int(seconds / _EVERY), _EVERY, lambda: _mount(ours)))).quantile(0.99)
 
-        def while_publishing() -> list[float]:
+        def while_publishing() -> float:
             with others.cycling():
                 return mounts()
 
-        def while_flooded() -> list[float]:
-            flood = subprocess.Popen([sys.executable, "-I", "-S", "-B", f"{_ROOT}/bench/flood.py", servers.socket_of(flooded)])
+        def while_flooded() -> float:
+            command = [sys.executable, "-I", "-S", "-B", f"{_ROOT}/bench/flood.py", servers.socket_of(flooded)]
+            flood = subprocess.Popen(command, stdout=subprocess.PIPE)
+            assert flood.stdout is not None
             try:
+                flood.stdout.readline()  # it has begun
                 return mounts()
             finally:
                 flood.kill()
@@ -114,12 +119,10 @@ def _latency(bench: Bench) -> None:
         bench.results.add("latency-flood", {OURS: found["flood"], ALONE: found[ALONE]})
 
 
-def _mount_once(target: Path) -> float:
-    began = time.perf_counter()
+def _mount(target: Path) -> Callable[[], None]:
+    """Mount, and return what unmounts."""
     fd = mounting.mount(target)
-    took = (time.perf_counter() - began) * 1000
-    mounting.unmount(target, fd)
-    return took
+    return lambda: mounting.unmount(target, fd)
 
 
 def _killed(bench: Bench) -> None:

@@ -1,10 +1,13 @@
 """What the benchmark makes of its numbers."""
 
+import time
+from collections.abc import Callable
+
 import pytest
 
 from bench import stats, table
 from bench.rows import ALONE, BARE, BY_KEY, GRPC, OURS, PEER, ROWS
-from bench.stats import Sample, in_turns
+from bench.stats import Sample, in_turns, when_due
 from bench.table import Results
 
 
@@ -85,12 +88,26 @@ def test_absolute_rows_and_rows_without_their_reference_fail_nothing() -> None:
     assert check("start-mount", ours=[1e6]) == []
 
 
-def test_the_99th_percentile_is_what_its_rows_compare() -> None:
-    alone = [1.0] * 100
-    assert check("latency-flood", ours=[1.0] * 99 + [1e3], alone=alone) == []
-    results = Results()
-    results.add("latency-flood", {OURS: [1.0] * 98 + [50.0] * 2, ALONE: alone})
-    assert table.ratio(BY_KEY["latency-flood"], results.samples["latency-flood"], ALONE) == 50
+def test_the_99th_percentile_is_what_its_rows_say() -> None:
+    row = BY_KEY["death-removed"]
+    assert table.value(row, Sample((*[1.0] * 99, 1e3))) == 1
+    assert table.value(row, Sample((*[1.0] * 98, 50.0, 50.0))) == 50
+
+
+def test_a_row_of_99th_percentiles_fails_where_those_are_worse() -> None:
+    assert check("latency-publishing", ours=[9.0, 9.0, 9.0], alone=[1.0, 1.0, 1.0]) != []
+
+
+def test_what_comes_late_for_the_one_before_it_counts_its_wait() -> None:
+    stops = iter([0.0, 0.05, *[0.0] * 18])
+
+    def work() -> Callable[[], None]:
+        time.sleep(next(stops))
+        return lambda: None
+
+    found = when_due(20, 0.005, work)
+    assert len(found) == 20
+    assert sum(took > 10 for took in found) >= 5
 
 
 def test_the_table_says_what_is_reached_and_what_could_not_be_compared() -> None:
