@@ -28,4 +28,6 @@ SCRAPE_REQUEST_MAX = 8192  # bytes of the request's head
 
 # The wire (docs/protocol.md).
 PACKET_MAX = 64 * 1024
+MOUNTPOINT_MAX = 4095  # PATH_MAX of <linux/limits.h>, without the NUL
+OPTIONS_MAX = 16 * 1024  # mount(2) takes a page of them; reading many more takes the driver's time
 ORIGINAL_MESSAGE_MAX = 500

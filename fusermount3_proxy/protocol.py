@@ -6,7 +6,7 @@ Inside the programs they are `str` in that same Latin-1 form; `to_wire` and `fro
 
 from _json import encode_basestring, encode_basestring_ascii, make_scanner
 
-from fusermount3_proxy.limits import ORIGINAL_MESSAGE_MAX, PACKET_MAX
+from fusermount3_proxy.limits import MOUNTPOINT_MAX, OPTIONS_MAX, ORIGINAL_MESSAGE_MAX, PACKET_MAX
 
 _ERROR_MAX = 4096  # characters; part of it may be the pod's own text, of any length
 
@@ -73,16 +73,18 @@ def from_wire(text: str) -> bytes:
 
 
 def encode_request(request: MountRequest | UnmountRequest) -> bytes:
-    """The packet of a request. Raises ProtocolError where it is longer than a packet may be."""
+    """The packet of a request. Raises ProtocolError where mountpoint or options are longer than they may be."""
     quote = encode_basestring_ascii
+    _check_bytes("the mountpoint", request.mountpoint, MOUNTPOINT_MAX)
     if isinstance(request, MountRequest):
+        _check_bytes("the text of the options", request.options, OPTIONS_MAX)
         head = f'"op":"mount","mountpoint":{quote(request.mountpoint)},"options":{quote(request.options)}'
         tail = ',"syncInit":true' if request.sync_init else ""
     else:
         head = f'"op":"unmount","mountpoint":{quote(request.mountpoint)},"lazy":{"true" if request.lazy else "false"}'
         tail = f',"dev":{quote(request.device) if request.device is not None else "null"}'
     packet = f'{{{head},"fds":[]{tail}}}'.encode("ascii")
-    if len(packet) > PACKET_MAX:
+    if len(packet) > PACKET_MAX:  # where most of the characters have to be escaped
         raise ProtocolError(f"mountpoint and options are too long: the request has {len(packet)} bytes, at most {PACKET_MAX} can be sent")
     return packet
 
@@ -94,10 +96,10 @@ def decode_request(packet: bytes) -> MountRequest | UnmountRequest:
     if op not in ("mount", "unmount"):
         raise ProtocolError(f"op is {_shown(op)}; this driver knows mount and unmount")
     mountpoint = _text(fields, "mountpoint")
-    from_wire(mountpoint)
+    _check_bytes("the mountpoint", mountpoint, MOUNTPOINT_MAX)
     if op == "mount":
         options = _text(fields, "options", "")
-        from_wire(options)
+        _check_bytes("the text of the options", options, OPTIONS_MAX)
         return MountRequest(mountpoint, options, _flag(fields, "syncInit"))
     device = fields.get("dev")
     if device is not None and not isinstance(device, str):
@@ -180,6 +182,12 @@ def _text(fields: dict[str, object], name: str, default: str | None = None) -> s
     if not isinstance(value, str):
         raise ProtocolError(f"{name} is {_shown(value)}; it must be a string")
     return value
+
+
+def _check_bytes(what: str, text: str, most: int) -> None:
+    if len(text) > most:
+        raise ProtocolError(f"{what} has {len(text)} bytes, at most {most} are allowed")
+    from_wire(text)
 
 
 def _printable(text: str) -> str:

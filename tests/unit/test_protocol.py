@@ -3,7 +3,7 @@ import json
 import pytest
 
 from fusermount3_proxy import protocol
-from fusermount3_proxy.limits import ORIGINAL_MESSAGE_MAX, PACKET_MAX
+from fusermount3_proxy.limits import MOUNTPOINT_MAX, OPTIONS_MAX, ORIGINAL_MESSAGE_MAX, PACKET_MAX
 from fusermount3_proxy.protocol import MountRequest, ProtocolError, Reply, UnmountRequest
 
 ALL_BYTES = bytes(range(256))
@@ -131,16 +131,34 @@ def test_what_is_no_reply_is_refused(packet: bytes) -> None:
         protocol.decode_reply(packet)
 
 
+def test_a_mountpoint_and_options_have_a_length() -> None:
+    assert (MOUNTPOINT_MAX, OPTIONS_MAX) == (4095, 16384)
+    longest = MountRequest("m" * MOUNTPOINT_MAX, "o" * OPTIONS_MAX)
+    decoded = protocol.decode_request(protocol.encode_request(longest))
+    assert isinstance(decoded, MountRequest)
+    assert (decoded.mountpoint, decoded.options) == (longest.mountpoint, longest.options)
+    for request, text in (
+        (MountRequest("m" * (MOUNTPOINT_MAX + 1), ""), "the mountpoint has 4096 bytes, at most 4095 are allowed"),
+        (MountRequest("/", "o" * (OPTIONS_MAX + 1)), "the text of the options has 16385 bytes, at most 16384 are allowed"),
+        (UnmountRequest("m" * (MOUNTPOINT_MAX + 1), False, None), "the mountpoint has 4096 bytes, at most 4095 are allowed"),
+    ):
+        with pytest.raises(ProtocolError, match=f"^{text}$"):
+            protocol.encode_request(request)
+        fields = {"op": "mount" if isinstance(request, MountRequest) else "unmount", "mountpoint": request.mountpoint}
+        if isinstance(request, MountRequest):
+            fields["options"] = request.options
+        with pytest.raises(ProtocolError, match=f"^{text}$"):
+            protocol.decode_request(json.dumps(fields).encode())
+
+
 def test_a_packet_has_at_most_64_kib() -> None:
     assert PACKET_MAX == 65536
-    room = PACKET_MAX - len(protocol.encode_request(MountRequest("", "")))
-    longest = protocol.encode_request(MountRequest("", "o" * room))
-    assert len(longest) == PACKET_MAX
+    longest = protocol.encode_request(MountRequest("/", "")).ljust(PACKET_MAX)
     assert isinstance(protocol.decode_request(longest), MountRequest)
-    with pytest.raises(ProtocolError, match="too long"):
-        protocol.encode_request(MountRequest("", "o" * (room + 1)))
     with pytest.raises(ProtocolError, match="65537 bytes"):
         protocol.decode_request(longest + b" ")
+    with pytest.raises(ProtocolError, match="too long"):
+        protocol.encode_request(MountRequest("/", "\xff" * OPTIONS_MAX))  # six bytes each
 
 
 def test_the_original_message_has_at_most_500_bytes() -> None:
