@@ -100,6 +100,26 @@ def test_a_driver_is_replaced_while_a_program_never_answers_it(cluster: Cluster,
         made.delete()
 
 
+def test_a_driver_that_is_killed_while_a_program_never_answers_it_starts_again(cluster: Cluster, node: NodeShell) -> None:
+    """In the same pod, whose control group still has the process that waits for the program."""
+    made = Pod(cluster, pod("silent-again"))
+    with existing(made):
+        made.wait_ready()
+        for name in ("sftp-server", "sshd"):
+            node.signal(made, name, "STOP")
+        assert "does not answer" in driver_says(cluster)
+        driver = Pod(cluster, cluster.driver_pods()[0])
+        before = driver.restarts("meta-fuse-csi-plugin")
+        node.signal(driver, "meta-fuse-csi-p", "KILL")  # as much of its name as the kernel keeps
+        wait_until("kubelet starts it again", lambda: driver.restarts("meta-fuse-csi-plugin") > before and driver.is_ready())
+        assert "does not answer" in driver_says(cluster)
+        for name in ("sftp-server", "sshd"):
+            node.signal(made, name, "CONT")
+        assert made.execute("app", f"cat {FILE}").out == CONTENT
+        wait_until("it answers", lambda: driver_state(cluster, made) == "mounted" and "does not answer" not in driver_says(cluster))
+        made.delete()
+
+
 def test_a_kubelet_that_is_restarted_finds_everything_as_it_was(cluster: Cluster, node: NodeShell) -> None:
     made = Pod(cluster, pod("kubelet", application("app", ["sh", "-c", READ_FOR_EVER]), starter=sidecar(SERVE_AGAIN_AND_AGAIN)))
     with existing(made):
