@@ -7,6 +7,7 @@ import resource
 import signal
 import socket
 from contextlib import ExitStack
+from errno import EACCES, EPERM
 
 from driver import apart, metrics, node, privileges, scrape, syscalls
 from driver.bounded import NUDGE
@@ -58,14 +59,16 @@ async def _serve(settings: Settings, scraped: socket.socket | None, instance: in
             stack.callback(watch.close)
             listeners = Listeners()
             stack.callback(listeners.close)
-            volumes = Volumes(workspace, watch, listeners, Records(settings.state_dir))
+            volumes = Volumes(workspace, watch, listeners, _open_records(settings.state_dir))
             stack.callback(volumes.release)
             standalone = Standalone(volumes, f"{settings.run_dir}/volumes")
             standalone.prepare()
             volumes.restore()
         except OSError as error:
-            reason = node.problem(settings.pods_dir, settings.run_dir) or "the driver needs root with CAP_SYS_ADMIN"
-            raise StartError(f"cannot prepare {settings.run_dir} (--run-dir): {error}; {reason}") from None
+            reason = node.problem(settings.pods_dir, settings.run_dir)
+            if not reason and error.errno in (EPERM, EACCES):
+                reason = "the driver needs root with CAP_SYS_ADMIN"
+            raise StartError(f"cannot prepare {settings.run_dir} (--run-dir): {error}{'; ' if reason else ''}{reason}") from None
         scrapes = scrape.Scrapes()
         stack.callback(scrapes.stop)
         if scraped is not None:
@@ -83,6 +86,13 @@ async def _serve(settings: Settings, scraped: socket.socket | None, instance: in
             volumes.release()
             if not await volumes.settle(services.GRACE):
                 stack.pop_all()  # what is under way on the private tmpfs is finished by the next driver
+
+
+def _open_records(folder: str) -> Records:
+    try:
+        return Records(folder)
+    except OSError as error:
+        raise StartError(f"cannot prepare {folder} (--state-dir): {error.strerror}; give a folder on a tmpfs of the node") from None
 
 
 def _listen_for_scrapes(address: str | None) -> socket.socket | None:

@@ -33,6 +33,10 @@ class History:
         """What is wrong, besides what the volume's own options are warned of."""
         return list(self._troubles.values()) if self._troubles else []
 
+    def has_trouble(self, kind: str) -> bool:
+        """Whether something of a kind is wrong."""
+        return self._troubles is not None and kind in self._troubles
+
     def trouble(self, kind: str, text: str) -> None:
         """Something is wrong; of each kind the last one counts."""
         if self._troubles is None:

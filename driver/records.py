@@ -4,6 +4,10 @@ The mounts themselves stay in the kernel. A record says what kernel and kubelet 
 which device node belongs to the mount. It names device numbers, never mount ids or pids, which mean nothing to another
 process. The files lie on a tmpfs and end with the boot, as the mounts do, so nothing is synced; where the folder is on a
 disk, the boot's id tells that a record is of an earlier one.
+
+A folder that cannot be written, as on a disk that has failed or is full, keeps no volume from being served: what is
+recorded is taken up, and what changes is recorded when it can be. A record that cannot be deleted is of a target that is
+gone: the next driver deletes it, and the next volume at that target replaces it.
 """
 
 import fcntl
@@ -41,7 +45,7 @@ class Records:
     """The folder of the records."""
 
     def __init__(self, folder: str) -> None:
-        """Make the folder, and own it until the process ends. Raises OSError."""
+        """Make the folder, and own it until the process ends. Raises OSError where there is none, and none can be made."""
         os.makedirs(folder, mode=0o700, exist_ok=True)
         self._folder = folder
         self._owned = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -51,6 +55,8 @@ class Records:
             log.warning(f"another driver has {folder}; a restart of this one will not know its volumes (give it a --state-dir)")
             os.close(self._owned)
             self._owned = -1
+        if not os.access(folder, os.W_OK):  # a read-only file system: root may write to all others
+            log.error(f"{folder} (--state-dir) cannot be written; a restart of the driver will not know what has changed")
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             self._boot_id = file.read().strip()
 
@@ -60,39 +66,53 @@ class Records:
             return
         content = json.dumps({"version": _VERSION, "bootId": self._boot_id, **_to_json(record)}).encode("ascii")
         path = self._path(record.publication.paths.target_path)
-        fd = os.open(f"{path}{_NEW_SUFFIX}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        new = f"{path}{_NEW_SUFFIX}"
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            written = os.write(fd, content)
-        finally:
-            os.close(fd)
-        if written != len(content):
-            raise OSError(ENOSPC, os.strerror(ENOSPC), path)
-        os.rename(f"{path}{_NEW_SUFFIX}", path)
+            try:
+                written = os.write(fd, content)
+            finally:
+                os.close(fd)
+            if written != len(content):
+                raise OSError(ENOSPC, os.strerror(ENOSPC), path)
+            os.rename(new, path)
+        except OSError:
+            _unlink(new)  # what room there is, others need
+            raise
 
     def delete(self, target_path: str) -> None:
-        """Delete the record of a target, if there is one."""
+        """Delete the record of a target, if there is one. Raises OSError."""
+        if self._owned < 0:
+            return
+        path = self._path(target_path)
         try:
-            os.unlink(self._path(target_path))
-        except FileNotFoundError:
-            pass
+            os.unlink(path)
+        except OSError:
+            if os.path.lexists(path):  # where nothing can be deleted, that is said of what is not there, too
+                raise
 
     def load(self) -> list[Record]:
         """All records of this boot. A broken one is left out, told in the log, and costs no other volume."""
         found: list[Record] = []
         if self._owned < 0:
             return found
-        for name in sorted(os.listdir(self._folder)):
+        try:
+            names = sorted(os.listdir(self._folder))
+        except OSError as error:
+            log.error(f"the records cannot be read ({error}); their volumes are known again when kubelet publishes them")
+            return found
+        for name in names:
             path = f"{self._folder}/{name}"
             try:
                 if name.endswith(_NEW_SUFFIX):
-                    os.unlink(path)  # half written by a driver that was killed
+                    _unlink(path)  # half written by a driver that was killed
                 if not name.endswith(_SUFFIX):
                     continue
                 content = json.loads(_read(path).decode("utf-8", "surrogateescape"))
                 if content["version"] != _VERSION:
                     raise ValueError(f"version {content['version']} is not {_VERSION}")
                 if content["bootId"] != self._boot_id:
-                    os.unlink(path)
+                    _unlink(path)
                     continue
                 found.append(_from_json(content))
             except Exception as error:  # whatever it is, it must not cost the others
@@ -102,6 +122,14 @@ class Records:
     def _path(self, target_path: str) -> str:
         # A target path is longer than a file's name may be.
         return f"{self._folder}/{hashlib.sha256(os.fsencode(target_path)).hexdigest()[:32]}{_SUFFIX}"
+
+
+def _unlink(path: str) -> None:
+    """Remove what counts for nothing, where that can be done."""
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
 
 
 def _read(path: str) -> bytes:

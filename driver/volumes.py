@@ -1,6 +1,7 @@
 """All volumes of this node, by target path."""
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from functools import lru_cache, partial
 
@@ -64,6 +65,8 @@ class Volumes:
                 Code.ALREADY_EXISTS, f"{target} is published already, with another volume id, readOnly, mount flags or attributes"
             )
         volume.republish()
+        if volume.history.has_trouble("record"):
+            self._save(volume)
         return volume
 
     def _publish_new(self, publication: Publication) -> Volume:
@@ -103,7 +106,8 @@ class Volumes:
                 if self._record_of(volume) != record:
                     self._save(volume)
             else:
-                self._records.delete(target)
+                volume.log.warning(f"it is recorded, but {target} is not there any more: not taken up")
+                self._forget(target, volume.log)
         self._remove_nodes()
 
     def _remove_nodes(self) -> None:
@@ -144,12 +148,12 @@ class Volumes:
         volume = self._by_target.get(target)
         if volume is None:
             await self._clear(target)
-            self._records.delete(target)  # one that could not be read
+            self._forget(target, log)  # one that could not be read
             return
         await volume.unpublish()
         del self._by_target[target]
         self._by_sockets.pop(_sockets_key(volume.publication), None)
-        self._records.delete(target)
+        self._forget(target, volume.log)
 
     def release(self) -> None:
         """The driver stops, and the volumes stay."""
@@ -185,8 +189,16 @@ class Volumes:
             volume.history.no_trouble("record")
         except OSError as error:
             text = f"the volume cannot be recorded, and a restart of the driver would not know it: {error}"
-            volume.log.error(text)
+            if text not in volume.history.troubles:  # pods mount as often as they like, and kubelet asks again and again
+                volume.log.error(text)
             volume.history.trouble("record", text)
+
+    def _forget(self, target: str, to: VolumeLog | logging.Logger) -> None:
+        """Delete the record of a target that is gone. Whether that can be done changes nothing for kubelet, or its pod."""
+        try:
+            self._records.delete(target)
+        except OSError as error:
+            to.error(f"the record of {target} cannot be deleted, and is left to the next start of the driver: {error}")
 
     async def _clear(self, target: str) -> None:
         try:

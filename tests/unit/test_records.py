@@ -2,6 +2,7 @@
 
 import json
 import os
+from errno import EROFS
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,29 @@ def test_what_is_deleted_is_gone(folder: Path) -> None:
     assert next_driver(records, folder).load() == [record("other/mount")]
 
 
+def read_only(*_: object) -> None:
+    raise OSError(EROFS, os.strerror(EROFS))
+
+
+def test_where_nothing_can_be_deleted_only_what_is_there_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel says of a read-only file system that it is one before it looks whether the file is there."""
+    records = Records(str(folder))
+    records.save(record())
+    with monkeypatch.context() as failed:
+        failed.setattr(os, "unlink", read_only)
+        records.delete("/pods/other/mount")
+        with pytest.raises(OSError, match="Read-only"):
+            records.delete("/pods/uid/mount")
+    assert next_driver(records, folder).load() == [record()]
+
+
+def test_a_folder_that_cannot_be_read_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    records = Records(str(folder))
+    monkeypatch.setattr(os, "listdir", read_only)
+    assert records.load() == []
+    assert "cannot be read" in caplog.text
+
+
 def test_a_target_path_may_be_longer_than_a_files_name(folder: Path) -> None:
     records = Records(str(folder))
     records.save(record("x/" * 1500 + "mount"))
@@ -143,6 +167,7 @@ def test_a_second_driver_on_the_same_folder_changes_nothing(folder: Path, caplog
     second = Records(str(folder))
     assert "another driver" in caplog.text
     second.save(record("other/mount"))
+    second.delete("/pods/uid/mount")
     assert second.load() == []
     assert next_driver(records, folder).load() == [record()]
 
@@ -155,4 +180,5 @@ def test_a_record_that_does_not_fit_is_an_error_and_the_former_one_stays(folder:
         full.setattr(os, "write", lambda fd, data: write(fd, data[:100]))
         with pytest.raises(OSError, match="No space left"):
             records.save(record(past=Past(1.0)))
+    assert len(os.listdir(folder)) == 1
     assert next_driver(records, folder).load() == [record()]

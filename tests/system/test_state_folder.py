@@ -1,0 +1,87 @@
+"""The folder of the records, on a disk that fails: volumes go on without."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import mounts
+from harness.hostile import mount_and_end
+from harness.pod import Node
+
+
+@pytest.fixture
+def state(module_node: Node) -> Iterator[Path]:
+    """The driver's --state-dir, a file system of its own."""
+    driver = module_node.driver
+    folder = module_node.folder / "state"
+    folder.mkdir()
+    mounts.mount("-t", "tmpfs", "mfcp-test-state", folder)
+    driver.stop()
+    driver.options = ("--state-dir", str(folder))
+    driver.start()
+    yield folder
+    driver.end()
+    driver.options = ()
+    driver.start()
+    module_node.delete_pods()
+    mounts.unmount(folder)
+    folder.rmdir()
+
+
+def test_one_that_has_become_read_only(module_node: Node, state: Path) -> None:
+    """As disks do after an error. No pod is kept by that, and no driver from starting."""
+    ends, stays = (module_node.pod().publish() for _ in range(2))
+    mounts.mount("-o", "remount,ro", state)
+    mount_and_end(ends)
+    assert "cannot be recorded" in ends.condition
+    ends.unpublish()
+    ends.unpublish()
+    said = len(module_node.driver.log)
+    module_node.driver.stop()
+    module_node.driver.start()
+    log = module_node.driver.log[said:]
+    assert f"ERROR {state} (--state-dir) cannot be written" in log
+    assert f"{ends.target} is not there any more" in log
+    stays.republish()
+    assert "cannot be recorded" not in stays.condition  # it is, as it was
+    mount_and_end(stays)
+    mounts.mount("-o", "remount,rw", state)
+    stays.republish()
+    assert "cannot be recorded" not in stays.condition
+    module_node.driver.stop()
+    module_node.driver.start()
+    (record,) = state.iterdir()
+    assert str(stays.target) in record.read_text().replace('", "target": "', "/")
+    stays.unpublish()
+    assert os.listdir(state) == []
+
+
+def test_one_that_has_room_again(module_node: Node, state: Path) -> None:
+    """What could not be recorded is, at kubelet's next republish."""
+    mounts.mount("-o", "remount,nr_inodes=2", state)
+    first, second = (module_node.pod().publish() for _ in range(2))
+    said = len(module_node.driver.log)
+    for _ in range(3):
+        second.republish()
+        assert "cannot be recorded" in second.condition
+    assert module_node.driver.log[said:] == ""  # it is told already
+    first.unpublish()
+    second.republish()
+    assert "cannot be recorded" not in second.condition
+    assert len(os.listdir(state)) == 1
+    second.unpublish()
+
+
+def test_one_that_cannot_be_made_is_told(module_node: Node, state: Path) -> None:
+    driver = module_node.driver
+    driver.stop()
+    mounts.mount("-o", "remount,ro", state)
+    driver.options = ("--state-dir", f"{state}/missing")
+    with pytest.raises(AssertionError, match="the driver ended with 1"):
+        driver.start()
+    assert driver.wait() == 1
+    told = driver.log.splitlines()[-1]
+    assert told.startswith(f"Error: cannot prepare {state}/missing (--state-dir): Read-only file system")
+    driver.options = ()
+    driver.start()
