@@ -10,6 +10,8 @@ import grpc
 from driver.rpc import admin_pb2, admin_pb2_grpc
 
 _TIMEOUT = 30.0  # seconds; longer than the driver's own limits
+# The driver is root's own, and thousands of volumes may not fit into gRPC's usual 4 MiB.
+_OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1))
 
 
 def add(socket: str, name: str, read_only: bool, options: str) -> admin_pb2.Volume:
@@ -38,7 +40,7 @@ def status(socket: str) -> admin_pb2.GetStatusResponse:
 
 def _call(socket: str, call: Callable[[admin_pb2_grpc.AdminStub], Any]) -> Any:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines on standard error tell users nothing
-    with grpc.insecure_channel(f"unix:{socket}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+    with grpc.insecure_channel(f"unix:{socket}", options=_OPTIONS) as channel:
         try:
             return call(admin_pb2_grpc.AdminStub(channel))
         except grpc.RpcError as error:

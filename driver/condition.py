@@ -17,6 +17,7 @@ from fusermount3_proxy import limits
 
 _INT64_MAX = (1 << 63) - 1
 _TOLD_MAX = 5  # warnings and troubles in one sentence: the text of mountOptions could hold thousands
+_TEXT_MAX = 1000  # characters of the sentence: `status` shows those of all volumes of a node
 _EXAMINED_AT_ONCE = 50
 
 
@@ -96,7 +97,7 @@ def condition(state: State, past: Past, silence: str, is_closing: bool, warnings
     if len(warnings) > _TOLD_MAX:
         told.append(f"{len(warnings) - _TOLD_MAX} more, see the log")
     is_normal = state is State.MOUNTED and not silence and not is_closing and not warnings
-    return Condition(not is_normal, "; ".join([text, *told]))
+    return Condition(not is_normal, shown("; ".join([text, *told]), _TEXT_MAX))
 
 
 _WAITING = {

@@ -95,13 +95,12 @@ class _Few:
             self._to.say(self._level, text)
 
 
-def shown(text: str) -> str:
-    """Text from outside as it may stand in a line: what is not printable is escaped, what is long is cut."""
-    if len(text) > _TEXT_MAX:
-        text = text[:_TEXT_MAX] + "..."
-    if text.isprintable():  # nearly always, and a call for each character would cost more than the rest of a line
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def shown(text: str, longest: int = _TEXT_MAX) -> str:
+    """Text from outside as it may stand in a line: what is not printable is escaped, and what is long then is cut."""
+    told = text[: longest + 1]
+    if not told.isprintable():  # hardly ever, and a call for each character would cost more than the rest of a line
+        told = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in told)
+    return told if len(told) <= longest else f"{told[:longest]}..."
 
 
 class _Text(logging.Formatter):

@@ -152,3 +152,14 @@ def test_a_target_outside_the_pods_folder_is_not_unpublished_either(node: Node, 
     asked.target_path = path
     with refused(grpc.StatusCode.INVALID_ARGUMENT):
         pod.folder.publish(asked)
+
+
+def test_what_many_volumes_are_warned_of_does_not_keep_status_from_answering(node: Node, pod: Pod) -> None:
+    """It is what says whether the driver's pod is ready, and gRPC takes four mebibytes at the most."""
+    pod.folder.empty_dir()
+    options = ",".join(["\U000e0001" * 400] * 10)
+    for number in range(100):
+        request = pod.folder.request(volume=f"v{number}", socket=f"s{number}", attributes={"mountOptions": options})
+        pod.folder.publish(request)
+    result = node.driver.cli("status")
+    assert (result.returncode, result.stderr) == (0, "")

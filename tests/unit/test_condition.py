@@ -72,6 +72,13 @@ def test_of_many_warnings_some_are_told() -> None:
     assert text.endswith("; 995 more, see the log")
 
 
+@pytest.mark.parametrize("character", ["x", "\U000e0001"])
+def test_the_whole_sentence_has_a_length(character: str) -> None:
+    text = say(State.MOUNTED, None, "", False, *[character * 4000] * 5)[1]
+    assert text.startswith(f"mounted {SINCE}; ")
+    assert 1000 <= len(text) < 1010
+
+
 @pytest.mark.parametrize(
     ("said", "expected"),
     [((10, 4, 6), Amount(10, 4, 6)), ((1 << 100, -1, -(1 << 64)), Amount((1 << 63) - 1, 0, 0)), ((0, 0, 0), Amount(0, 0, 0))],

@@ -88,6 +88,14 @@ def test_what_a_pod_writes_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
     assert "xxx..." in line
 
 
+@pytest.mark.parametrize("character", ["x", "\n", "\udcff", "\U000e0001"])
+def test_what_is_escaped_is_cut_too(character: str) -> None:
+    told = logs.shown(character * 70000)
+    assert told.endswith("...")
+    assert 500 <= len(told) < 510
+    assert logs.shown(character * 50).endswith(character.encode("unicode_escape", "surrogatepass").decode()[-1])
+
+
 def test_refusals_are_warnings_of_which_only_some_are_logged(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     logs.configure(0)
     now = 1000.0

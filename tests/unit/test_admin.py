@@ -1,0 +1,32 @@
+"""A volume as the driver's own service shows it."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from driver import admin
+from driver.condition import Condition
+from driver.history import History, Past
+from driver.paths import VolumePaths
+from driver.policy import of_volume
+from driver.targetmount import State
+from driver.volume import Publication
+
+
+def volume(options: str = "", root: str = "/pods") -> Any:
+    """As much of a volume as is looked at."""
+    return SimpleNamespace(
+        publication=Publication(
+            "csi-1", VolumePaths(root, "uid/mount", "uid/empty", "data"), "fuse.sock", False, (), options, "default/pod"
+        ),
+        mount_record=None,
+        state=State.WAITING,
+        policy=of_volume(False, [], options),
+        history=History(Past(1.5, 3)),
+    )
+
+
+def test_warnings_are_shown_once() -> None:
+    """In the condition, where there is one: the text of mountOptions may be long, and the volumes many."""
+    assert "bogus" in admin.message_of(volume("bogus")).warnings[0]
+    shown = admin.message_of(volume("bogus"), Condition(True, "bogus is unknown"))
+    assert (list(shown.warnings), shown.condition, shown.abnormal) == ([], "bogus is unknown", True)
