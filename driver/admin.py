@@ -42,9 +42,14 @@ class Admin(admin_pb2_grpc.AdminServicer):
         found = await condition.examine_all(volumes)
         return admin_pb2.GetStatusResponse(
             version=__version__,
-            problem=self._problem(),
+            problem=_utf8(self._problem()),
             volumes=[message_of(volume, how) for volume, (how, _) in zip(volumes, found, strict=True)],
         )
+
+
+def _utf8(text: str) -> str:
+    """Text with a path in it, which may be any bytes: protobuf takes only what is UTF-8, and fails for all that it is told."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def message_of(volume: Volume, how: Condition | None = None) -> admin_pb2.Volume:
@@ -53,8 +58,8 @@ def message_of(volume: Volume, how: Condition | None = None) -> admin_pb2.Volume
     return admin_pb2.Volume(
         name=publication.volume_id,
         pod=publication.pod,
-        target_path=publication.paths.target_path,
-        socket_path=f"{publication.paths.root}/{publication.paths.sockets}/{publication.socket_name}",
+        target_path=_utf8(publication.paths.target_path),
+        socket_path=_utf8(f"{publication.paths.root}/{publication.paths.sockets}/{publication.socket_name}"),
         state=volume.state.value,
         source=record.source if record else "",
         fs_type=record.fstype if record else "",

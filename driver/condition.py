@@ -75,7 +75,12 @@ async def examine_all(volumes: Iterable[Volume]) -> list[tuple[Condition, Usage 
 
     async def one(volume: Volume) -> tuple[Condition, Usage | None]:
         async with few:
-            return await examine(volume)
+            try:
+                return await examine(volume)
+            except Exception as error:  # whatever it is, it must not cost the others
+                text = shown(f"its condition cannot be told: {error!r}")
+                volume.log.error(text)
+                return Condition(True, text), None
 
     return list(await asyncio.gather(*(one(volume) for volume in volumes)))
 

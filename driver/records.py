@@ -16,7 +16,7 @@ import json
 import os
 from dataclasses import dataclass
 from errno import ENOSPC
-from typing import Any
+from typing import Any, TypeVar
 
 from driver.fusemount import FuseMount
 from driver.history import Past
@@ -30,6 +30,20 @@ _VERSION = 1
 _SUFFIX = ".json"
 _NEW_SUFFIX = ".new"
 _PART = 1 << 16  # bytes of a record that are read at once, mostly all of them
+
+# What a field may be; str where it is not here.
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "paths": VolumePaths,
+    "read_only": bool,
+    "mount_flags": tuple,
+    "mountpoint": bytes,
+    "node": (str, type(None)),
+    "on_placeholder": bool,
+}
+_Kept = TypeVar("_Kept", Publication, VolumePaths, FuseMount)
+
+_SINCE_END = 253_402_300_800.0  # the year 10000
+_MOUNTS_END = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -108,7 +122,7 @@ class Records:
                     _unlink(path)  # half written by a driver that was killed
                 if not name.endswith(_SUFFIX):
                     continue
-                content = json.loads(_read(path).decode("utf-8", "surrogateescape"))
+                content = json.loads(_read(path).decode("ascii"))
                 if content["version"] != _VERSION:
                     raise ValueError(f"version {content['version']} is not {_VERSION}")
                 if content["bootId"] != self._boot_id:
@@ -166,9 +180,32 @@ def _from_json(content: dict[str, Any]) -> Record:
     publication["paths"] = VolumePaths(**publication["paths"])
     publication["mount_flags"] = tuple(publication["mount_flags"])
     if mount is not None:
-        mount = FuseMount(**{**mount, "mountpoint": from_wire(mount["mountpoint"])})
+        mount = _checked(FuseMount(**{**mount, "mountpoint": from_wire(mount["mountpoint"])}))
     past = content.get("past")  # records of an earlier version have none
     if past is not None:
         end = past["last_end"]
-        past = Past(float(past["since"]), int(past["mounts"]), None if end is None else End(end))
-    return Record(Publication(**publication), mount, past)
+        past = _checked_past(Past(float(past["since"]), int(past["mounts"]), None if end is None else End(end)))
+    _checked(publication["paths"])
+    return Record(_checked(Publication(**publication)), mount, past)
+
+
+def _checked(of: _Kept) -> _Kept:
+    """Raises ValueError where a field is none that the driver writes; it would fail later, and cost more than one volume."""
+    # A path may be any bytes; other texts come from gRPC, or are made so that they can be sent.
+    errors = "surrogateescape" if isinstance(of, VolumePaths) else "strict"
+    for name in of.__slots__:
+        value = getattr(of, name)
+        if not isinstance(value, _KINDS.get(name, str)):
+            raise ValueError(f"{name} is {value!r}")
+        if isinstance(value, str):
+            value.encode("utf-8", errors)
+        elif isinstance(value, tuple):
+            "".join(value).encode()
+    return of
+
+
+def _checked_past(past: Past) -> Past:
+    """The same of numbers, which must be ones that can be shown."""
+    if not 0 <= past.since < _SINCE_END or not 0 <= past.mounts < _MOUNTS_END:
+        raise ValueError(f"{past} cannot be")
+    return past

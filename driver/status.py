@@ -33,6 +33,9 @@ def answers(method: Method[Service, Request, Response]) -> Method[Service, Reque
         except OSError as error:
             code, text = grpc.StatusCode.INTERNAL, shown(f"the driver failed: {error}")
             log.error(f"{method.__name__} failed: {text}")
+        except Exception as error:  # a mistake of ours; gRPC would answer UNKNOWN, and count nothing
+            code, text = grpc.StatusCode.INTERNAL, shown(f"the driver failed: {error!r}")
+            log.error(f"{method.__name__} failed", exc_info=True)
         metrics.called(method.__name__, code.name)
         await context.abort(code, text)
         raise AssertionError("abort() raises")

@@ -16,7 +16,7 @@ texts = st.text()
 mounts = st.builds(FuseMount, st.binary(), texts, texts, texts, st.none() | texts, st.booleans())
 paths = st.builds(VolumePaths, texts, st.text(st.characters(exclude_categories=("Cs",))), texts, texts)
 publications = st.builds(Publication, texts, paths, texts, st.booleans(), st.lists(texts).map(tuple), texts, texts)
-pasts = st.builds(Past, st.floats(allow_nan=False, allow_infinity=False), st.integers(0), st.none() | st.sampled_from(End))
+pasts = st.builds(Past, st.floats(0, 2e11), st.integers(0, (1 << 63) - 1), st.none() | st.sampled_from(End))
 values = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(texts, inner))
 
 

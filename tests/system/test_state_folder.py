@@ -1,5 +1,6 @@
 """The folder of the records, on a disk that fails: volumes go on without."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,23 @@ def test_one_that_has_room_again(module_node: Node, state: Path) -> None:
     assert "cannot be recorded" not in second.condition
     assert len(os.listdir(state)) == 1
     second.unpublish()
+
+
+def test_a_record_in_it_that_no_driver_wrote_costs_no_other_volume(module_node: Node, state: Path) -> None:
+    broken, other = (module_node.pod().publish() for _ in range(2))
+    module_node.driver.stop()
+    for path in state.iterdir():
+        record = json.loads(path.read_text())
+        if str(broken.target).endswith(record["publication"]["paths"]["target"]):
+            record["past"]["since"] = 1e300
+            path.write_text(json.dumps(record))
+    module_node.driver.start()
+    status = module_node.driver.cli("status")
+    assert (status.returncode, status.stderr) == (0, "")
+    assert str(other.target) in status.stdout
+    assert str(broken.target) not in status.stdout
+    broken.republish()
+    assert str(broken.target) in module_node.driver.cli("status").stdout
 
 
 def test_one_that_cannot_be_made_is_told(module_node: Node, state: Path) -> None:

@@ -25,6 +25,12 @@ def volume(options: str = "", root: str = "/pods") -> Any:
     )
 
 
+def test_a_path_may_have_any_bytes() -> None:
+    shown = admin.message_of(volume(root="/pods\udcff/日本"))
+    assert shown.target_path == "/pods\\udcff/日本/uid/mount"
+    assert shown.socket_path == "/pods\\udcff/日本/uid/empty/fuse.sock"
+
+
 def test_warnings_are_shown_once() -> None:
     """In the condition, where there is one: the text of mountOptions may be long, and the volumes many."""
     assert "bogus" in admin.message_of(volume("bogus")).warnings[0]

@@ -15,6 +15,7 @@ from driver import apart, condition
 from driver.apart import Caller
 from driver.condition import Amount
 from driver.history import History, Past
+from driver.logs import VolumeLog
 from driver.metrics import End
 from driver.targetmount import State
 from fusermount3_proxy import limits
@@ -120,6 +121,7 @@ def volume(state: State = State.MOUNTED, target: str = "/target") -> Any:
         placeholder=None,
         is_closing=False,
         examiner=Caller(),
+        log=VolumeLog("default/pod", "csi-1"),
     )
 
 
@@ -166,6 +168,21 @@ def test_troubles_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (how.is_abnormal, how.text) == (True, f"mounted {SINCE}; the sockets are gone")
     examined.history.no_trouble("sockets")
     assert not run(condition.examine(examined))[0].is_abnormal
+
+
+def test_one_that_fails_unforeseen_costs_no_other(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    volumes = [volume(State.WAITING) for _ in range(3)]
+    volumes[1].history.past = Past(float("nan"))
+
+    async def usage(*_: object) -> condition.Usage:
+        return condition.NOTHING_KNOWN
+
+    monkeypatch.setattr(condition, "_usage", usage)
+    found = [how for how, _ in run(condition.examine_all(volumes))]
+    assert [how.text.split()[0] for how in found] == ["waiting", "its", "waiting"]
+    assert found[1].is_abnormal
+    assert found[1].text.startswith("its condition cannot be told: ValueError")
+    assert "cannot be told" in caplog.text
 
 
 def test_many_are_examined_some_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """What survives the driver's process."""
 
 import json
+import math
 import os
+from dataclasses import replace
 from errno import EROFS
 from pathlib import Path
 
@@ -23,7 +25,7 @@ def record(target: str = "uid/mount", mount: FuseMount | None = MOUNT, past: Pas
         paths=VolumePaths("/pods", target, "uid/empty", "data"),
         socket_name="fuse.sock",
         read_only=True,
-        mount_flags=("noexec", "é\udcff"),
+        mount_flags=("noexec", "é\n"),
         mount_options="ro,fsname=日本\n",
         pod="default/pod",
     )
@@ -140,6 +142,45 @@ def test_a_record_with_other_fields_costs_no_other_one(folder: Path, change: dic
     (file,) = folder.iterdir()
     (folder / "0.json").write_text(json.dumps(json.loads(file.read_text()) | change))
     assert next_driver(records, folder).load() == [record()]
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        *(("past", "since", value) for value in (1e300, -1e18, math.nan, math.inf, "x", None)),
+        *(("past", "mounts", value) for value in (10**30, -1, None)),
+        ("past", "last_end", "x"),
+        *(("publication", "volume_id", value) for value in ("\ud800", "\udcff", 1, None)),
+        *(("publication", "mount_flags", value) for value in ([1], ["\ud800"], None)),
+        ("publication", "pod", None),
+        ("publication", "read_only", "no"),
+        ("publication", "paths", VolumePaths("/pods\ud800", "a", "b", "c")),
+        ("publication", "paths", VolumePaths(5, "a", "b", "c")),  # type: ignore[arg-type]
+        ("mount", "source", "\ud800"),
+        ("mount", "node", 7),
+        ("mount", "on_placeholder", 1),
+    ],
+)
+def test_a_record_that_no_driver_wrote_is_a_broken_one(
+    folder: Path, section: str, field: str, value: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would be taken up, and what is shown of all volumes would fail."""
+    records = Records(str(folder))
+    records.save(record(past=Past(1.0)))
+    (file,) = folder.iterdir()
+    content = json.loads(file.read_text())
+    content[section][field] = {name: getattr(value, name) for name in value.__slots__} if isinstance(value, VolumePaths) else value
+    (folder / "0.json").write_text(json.dumps(content))
+    assert next_driver(records, folder).load() == [record(past=Past(1.0))]
+    assert "0.json cannot be read" in caplog.text
+
+
+def test_a_folders_name_may_have_any_bytes(folder: Path) -> None:
+    kept = record()
+    kept = replace(kept, publication=replace(kept.publication, paths=replace(kept.publication.paths, root="/run/\udcff")))
+    records = Records(str(folder))
+    records.save(kept)
+    assert next_driver(records, folder).load() == [kept]
 
 
 def test_a_record_of_an_earlier_boot_is_removed(folder: Path) -> None:

@@ -62,6 +62,13 @@ def test_what_the_kernel_refuses_is_internal() -> None:
     assert "/x" in text
 
 
+def test_a_mistake_of_ours_is_internal_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    assert failure(ValueError("what is\nwrong")) == (grpc.StatusCode.INTERNAL, "the driver failed: ValueError('what is\\nwrong')")
+    (line,) = caplog.records
+    assert line.getMessage() == "Call failed"
+    assert line.exc_info
+
+
 @pytest.mark.parametrize("text", ["a\nb", "\x1b[0m", "\0", "x" * 100000])
 def test_the_text_is_one_line_for_an_event(text: str) -> None:
     for error in (VolumeError(Code.INTERNAL, text), OSError(5, text)):
