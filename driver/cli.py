@@ -5,7 +5,6 @@ import json
 import os
 import sys
 import time
-import traceback
 from typing import TYPE_CHECKING
 
 import click
@@ -13,7 +12,7 @@ import click
 from driver import __version__, rundir
 from driver.endpoint import socket_path
 from driver.errors import StartError
-from driver.logs import FORMATS, configure, shown
+from driver.logs import FORMATS, configure, log, shown
 from driver.settings import Settings
 
 if TYPE_CHECKING:
@@ -97,10 +96,13 @@ def main(
             )
         )
     except StartError as error:
-        click.ClickException(str(error)).show()
+        if log_format == "json":
+            log.error(str(error))  # whoever collects the log sees why it ends there
+        else:
+            click.ClickException(str(error)).show()
         os._exit(1)
     except BaseException:  # a mistake of ours: what pods have queued must not keep the process from ending, and starting anew
-        traceback.print_exc()
+        log.error("the driver failed", exc_info=True)
         os._exit(1)
     os._exit(0)  # neither threads that hang in a pod's file system nor what pods have queued can be waited for
 

@@ -1,5 +1,6 @@
 """The driver's command line, in processes of their own that end before anything is mounted."""
 
+import json
 import os
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from pod_programs import ROOT
 from standin_driver import listen
 
 from driver import __version__, cli
+from driver.logs import FORMATS
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -142,6 +144,26 @@ def test_an_endpoint_that_somebody_has_is_told_before_anything_is_made(tmp_path:
             ended = run("--nodeid", "n", "--endpoint", f"unix:{tmp_path}/{name}", "--run-dir", tmp_path / "run")
             check_mistake(ended, 1, "--endpoint", f"{tmp_path}/{name}", word)
     assert sorted(os.listdir(tmp_path)) == ["file", "served"]
+
+
+def test_in_json_a_start_that_fails_is_a_line_of_the_log(tmp_path: Path) -> None:
+    ended = run("--nodeid", "n", "--endpoint", "tcp:x", "--log-format", "json")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    (line,) = map(json.loads, ended.stderr.splitlines())
+    assert line["level"] == "error"
+    assert line["message"].startswith("--endpoint")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_start_that_fails_by_a_mistake_of_ours_says_where(form: str) -> None:
+    code = "from driver import cli, daemon; daemon.serve = lambda settings: 1 / 0; cli.run()"
+    command = [sys.executable, "-c", code, "--nodeid", "n", "--log-format", form]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "ZeroDivisionError" in ended.stderr
+    if form == "json":
+        (line,) = map(json.loads, ended.stderr.splitlines())
+        assert line["message"] == "the driver failed"
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
