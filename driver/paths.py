@@ -58,7 +58,9 @@ def of_pod(target_path: str, empty_dir: str, pods_dir: str) -> VolumePaths:
     check_empty_dir(empty_dir)
     target_path = target_path.rstrip("/")
     expected = f"{pods_dir}/UID/volumes/kubernetes.io~csi/VOLUME/mount"
-    if "\0" in target_path or not target_path.startswith(pods_dir + "/"):
+    if "\0" in target_path:
+        raise BadPath(f"target path {target_path!r} holds a NUL, which no path may")
+    if not target_path.startswith(pods_dir + "/"):
         raise BadPath(f"target path {target_path!r} is not below the pods folder {pods_dir} (--pods-dir); expected {expected}")
     match target_path[len(pods_dir) + 1 :].split("/"):
         case [uid, "volumes", "kubernetes.io~csi", volume, "mount"]:

@@ -59,6 +59,11 @@ def test_a_target_that_is_not_one_of_kubelets_is_refused_with_what_was_expected(
     assert "\0" not in str(caught.value)
 
 
+def test_of_a_target_with_a_nul_it_is_the_nul_that_is_told() -> None:
+    with pytest.raises(BadPath, match="holds a NUL"):
+        paths.of_pod(TARGET + "\0", "fuse-fd-passing", PODS)
+
+
 NO_COMPONENTS = ["", ".", "..", "/", "a/b", "../a", "a/..", "/etc", "a\0", "\0", "x" * 256, "é" * 128]
 
 
