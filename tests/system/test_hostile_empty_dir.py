@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,10 +27,10 @@ NAMES = (SOCKET, f"{SOCKET}.v1", "dev-fuse", ".mfcp-bind")
 class Outside:
     """A folder of the node that must stay as it is."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.folder = folder
         folder.mkdir()
-        for name in (*NAMES, "file"):
+        for name in names:
             (folder / name).write_text(name)
             (folder / name).chmod(0o600)
         (folder / "sub").mkdir(mode=0o700)
@@ -47,12 +47,25 @@ class Outside:
         return self._look() == self._before
 
 
-@pytest.fixture
-def outside(node: Node) -> Iterator[Outside]:
-    made = Outside(node.driver.pods_dir / "outside")  # on the same mount, where hard links reach it
+@contextmanager
+def folder_outside(node: Node, names: Sequence[str]) -> Iterator[Outside]:
+    made = Outside(node.driver.pods_dir / "outside", names)  # on the same mount, where hard links reach it
     yield made
     assert made.is_untouched()
     shutil.rmtree(made.folder)
+
+
+@pytest.fixture
+def outside(node: Node) -> Iterator[Outside]:
+    with folder_outside(node, (*NAMES, "file")) as made:
+        yield made
+
+
+@pytest.fixture
+def free_outside(node: Node) -> Iterator[Outside]:
+    """One in which the driver's names are free: whoever is led there could put its own there."""
+    with folder_outside(node, ("file",)) as made:
+        yield made
 
 
 @contextmanager
@@ -92,16 +105,16 @@ def test_a_race_for_the_names_in_it(node: Node, pod: Pod, outside: Outside, how:
     mount_and_end(volume)
 
 
-def test_a_race_for_the_directory_itself(node: Node, pod: Pod, outside: Outside) -> None:
+def test_a_race_for_the_directory_itself(node: Node, pod: Pod, free_outside: Outside) -> None:
     """No container can do that, whose emptyDir it is; the driver does not count on it."""
     directory = pod.folder.empty_dir()
-    with racing("directory", directory, outside.folder):
+    with racing("directory", directory, free_outside.folder):
         for _ in range(_ROUNDS):
             with suppress(grpc.RpcError):
                 volume = pod.publish()
                 volume.republish()
                 volume.unpublish()
-            assert outside.is_untouched()
+            assert free_outside.is_untouched()
     if directory.is_symlink():
         directory.unlink()
         directory.mkdir()
@@ -177,13 +190,13 @@ def test_something_is_mounted_over_it_after_publish(pod: Pod) -> None:
     clear(directory)
 
 
-def test_it_is_replaced_after_publish(pod: Pod, outside: Outside) -> None:
+def test_it_is_replaced_after_publish(pod: Pod, free_outside: Outside) -> None:
     volume = pod.publish()
     directory = volume.socket.parent
     former = directory.rename(directory.with_name("former.other"))
-    directory.symlink_to(outside.folder)
+    directory.symlink_to(free_outside.folder)
     volume.republish()
-    assert outside.is_untouched()
+    assert free_outside.is_untouched()
     directory.unlink()
     directory.mkdir()
     volume.republish()
