@@ -7,8 +7,9 @@ through apart.Caller, `take_off` and `remove_target` through bounded.Threads.
 import fcntl
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
-from errno import EBUSY, ECONNABORTED, EINVAL, ENOTCONN
+from errno import EBUSY, ECONNABORTED, EINVAL, ENOSPC, ENOTCONN
 
 from driver import syscalls
 from driver.device import DeviceNodes, Opened
@@ -250,35 +251,60 @@ def _copy_of(target: str) -> int:
     return syscalls.open_tree(target, syscalls.OPEN_TREE_CLONE | syscalls.AT_SYMLINK_NOFOLLOW)
 
 
-def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool) -> None:
+def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool, tell: Callable[[str], object] = log.error) -> None:
     """Unmount the FUSE file system `mount` from `target`, in every container that sees it; the placeholder stays.
 
     `plain` is umount(8) without -l: OSError with EBUSY where a copy of it in the propagation tree is in use, and nothing
     has changed. Otherwise it is detached, whoever uses it. Either way the connection is aborted at the end.
 
     A container that started after the mount has bound the FUSE mount itself and would keep it for ever. So it gets the
-    placeholder mounted over it, through a peer of that FUSE mount.
+    placeholder mounted over it, through a peer of that FUSE mount. Once the mount is off the target nothing is raised any
+    more: that this failed then is what `tell` is called with.
     """
-    peer = workspace.new_place(target)
+    place = workspace.new_place(target)
     try:
-        # A bind is a peer of the FUSE mount, so what is mounted on it reaches all that have bound it.
-        syscalls.mount(target, peer, None, syscalls.MS_BIND)
-        fuse = os.open(peer, os.O_PATH | os.O_CLOEXEC)
+        fuse, is_attached = _peer(target, place)
         try:
             if syscalls.device_of(fuse) != mount.device:
                 return  # somebody unmounted it on the node
             syscalls.umount(target, 0 if plain else syscalls.MNT_DETACH)
-            _abort(peer)
-            if not mount.on_placeholder:
-                mount_placeholder(target)
-            # Over every container's own bind, and their next mount reaches them: they are in its peer group now.
-            syscalls.mount(target, peer, None, syscalls.MS_BIND)
-            # Private, or unmounting what is on it here would unmount it from the containers too.
-            syscalls.mount_setattr(fuse, propagation=syscalls.MS_PRIVATE)
+            try:
+                if not is_attached:
+                    syscalls.move_mount(fuse, place)  # there is room for one more now
+                _cover(target, place, fuse, mount.on_placeholder)
+            except OSError as error:
+                # A mount namespace is full: this one, or the pod's own, whose copies get the placeholder all or none.
+                tell(f"the mount is off {target}, and may stay in containers until they restart: {error.strerror}")
         finally:
             os.close(fuse)
     finally:
-        drop_place(peer)
+        drop_place(place)
+
+
+def _peer(target: str, place: str) -> tuple[int, bool]:
+    """A peer of the mount at `target`: what is mounted on it reaches all that have bound that one. Raises OSError.
+
+    Returns an fd of it, and whether it is mounted at `place`; where there is no room for one more mount it is nowhere yet,
+    and ends with the fd (and so with a driver that is killed: no next one can finish).
+    """
+    try:
+        syscalls.mount(target, place, None, syscalls.MS_BIND)
+    except OSError as error:
+        if error.errno != ENOSPC:
+            raise
+        return _copy_of(target), False
+    return os.open(place, os.O_PATH | os.O_CLOEXEC), True
+
+
+def _cover(target: str, place: str, fuse: int, on_placeholder: bool) -> None:
+    """Abort the connection whose mount is at `place`, which `fuse` is open on, and mount the placeholder over its peers."""
+    _abort(place)
+    if not on_placeholder:
+        mount_placeholder(target)
+    # Over every container's own bind, and their next mount reaches them: they are in its peer group now.
+    syscalls.mount(target, place, None, syscalls.MS_BIND)
+    # Private, or unmounting what is on it here would unmount it from the containers too.
+    syscalls.mount_setattr(fuse, propagation=syscalls.MS_PRIVATE)
 
 
 def _abort(place: str) -> None:
@@ -290,14 +316,14 @@ def _abort(place: str) -> None:
             raise
 
 
-def remove_target(workspace: Workspace, target: str, mount: FuseMount | None) -> None:
+def remove_target(workspace: Workspace, target: str, mount: FuseMount | None, tell: Callable[[str], object] = log.error) -> None:
     """Take everything off `target`, `mount` as take_off() does, and remove the directory; one that is gone is no error.
 
     Raises OSError with ENOTEMPTY where something lies in it: rmdir deletes no file.
     """
     try:
         if mount is not None:
-            take_off(workspace, target, mount, plain=False)
+            take_off(workspace, target, mount, False, tell)
         _detach_and_remove(target)
     except FileNotFoundError:
         pass

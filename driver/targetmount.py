@@ -172,7 +172,7 @@ class TargetMount:
         return self._remover.is_busy
 
     def _take_off(self, record: FuseMount, plain: bool) -> None:
-        fusemount.take_off(self._workspace, self._target, record, plain)
+        fusemount.take_off(self._workspace, self._target, record, plain, self._log.refusal)
         try:
             subpaths.remove_layers(self._paths)
         except OSError as error:  # the next mount does it
@@ -186,7 +186,8 @@ class TargetMount:
             # Nothing of a pod's: it cannot block, and a thread would cost more than all of it.
             fusemount.remove_target(self._workspace, self._target, None)
             return
-        await self._remover.run(limits.TAKE_OFF_WAIT, lambda: fusemount.remove_target(self._workspace, self._target, record))
+        tell = self._log.refusal
+        await self._remover.run(limits.TAKE_OFF_WAIT, lambda: fusemount.remove_target(self._workspace, self._target, record, tell))
         self._forget(End.UNPUBLISHED)
 
     def look(self) -> None:

@@ -102,6 +102,11 @@ def unmount(path: Path) -> None:
     subprocess.run(["umount", path], check=True)
 
 
+def unmount_lazily(path: Path) -> None:
+    """umount(8), whoever uses it."""
+    subprocess.run(["umount", "--lazy", path], check=True)
+
+
 def unmount_all_below(folder: Path) -> None:
     for found in reversed(below(folder)):
         subprocess.run(["umount", "--lazy", os.fspath(found.path)], check=False)

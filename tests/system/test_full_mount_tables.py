@@ -1,0 +1,102 @@
+"""A mount namespace has as many mounts as it may have (fs.mount-max): what is mounted comes off all the same."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from harness import full, mounts
+from harness.container import Background
+from harness.events import wait_until
+from harness.fleet import Application, Fleet, shows
+from harness.kubelet import Published
+from harness.pod import Node
+
+
+@pytest.fixture
+def fleet(node: Node) -> Iterator[Fleet]:
+    fleet = Fleet(node)
+    yield fleet
+    fleet.close()
+
+
+@contextmanager
+def full_table(folder: Path) -> Iterator[None]:
+    """The driver's namespace, which is the tests' own."""
+    place = folder / "full"
+    place.mkdir()
+    try:
+        full.fill(place)
+        yield
+    finally:
+        mounts.unmount_lazily(place)
+        place.rmdir()
+
+
+@contextmanager
+def full_pod(volume: Published) -> Iterator[None]:
+    """A process in a namespace of its own, in which the volume is mounted as a container that starts now has it, and no other."""
+    script = (
+        'mount --bind "$0" /srv && umount --lazy "$1" && mount -t tmpfs mfcp-test /mnt && mkdir /mnt/full && '
+        '"$2" "$3" /mnt/full && echo full && exec sleep 100000'
+    )
+    arguments = [volume.target, volume.pod.kubelet.pods_dir, sys.executable, full.__file__]
+    command = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "full\n"
+            yield
+        finally:
+            process.kill()
+
+
+def serving(fleet: Fleet, volume: Published, text: str) -> Background:
+    program = fleet.start(volume, "serves", text)
+    shows(fleet.seen(volume), text)
+    return program
+
+
+def knows(volume: Published) -> None:
+    """Wait until the driver has taken the mount off; a mount table of that length is not looked into again and again."""
+    wait_until("the driver calls it waiting", lambda: volume.condition.startswith("waiting since"), 2)
+
+
+def test_the_drivers_own(node: Node, fleet: Fleet) -> None:
+    """Whatever takes a mount off, an application that has bound it does not keep its program alive."""
+    dying, asked, unpublished = volumes = [node.pod().publish() for _ in range(3)]
+    programs = [serving(fleet, volume, "first") for volume in volumes]
+    applications = [Application(volume) for volume in volumes]
+    with full_table(node.folder):
+        programs[0].kill("KILL")
+        knows(dying)
+        unmount = fleet.unmount(asked)
+        assert unmount.wait() == 0, unmount.err
+        programs[1].wait()
+        unpublished.unpublish()
+        programs[2].wait()
+        dying.unpublish()
+        asked.unpublish()
+    for application in applications:
+        application.end()
+
+
+@pytest.mark.parametrize("how", ["unpublish", "unmount", "death"])
+def test_a_pods_own(node: Node, fleet: Fleet, how: str) -> None:
+    volume = node.pod().publish()
+    program = serving(fleet, volume, "first")
+    said = len(node.driver.log)
+    with full_pod(volume):
+        if how == "unpublish":
+            volume.unpublish()
+            return
+        if how == "unmount":
+            unmount = fleet.unmount(volume)
+            assert unmount.wait() == 0, unmount.err
+        else:
+            program.kill("KILL")
+        knows(volume)
+        assert "may stay in containers until they restart" in node.driver.log[said:]
+        serving(fleet, volume, "second").kill("KILL")
+    volume.wait_waiting()
