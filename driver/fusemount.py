@@ -21,6 +21,7 @@ from fusermount3_proxy.mountinfo import Mount
 # Neither may hold the word fuse: users wait for their mount with `mount | grep fuse`.
 PLACEHOLDER_SOURCE = "mfcp-waiting"
 _PLACEHOLDER_TYPE = "tmpfs"
+_TARGET_MODE = 0o755  # of the directory beneath it
 
 _PRIVATE_PREFIX = "private-"
 _TARGET_SUFFIX = ".target"
@@ -124,13 +125,20 @@ def _finish_take_off(place: str, target: str) -> None:
 def mount_placeholder(target: str) -> str:
     """Mount what a volume is without its FUSE file system: an empty directory in which nothing can be created.
 
-    Returns its device number.
+    Returns its device number. Raises OSError, NotADirectoryError for a symlink too.
 
     With one inode, what an application writes too early fails with ENOSPC instead of landing on the node's disk. The
     mode lets programs mount on it that first ask whether they could write.
     """
-    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-    syscalls.mount(PLACEHOLDER_SOURCE, target, _PLACEHOLDER_TYPE, flags, "nr_inodes=1,size=4k,mode=0777")
+    # A symlink would lead both calls elsewhere.
+    directory = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        path = f"/proc/self/fd/{directory}"
+        os.chmod(path, _TARGET_MODE)
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+        syscalls.mount(PLACEHOLDER_SOURCE, path, _PLACEHOLDER_TYPE, flags, "nr_inodes=1,size=4k,mode=0777")
+    finally:
+        os.close(directory)
     try:
         return device_at(target)
     except OSError:

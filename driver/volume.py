@@ -28,7 +28,6 @@ from driver.targetmount import State, TargetMount
 from fusermount3_proxy import limits
 from fusermount3_proxy.mountinfo import Mount
 
-_TARGET_MODE = 0o755
 _CLOSE_PATIENCE = 0.001  # seconds; once in a volume's life, and nearly always a tenth of it is enough
 
 
@@ -217,7 +216,7 @@ class Volume:
         except OSError as error:
             if created:
                 os.rmdir(target)
-            raise VolumeError(Code.INTERNAL, f"cannot make the target {target}: {error}") from None
+            raise VolumeError(Code.INTERNAL, f"cannot make the target {target}: {error.strerror}") from None
 
     def _take_up(self, stack: list[Mount], known: FuseMount | None) -> None:
         """Make the target a volume's, whatever is mounted there (`stack`); `known` is what a record says of it.
@@ -225,8 +224,11 @@ class Volume:
         Raises OSError, and VolumeError where the file system is something else's.
         """
         if not stack:
-            os.chmod(self.target, _TARGET_MODE)
-            self._mount.placeholder = fusemount.mount_placeholder(self.target)
+            try:
+                self._mount.placeholder = fusemount.mount_placeholder(self.target)
+            except NotADirectoryError:
+                text = f"{self.target} is not a directory but a file or a symlink: look at it and remove it by hand"
+                raise VolumeError(Code.FAILED_PRECONDITION, text) from None
         elif fusemount.is_placeholder(stack[-1]):
             self._mount.placeholder = stack[-1].device
         elif not stack[-1].is_fuse:
@@ -306,4 +308,4 @@ def unpublish_error(target: str, error: OSError) -> VolumeError:
         return VolumeError(
             Code.FAILED_PRECONDITION, f"{target} is not empty; its files are not deleted: look at them and remove them by hand"
         )
-    return VolumeError(Code.INTERNAL, f"cannot remove {target}: {error}")
+    return VolumeError(Code.INTERNAL, f"cannot remove {target}: {error.strerror}")

@@ -161,6 +161,31 @@ def test_a_name_that_the_pod_has_taken(pod: Pod, make: Callable[[Path], None], s
     assert not os.path.lexists(pod.folder.target())
 
 
+def test_a_link_in_place_of_the_target(node: Node, pod: Pod) -> None:
+    """Only the node's root can make one; nothing is mounted at its far end, which nobody would unmount."""
+    elsewhere = node.folder / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    pod.folder.target().symlink_to(elsewhere)
+    with refused(FAILED_PRECONDITION) as refusal:
+        pod.publish()
+    assert refusal.text.count(str(pod.folder.target())) == 1
+    assert mounts.below(elsewhere) == []
+    assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o700
+    pod.folder.target().unlink()
+    elsewhere.rmdir()
+
+
+def test_a_target_that_cannot_be_made_is_named_once(pod: Pod) -> None:
+    pod.folder.empty_dir()
+    request, target = pod.folder.request(), pod.folder.target()
+    target.parent.rmdir()
+    target.parent.write_text("somebody's\n")
+    with refused(grpc.StatusCode.INTERNAL) as refusal:
+        pod.folder.publish(request)
+    assert refusal.text == f"cannot make the target {target}: Not a directory"
+    target.parent.unlink()
+
+
 def test_the_same_again_changes_nothing(pod: Pod) -> None:
     volume = pod.publish()
     sockets = os.stat(volume.socket), os.stat(volume.socket.with_name(f"{SOCKET}.v1"))

@@ -117,9 +117,10 @@ def test_a_file_in_place_of_the_target_stays(node: Node, pod: Pod) -> None:
     target = pod.folder.target()
     target.write_text("somebody's\n")
     request = csi_pb2.NodeUnpublishVolumeRequest(volume_id="csi-x", target_path=str(target))
-    with refused(grpc.StatusCode.INTERNAL):
+    with refused(grpc.StatusCode.INTERNAL) as refusal:
         node.kubelet.node().NodeUnpublishVolume(request)
     assert target.read_text() == "somebody's\n"
+    assert refusal.text == f"cannot remove {target}: Not a directory"
     target.unlink()
 
 
