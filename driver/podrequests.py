@@ -119,6 +119,10 @@ class PodRequests:
             if not process.is_killed:
                 raise Refused(f"mount failed: {os.strerror(EBUSY)}", EBUSY)
             await self._end_process(process)
+        try:
+            self._mount.put_right()
+        except OSError as error:
+            raise _mount_failed(error) from None
         if self._mount.record is None:
             return
         if not await self._mount.is_dead():

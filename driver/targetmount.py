@@ -73,6 +73,31 @@ class TargetMount:
         self.take_over(record)
         return fd
 
+    def put_right(self) -> None:
+        """Where somebody has unmounted on the node what was here, mount the placeholder again, and know of the FUSE mount.
+
+        Needs the lock. Asks no FUSE program, and reads the mount table only where something differs. Raises OSError.
+        """
+        if self.process is not None or self.is_taking_off:
+            return  # what is there changes just now
+        record = self.record
+        if fusemount.device_at(self._target) == (self.placeholder if record is None else record.device):
+            return
+        stack = fusemount.mounts_at(self._target)
+        if record is not None:
+            if any(mount.device == record.device for mount in stack):
+                return  # something is mounted over it
+            self._forget(End.ASKED)
+        is_bare = not stack
+        if is_bare:
+            self.placeholder = fusemount.mount_placeholder(self._target)
+        elif fusemount.is_placeholder(stack[-1]):
+            self.placeholder = stack[-1].device  # not known yet, where a former driver had mounted it
+        if is_bare or record is not None:
+            text = "it was unmounted on the node: containers that ran then may not see what is mounted now until they restart"
+            self._log.warning(text)
+            self._history.trouble("unmounted", text)
+
     def open(self) -> Opened:
         """A /dev/fuse for mount_opened() or discard(). Raises OSError."""
         return self._workspace.nodes.open()

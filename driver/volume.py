@@ -161,8 +161,21 @@ class Volume:
             self.history.no_trouble("sockets")
         except (OSError, VolumeError) as error:
             self._trouble("sockets", f"cannot look after the sockets: {error}")
+        if not self._mount.lock.locked():
+            self._look_after_target()
         self._mount.look_unless_held()
         self._mount.renew_sub_paths()
+
+    def _look_after_target(self) -> None:
+        try:
+            try:
+                self._mount.put_right()
+            except FileNotFoundError:
+                _make_directory(self.target)
+                self._mount.put_right()
+            self.history.no_trouble("target")
+        except OSError as error:
+            self._trouble("target", f"cannot look after {self.target}: {error.strerror}")
 
     async def unpublish(self) -> None:
         """Take everything away. Raises VolumeError; a second call goes on where the first one stopped."""

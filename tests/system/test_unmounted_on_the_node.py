@@ -1,0 +1,112 @@
+"""Somebody unmounts on the node what is at a target: kubelet's next republish, or the next program, puts it right."""
+
+from collections.abc import Iterator
+
+import pytest
+from harness import hostile, mounts
+from harness.fleet import Application, Fleet, shows
+from harness.kubelet import Published
+from harness.pod import Node, Pod
+
+TOLD = "it was unmounted on the node"
+
+
+@pytest.fixture
+def fleet(node: Node) -> Iterator[Fleet]:
+    fleet = Fleet(node)
+    yield fleet
+    fleet.close()
+
+
+def is_whole(volume: Published) -> None:
+    """A placeholder is there, a program can mount on it, and unpublish finds nothing of an application's."""
+    assert [mount.fstype for mount in volume.mounts] == ["tmpfs"]
+    with pytest.raises(OSError, match="No space left"):
+        (volume.target / "early").touch()
+    hostile.mount_and_end(volume)
+    volume.unpublish()
+
+
+def test_the_placeholder(node: Node, pod: Pod) -> None:
+    """Without it what an application writes lands on the node's disk, and unpublish, which deletes no file, is stuck."""
+    volume = pod.publish()
+    said = len(node.driver.log)
+    mounts.unmount(volume.target)
+    volume.republish()
+    assert TOLD in volume.condition
+    volume.republish()
+    assert node.driver.log[said:].count(TOLD) == 1
+    is_whole(volume)
+
+
+def test_the_placeholder_and_its_directory(pod: Pod) -> None:
+    volume = pod.publish()
+    mounts.unmount(volume.target)
+    volume.target.rmdir()
+    volume.republish()
+    is_whole(volume)
+
+
+def test_the_placeholder_before_a_program_mounts(pod: Pod) -> None:
+    volume = pod.publish()
+    mounts.unmount(volume.target)
+    hostile.mount_and_end(volume)
+    is_whole(volume)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("is_republished", [True, False], ids=["republished", "asked"])
+def test_a_mount_whose_program_lives(node: Node, fleet: Fleet, layers: int, is_republished: bool) -> None:
+    """Another one can mount, in place of that which nobody who starts now sees."""
+    volume = node.pod().publish()
+    first = fleet.start(volume, "serves", "first")
+    shows(fleet.seen(volume), "first")
+    former = Application(volume)  # keeps the file system, and so its program
+    for _ in range(layers):
+        mounts.unmount_lazily(volume.target)
+    if is_republished:
+        volume.republish()
+        assert volume.condition.startswith("waiting since")
+    second = fleet.start(volume, "serves", "second")
+    shows(fleet.seen(volume), "second")
+    application = Application(volume)
+    assert TOLD in volume.condition
+    shows(former.seen, "first")
+    former.end()
+    first.wait()
+    assert second.is_running
+    shows(application.seen, "second")
+    second.kill("KILL")
+    shows(application.seen, "")
+    application.end()
+    is_whole(volume)
+
+
+def test_a_republish_after_a_restart_finds_nothing_wrong(node: Node, fleet: Fleet) -> None:
+    """The new driver does not know the placeholder beneath a mount, until that is off."""
+    volume = node.pod().publish()
+    program = fleet.start(volume, "serves", "first")
+    shows(fleet.seen(volume), "first")
+    said = len(node.driver.log)
+    node.driver.stop()
+    node.driver.start()
+    volume.republish()
+    program.kill("KILL")
+    volume.wait_waiting()
+    volume.republish()
+    assert TOLD not in node.driver.log[said:]
+    is_whole(volume)
+
+
+def test_something_else_is_mounted_over_it(node: Node, fleet: Fleet) -> None:
+    """It is not the driver's, and what is beneath goes on."""
+    volume = node.pod().publish()
+    fleet.start(volume, "serves", "first")
+    shows(fleet.seen(volume), "first")
+    mounts.mount("-t", "tmpfs", "mfcp-test", volume.target)
+    volume.republish()
+    assert [mount.is_fuse for mount in volume.mounts] == [False, True, False]
+    mounts.unmount(volume.target)
+    shows(fleet.seen(volume), "first")
+    volume.republish()
+    assert volume.condition.startswith("mounted since") and TOLD not in volume.condition
