@@ -18,7 +18,7 @@ from harness.programs import REPOSITORY
 from launcher import COMM
 from sides import Ended, Line, Outcome
 
-from fusermount3_proxy import commandline
+from fusermount3_proxy import commandline, limits
 from fusermount3_proxy.commandline import CommandLineError
 
 TABLE = REPOSITORY / "docs" / "compatibility.md"
@@ -301,14 +301,19 @@ def _repeated_options(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outc
     return None if once == case else (once, ask(once))
 
 
-@_difference("long-requests", mounting(b"ro," * 40000), mounting(b"fsname=" + b"x" * 70000))
+@_difference("long-requests", mounting(b"ro," * 40000), mounting(b"fsname=" + b"x" * 70000), mounting(b"fsname=" + b"\xe9" * 16000))
 def _long_requests(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
     options = _options(case)
     if options is None or not (theirs.fds or _says(theirs, "mount failed: (?:Invalid argument|Device or resource busy)")):
         return None
-    if len(json.dumps(case.arguments[1].decode("latin-1"))) < 65000:
+    text = case.arguments[1]
+    if len(text) > limits.OPTIONS_MAX:
+        told = f"the text of the options has {len(text)} bytes, at most {limits.OPTIONS_MAX} are allowed"
+    elif len(json.dumps(text.decode("latin-1"))) > 65000:
+        told = "mountpoint and options are too long: the request has N bytes, at most 65536 can be sent"
+    else:
         return None
-    return case, _refused(case, theirs, "mountpoint and options are too long: the request has N bytes, at most 65536 can be sent")
+    return case, _refused(case, theirs, told)
 
 
 # ---- the comm fd
