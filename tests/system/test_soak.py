@@ -399,7 +399,11 @@ class Machine(RuleBasedStateMachine):
         if each.state in (State.WAITING, State.SERVED):
             text = each.text if each.state is State.SERVED else ""
             for seen in [self.fleet.seen(each.published), *(application.seen for application in each.applications)]:
-                shows(seen, text)
+                try:
+                    shows(seen, text)
+                except AssertionError as error:
+                    said = each.program.err if each.program is not None else ""
+                    raise AssertionError(f"{error}; its program {'said: ' + said if said else 'said nothing'}") from None
 
 
 def types(table: list[Mount]) -> dict[str, list[str]]:
