@@ -13,6 +13,7 @@ from harness import driver, mounts
 from harness.events import wait_until
 from harness.kubelet import EMPTY_DIR, SOCKET
 
+from bench import cpu
 from bench.place import PODS, Bench, BenchError
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -63,14 +64,8 @@ class Server:
 
     @property
     def cpu(self) -> float:
-        """Seconds of CPU so far, exactly: schedstat counts nanoseconds, where stat has ticks."""
-        total = 0
-        for task in Path(f"/proc/{self.pid}/task").iterdir():
-            try:
-                total += int((task / "schedstat").read_text().split()[0])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-        return total / 1e9
+        """Seconds of CPU so far, of the threads that have ended as well."""
+        return cpu.of_process(self.pid)
 
     @property
     def memory(self) -> float:

@@ -1,11 +1,14 @@
 """What the benchmark makes of its numbers."""
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
 import pytest
 
-from bench import stats, table
+from bench import cpu, stats, table
 from bench.rows import ALONE, BARE, BY_KEY, GRPC, OURS, PEER, ROWS
 from bench.stats import Sample, in_turns, when_due
 from bench.table import Results
@@ -129,3 +132,24 @@ def test_a_peer_has_a_ratio_of_its_own() -> None:
     results = Results()
     results.add("publish-1", {OURS: [500.0], GRPC: [1000.0], PEER: [250.0]})
     assert "0.50 x grpcio, 2.00 x peer" in table.markdown(results)
+
+
+def test_the_cpu_of_a_process_has_that_of_its_threads_that_have_ended() -> None:
+    work = """
+import sys, threading, time
+def work():
+    end = time.thread_time() + 0.3
+    while time.thread_time() < end: pass
+thread = threading.Thread(target=work)
+thread.start(); thread.join()
+print(flush=True); sys.stdin.read()
+"""
+    process = subprocess.Popen([sys.executable, "-I", "-S", "-c", work], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    with open(f"/proc/{process.pid}/stat") as file:
+        ticks = sum(map(int, file.read().rpartition(")")[2].split()[11:13]))  # utime and stime
+    seconds = cpu.of_process(process.pid)
+    process.communicate()
+    assert seconds >= 0.3
+    assert seconds == pytest.approx(ticks / os.sysconf("SC_CLK_TCK"), abs=0.05)
