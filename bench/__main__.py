@@ -3,6 +3,7 @@
 import argparse
 import os
 import platform
+import shutil
 import signal
 import sys
 import time
@@ -15,9 +16,11 @@ os.environ.pop("PYTHONPATH", None)  # bench/run's, for this process alone
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/system"), str(ROOT / "tests/unit")]
 
 import pytest  # noqa: E402
+from harness import driver  # noqa: E402
 
 from bench import calls, containers, sizes, startup, table, volumes  # noqa: E402
 from bench.place import Bench, BenchError, Peers, private_place  # noqa: E402
+from bench.rows import SUBJECTS  # noqa: E402
 
 GROUPS: dict[str, Callable[[Bench], None]] = {
     "startup": startup.measure,
@@ -45,7 +48,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all values here")
     for name, what in (("driver", "driver"), ("fusermount3", "fusermount3"), ("starter", "fuse-starter")):
         text = f"another implementation's {what}, which stands beside ours"
-        parser.add_argument(f"--peer-{name}", metavar="COMMAND", type=str.split, default=[], help=text)
+        parser.add_argument(f"--peer-{name}", metavar="COMMAND", type=_command, default=[], help=text)
+    text = "what it is called in the table (default: peer); one called Go is held to the bounds that are for the Go plugin"
+    parser.add_argument("--peer-name", metavar="NAME", type=_name, default="peer", help=text)
     return parser.parse_args()
 
 
@@ -57,15 +62,30 @@ def _groups(text: str) -> list[str]:
     return [name for name in GROUPS if name in names]
 
 
+def _command(text: str) -> list[str]:
+    words = text.split()
+    if not words or shutil.which(words[0]) is None:
+        raise argparse.ArgumentTypeError(f"there is no program {text!r}")
+    return [os.path.abspath(str(shutil.which(words[0]))), *words[1:]]
+
+
+def _name(text: str) -> str:
+    if not text or text in SUBJECTS:
+        raise argparse.ArgumentTypeError(f"{text!r} is a name of something else in the table")
+    return text
+
+
 def conditions() -> dict[str, str]:
     """What the numbers depend on."""
     cpu = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    chosen = os.environ.get(driver.VARIABLE)
     versions = {name: _version(name) for name in ("grpcio", "pyinstaller")}
     return {
         "kernel": platform.release(),
         "CPU": f"{os.cpu_count()} x {cpu[0] if cpu else platform.machine()}",
         "Python": platform.python_version(),
         **versions,
+        **({f"driver ({driver.VARIABLE})": chosen} if chosen else {}),
         "load before": f"{os.getloadavg()[0]:.2f}",
     }
 
@@ -79,7 +99,7 @@ def _version(package: str) -> str:
 def run(options: argparse.Namespace) -> int:
     """Measure and print. Returns the exit code."""
     said = conditions()
-    peers = Peers(options.peer_driver, options.peer_fusermount3, options.peer_starter)
+    peers = Peers(options.peer_name, options.peer_driver, options.peer_fusermount3, options.peer_starter)
     with private_place() as folder:
         bench = Bench(folder, peers, options.short)
         for name in options.only:

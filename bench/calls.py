@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 from bench import servers
 from bench.place import Bench, BenchError
-from bench.rows import ALONE, GRPC, OURS, PEER
+from bench.rows import ALONE, GRPC, OURS
 from bench.servers import Clients, Server, serving
 from bench.stats import in_turns
 
@@ -36,7 +36,7 @@ def measure(bench: Bench) -> None:
     """Fill in the rows of this group."""
     others = {GRPC: servers.grpcio(bench)}
     if (peer := servers.peer(bench)) is not None:
-        others[PEER] = peer
+        others[bench.peers.name] = peer
     compared = {OURS: servers.ours(bench, OURS), **others}
     pods = bench.pick(100, 300)
     with serving(*compared.values()):

@@ -13,7 +13,7 @@ from harness.programs import check_installed, path_of
 
 from bench import servers
 from bench.place import PODS, TREE_PLACE, Bench, BenchError
-from bench.rows import NATIVE, OURS, PEER, C
+from bench.rows import NATIVE, OURS, C
 from bench.servers import Server, serving
 from bench.stats import in_turns
 
@@ -25,6 +25,7 @@ _BINDFS = f"bindfs -f {_SOURCE} {DATA}"
 _BINDFS_AUTO_UNMOUNT = f"bindfs -f -o auto_unmount {_SOURCE} {DATA}"
 # An sftp server at the other end of two pipes: no network, and no encryption that would hide the rest.
 _SSHFS = f"sshfs -f -s -o ssh_command=/bench/sftp bench:{_SOURCE}"
+_PEERS_STARTER = "/peer/fuse-starter"
 _IS_MOUNTED = f"grep -q ' {DATA} .* - fuse' /proc/self/mountinfo"
 _DATA_ROWS = ("data-write", "data-read", "data-random-write", "data-random-read", "data-metadata")
 
@@ -35,7 +36,7 @@ class _Container:
 
     container: Container
     prefix: str = ""  # in front of the program
-    starter: str = ""  # fuse-starter with its options, where there is one
+    sshfs: str = ""  # how sshfs is started; "" where what that needs was not given
 
     def mounts(self, times: int, program: str, prefix: str | None = None) -> list[tuple[float, float]]:
         """Start a program again and again: the milliseconds until it had mounted and until it answered."""
@@ -56,13 +57,13 @@ def measure(bench: Bench) -> None:
 def _start_to_mounted(bench: Bench, found: dict[str, _Container]) -> None:
     rounds, times = bench.pick(3, 5), bench.pick(5, 20)
     bindfs: dict[str, list[tuple[float, float]]] = {name: [] for name in found}
-    sshfs: dict[str, list[tuple[float, float]]] = {name: [] for name in found}
+    sshfs: dict[str, list[tuple[float, float]]] = {name: [] for name, each in found.items() if each.sshfs}
 
     def both(name: str, each: _Container) -> Callable[[], Sequence[float]]:
         def run() -> Sequence[float]:
             bindfs[name] += each.mounts(times, _BINDFS)
-            starter = f"{each.starter} -- {_SSHFS} /dev/fd/3" if each.starter else f"{_SSHFS} {DATA}"
-            sshfs[name] += each.mounts(times, starter)
+            if each.sshfs:
+                sshfs[name] += each.mounts(times, each.sshfs)
             return ()
 
         return run
@@ -127,11 +128,12 @@ def _containers(bench: Bench) -> Iterator[dict[str, _Container]]:
         try:
             own = [*tree()]
             found = {
-                OURS: _unprivileged(bench, engine, ours, own, [f"{TREE_PLACE}/fuse-starter"]),
+                OURS: _unprivileged(bench, engine, ours, own, f"{TREE_PLACE}/fuse-starter"),
                 C: _privileged(engine, bench),
             }
             if peer is not None and bench.peers.fusermount3:
-                found[PEER] = _unprivileged(bench, engine, peer, _peers_programs(bench), ["/peer/fuse-starter"])
+                starter = _PEERS_STARTER if bench.peers.starter else ""
+                found[bench.peers.name] = _unprivileged(bench, engine, peer, _peers_programs(bench), starter)
             for each in found.values():
                 each.container.wait_until_running()
                 each.container.check(f"mkdir -p {_SOURCE} && chmod 1777 {_SOURCE}")
@@ -142,7 +144,7 @@ def _containers(bench: Bench) -> Iterator[dict[str, _Container]]:
             mounts.unmount_all_below(bench.folder / "engine")
 
 
-def _unprivileged(bench: Bench, engine: Engine, server: Server, programs: list[Bind], starter: list[str]) -> _Container:
+def _unprivileged(bench: Bench, engine: Engine, server: Server, programs: list[Bind], starter: str) -> _Container:
     pod = Kubelet(server.socket, PODS).pod()
     empty_dir = pod.empty_dir()
     published = pod.publish()
@@ -153,13 +155,14 @@ def _unprivileged(bench: Bench, engine: Engine, server: Server, programs: list[B
     dev_fuse.chmod(0o666)
     binds = [Bind(empty_dir, SOCKETS), Bind(published.target, DATA, "rslave"), Bind(dev_fuse, "/dev/fuse"), _SCRIPTS, *programs]
     container = engine.start(binds, environment={VARIABLE: socket})
-    return _Container(container, "", f"{starter[0]} --fd-passing-socket-path {socket}")
+    sshfs = f"{starter} --fd-passing-socket-path {socket} -- {_SSHFS} /dev/fd/3" if starter else ""
+    return _Container(container, sshfs=sshfs)
 
 
 def _peers_programs(bench: Bench) -> list[Bind]:
     binds = [Bind(Path(bench.peers.fusermount3[0]).resolve(), f"/usr/bin/{name}", read_only=True) for name in ("fusermount3", "fusermount")]
     if bench.peers.starter:
-        binds.append(Bind(Path(bench.peers.starter[0]).resolve(), "/peer/fuse-starter", read_only=True))
+        binds.append(Bind(Path(bench.peers.starter[0]).resolve(), _PEERS_STARTER, read_only=True))
     return binds
 
 
@@ -170,4 +173,4 @@ def _privileged(engine: Engine, bench: Bench) -> _Container:
     folder = bench.folder / "native"
     folder.mkdir()
     container = engine.start([Bind(folder, DATA, "rprivate"), _SCRIPTS], options=["--privileged", "--device", "/dev/fuse"])
-    return _Container(container, _AS_USER)
+    return _Container(container, _AS_USER, f"{_SSHFS} {DATA}")

@@ -25,6 +25,7 @@ class BenchError(Exception):
 class Peers:
     """Another implementation's programs, each with its first arguments; empty where there is none."""
 
+    name: str  # in the table
     driver: list[str]
     fusermount3: list[str]
     starter: list[str]

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 OURS = "ours"
-PEER = "peer"  # another implementation's program, where one was given
 BARE = "bare"  # python3 -I -S -c pass, of the interpreter that is frozen
 C = "C"  # libfuse's fusermount3, with privileges
 GRPC = "grpcio"  # a grpc.aio server whose methods do nothing
 NATIVE = "native"  # the same FUSE program, mounted without us
 ALONE = "alone"  # ours, without what the row adds
+GO = "Go"  # the Go plugin: the one other implementation for which there are bounds
+SUBJECTS = (OURS, BARE, C, GRPC, NATIVE, ALONE)  # what a peer, another implementation, cannot be called
 
 
 @dataclass(frozen=True)

@@ -163,11 +163,12 @@ def ours(bench: Bench, name: str, is_alone: bool = True) -> Server:
 
 
 def peer(bench: Bench, is_alone: bool = True) -> Server | None:
-    """The peer's driver, with the options that the Go plugin knows."""
+    """The peer's driver, with the options that the Go plugin knows; `{folder}` in its command is a folder on the bench's tmpfs."""
     if not bench.peers.driver:
         return None
     folder = _folder(bench, "peer")
-    return Server("peer", folder, [*bench.peers.driver, *_usual(folder)], is_alone)
+    command = [word.replace("{folder}", str(folder)) for word in bench.peers.driver]
+    return Server(bench.peers.name, folder, [*command, *_usual(folder)], is_alone)
 
 
 def grpcio(bench: Bench) -> Server:

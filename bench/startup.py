@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from harness import mounts
 from harness.pod import SINGLE_FILE, VARIABLE
 from standin_driver import StandIn, answer, receive
 
 from bench.place import TREE_PLACE, Bench, BenchError
 from bench.process import Run, Runner
-from bench.rows import BARE, OURS, PEER, C
+from bench.rows import BARE, OURS, C
 from bench.stats import in_turns
 
 INTERPRETER = os.path.realpath(sys.executable)
@@ -34,12 +35,14 @@ class _MountPath:
         self._ours.settimeout(5)
         theirs.set_inheritable(True)
         self._theirs = theirs
-        self._mountpoint = str(mountpoint)
+        # A peer may be libfuse's own helper, which really mounts.
+        mountpoint.mkdir()
+        self._mountpoint = mountpoint
         self._socket_path = str(socket_path)
         self.environment = {VARIABLE: self._socket_path, "_FUSE_COMMFD": str(theirs.fileno())}
 
     def command(self, program: Sequence[str]) -> list[str]:
-        return [*program, "-o", "rw,nosuid,nodev,subtype=bench", "--", self._mountpoint]
+        return [*program, "-o", "rw,nosuid,nodev,subtype=bench", "--", str(self._mountpoint)]
 
     def run(self, program: Sequence[str]) -> Run:
         run = self._runner.run(self.command(program), self.environment)
@@ -51,6 +54,7 @@ class _MountPath:
         _, fds = receive(self._ours)
         for fd in fds:
             os.close(fd)
+        mounts.unmount_all_below(self._mountpoint)
         if len(fds) != 1:
             raise BenchError(f"the helper sent {len(fds)} fds")
 
@@ -82,22 +86,22 @@ def measure(bench: Bench) -> None:
     if native:
         subjects[C] = version(native)
     if bench.peers.fusermount3:
-        subjects[PEER] = version(*bench.peers.fusermount3)
+        subjects[bench.peers.name] = version(*bench.peers.fusermount3)
     bench.results.add("start-version", in_turns(rounds, subjects))
     # A single file is unpacked to TMPDIR's default, which is on a tmpfs here as the rest.
     bench.results.add("single-version", in_turns(few, {BARE: bare, OURS: version(single)}))
 
     with _answering(bench.folder) as path:
-        mount_path = _MountPath(runner, path, bench.folder)
+        mount_path = _MountPath(runner, path, bench.folder / "mountpoint")
 
-        def mounts(*program: str) -> Callable[[], float]:
+        def helper(*program: str) -> Callable[[], float]:
             return lambda: mount_path.run(program).milliseconds
 
-        subjects = {BARE: bare, OURS: mounts(tree)}
+        subjects = {BARE: bare, OURS: helper(tree)}
         if bench.peers.fusermount3:
-            subjects[PEER] = mounts(*bench.peers.fusermount3)
+            subjects[bench.peers.name] = helper(*bench.peers.fusermount3)
         bench.results.add("start-mount", in_turns(rounds, subjects))
-        bench.results.add("single-mount", in_turns(few, {BARE: bare, OURS: mounts(single)}))
+        bench.results.add("single-mount", in_turns(few, {BARE: bare, OURS: helper(single)}))
 
         def starts(*program: str) -> Callable[[], float]:
             true = shutil.which("true") or "/bin/true"
@@ -105,10 +109,10 @@ def measure(bench: Bench) -> None:
 
         subjects = {BARE: bare, OURS: starts(starter)}
         if bench.peers.starter:
-            subjects[PEER] = starts(*bench.peers.starter)
+            subjects[bench.peers.name] = starts(*bench.peers.starter)
         bench.results.add("start-starter", in_turns(rounds, subjects))
 
-        helpers = {OURS: [tree]} | ({PEER: bench.peers.fusermount3} if bench.peers.fusermount3 else {})
+        helpers = {OURS: [tree]} | ({bench.peers.name: bench.peers.fusermount3} if bench.peers.fusermount3 else {})
         _list(bench, runner, mount_path, helpers)
         mount_path.close()
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.rows import BY_KEY, OURS, PEER, ROWS, Row
+from bench.rows import BY_KEY, GO, OURS, ROWS, SUBJECTS, Row
 from bench.stats import Sample
 
 BOUNDS = Path(__file__).with_name("bounds.toml")
@@ -63,7 +63,7 @@ def bounds() -> dict[str, list[Bound]]:
     found: dict[str, list[Bound]] = {}
     for key, entries in tomllib.loads(BOUNDS.read_text()).items():
         row = BY_KEY[key]
-        names = {"ratio": row.reference, "peer": PEER, "value": ""}
+        names = {"ratio": row.reference, "go": GO, "value": ""}
         found[key] = [Bound(names[kind], bound["reach"], bound.get("check")) for kind, bound in entries.items()]
     return found
 
@@ -102,9 +102,7 @@ def markdown(results: Results) -> str:
         if not found:
             continue
         beside = "; ".join(f"{name} {_shown(row, sample)}" for name, sample in found.items() if name != OURS)
-        ratios = [
-            f"{known:.2f} x {name}" for name in found if name in (row.reference, PEER) and (known := ratio(row, found, name)) is not None
-        ]
+        ratios = [f"{known:.2f} x {name}" for name in found if _is_compared(row, name) and (known := ratio(row, found, name)) is not None]
         reach, marks = _marks(row, found, limits.get(row.key, []))
         ours = _shown(row, found[OURS]) if OURS in found else "-"
         lines.append(f"| {row.what} | {ours} | {beside or '-'} | {', '.join(ratios) or '-'} | {reach or '-'} | {marks} |")
@@ -131,9 +129,13 @@ def as_json(results: Results, conditions: dict[str, str]) -> str:
             }
             for name, sample in found.items()
         }
-        ratios = {name: ratio(row, found, name) for name in found if name in (row.reference, PEER)}
+        ratios = {name: ratio(row, found, name) for name in found if _is_compared(row, name)}
         rows.append({"row": row.key, "what": row.what, "unit": row.unit, "subjects": subjects, "ratios": ratios})
     return json.dumps({"conditions": conditions, "rows": rows, "details": results.details}, indent=2) + "\n"
+
+
+def _is_compared(row: Row, name: str) -> bool:
+    return name == row.reference or name not in SUBJECTS  # a peer
 
 
 def _shown(row: Row, sample: Sample) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from bench import cpu, stats, table
-from bench.rows import ALONE, BARE, BY_KEY, GRPC, OURS, PEER, ROWS
+from bench.rows import ALONE, BARE, BY_KEY, GRPC, OURS, ROWS
 from bench.stats import Sample, in_turns, when_due
 from bench.table import Results
 
@@ -79,10 +79,11 @@ def test_a_rate_fails_where_it_is_lower(ours: list[float], fails: bool) -> None:
     assert bool(check("publish-1", ours=ours, grpcio=[1000.0, 1000.0])) is fails
 
 
-def test_a_peers_row_is_checked_where_there_is_a_peer() -> None:
+def test_bounds_to_the_go_plugin_are_for_no_other_peer() -> None:
     assert check("unpublish-1", ours=[500.0], grpcio=[1000.0]) == []
-    assert len(check("unpublish-1", ours=[500.0], grpcio=[1000.0], peer=[1000.0])) == 1
-    assert check("unpublish-1", ours=[500.0], grpcio=[1000.0], peer=[100.0]) == []
+    assert len(check("unpublish-1", ours=[500.0], grpcio=[1000.0], Go=[1000.0])) == 1
+    assert check("unpublish-1", ours=[500.0], grpcio=[1000.0], Go=[100.0]) == []
+    assert check("unpublish-1", ours=[500.0], grpcio=[1000.0], older=[1000.0]) == []
 
 
 def test_absolute_rows_and_rows_without_their_reference_fail_nothing() -> None:
@@ -130,8 +131,8 @@ def test_the_table_says_what_is_reached_and_what_could_not_be_compared() -> None
 
 def test_a_peer_has_a_ratio_of_its_own() -> None:
     results = Results()
-    results.add("publish-1", {OURS: [500.0], GRPC: [1000.0], PEER: [250.0]})
-    assert "0.50 x grpcio, 2.00 x peer" in table.markdown(results)
+    results.add("publish-1", {OURS: [500.0], GRPC: [1000.0], "other": [250.0]})
+    assert "0.50 x grpcio, 2.00 x other" in table.markdown(results)
 
 
 def test_the_cpu_of_a_process_has_that_of_its_threads_that_have_ended() -> None:
