@@ -11,7 +11,6 @@ from bench.servers import Clients, Server, serving
 from bench.stats import in_turns
 
 _CALLS = ("publish", "republish", "unpublish")
-_MANY = 2700
 _NAMESPACES = 20
 
 
@@ -44,11 +43,10 @@ def measure(bench: Bench) -> None:
         for call in _CALLS:
             bench.results.add(f"{call}-1", {name: [1 / each for each in cycles.seconds[call]] for name, cycles in found.items()})
             bench.results.add(f"cpu-{call}", {name: [each * 1000 for each in cycles.cpu[call]] for name, cycles in found.items()})
-        if bench.is_short:
-            return
-        found = _cycles(bench, compared, 8, pods, 12)
-        for call in _CALLS:
-            bench.results.add(f"{call}-8", {name: [1 / each for each in cycles.seconds[call]] for name, cycles in found.items()})
+        if not bench.is_short:
+            found = _cycles(bench, compared, 8, pods, 12)
+            for call in _CALLS:
+                bench.results.add(f"{call}-8", {name: [1 / each for each in cycles.seconds[call]] for name, cycles in found.items()})
     _many(bench)
     _namespaces(bench)
 
@@ -67,14 +65,14 @@ def _cycles(bench: Bench, compared: dict[str, Server], processes: int, pods: int
 
 
 def _compare(bench: Bench, row: str, few: Server, more: Server) -> None:
-    found = _cycles(bench, {ALONE: few, OURS: more}, 1, 300, 8)
+    found = _cycles(bench, {ALONE: few, OURS: more}, 1, bench.pick(100, 300), bench.pick(3, 8))
     for call in _CALLS:
         bench.results.add(f"{row}-{call}", {name: [each * 1000 for each in cycles.seconds[call]] for name, cycles in found.items()})
 
 
 def _many(bench: Bench) -> None:
     few, many = servers.ours(bench, "few"), servers.ours(bench, "many")
-    with serving(few, many), Clients(many, 4, _MANY) as clients:
+    with serving(few, many), Clients(many, bench.pick(2, 4), bench.pick(900, 2700)) as clients:
         clients.call("publish")
         _compare(bench, "many", few, many)
 

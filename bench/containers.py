@@ -13,9 +13,10 @@ from harness.programs import check_installed, path_of
 
 from bench import servers
 from bench.place import PODS, TREE_PLACE, Bench, BenchError
-from bench.rows import NATIVE, OURS, C
+from bench.rows import BARE, GO, NATIVE, OURS, C
 from bench.servers import Server, serving
-from bench.stats import in_turns
+from bench.startup import INTERPRETER
+from bench.stats import Sample, in_turns
 
 _SCRIPTS = Bind(Path(__file__).resolve().parent / "inside", "/bench", read_only=True)
 _SOURCE = "/srv"  # what the programs show
@@ -68,10 +69,27 @@ def _start_to_mounted(bench: Bench, found: dict[str, _Container]) -> None:
 
         return run
 
-    in_turns(rounds, {name: both(name, each) for name, each in found.items()})
+    def bare() -> Sequence[float]:
+        out = found[OURS].container.check(f"python3 -I -S -B /bench/starts.py {times} {INTERPRETER} -I -S -c pass")
+        return [float(line) for line in out.split()]
+
+    subjects: dict[str, Callable[[], float | Sequence[float]]] = {name: both(name, each) for name, each in found.items()}
+    starts = in_turns(rounds, {BARE: bare, **subjects})[BARE]
     bench.results.add("container-bindfs", {name: [mounted for mounted, _ in values] for name, values in bindfs.items()})
     bench.results.add("container-bindfs-answers", {name: [answered for _, answered in values] for name, values in bindfs.items()})
+    bench.results.add("container-starter", {name: [mounted for mounted, _ in values] for name, values in sshfs.items()})
     bench.results.add("container-sshfs", {name: [answered for _, answered in values] for name, values in sshfs.items()})
+    for other, suffix in ((C, "more"), (GO, "more-go")):
+        for key, of_all, which in (("container-bindfs", bindfs, 0), ("container-sshfs", sshfs, 1)):
+            if other in of_all:
+                took = {name: _of_rounds([value[which] for value in of_all[name]], times) for name in (OURS, other)}
+                more = [ours - theirs for ours, theirs in zip(took[OURS], took[other], strict=True)]
+                bench.results.add(f"{key}-{suffix}", {OURS: more, BARE: _of_rounds(starts, times)})
+
+
+def _of_rounds(values: Sequence[float], times: int) -> list[float]:
+    """The median of each round."""
+    return [Sample(tuple(values[start : start + times])).median for start in range(0, len(values), times)]
 
 
 def _left_behind(bench: Bench, found: dict[str, _Container]) -> None:

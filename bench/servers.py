@@ -99,6 +99,7 @@ class Clients:
         self._processes = [_client(server.socket, count) for count in each]
         for process in self._processes:
             _expect(process, "ready")
+        self.pids = [process.pid for process in self._processes]
         self.targets = [Path(target) for process in self._processes for target in _lines(process)]
 
     def __enter__(self) -> "Clients":

@@ -27,6 +27,7 @@ class Results:
     def __init__(self) -> None:
         self.samples: dict[str, dict[str, Sample]] = {}
         self.details: dict[str, list[str]] = {}
+        self.doubts: dict[str, str] = {}
 
     def add(self, key: str, found: dict[str, list[float]]) -> None:
         """What was measured of a row, by subject."""
@@ -34,6 +35,10 @@ class Results:
         of_row = self.samples.setdefault(key, {})
         for subject, values in found.items():
             of_row[subject] = Sample(tuple(values))
+
+    def doubt(self, key: str, why: str) -> None:
+        """Why a row says nothing of ours this time: it is shown and not checked."""
+        self.doubts[key] = why
 
     def tell(self, what: str, lines: Iterable[str]) -> None:
         """Something to list below the table."""
@@ -77,7 +82,7 @@ def failures(results: Results) -> list[str]:
     for key, limits in bounds().items():
         row, samples = BY_KEY[key], results.samples.get(key, {})
         for limit in limits:
-            if not limit.against or limit.check is None:
+            if not limit.against or limit.check is None or key in results.doubts:
                 continue
             of_values = ratio(row, samples, limit.against)
             if of_values is None:
@@ -104,6 +109,7 @@ def markdown(results: Results) -> str:
         beside = "; ".join(f"{name} {_shown(row, sample)}" for name, sample in found.items() if name != OURS)
         ratios = [f"{known:.2f} x {name}" for name in found if _is_compared(row, name) and (known := ratio(row, found, name)) is not None]
         reach, marks = _marks(row, found, limits.get(row.key, []))
+        marks = "; ".join(filter(None, [marks, results.doubts.get(row.key)]))
         ours = _shown(row, found[OURS]) if OURS in found else "-"
         lines.append(f"| {row.what} | {ours} | {beside or '-'} | {', '.join(ratios) or '-'} | {reach or '-'} | {marks} |")
     for what, listed in results.details.items():
@@ -131,7 +137,7 @@ def as_json(results: Results, conditions: dict[str, str]) -> str:
         }
         ratios = {name: ratio(row, found, name) for name in found if _is_compared(row, name)}
         rows.append({"row": row.key, "what": row.what, "unit": row.unit, "subjects": subjects, "ratios": ratios})
-    return json.dumps({"conditions": conditions, "rows": rows, "details": results.details}, indent=2) + "\n"
+    return json.dumps({"conditions": conditions, "rows": rows, "details": results.details, "doubts": results.doubts}, indent=2) + "\n"
 
 
 def _is_compared(row: Row, name: str) -> bool:

@@ -102,6 +102,32 @@ def test_a_row_of_99th_percentiles_fails_where_those_are_worse() -> None:
     assert check("latency-publishing", ours=[9.0, 9.0, 9.0], alone=[1.0, 1.0, 1.0]) != []
 
 
+def test_a_row_in_doubt_is_shown_and_fails_nothing() -> None:
+    results = Results()
+    results.add("latency-flood", {OURS: [99.0], ALONE: [1.0]})
+    assert len(table.failures(results)) == 1
+    results.doubt("latency-flood", "not checked, because")
+    assert table.failures(results) == []
+    assert table.markdown(results).splitlines()[-1].endswith("| missed; not checked, because |")
+
+
+def test_what_others_compute_is_told_from_what_we_do() -> None:
+    spin = [sys.executable, "-I", "-S", "-c", "print(flush=True)\nwhile True: pass"]
+    with subprocess.Popen(spin, stdout=subprocess.PIPE) as ours, subprocess.Popen(spin, stdout=subprocess.PIPE) as other:
+        for process in (ours, other):
+            assert process.stdout is not None
+            process.stdout.readline()
+        both, less = cpu.Others([]), cpu.Others([ours.pid])
+        before, used = cpu.of_process(ours.pid), cpu.of_process(other.pid)
+        time.sleep(0.3)
+        seconds, used = cpu.of_process(ours.pid) - before, cpu.of_process(other.pid) - used
+        shares = both.share() * 0.3 * (os.cpu_count() or 1), less.share() * 0.3 * (os.cpu_count() or 1)
+        ours.kill()
+        other.kill()
+    assert shares[0] - shares[1] == pytest.approx(seconds, abs=0.1)
+    assert shares[1] > used - 0.1
+
+
 def test_what_comes_late_for_the_one_before_it_counts_its_wait() -> None:
     stops = iter([0.0, 0.05, *[0.0] * 18])
 
