@@ -1,8 +1,8 @@
 """kubelet's calls: how many a second, what CPU they cost, and how they change with many volumes and mount namespaces."""
 
 import subprocess
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from bench import servers
 from bench.place import Bench, BenchError
@@ -47,8 +47,7 @@ def measure(bench: Bench) -> None:
             found = _cycles(bench, compared, 8, pods, 12)
             for call in _CALLS:
                 bench.results.add(f"{call}-8", {name: [1 / each for each in cycles.seconds[call]] for name, cycles in found.items()})
-    _many(bench)
-    _namespaces(bench)
+    _more(bench)
 
 
 def _cycles(bench: Bench, compared: dict[str, Server], processes: int, pods: int, rounds: int) -> dict[str, _Cycles]:
@@ -64,28 +63,31 @@ def _cycles(bench: Bench, compared: dict[str, Server], processes: int, pods: int
         return found
 
 
-def _compare(bench: Bench, row: str, few: Server, more: Server) -> None:
-    found = _cycles(bench, {ALONE: few, OURS: more}, 1, bench.pick(100, 300), bench.pick(3, 8))
-    for call in _CALLS:
-        bench.results.add(f"{row}-{call}", {name: [each * 1000 for each in cycles.seconds[call]] for name, cycles in found.items()})
-
-
-def _many(bench: Bench) -> None:
-    few, many = servers.ours(bench, "few"), servers.ours(bench, "many")
-    with serving(few, many), Clients(many, bench.pick(2, 4), bench.pick(900, 2700)) as clients:
+def _more(bench: Bench) -> None:
+    """A driver with few volumes beside one with many, and one whose mounts come into other mount namespaces too."""
+    few, many, seen = (servers.ours(bench, name) for name in ("few", "many", "seen"))
+    pods, others = bench.pick(100, 300), bench.pick(900, 2700)
+    with serving(few, many, seen), Clients(many, bench.pick(2, 4), others) as clients, ExitStack() as stack:
         clients.call("publish")
-        _compare(bench, "many", few, many)
-
-
-def _namespaces(bench: Bench) -> None:
-    few, more = servers.ours(bench, "few"), servers.ours(bench, "more")
-    with serving(few, more), ExitStack() as stack:
         for _ in range(_NAMESPACES):
-            command = ["nsenter", f"--mount=/proc/{more.pid}/ns/mnt", "unshare", "--mount", "--propagation", "unchanged"]
-            process = subprocess.Popen([*command, "sh", "-c", "echo ready; exec sleep inf"], stdout=subprocess.PIPE, text=True)
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            assert process.stdout is not None
-            if process.stdout.readline() != "ready\n":
-                raise BenchError("another mount namespace cannot be made; see above")
-        _compare(bench, "namespaces", few, more)
+            stack.enter_context(_namespace_beside(seen))
+        found = _cycles(bench, {ALONE: few, "many": many, "namespaces": seen}, 1, pods, bench.pick(3, 8))
+    for row in ("many", "namespaces"):
+        for call in _CALLS:
+            compared = {OURS: found[row].seconds[call], ALONE: found[ALONE].seconds[call]}
+            bench.results.add(f"{row}-{call}", {name: [each * 1000 for each in seconds] for name, seconds in compared.items()})
+
+
+@contextmanager
+def _namespace_beside(server: Server) -> Iterator[None]:
+    """A mount namespace with a copy of the server's mounts, in their peer group."""
+    command = ["nsenter", f"--mount=/proc/{server.pid}/ns/mnt", "unshare", "--mount", "--propagation", "unchanged"]
+    process = subprocess.Popen([*command, "sh", "-c", "echo ready; exec sleep inf"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        if process.stdout.readline() != "ready\n":
+            raise BenchError("another mount namespace cannot be made; see above")
+        yield
+    finally:
+        process.kill()
+        process.wait()

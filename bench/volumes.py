@@ -89,7 +89,7 @@ def _latency(bench: Bench) -> None:
     """One volume's mounts, in turns alone and beside what others do."""
     server = servers.ours(bench, OURS)
     # Long enough for the others' publishes and unpublishes of all their volumes, and for a 99th percentile of its own.
-    times, every, rounds = (100, 0.01, 4) if bench.is_short else (200, 0.02, 6)
+    times, every, rounds = (100, 0.01, 3) if bench.is_short else (200, 0.02, 6)
     with serving(server), Clients(server, 1, 2) as clients, Clients(server, 1, bench.pick(100, 1000)) as others:
         clients.call("publish")
         ours, flooded = clients.targets
