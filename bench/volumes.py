@@ -74,7 +74,7 @@ def _deaths(bench: Bench) -> None:
             mounting.unmount(target, fd)
             return took
 
-        found = in_turns(bench.pick(30, 200), {"removed": removed, "again": again})
+        found = in_turns(bench.pick(20, 200), {"removed": removed, "again": again})
         bench.results.add("death-removed", {OURS: found["removed"]})
         bench.results.add("death-mounted", {OURS: found["again"]})
         table.close()
