@@ -119,10 +119,14 @@ class TargetMount:
             if self._is_removed:  # what is at the target now is of another volume
                 self.discard(opened)
                 return
-            # Told by what is there, since a process can be killed when it has just mounted.
+            # Told by what is there, since a process can be killed when it has just mounted. It need not be the program's:
+            # where somebody has unmounted the placeholder on the node meanwhile, the bare directory is there.
+            record = None
             try:
-                is_mounted = fusemount.device_at(self._target) != before
-                record = fusemount.record_of(opened, self._target, mountpoint, kernel) if is_mounted else None
+                if fusemount.device_at(self._target) != before:
+                    stack = fusemount.mounts_at(self._target)
+                    if stack and stack[-1].is_fuse:
+                        record = fusemount.record_of(opened, self._target, mountpoint, kernel)
             except OSError:
                 record = None  # the target is gone
             if record is None:

@@ -4,9 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 from harness import hostile, mounts
+from harness.container import Bind
+from harness.events import wait_until
 from harness.fleet import Application, Fleet, shows
 from harness.kubelet import Published
 from harness.pod import Node, Pod
+from harness.programs import SOURCES
 
 TOLD = "it was unmounted on the node"
 
@@ -51,6 +54,20 @@ def test_the_placeholder_before_a_program_mounts(pod: Pod) -> None:
     volume = pod.publish()
     mounts.unmount(volume.target)
     hostile.mount_and_end(volume)
+    is_whole(volume)
+
+
+def test_the_placeholder_while_a_program_is_asked_for_init(node: Node, pod: Pod) -> None:
+    """A process mounts for it. What is at the target when that has been killed is a new device, and yet no FUSE mount."""
+    volume = pod.publish()
+    fuse = pod.fuse(volume, binds=[Bind(SOURCES, "/programs", read_only=True)])
+    program = fuse.start("python3 /programs/sync_init.py never /data")
+    wait_until("it has INIT", lambda: "has INIT" in program.out, 10)
+    mounts.unmount_lazily(volume.target)
+    program.kill("KILL")
+    wait_until("the process has ended", lambda: not node.driver.children(), 10)
+    assert volume.condition.startswith("waiting since")
+    volume.republish()
     is_whole(volume)
 
 
