@@ -73,20 +73,21 @@ class TargetMount:
         self.take_over(record)
         return fd
 
-    def put_right(self) -> None:
+    def put_right(self) -> bool:
         """Where somebody has unmounted on the node what was here, mount the placeholder again, and know of the FUSE mount.
 
-        Needs the lock. Asks no FUSE program, and reads the mount table only where something differs. Raises OSError.
+        Returns whether all is right then. Needs the lock. Asks no FUSE program, and reads the mount table only where
+        something differs. Raises OSError.
         """
         if self.process is not None or self.is_taking_off:
-            return  # what is there changes just now
+            return False  # what is there changes just now
         record = self.record
         if fusemount.device_at(self._target) == (self.placeholder if record is None else record.device):
-            return
+            return True
         stack = fusemount.mounts_at(self._target)
         if record is not None:
             if any(mount.device == record.device for mount in stack):
-                return  # something is mounted over it
+                return False  # something is mounted over it
             self._forget(End.ASKED)
         is_bare = not stack
         if is_bare:
@@ -97,6 +98,7 @@ class TargetMount:
             text = "it was unmounted on the node: containers that ran then may not see what is mounted now until they restart"
             self._log.warning(text)
             self._history.trouble("unmounted", text)
+        return is_bare or fusemount.is_placeholder(stack[-1])
 
     def open(self) -> Opened:
         """A /dev/fuse for mount_opened() or discard(). Raises OSError."""

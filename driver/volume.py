@@ -169,11 +169,12 @@ class Volume:
     def _look_after_target(self) -> None:
         try:
             try:
-                self._mount.put_right()
+                is_right = self._mount.put_right()
             except FileNotFoundError:
                 _make_directory(self.target)
-                self._mount.put_right()
-            self.history.no_trouble("target")
+                is_right = self._mount.put_right()
+            if is_right:
+                self.history.no_trouble("target")
         except OSError as error:
             self._trouble("target", f"cannot look after {self.target}: {error.strerror}")
 

@@ -127,3 +127,18 @@ def test_something_else_is_mounted_over_it(node: Node, fleet: Fleet) -> None:
     shows(fleet.seen(volume), "first")
     volume.republish()
     assert volume.condition.startswith("mounted since") and TOLD not in volume.condition
+
+
+def test_something_else_is_mounted_over_the_placeholder_before_a_restart(node: Node, pod: Pod) -> None:
+    """It is told as long as it is there."""
+    volume = pod.publish()
+    node.driver.stop()
+    mounts.mount("-t", "tmpfs", "mfcp-test", volume.target)
+    node.driver.start()
+    for _ in range(2):
+        assert "a tmpfs file system of something else is mounted there" in volume.condition
+        volume.republish()
+    mounts.unmount(volume.target)
+    volume.republish()
+    assert "something else" not in volume.condition
+    is_whole(volume)
