@@ -148,7 +148,8 @@ class Caller:
 
         All calls with the same `share` have limits.PROCESSES_OF_A_POD between them. Raises TimeoutError where a former call
         keeps its process for `limit` seconds from now, or this one from the start of its work; Busy where others of the
-        share do; and OSError where no process can be made, or it has ended without a result.
+        share keep theirs for `limit` seconds from now; and OSError where no process can be made, or it has ended without a
+        result.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + limit
@@ -158,7 +159,7 @@ class Caller:
                 raise _timed_out()
         self._at_work = loop.create_future()
         try:
-            await _take_part(share, limit)
+            await _take_part(share, end - loop.time())
             try:
                 one = await worker()
             except BaseException:

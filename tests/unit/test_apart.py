@@ -273,6 +273,28 @@ def test_one_pods_calls_share_a_few_processes() -> None:
     run(main())
 
 
+def test_who_has_waited_for_a_former_call_waits_for_the_share_no_longer_than_that() -> None:
+    """Whoever asks how a volume is has an answer within twice the limit, and kubelet waits for that."""
+
+    async def main() -> float:
+        caller, others = Caller(), [Caller() for _ in range(limits.PROCESSES_OF_A_POD)]
+        former = asyncio.create_task(caller.call("another", DEADLINE, apart_jobs.sleeps))
+        stuck = [asyncio.create_task(other.call(SHARE, DEADLINE, apart_jobs.sleeps)) for other in others]
+        await asyncio.sleep(0.1)
+        asyncio.get_running_loop().call_later(0.8, former.cancel)
+        began = time.monotonic()
+        with pytest.raises(Busy):
+            await caller.call(SHARE, 1, apart_jobs.same, 7)
+        took = time.monotonic() - began
+        for task in stuck:
+            task.cancel()
+        for each in (caller, *others):
+            await ended(each)
+        return took
+
+    assert run(main()) < 1.6
+
+
 def test_a_caller_has_one_process_at_a_time() -> None:
     """Also one that was given up, as long as it has not ended."""
 
