@@ -126,8 +126,10 @@ class Volume:
             return False
         try:
             self._take_up(stack, known)
-        except (OSError, VolumeError) as error:
-            self._trouble("target", f"cannot look after {self.target}: {error}")
+        except VolumeError as error:
+            self._trouble("target", str(error))
+        except OSError as error:
+            self._trouble("target", f"cannot look after {self.target}: {error.strerror}")
         try:
             self._listen()
         except VolumeError as error:
@@ -175,6 +177,8 @@ class Volume:
                 is_right = self._mount.put_right()
             if is_right:
                 self.history.no_trouble("target")
+        except NotADirectoryError:
+            self._trouble("target", _no_directory(self.target))
         except OSError as error:
             self._trouble("target", f"cannot look after {self.target}: {error.strerror}")
 
@@ -241,8 +245,7 @@ class Volume:
             try:
                 self._mount.placeholder = fusemount.mount_placeholder(self.target)
             except NotADirectoryError:
-                text = f"{self.target} is not a directory but a file or a symlink: look at it and remove it by hand"
-                raise VolumeError(Code.FAILED_PRECONDITION, text) from None
+                raise VolumeError(Code.FAILED_PRECONDITION, _no_directory(self.target)) from None
         elif fusemount.is_placeholder(stack[-1]):
             self._mount.placeholder = stack[-1].device
         elif not stack[-1].is_fuse:
@@ -298,6 +301,10 @@ class Volume:
         if server is not None:
             server.stop()
         return server
+
+
+def _no_directory(target: str) -> str:
+    return f"{target} is not a directory but a file or a symlink: look at it and remove it by hand"
 
 
 def _make_directory(target: str) -> bool:

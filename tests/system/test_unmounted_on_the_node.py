@@ -1,6 +1,7 @@
 """Somebody unmounts on the node what is at a target: kubelet's next republish, or the next program, puts it right."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from harness import hostile, mounts
@@ -47,6 +48,23 @@ def test_the_placeholder_and_its_directory(pod: Pod) -> None:
     mounts.unmount(volume.target)
     volume.target.rmdir()
     volume.republish()
+    is_whole(volume)
+
+
+def test_a_symlink_in_the_place_of_its_directory(pod: Pod, tmp_path: Path) -> None:
+    """It is not followed, and the condition says what to do."""
+    volume = pod.publish()
+    mounts.unmount(volume.target)
+    volume.target.rmdir()
+    volume.target.symlink_to(tmp_path)
+    volume.republish()
+    assert f"{volume.target} is not a directory but a file or a symlink: look at it and remove it by hand" in volume.condition
+    answer, fds = hostile.request(volume, hostile.MOUNT)
+    assert (answer["error"], fds) == ("mount failed: Not a directory", [])
+    assert not mounts.stack(tmp_path)
+    volume.target.unlink()
+    volume.republish()
+    assert "symlink" not in volume.condition
     is_whole(volume)
 
 
