@@ -137,13 +137,27 @@ def mount_placeholder(target: str) -> str:
         os.chmod(path, _TARGET_MODE)
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
         syscalls.mount(PLACEHOLDER_SOURCE, path, _PLACEHOLDER_TYPE, flags, "nr_inodes=1,size=4k,mode=0777")
+        try:
+            return _mounted(target, syscalls.device_of(directory))
+        except ConnectionAbortedError:
+            raise
+        except OSError:
+            syscalls.umount(target, syscalls.MNT_DETACH)
+            raise
     finally:
         os.close(directory)
-    try:
-        return device_at(target)
-    except OSError:
-        syscalls.umount(target, syscalls.MNT_DETACH)
-        raise
+
+
+def _mounted(target: str, *beneath: str) -> str:
+    """The device number of what has been mounted at `target` just now, over those of `beneath`.
+
+    Raises OSError, ConnectionAbortedError where somebody has unmounted it on the node already: what was beneath must not be
+    taken for it.
+    """
+    device = device_at(target)
+    if device in beneath:
+        raise OSError(ECONNABORTED, "it was unmounted on the node", target)
+    return device
 
 
 def is_placeholder(mount: Mount) -> bool:
@@ -159,11 +173,12 @@ def mount_fd(target: str, source: bytes, fstype: bytes, flags: int, data: bytes,
     syscalls.mount(source, target, fstype, flags, KernelMount(source, fstype, flags, data).with_fd(fd))
 
 
-def record_of(opened: Opened, target: str, mountpoint: bytes, kernel: KernelMount) -> FuseMount:
-    """The record of what mount_fd() has mounted at `target`. Raises OSError."""
+def record_of(opened: Opened, target: str, before: str, mountpoint: bytes, kernel: KernelMount) -> FuseMount:
+    """The record of what mount_fd() has mounted at `target`, on the file system `before`. Raises OSError as _mounted() does."""
     return FuseMount(
         mountpoint=mountpoint,
-        device=device_at(target),
+        # Without the placeholder there is the bare directory.
+        device=_mounted(target, before, device_at(os.path.dirname(target))),
         source=kernel.source.decode("utf-8", "replace"),
         fstype=kernel.fstype.decode("utf-8", "replace"),
         node=opened.node,
@@ -173,18 +188,21 @@ def record_of(opened: Opened, target: str, mountpoint: bytes, kernel: KernelMoun
 def mount_fuse(nodes: DeviceNodes, target: str, mountpoint: bytes, kernel: KernelMount) -> tuple[FuseMount, int]:
     """Mount a new FUSE connection on what is at `target`. Returns its record and the fd to serve it by.
 
-    Raises OSError as mount(2) does; then nothing is left behind.
+    Raises OSError as mount(2) and _mounted() do; then nothing is left behind.
     """
+    before = device_at(target)
     opened = nodes.open()
     is_mounted = False
     try:
         mount_fd(target, kernel.source, kernel.fstype, kernel.flags, kernel.data, opened.fd)
         is_mounted = True
-        return record_of(opened, target, mountpoint, kernel), opened.fd
-    except BaseException:
-        if is_mounted:
-            syscalls.umount(target, syscalls.MNT_DETACH)
-        nodes.discard(opened)
+        return record_of(opened, target, before, mountpoint, kernel), opened.fd
+    except BaseException as error:
+        try:
+            if is_mounted and not isinstance(error, ConnectionAbortedError):
+                syscalls.umount(target, syscalls.MNT_DETACH)
+        finally:
+            nodes.discard(opened)
         raise
 
 
@@ -275,7 +293,12 @@ def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool, t
         try:
             if syscalls.device_of(fuse) != mount.device:
                 return  # somebody unmounted it on the node
-            syscalls.umount(target, 0 if plain else syscalls.MNT_DETACH)
+            try:
+                syscalls.umount(target, 0 if plain else syscalls.MNT_DETACH)
+            except OSError as error:
+                if error.errno != EINVAL:
+                    raise
+                return  # somebody did just now
             try:
                 if not is_attached:
                     syscalls.move_mount(fuse, place)  # there is room for one more now

@@ -121,16 +121,11 @@ class TargetMount:
             if self._is_removed:  # what is at the target now is of another volume
                 self.discard(opened)
                 return
-            # Told by what is there, since a process can be killed when it has just mounted. It need not be the program's:
-            # where somebody has unmounted the placeholder on the node meanwhile, the bare directory is there.
-            record = None
+            # Told by what is there, since a process can be killed when it has just mounted.
             try:
-                if fusemount.device_at(self._target) != before:
-                    stack = fusemount.mounts_at(self._target)
-                    if stack and stack[-1].is_fuse:
-                        record = fusemount.record_of(opened, self._target, mountpoint, kernel)
+                record = fusemount.record_of(opened, self._target, before, mountpoint, kernel)
             except OSError:
-                record = None  # the target is gone
+                record = None  # nothing is mounted, or the target is gone
             if record is None:
                 self.discard(opened)
                 return

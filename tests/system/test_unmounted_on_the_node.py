@@ -1,5 +1,8 @@
 """Somebody unmounts on the node what is at a target: kubelet's next republish, or the next program, puts it right."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,4 +162,21 @@ def test_something_else_is_mounted_over_the_placeholder_before_a_restart(node: N
     mounts.unmount(volume.target)
     volume.republish()
     assert "something else" not in volume.condition
+    is_whole(volume)
+
+
+def test_again_and_again_while_programs_mount(pod: Pod) -> None:
+    """At any moment of a mount: what is there then is never taken for it, or nobody could mount or unpublish any more."""
+    volume = pod.publish()
+    code = "import ctypes, sys\nlibc = ctypes.CDLL(None)\nwhile True: libc.umount2(sys.argv[1].encode(), 2)  # MNT_DETACH"
+    with subprocess.Popen([sys.executable, "-c", code, volume.target]) as unmounts:
+        try:
+            for _ in range(200):
+                _, fds = hostile.request(volume, hostile.MOUNT)
+                for fd in fds:
+                    os.close(fd)
+        finally:
+            unmounts.kill()
+    wait_until("the last program's end is noticed", lambda: volume.condition.startswith("waiting since"), 20)
+    volume.republish()
     is_whole(volume)
