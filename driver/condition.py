@@ -108,7 +108,7 @@ def condition(state: State, past: Past, silence: str, is_closing: bool, warnings
 _WAITING = {
     None: "no FUSE program has mounted it yet",
     End.DIED: "its FUSE program has gone without unmounting, and none has mounted it again",
-    End.ASKED: "the pod has unmounted it, and not mounted it again",
+    End.ASKED: "it was unmounted, and not mounted again",
     End.UNPUBLISHED: "no FUSE program has mounted it yet",
 }
 

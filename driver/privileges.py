@@ -39,8 +39,10 @@ def as_unknown_user(work: Callable[[], T]) -> T:
     Nobody learns the number: a pod may become any user that it can name. Called before drop() and any thread. Where the
     process may not do that, or its user namespace has no such users, `work()` is done as who it is.
     """
+    if os.geteuid() != 0:
+        return work()
     user = 1 << 31 | int.from_bytes(os.urandom(4), "little") >> 2  # neither a person's nor a usual range for user namespaces
-    died_with = prctl.get_pdeathsig()
+    died_with, dumpable = prctl.get_pdeathsig(), prctl.get_dumpable()
     try:
         os.seteuid(user)
     except OSError:
@@ -50,7 +52,7 @@ def as_unknown_user(work: Callable[[], T]) -> T:
     finally:
         os.seteuid(0)
         # The change of users has cleared both.
-        prctl.set_dumpable(1)
+        prctl.set_dumpable(dumpable)
         prctl.set_pdeathsig(died_with)
 
 

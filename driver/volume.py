@@ -220,7 +220,8 @@ class Volume:
         self._on_change(self)
 
     def _trouble(self, kind: str, text: str) -> None:
-        self.log.error(text)
+        if text not in self.history.troubles:  # kubelet asks again and again
+            self.log.error(text)
         self.history.trouble(kind, text)
 
     def _make_target(self) -> None:

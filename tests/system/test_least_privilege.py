@@ -3,10 +3,13 @@
 import os
 import re
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 from harness.hostile import mount
 from harness.pod import Node, Pod
+from harness.programs import REPOSITORY
 
 # CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_SYS_ADMIN, CAP_MKNOD: capabilities(7)
 USED = 1 << 1 | 1 << 3 | 1 << 21 | 1 << 27
@@ -70,3 +73,19 @@ def test_what_it_makes_is_its_own(node: Node, pod: Pod) -> None:
     for name, kind in ((volume.socket.name, stat.S_IFSOCK), (f"{volume.socket.name}.v1", stat.S_IFSOCK), ("dev-fuse", stat.S_IFREG)):
         info = os.lstat(volume.socket.with_name(name))
         assert (info.st_mode, info.st_uid) == (kind | 0o666, 0)
+
+
+_AS_UNKNOWN_USER = """
+import os, prctl
+from driver import privileges
+prctl.set_pdeathsig(9)
+users = {privileges.as_unknown_user(os.geteuid) for _ in range(10)}
+assert len(users) == 10 and min(users) >= 1 << 31, users
+assert os.getresuid() == (0, 0, 0)
+assert (prctl.get_dumpable(), prctl.get_pdeathsig()) == (1, 9)
+"""
+
+
+def test_being_another_user_for_a_moment_changes_nothing_for_later() -> None:
+    """Which is how the driver has its inotify instance counted."""
+    subprocess.run([sys.executable, "-c", _AS_UNKNOWN_USER], cwd=REPOSITORY, check=True, timeout=20)

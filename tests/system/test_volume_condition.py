@@ -76,7 +76,7 @@ def test_a_volume_through_its_life(node: Node, pod: Pod) -> None:
     assert not Stats(node, volume).is_abnormal
     fuse.check("fusermount3 -u /data")
     program.wait()
-    assert "the pod has unmounted it" in Stats(node, volume).text
+    assert "it was unmounted, and not mounted again" in Stats(node, volume).text
 
 
 def test_a_program_that_hangs_keeps_nobody(node: Node, pod: Pod) -> None:
