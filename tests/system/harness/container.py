@@ -92,6 +92,7 @@ class Engine:
                 *("--rootfs", f"{rootfs}:O"),
                 *(command or ("/bin/sh",)),
             ],
+            cwd=self._folder,  # conmon leaves a file `oom` where it was started, when the kernel kills for want of memory
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
