@@ -233,7 +233,10 @@ def _options(case: Case) -> list[bytes] | None:
 
 
 def _with_options(case: Case, options: list[bytes]) -> Case:
-    return replace(case, arguments=(b"-o", b",".join(options), *case.arguments[2:]))
+    text = b",".join(options)
+    if options and not options[-1]:
+        text += b","  # the last comma ends the option before it, and begins none
+    return replace(case, arguments=(b"-o", text, *case.arguments[2:]))
 
 
 @_difference("later-mount-options", mounting(b"nodiratime,nosymfollow,lazytime,ro"), mounting(b"strictatime,x-a=b"), version="3.14")

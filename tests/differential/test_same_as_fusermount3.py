@@ -4,7 +4,7 @@ import cases
 import pytest
 from cases import Case
 from differences import DIFFERENCES, keys_of_table
-from hypothesis import given
+from hypothesis import example, given
 from sides import Ours, Outcome, Reference
 
 
@@ -45,6 +45,7 @@ def test_later_options_mean_what_3_14_has_for_them(reference: Reference, ours: O
 
 
 @given(cases.option_texts)
+@example(case=cases.mounting(b"relatime,,relatime", conf=cases.GOOD_CONF))
 def test_any_text_of_options(reference: Reference, ours: Ours, case: Case) -> None:
     explained(case, reference, ours)
 
