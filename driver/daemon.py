@@ -14,12 +14,12 @@ from driver.bounded import NUDGE
 from driver.closewatch import CloseWatch
 from driver.endpoint import refuse_if_served
 from driver.errors import StartError
-from driver.fusemount import Workspace
 from driver.listeners import Listeners
 from driver.logs import log
 from driver.records import Records
 from driver.settings import Settings
 from driver.standalone import Standalone
+from driver.takeoff import Workspace
 from driver.volumes import Volumes
 
 _QUIET_WAIT = 0.5  # seconds, where pods do not stop asking

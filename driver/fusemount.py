@@ -1,19 +1,15 @@
-"""One FUSE connection at one target: mounting it, asking whether it lives, taking it off.
+"""One FUSE connection at one target: mounting it, asking whether it lives. takeoff.py takes it off.
 
 Everything here blocks at most as long as the kernel works, but for what touches what a pod serves: call `is_gone` and `usage`
-through apart.Caller, `take_off` and `remove_target` through bounded.Threads.
+through apart.Caller.
 """
 
-import fcntl
 import os
-import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
-from errno import EBUSY, ECONNABORTED, EINVAL, ENOSPC, ENOTCONN
+from errno import ECONNABORTED, ENOTCONN
 
 from driver import syscalls
 from driver.device import DeviceNodes, Opened
-from driver.logs import log
 from driver.policy import KernelMount
 from fusermount3_proxy import mountinfo
 from fusermount3_proxy.mountinfo import Mount
@@ -22,9 +18,6 @@ from fusermount3_proxy.mountinfo import Mount
 PLACEHOLDER_SOURCE = "mfcp-waiting"
 _PLACEHOLDER_TYPE = "tmpfs"
 _TARGET_MODE = 0o755  # of the directory beneath it
-
-_PRIVATE_PREFIX = "private-"
-_TARGET_SUFFIX = ".target"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,85 +34,6 @@ class FuseMount:
     fstype: str
     node: str | None
     on_placeholder: bool = True
-
-
-class Workspace:
-    """The driver's own places for mounting: device nodes, and a private tmpfs whose mounts reach nobody else."""
-
-    def __init__(self, folder: str) -> None:
-        """Make them below `folder`, and clear away what a driver that was killed left there. Raises OSError."""
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        self.nodes = DeviceNodes(f"{folder}/dev")
-        for name in os.listdir(folder):
-            if name.startswith(_PRIVATE_PREFIX):
-                _remove_private(f"{folder}/{name}")
-        self._private = f"{folder}/{_PRIVATE_PREFIX}{secrets.token_hex(8)}"
-        os.mkdir(self._private, 0o700)
-        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-        syscalls.mount("mfcp-private", self._private, "tmpfs", flags, "mode=0700")
-        syscalls.mount(None, self._private, None, syscalls.MS_PRIVATE)
-        # Held as long as the process lives: it tells another driver, or the next one, whose this is.
-        self._owned = os.open(self._private, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(self._owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def close(self) -> None:
-        """Leave nothing of it in the mount table."""
-        os.close(self._owned)
-        _remove_private(self._private)
-
-    def new_place(self, target: str) -> str:
-        """An empty directory on the private tmpfs, for take_off() of `target`; drop_place() ends it."""
-        path = f"{self._private}/{secrets.token_hex(8)}"
-        # Tells the next driver, should this one be killed, what was to be taken off.
-        os.symlink(target, f"{path}{_TARGET_SUFFIX}")
-        os.mkdir(path, 0o700)
-        return path
-
-
-def drop_place(place: str) -> None:
-    """Take everything off a place, and remove it."""
-    detach_all(place)
-    os.rmdir(place)
-    os.unlink(f"{place}{_TARGET_SUFFIX}")
-
-
-def _remove_private(path: str) -> None:
-    """Remove a private tmpfs, unless a driver that runs owns it."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if mounts_at(path):
-            for name in os.listdir(fd):
-                if name.endswith(_TARGET_SUFFIX):
-                    _finish_take_off(f"{path}/{name.removesuffix(_TARGET_SUFFIX)}", os.readlink(name, dir_fd=fd))
-            # What is mounted in it are peers of mounts in containers: unmounted as they are, they would take those along.
-            syscalls.mount_setattr(fd, propagation=syscalls.MS_PRIVATE, recursive=True)
-    except BlockingIOError:
-        return
-    finally:
-        os.close(fd)
-    detach_all(path)
-    os.rmdir(path)
-
-
-def _finish_take_off(place: str, target: str) -> None:
-    """Do the rest of a take_off() whose driver was killed. Otherwise containers that started after the mount keep it for ever."""
-    try:
-        here = mounts_at(place)
-        if not here or not here[-1].is_fuse:
-            return  # not begun; or the placeholder is over it, and all see that
-        if device_at(target) == here[-1].device:
-            return  # still at the target, which the next driver looks after
-        fuse = os.open(place, os.O_PATH | os.O_CLOEXEC)
-        try:
-            _abort(place)
-            if not mounts_at(target):
-                mount_placeholder(target)
-            syscalls.mount(target, place, None, syscalls.MS_BIND)
-        finally:
-            os.close(fuse)
-    except OSError as error:
-        log.error(f"the mount at {target}, which a former driver was taking off, may stay in containers until they restart: {error}")
 
 
 def mount_placeholder(target: str) -> str:
@@ -228,7 +142,7 @@ def is_gone(target: str, device: str) -> bool:
     Blocks as long as a program that lives does not answer.
     """
     try:
-        fd = _copy_of(target)
+        fd = copy_of(target)
     except FileNotFoundError:
         return True
     try:
@@ -248,7 +162,7 @@ def usage(target: str) -> tuple[int, ...]:
 
     Blocks as long as the program does not answer. Raises OSError.
     """
-    fd = _copy_of(target)
+    fd = copy_of(target)
     try:
         return _usage(fd)
     finally:
@@ -269,119 +183,12 @@ def _usage(fd: int) -> tuple[int, ...]:
     return said.f_frsize, said.f_blocks, said.f_bfree, said.f_bavail, said.f_files, said.f_ffree, said.f_favail
 
 
-def _copy_of(target: str) -> int:
+def copy_of(target: str) -> int:
     """A copy of the mount at `target` that is nowhere: a question through it does not make the mount itself busy.
 
     Otherwise a pod's own `fusermount3 -u` would fail while the driver asks, and for ever where the program never answers.
     """
     return syscalls.open_tree(target, syscalls.OPEN_TREE_CLONE | syscalls.AT_SYMLINK_NOFOLLOW)
-
-
-def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool, tell: Callable[[str], object] = log.error) -> None:
-    """Unmount the FUSE file system `mount` from `target`, in every container that sees it; the placeholder stays.
-
-    `plain` is umount(8) without -l: OSError with EBUSY where a copy of it in the propagation tree is in use, and nothing
-    has changed. Otherwise it is detached, whoever uses it. Either way the connection is aborted at the end.
-
-    A container that started after the mount has bound the FUSE mount itself and would keep it for ever. So it gets the
-    placeholder mounted over it, through a peer of that FUSE mount. Once the mount is off the target nothing is raised any
-    more: that this failed then is what `tell` is called with.
-    """
-    place = workspace.new_place(target)
-    try:
-        fuse, is_attached = _peer(target, place)
-        try:
-            if syscalls.device_of(fuse) != mount.device:
-                return  # somebody unmounted it on the node
-            try:
-                syscalls.umount(target, 0 if plain else syscalls.MNT_DETACH)
-            except OSError as error:
-                if error.errno != EINVAL:
-                    raise
-                return  # somebody did just now
-            try:
-                if not is_attached:
-                    syscalls.move_mount(fuse, place)  # there is room for one more now
-                _cover(target, place, fuse, mount.on_placeholder)
-            except OSError as error:
-                # A mount namespace is full: this one, or the pod's own, whose copies get the placeholder all or none.
-                tell(f"the mount is off {target}, and may stay in containers until they restart: {error.strerror}")
-        finally:
-            os.close(fuse)
-    finally:
-        drop_place(place)
-
-
-def _peer(target: str, place: str) -> tuple[int, bool]:
-    """A peer of the mount at `target`: what is mounted on it reaches all that have bound that one. Raises OSError.
-
-    Returns an fd of it, and whether it is mounted at `place`; where there is no room for one more mount it is nowhere yet,
-    and ends with the fd (and so with a driver that is killed: no next one can finish).
-    """
-    try:
-        syscalls.mount(target, place, None, syscalls.MS_BIND)
-    except OSError as error:
-        if error.errno != ENOSPC:
-            raise
-        return _copy_of(target), False
-    return os.open(place, os.O_PATH | os.O_CLOEXEC), True
-
-
-def _cover(target: str, place: str, fuse: int, on_placeholder: bool) -> None:
-    """Abort the connection whose mount is at `place`, which `fuse` is open on, and mount the placeholder over its peers."""
-    _abort(place)
-    if not on_placeholder:
-        mount_placeholder(target)
-    # Over every container's own bind, and their next mount reaches them: they are in its peer group now.
-    syscalls.mount(target, place, None, syscalls.MS_BIND)
-    # Private, or unmounting what is on it here would unmount it from the containers too.
-    syscalls.mount_setattr(fuse, propagation=syscalls.MS_PRIVATE)
-
-
-def _abort(place: str) -> None:
-    """Abort the connection at a place, so that its program gets ENODEV although containers still hold its superblock."""
-    try:
-        syscalls.umount(place, syscalls.MNT_FORCE)
-    except OSError as error:
-        if error.errno != EBUSY:  # the caller's fd keeps it busy, on purpose
-            raise
-
-
-def remove_target(workspace: Workspace, target: str, mount: FuseMount | None, tell: Callable[[str], object] = log.error) -> None:
-    """Take everything off `target`, `mount` as take_off() does, and remove the directory; one that is gone is no error.
-
-    Raises OSError with ENOTEMPTY where something lies in it: rmdir deletes no file.
-    """
-    try:
-        if mount is not None:
-            take_off(workspace, target, mount, False, tell)
-        _detach_and_remove(target)
-    except FileNotFoundError:
-        pass
-
-
-def _detach_and_remove(target: str) -> None:
-    """Mostly there is one mount, and the directory can be removed when it is off."""
-    try:
-        syscalls.umount(target, syscalls.MNT_DETACH)
-        os.rmdir(target)
-        return
-    except OSError as error:
-        if error.errno not in (EINVAL, EBUSY):  # nothing mounted; more than one
-            raise
-    detach_all(target)
-    os.rmdir(target)
-
-
-def detach_all(target: str) -> None:
-    """Take every mount off `target`, whatever it is."""
-    while True:
-        try:
-            syscalls.umount(target, syscalls.MNT_DETACH)
-        except OSError as error:
-            if error.errno == EINVAL:  # not a mount point
-                return
-            raise
 
 
 def mounts_at(target: str, by_path: dict[bytes, list[Mount]] | None = None) -> list[Mount]:

@@ -9,18 +9,19 @@ import os
 from collections.abc import Callable
 from enum import Enum
 
-from driver import fusemount, subpaths
+from driver import fusemount, subpaths, takeoff
 from driver.apart import Busy, Caller
 from driver.bounded import Threads
 from driver.closewatch import CloseWatch
 from driver.device import Opened
-from driver.fusemount import FuseMount, Workspace
+from driver.fusemount import FuseMount
 from driver.history import History
 from driver.logs import VolumeLog
 from driver.metrics import End, Operation, Timer
 from driver.mountprocess import MountProcess
 from driver.paths import VolumePaths
 from driver.policy import KernelMount
+from driver.takeoff import Workspace
 from fusermount3_proxy import limits
 
 # __fput() tells inotify before it drops the lock, and drops the lock before it ends the connection: a look may come too early.
@@ -183,7 +184,7 @@ class TargetMount:
         return is_gone
 
     async def take_off(self, plain: bool) -> None:
-        """Unmount the FUSE mount, if there is one; `plain` as for fusemount.take_off(). Raises OSError, TimeoutError."""
+        """Unmount the FUSE mount, if there is one; `plain` as for takeoff.take_off(). Raises OSError, TimeoutError."""
         record = self.record
         if record is None:
             return
@@ -198,7 +199,7 @@ class TargetMount:
         return self._remover.is_busy
 
     def _take_off(self, record: FuseMount, plain: bool) -> None:
-        fusemount.take_off(self._workspace, self._target, record, plain, self._log.refusal)
+        takeoff.take_off(self._workspace, self._target, record, plain, self._log.refusal)
         try:
             subpaths.remove_layers(self._paths)
         except OSError as error:  # the next mount does it
@@ -210,10 +211,10 @@ class TargetMount:
         self._is_removed = True
         if record is None and fusemount.device_at(self._target) == self.placeholder:
             # Nothing of a pod's: it cannot block, and a thread would cost more than all of it.
-            fusemount.remove_target(self._workspace, self._target, None)
+            takeoff.remove_target(self._workspace, self._target, None)
             return
         tell = self._log.refusal
-        await self._remover.run(limits.TAKE_OFF_WAIT, lambda: fusemount.remove_target(self._workspace, self._target, record, tell))
+        await self._remover.run(limits.TAKE_OFF_WAIT, lambda: takeoff.remove_target(self._workspace, self._target, record, tell))
         self._forget(End.UNPUBLISHED)
 
     def look(self) -> None:

@@ -15,7 +15,7 @@ from driver.bounded import without
 from driver.closewatch import CloseWatch
 from driver.errors import Code, VolumeError
 from driver.fdserver import Capacity, FdServer
-from driver.fusemount import FuseMount, Workspace
+from driver.fusemount import FuseMount
 from driver.history import History, Past
 from driver.listeners import Listeners
 from driver.logs import VolumeLog
@@ -24,6 +24,7 @@ from driver.paths import VolumePaths
 from driver.podrequests import PodRequests
 from driver.podsockets import NameTaken, NoDirectory, PodSockets
 from driver.policy import VolumePolicy, lacking
+from driver.takeoff import Workspace
 from driver.targetmount import State, TargetMount
 from fusermount3_proxy import limits
 from fusermount3_proxy.mountinfo import Mount

@@ -5,16 +5,16 @@ import logging
 from collections.abc import Iterator
 from functools import lru_cache, partial
 
-from driver import fusemount
+from driver import fusemount, takeoff
 from driver.bounded import Threads
 from driver.closewatch import CloseWatch
 from driver.errors import Code, VolumeError
-from driver.fusemount import Workspace
 from driver.history import Past
 from driver.listeners import Listeners
 from driver.logs import VolumeLog, log
 from driver.policy import VolumePolicy, of_volume
 from driver.records import Record, Records
+from driver.takeoff import Workspace
 from driver.targetmount import State
 from driver.volume import Publication, Volume, unpublish_error
 from fusermount3_proxy import limits
@@ -204,7 +204,7 @@ class Volumes:
         try:
             stack = fusemount.mounts_at(target)
             record = fusemount.adopt(stack) if stack and stack[-1].is_fuse else None
-            await Threads(1).run(limits.TAKE_OFF_WAIT, lambda: fusemount.remove_target(self._workspace, target, record))
+            await Threads(1).run(limits.TAKE_OFF_WAIT, lambda: takeoff.remove_target(self._workspace, target, record))
         except OSError as error:
             raise unpublish_error(target, error) from None
 
