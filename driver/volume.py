@@ -128,9 +128,9 @@ class Volume:
         try:
             self._take_up(stack, known)
         except VolumeError as error:
-            self._trouble("target", str(error))
+            self.trouble("target", str(error))
         except OSError as error:
-            self._trouble("target", f"cannot look after {self.target}: {error.strerror}")
+            self.trouble("target", f"cannot look after {self.target}: {error.strerror}")
         try:
             self._listen()
         except VolumeError as error:
@@ -163,7 +163,7 @@ class Volume:
                 self._listen()
             self.history.no_trouble("sockets")
         except (OSError, VolumeError) as error:
-            self._trouble("sockets", f"cannot look after the sockets: {error}")
+            self.trouble("sockets", f"cannot look after the sockets: {error}")
         if not self._mount.lock.locked():
             self._look_after_target()
         self._mount.look_unless_held()
@@ -179,9 +179,9 @@ class Volume:
             if is_right:
                 self.history.no_trouble("target")
         except NotADirectoryError:
-            self._trouble("target", _no_directory(self.target))
+            self.trouble("target", _no_directory(self.target))
         except OSError as error:
-            self._trouble("target", f"cannot look after {self.target}: {error.strerror}")
+            self.trouble("target", f"cannot look after {self.target}: {error.strerror}")
 
     async def unpublish(self) -> None:
         """Take everything away. Raises VolumeError; a second call goes on where the first one stopped."""
@@ -217,13 +217,14 @@ class Volume:
         self._mount.release()
         self._stop_listening()
 
-    def _mount_changed(self) -> None:
-        self._on_change(self)
-
-    def _trouble(self, kind: str, text: str) -> None:
-        if text not in self.history.troubles:  # kubelet asks again and again
+    def trouble(self, kind: str, text: str) -> None:
+        """Something is wrong with it. Logged once: kubelet asks again and again, and pods mount as often as they like."""
+        if text not in self.history.troubles:
             self.log.error(text)
         self.history.trouble(kind, text)
+
+    def _mount_changed(self) -> None:
+        self._on_change(self)
 
     def _make_target(self) -> None:
         """Make the directory and its placeholder. What a former driver left there is taken over."""

@@ -188,10 +188,7 @@ class Volumes:
             self._records.save(self._record_of(volume))
             volume.history.no_trouble("record")
         except OSError as error:
-            text = f"the volume cannot be recorded, and a restart of the driver would not know it: {error}"
-            if text not in volume.history.troubles:  # pods mount as often as they like, and kubelet asks again and again
-                volume.log.error(text)
-            volume.history.trouble("record", text)
+            volume.trouble("record", f"the volume cannot be recorded, and a restart of the driver would not know it: {error}")
 
     def _forget(self, target: str, to: VolumeLog | logging.Logger) -> None:
         """Delete the record of a target that is gone. Whether that can be done changes nothing for kubelet, or its pod."""
