@@ -115,8 +115,11 @@ _WAITING = {
 
 async def _usage(volume: Volume) -> Usage:
     """Raises OSError, and TimeoutError where the FUSE program does not answer."""
-    # The placeholder is the driver's own, and needs no process that can be left behind.
-    said = None if volume.placeholder is None else fusemount.placeholders_usage(volume.target, volume.placeholder)
+    said = None
+    # The placeholder is the driver's own, and needs no process that can be left behind. Not while a program has mounted: to
+    # look what is at the target would make that mount busy for whoever unmounts it just now.
+    if volume.mount_record is None and volume.placeholder is not None:
+        said = fusemount.placeholders_usage(volume.target, volume.placeholder)
     if said is None:
         share = volume.publication.paths.owner
         said = await volume.examiner.call(share, limits.PROBE_WAIT, fusemount.usage, volume.target)

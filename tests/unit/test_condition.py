@@ -105,6 +105,18 @@ def test_the_usage_is_that_of_the_file_system(tmp_path: Any) -> None:
     assert 0 < usage.size.used <= usage.size.total
 
 
+def test_a_mount_is_not_looked_at_itself(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be busy for who unmounts it meanwhile."""
+
+    def looks(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("driver.fusemount.placeholders_usage", looks)
+    mounted = volume(target=str(tmp_path))
+    mounted.mount_record, mounted.placeholder = object(), "0:1"
+    assert run(condition._usage(mounted)).size.total > 0
+
+
 def test_a_link_in_place_of_the_target_is_not_followed(tmp_path: Any) -> None:
     (tmp_path / "link").symlink_to("/proc")
     assert usage_of(str(tmp_path / "link")).size.total == os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize
@@ -118,6 +130,7 @@ def volume(state: State = State.MOUNTED, target: str = "/target") -> Any:
         policy=SimpleNamespace(warnings=()),
         history=History(Past(THEN, 1)),
         state=state,
+        mount_record=None,
         placeholder=None,
         is_closing=False,
         examiner=Caller(),
