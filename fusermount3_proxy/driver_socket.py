@@ -216,6 +216,11 @@ def _receive(sock: socket, size: int, is_v1: bool) -> tuple[bytes, list[int]]:
     except fdpass.Truncated:
         fdpass.close_all(fds)
         raise DriverError("the driver's answer is too long or carries too many file descriptors") from None
+    except fdpass.NotLetIn:
+        fdpass.close_all(fds)
+        raise DriverError(
+            "the driver's file descriptor did not get here: this process may open no more (ulimit -n), or a security module forbids it"
+        ) from None
     except ConnectionResetError:
         return message, fds
     except OSError as error:

@@ -20,6 +20,10 @@ class Truncated(Exception):
     """A packet did not fit into the room that was made for it; its fds have been closed."""
 
 
+class NotLetIn(Exception):
+    """The kernel did not give this process the fds that came: it may open no more, or a security module forbids them."""
+
+
 def send_with_fds(sock: socket, data: bytes, fds: list[int]) -> None:
     """Send `data` with `fds` attached, as one message.
 
@@ -33,7 +37,7 @@ def receive_with_fds(sock: socket, size: int, max_fds: int) -> tuple[bytes, list
     """Receive one message of at most `size` bytes and `max_fds` fds (close-on-exec).
 
     Returns the data (empty at end of file) and the fds, which the caller owns. With `max_fds` 0 the kernel drops the
-    fds without installing them. Raises Truncated where the message did not fit, OSError as recvmsg(2) does.
+    fds without installing them. Raises Truncated where the message did not fit, NotLetIn, and OSError as recvmsg(2) does.
     """
     # CMSG_LEN and not CMSG_SPACE: the padding of the latter has room for a second fd.
     data, control, flags, _ = sock.recvmsg(size, CMSG_LEN(max_fds * _INT) if max_fds else 0, MSG_CMSG_CLOEXEC)
@@ -44,7 +48,8 @@ def receive_with_fds(sock: socket, size: int, max_fds: int) -> tuple[bytes, list
             fds += [int.from_bytes(payload[i : i + _INT], sys.byteorder) for i in range(0, whole, _INT)]
     if flags & MSG_TRUNC or (max_fds and flags & MSG_CTRUNC):
         close_all(fds)
-        raise Truncated
+        # Where fds were left out although there was room, it is not the message's length.
+        raise Truncated if flags & MSG_TRUNC or len(fds) >= max_fds else NotLetIn
     return data, fds
 
 

@@ -1,6 +1,7 @@
 """Which file descriptors this process has: what a function leaks shows here."""
 
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,3 +28,16 @@ def nothing_leaked() -> Iterator[None]:
 def same_file(fd: int, other: int) -> bool:
     """Whether two fds are of one file."""
     return os.path.samestat(os.fstat(fd), os.fstat(other))
+
+
+@contextmanager
+def no_more_fds() -> Iterator[None]:
+    """In the block this process may not get another fd."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)  # the lowest number that is free
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

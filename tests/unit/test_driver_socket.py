@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from open_fds import nothing_leaked, same_file
+from open_fds import no_more_fds, nothing_leaked, same_file
 from standin_driver import Behaviour, Recorder, StandIn, answer, listen, sends, waits_for_end
 
 from fusermount3_proxy import driver_socket, limits
@@ -187,6 +187,22 @@ def test_an_original_message_that_is_none_is_one_line_and_leaves_no_fd(
 ) -> None:
     with StandIn(path, original=sends(packet, *[fuse] * fds)):
         assert message in failure(path)
+
+
+@pytest.mark.parametrize("protocol", ["v1", "original"])
+def test_an_fd_that_this_process_may_not_have_is_told_apart(path: Path, fuse: int, protocol: str) -> None:
+    told = threading.Event()
+
+    def behaviour(connection: socket.socket) -> None:
+        with no_more_fds():
+            answer(connection, OK, fuse)
+            told.wait(10)
+
+    with StandIn(path, **{protocol: behaviour}):
+        try:
+            assert "this process may open no more (ulimit -n)" in failure(path)
+        finally:
+            told.set()
 
 
 def test_a_refusal_in_the_original_protocol_is_a_close(path: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from open_fds import nothing_leaked, same_file
+from open_fds import no_more_fds, nothing_leaked, same_file
 from pod_programs import ROOT
 
 from fusermount3_proxy import fdpass
@@ -75,6 +75,15 @@ def test_more_fds_than_there_is_room_for_are_all_closed(pair: Pair, sent: int, r
         send(ours, b"data", [null.fileno()] * sent)
         with pytest.raises(fdpass.Truncated):
             fdpass.receive_with_fds(theirs, 100, room)
+
+
+@pytest.mark.parametrize("sent", [1, 2, 3])
+def test_fds_that_a_process_may_not_have_are_told_from_a_long_message(pair: Pair, sent: int) -> None:
+    ours, theirs = pair
+    with open("/dev/null") as null, nothing_leaked():
+        send(ours, b"data", [null.fileno()] * sent)
+        with no_more_fds(), pytest.raises(fdpass.NotLetIn):
+            fdpass.receive_with_fds(theirs, 100, 2)
 
 
 @pytest.mark.parametrize("sent", [0, 1, 5])
