@@ -35,7 +35,12 @@ def close_others(kept: set[int]) -> None:
     try:
         fds = [int(name) for name in posix.listdir("/proc/self/fd")]
     except OSError:
-        fds = list(range(posix.sysconf("SC_OPEN_MAX")))
+        # Of ranges: the limit may be a thousand million, which the kernel closes at once.
+        first = 0
+        for fd in (*sorted(kept), posix.sysconf("SC_OPEN_MAX")):
+            posix.closerange(first, fd)
+            first = fd + 1
+        return
     for fd in fds:
         if fd not in kept:
             try:
