@@ -29,11 +29,19 @@ class BuildError(Exception):
 class Part:
     """Something that is built as a whole: `outputs` are names in dist/."""
 
-    def __init__(self, name: str, outputs: list[str], inputs: Callable[[], list[Path]], build: Callable[[Path, Path], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        outputs: list[str],
+        inputs: Callable[[], list[Path]],
+        build: Callable[[Path, Path], None],
+        check: Callable[[Path], None],
+    ) -> None:
         self.name = name
         self.outputs = outputs
         self.inputs = inputs
         self.build = build
+        self.check = check
 
 
 def build_client(out: Path, scratch: Path) -> None:
@@ -41,6 +49,11 @@ def build_client(out: Path, scratch: Path) -> None:
     client.build_tree(out / "mfcp", scratch)
     for program in client.SINGLE:
         client.build_single(program, out / program, scratch)
+
+
+def check_client(out: Path) -> None:
+    """Try the pod's programs."""
+    for program in client.SINGLE:
         _try([out / program, "-V" if program == "fusermount3" else "--help"])
     for program in client.PROGRAMS:
         _try_tree(out / "mfcp", program)
@@ -57,6 +70,10 @@ def build_driver(out: Path, scratch: Path) -> None:
     if done.returncode != 0:
         print(done.stderr, file=sys.stderr)
         raise BuildError("PyInstaller failed (see above)")
+
+
+def check_driver(out: Path) -> None:
+    """Try the driver."""
     program = out / "meta-fuse-csi-plugin" / "meta-fuse-csi-plugin"
     _try([program, "-V"])
     # As far as it goes without privileges: the driver's modules are imported by then, and for `volume list` gRPC's.
@@ -76,8 +93,8 @@ def driver_inputs() -> list[Path]:
 
 
 PARTS = [
-    Part("client", ["mfcp", "fusermount3", "fuse-starter"], client.inputs, build_client),
-    Part("driver", ["meta-fuse-csi-plugin"], driver_inputs, build_driver),
+    Part("client", ["mfcp", "fusermount3", "fuse-starter"], client.inputs, build_client, check_client),
+    Part("driver", ["meta-fuse-csi-plugin"], driver_inputs, build_driver, check_driver),
 ]
 
 
@@ -89,6 +106,7 @@ def main() -> int:
     arguments = parser.parse_args()
     parts = [part for part in PARTS if arguments.only in (None, part.name)]
     try:
+        _epoch()
         _check_tools()
         DIST.mkdir(exist_ok=True)
         with (DIST / ".lock").open("w") as lock:
@@ -98,7 +116,7 @@ def main() -> int:
                 shutil.rmtree(left)
             for part in parts:
                 _bring_up_to_date(part, arguments.force)
-    except (BuildError, elf.ElfError) as error:
+    except (BuildError, elf.ElfError, OSError) as error:
         print(f"build: {error}", file=sys.stderr)
         return 1
     for part in parts:
@@ -127,6 +145,8 @@ def _bring_up_to_date(part: Part, force: bool) -> None:
         for path in (out, scratch, old):
             path.mkdir()
         part.build(out, scratch)
+        _set_modes(out)
+        part.check(out)
         _set_times(out)
         stamp.unlink(missing_ok=True)
         for name in part.outputs:
@@ -144,6 +164,13 @@ def _digest(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
+def _set_modes(folder: Path) -> None:
+    """Readable and executable by any user of a pod or of the node, whatever umask the build has."""
+    for path in folder.rglob("*"):
+        executable = path.is_dir() or elf.is_elf(path)
+        os.chmod(path, 0o755 if executable else 0o644)
+
+
 def _set_times(folder: Path) -> None:
     """The same time for every file of every build, so that images of the same content have the same layers."""
     epoch = _epoch()
@@ -152,7 +179,10 @@ def _set_times(folder: Path) -> None:
 
 
 def _epoch() -> int:
-    return int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))  # 1980, the first year that a zip file can say
+    text = os.environ.get("SOURCE_DATE_EPOCH", "315532800")  # 1980, the first year that a zip file can say
+    if not text.isdecimal():
+        raise BuildError(f"SOURCE_DATE_EPOCH is {text!r} and not a number of seconds")
+    return int(text)
 
 
 def _try(command: list[str | Path]) -> None:

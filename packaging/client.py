@@ -11,7 +11,6 @@ so nothing is searched for, and what an image has in the usual places plays no p
 
 import importlib.util
 import marshal
-import os
 import shutil
 import subprocess
 import sys
@@ -75,7 +74,6 @@ def build_tree(out: Path, scratch: Path) -> None:
         script = _script(program, modules[program], hidden_environment=True, scratch=scratch)
         _append_archive(executable, _entries(program, script), libpython.name, scratch)
         _compile_trampoline(out / program, program)
-    _set_modes(out)
 
 
 def build_single(program: str, out: Path, scratch: Path) -> None:
@@ -103,7 +101,6 @@ def build_single(program: str, out: Path, scratch: Path) -> None:
     for file in sorted(path for path in files.rglob("*") if path.is_file()):
         entries.append((str(file.relative_to(files)), str(file), False, "b" if elf.is_elf(file) else "x"))
     _append_archive(out, entries, libpython.name, scratch)
-    out.chmod(0o755)
 
 
 def inputs() -> list[Path]:
@@ -242,10 +239,3 @@ def _compile_trampoline(out: Path, program: str) -> None:
     done = subprocess.run([*command, "-o", str(out), str(HERE / "trampoline.c")], capture_output=True, text=True)
     if done.returncode != 0:
         raise elf.ElfError(f"trampoline.c cannot be compiled: {done.stderr.strip()}")
-
-
-def _set_modes(tree: Path) -> None:
-    """Readable and executable by any user of the pod, whatever umask the build has."""
-    for path in [tree, *tree.rglob("*")]:
-        executable = path.is_dir() or elf.is_elf(path)
-        os.chmod(path, 0o755 if executable else 0o644)
