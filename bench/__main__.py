@@ -44,8 +44,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", metavar="GROUP[,GROUP]", type=_groups, default=list(GROUPS), help=f"of {', '.join(GROUPS)}")
     parser.add_argument("--short", action="store_true", help="few rounds, for CI")
     parser.add_argument("--check", action="store_true", help="fail where a ratio is worse than bench/bounds.toml allows")
-    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the table here too")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write all values here")
+    parser.add_argument("--markdown", metavar="FILE", type=_file, help="write the table here too")
+    parser.add_argument("--json", metavar="FILE", type=_file, help="write all values here")
     for name, what in (("driver", "driver"), ("fusermount3", "fusermount3"), ("starter", "fuse-starter")):
         text = f"another implementation's {what}, which stands beside ours"
         parser.add_argument(f"--peer-{name}", metavar="COMMAND", type=_command, default=[], help=text)
@@ -67,6 +67,14 @@ def _command(text: str) -> list[str]:
     if not words or shutil.which(words[0]) is None:
         raise argparse.ArgumentTypeError(f"there is no program {text!r}")
     return [os.path.abspath(str(shutil.which(words[0]))), *words[1:]]
+
+
+def _file(text: str) -> Path:
+    # Asked now: what is measured in minutes would be lost at the end.
+    path = Path(text)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} is no file that can be written")
+    return path
 
 
 def _name(text: str) -> str:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -180,3 +181,11 @@ print(flush=True); sys.stdin.read()
     process.communicate()
     assert seconds >= 0.3
     assert seconds == pytest.approx(ticks / os.sysconf("SC_CLK_TCK"), abs=0.05)
+
+
+@pytest.mark.parametrize("place", ["/none/values.json", "/proc"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(place: str) -> None:
+    command = [sys.executable, "-B", "-m", "bench", "--short", "--only", "sizes", "--json", place]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == f"bench/run: argument --json: {place!r} is no file that can be written; try bench/run --help\n"
