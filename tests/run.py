@@ -214,6 +214,7 @@ def _apt_get(*arguments: str) -> None:
 def set_up(run: Run, wanted: list[Stage]) -> None:
     """Make what the tests need. Raises Stop."""
     install_packages(run, wanted)
+    os.environ["VENV"] = str(VENV)  # read by packaging/build, at the top of the repository, where a relative one says another
     run.set_up("the Python environment", ROOT / "packaging/setup-venv", VENV)
     if needs_build(wanted):
         run.set_up("dist/", ROOT / "packaging/build")
@@ -323,4 +324,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # the reader has ended, as `head` does: nobody is there to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
