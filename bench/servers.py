@@ -96,16 +96,26 @@ class Clients:
         self.server = server
         self.pods = pods
         each = [pods // processes + (number < pods % processes) for number in range(processes)]
-        self._processes = [_client(server.socket, count) for count in each]
-        for process in self._processes:
-            _expect(process, "ready")
-        self.pids = [process.pid for process in self._processes]
-        self.targets = [Path(target) for process in self._processes for target in _lines(process)]
+        self._processes: list[subprocess.Popen[str]] = []
+        try:
+            for count in each:
+                self._processes.append(_client(server.socket, count))
+            for process in self._processes:
+                _expect(process, "ready")
+            self.pids = [process.pid for process in self._processes]
+            self.targets = [Path(target) for process in self._processes for target in _lines(process)]
+        except BaseException:
+            # One that goes on when the bench's tmpfs is gone would make its pods in the node's own folder.
+            self._kill()
+            raise
 
     def __enter__(self) -> "Clients":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._kill()
+
+    def _kill(self) -> None:
         for process in self._processes:
             process.kill()
             process.wait(_START)
@@ -149,8 +159,8 @@ def serving(*servers: Server) -> Iterator[None]:
     """Let them run during the block."""
     with ExitStack() as stack:
         for server in servers:
-            server.start()
             stack.callback(server.kill)
+            server.start()
         for server in servers:
             server.wait_until_serving()
         yield

@@ -189,3 +189,24 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(pl
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr == f"bench/run: argument --json: {place!r} is no file that can be written; try bench/run --help\n"
+
+
+def test_clients_that_never_get_ready_are_gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "system")
+    from bench import servers
+    from bench.place import BenchError
+
+    started: list[subprocess.Popen[str]] = []
+
+    def client(socket: Path, count: int) -> subprocess.Popen[str]:
+        started.append(subprocess.Popen(["sh", "-c", "echo no; exec sleep 100"], stdout=subprocess.PIPE, text=True))
+        return started[-1]
+
+    monkeypatch.setattr(servers, "_client", client)
+    with pytest.raises(BenchError):
+        servers.Clients(servers.Server("none", tmp_path, ["false"]), 2, 2)
+    ended = [process.poll() for process in started]
+    for process in started:
+        process.kill()
+        process.communicate()
+    assert ended == [-9, -9]
