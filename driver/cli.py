@@ -18,8 +18,11 @@ from driver.settings import Settings
 if TYPE_CHECKING:
     from driver.rpc import admin_pb2
 
-# What klog's users put on the command line: accepted, and without a meaning here.
-_KLOG = ("logtostderr", "alsologtostderr", "stderrthreshold", "vmodule", "log_dir", "log_file", "add_dir_header", "skip_headers")
+# What klog's users put on the command line, all of it: accepted, and without a meaning here.
+_KLOG = (
+    *("logtostderr", "alsologtostderr", "stderrthreshold", "vmodule", "log_backtrace_at", "log_dir", "log_file", "log_file_max_size"),
+    *("one_output", "add_dir_header", "skip_headers", "skip_log_headers"),
+)
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})

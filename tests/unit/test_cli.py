@@ -134,6 +134,7 @@ def test_goes_single_dash_is_taken(arguments: list[str], expected: list[str]) ->
 def test_what_users_of_klog_write_is_taken() -> None:
     # The Go plugin's DaemonSets hold some of these; the last mistake is the one that is told.
     options = ["--v=5", "--logtostderr", "--alsologtostderr=true", "--stderrthreshold=INFO", "--vmodule=a=1", "-log_dir=/x", "-log_file=y"]
+    options += ["--log_file_max_size", "1800", "-log_backtrace_at=a.go:1", "--one_output", "--skip_log_headers=true"]
     check_mistake(run(*options, "--add_dir_header", "--skip_headers", "--nodeid=n", "--endpoint=bad"), 1, "--endpoint")
 
 
