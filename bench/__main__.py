@@ -13,7 +13,7 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.pop("PYTHONPATH", None)  # bench/run's, for this process alone
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/system"), str(ROOT / "tests/unit")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/system"), str(ROOT / "tests")]
 
 import pytest  # noqa: E402
 from harness import driver  # noqa: E402

@@ -18,6 +18,7 @@ from clients import CLIENTS
 from harness import mounts
 from harness.container import Engine
 from harness.driver import Driver
+from harness.image import Asked, Image, answering, check_built
 from harness.kubelet import Kubelet
 from harness.pod import Node, Pod
 from harness.programs import check_installed
@@ -127,3 +128,39 @@ def node(module_node: Node) -> Iterator[Node]:
 def pod(node: Node) -> Pod:
     """A new pod."""
     return node.pod()
+
+
+@pytest.fixture(scope="module")
+def built() -> None:
+    """The frozen programs are in dist/."""
+    check_built()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Image:
+    """An image that holds nothing: no libc, no /proc, no /dev; a mountpoint and the folder of the socket."""
+    root = tmp_path / "image"
+    for folder in ("opt/mfcp", "usr/bin", "mnt", "proc", "fusermount3-proxy"):
+        (root / folder).mkdir(parents=True)
+    tmp_path.chmod(0o755)
+    return Image(root)
+
+
+@pytest.fixture
+def image_with_proc(image: Image) -> Image:
+    """The same with /proc, as every container has it."""
+    image.binds.append((Path("/proc"), "/proc"))
+    return image
+
+
+@pytest.fixture
+def machine() -> Image:
+    """This machine's own root, with the tree in its place."""
+    return Image(Path("/"))
+
+
+@pytest.fixture
+def stand_in(image: Image) -> Iterator[Asked]:
+    """A stand-in for the driver, with its socket in `image`."""
+    with answering(image.root / "fusermount3-proxy" / "fuse.sock") as asked:
+        yield asked

@@ -7,7 +7,10 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
 _CLONE_NEWNS = 0x00020000
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,9 @@ def enter_private_namespace() -> None:
     Whatever goes wrong, the machine's own mounts stay as they are, and what is forgotten ends with the last process. What
     else the machine mounts meanwhile (another container engine) is not seen here, where mounts are counted.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNS) != 0:
+    if _libc.unshare(_CLONE_NEWNS) != 0:
         raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNS)")
-    mount("--make-rprivate", "/")
+    call_mount("none", "/", flags=MS_REC | MS_PRIVATE)
 
 
 def mount(*arguments: str | Path) -> None:
@@ -87,13 +89,17 @@ def mount(*arguments: str | Path) -> None:
     subprocess.run(["mount", *map(str, arguments)], check=True)
 
 
-def mount_fuse(target: Path) -> int:
-    """Mount a FUSE file system by mount(2), and return the fd to serve it by."""
-    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    libc = ctypes.CDLL(None, use_errno=True)
-    data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
-    if libc.mount(b"/dev/fuse", os.fsencode(target), b"fuse", ctypes.c_ulong(0), data) != 0:
+def call_mount(source: Path | str, target: Path | str, fstype: str | None = None, flags: int = 0, data: str | None = None) -> None:
+    """mount(2): between fork and exec too, and with what mount(8) would not pass on."""
+    kind, text = (None if word is None else word.encode() for word in (fstype, data))
+    if _libc.mount(os.fsencode(source), os.fsencode(target), kind, ctypes.c_ulong(flags), text) != 0:
         raise OSError(ctypes.get_errno(), "mount", str(target))
+
+
+def mount_fuse(target: Path) -> int:
+    """Mount a FUSE file system, and return the fd to serve it by."""
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    call_mount("/dev/fuse", target, "fuse", data=f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other")
     return fd
 
 
