@@ -5,7 +5,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from harness import mounts
 from harness.container import Background, Bind, Container
 from harness.pod import SOCKETS, VARIABLE, Node, Pod
 from harness.programs import SOURCES, static_fuse_program
+from standin_driver import Behaviour, StandIn
 
 LIBRARY = "/usr/bin/library"
 ANSWER_WAIT = 30  # seconds: how long the client waits for an answer
@@ -40,43 +42,24 @@ def setup(module_node: Node) -> Setup:
     return Setup(module_node.pod())
 
 
-class StandIn:
-    """A driver of protocol v1 that takes one connection and does what the test says."""
+@contextmanager
+def driver(setup: Setup, name: str, answer: Behaviour) -> Iterator[list[bytes]]:
+    """A driver of protocol v1 that does what the test says; yields the requests."""
+    requests: list[bytes] = []
 
-    def __init__(self, setup: Setup, name: str, answer: Callable[[socket.socket], None]) -> None:
-        self._path = setup.empty_dir / f"{name}.v1"
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        folder = os.open(self._path.parent, os.O_PATH)
-        self._listener.bind(f"/proc/self/fd/{folder}/{self._path.name}")
-        os.close(folder)
-        self._listener.listen()
-        self.requests: list[bytes] = []
-        self._answer = answer
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
+    def behaviour(connection: socket.socket) -> None:
+        requests.append(connection.recv(65536))
+        answer(connection)
 
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            with connection:
-                self.requests.append(connection.recv(65536))
-                self._answer(connection)
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(10)
-        self._path.unlink()
+    with StandIn(setup.empty_dir / name, v1=behaviour):
+        yield requests
 
 
 def null() -> int:
     return os.open("/dev/null", os.O_RDWR)
 
 
-def with_fds(data: bytes, count: int) -> Callable[[socket.socket], None]:
+def with_fds(data: bytes, count: int) -> Behaviour:
     def answer(connection: socket.socket) -> None:
         fds = [null() for _ in range(count)]
         socket.send_fds(connection, [data], fds)
@@ -88,13 +71,10 @@ def with_fds(data: bytes, count: int) -> Callable[[socket.socket], None]:
 
 @pytest.mark.parametrize("kind", ["stream", "seqpacket"])
 def test_the_fd_of_a_good_answer_is_passed_on(node: Node, setup: Setup, kind: str) -> None:
-    stand_in = StandIn(setup, "good", with_fds(GOOD, 1))
-    try:
+    with driver(setup, "good", with_fds(GOOD, 1)) as requests:
         result = setup.mount("good", "-o ro,fsname=x -- /mnt", kind)
-    finally:
-        stand_in.close()
     assert result == {"code": 0, "out": "", "err": "", "data": "00", "fds": ["/dev/null"]}
-    request = json.loads(stand_in.requests[0])
+    request = json.loads(requests[0])
     assert request == {"op": "mount", "mountpoint": "/mnt", "options": "ro,fsname=x", "fds": []}
 
 
@@ -119,12 +99,9 @@ def test_the_fd_of_a_good_answer_is_passed_on(node: Node, setup: Setup, kind: st
         *("closed", "refusal", "refusal with fd"),
     ],
 )
-def test_a_bad_answer(node: Node, setup: Setup, answer: Callable[[socket.socket], None], word: str) -> None:
-    stand_in = StandIn(setup, "bad", answer)
-    try:
+def test_a_bad_answer(node: Node, setup: Setup, answer: Behaviour, word: str) -> None:
+    with driver(setup, "bad", answer):
         result = setup.mount("bad")
-    finally:
-        stand_in.close()
     assert (result["code"], result["out"], result["data"], result["fds"]) == (1, "", "", [])
     (line,) = str(result["err"]).splitlines()
     assert line.startswith("fusermount3: ")
@@ -138,35 +115,26 @@ def test_a_driver_that_stops_answering(node: Node, setup: Setup) -> None:
     def say_nothing(connection: socket.socket) -> None:
         release.wait(2 * ANSWER_WAIT)
 
-    silent = StandIn(setup, "silent", say_nothing)
-    original = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    folder = os.open(setup.empty_dir, os.O_PATH)
-    original.bind(f"/proc/self/fd/{folder}/original")
-    os.close(folder)
-    original.listen()
-    try:
-        start = time.monotonic()
-        programs: list[Background] = [setup.fuse.start(setup.command(name).removeprefix("env ")) for name in ("silent", "original")]
-        for program in programs:
-            assert program.wait(ANSWER_WAIT + 5) == 0
-            assert time.monotonic() - start >= ANSWER_WAIT
-            result = json.loads(program.out)
-            assert result["code"] == 1
-            (line,) = result["err"].splitlines()
-            assert line == f"fusermount3: the driver did not answer within {ANSWER_WAIT} s"
-    finally:
-        release.set()
-        silent.close()
-        original.close()
-        (setup.empty_dir / "original").unlink()
+    with StandIn(setup.empty_dir / "silent", v1=say_nothing), StandIn(setup.empty_dir / "original", original=say_nothing):
+        try:
+            start = time.monotonic()
+            programs: list[Background] = [setup.fuse.start(setup.command(name).removeprefix("env ")) for name in ("silent", "original")]
+            for program in programs:
+                assert program.wait(ANSWER_WAIT + 5) == 0
+                assert time.monotonic() - start >= ANSWER_WAIT
+                result = json.loads(program.out)
+                assert result["code"] == 1
+                (line,) = result["err"].splitlines()
+                assert line == f"fusermount3: the driver did not answer within {ANSWER_WAIT} s"
+        finally:
+            release.set()
 
 
 @pytest.fixture
-def serving(setup: Setup) -> Iterator[StandIn]:
-    """A driver that nobody should reach."""
-    stand_in = StandIn(setup, "unasked", with_fds(GOOD, 1))
-    yield stand_in
-    stand_in.close()
+def unasked(setup: Setup) -> Iterator[list[bytes]]:
+    """The requests to a driver that nobody should reach."""
+    with driver(setup, "unasked", with_fds(GOOD, 1)) as requests:
+        yield requests
 
 
 @pytest.mark.parametrize(
@@ -182,11 +150,11 @@ def serving(setup: Setup) -> Iterator[StandIn]:
     ],
     ids=["missing", "no number", "negative", "empty", "not open", "no socket"],
 )
-def test_a_bad_comm_fd(node: Node, setup: Setup, serving: StandIn, variable: str, line: str) -> None:
+def test_a_bad_comm_fd(node: Node, setup: Setup, unasked: list[bytes], variable: str, line: str) -> None:
     """Found before the driver is asked, so that nothing has to be undone."""
     result = setup.fuse.run(f"{VARIABLE}={SOCKETS}/unasked {variable} fusermount3 -- /mnt")
     assert (result.code, result.out, result.err.splitlines()) == (1, "", [line])
-    assert serving.requests == []
+    assert unasked == []
 
 
 @pytest.mark.parametrize(
@@ -203,13 +171,13 @@ def test_a_bad_comm_fd(node: Node, setup: Setup, serving: StandIn, variable: str
         ("-o blkdev -- /mnt", "option blkdev is privileged"),
     ],
 )
-def test_a_bad_command_line(node: Node, setup: Setup, serving: StandIn, arguments: str, word: str) -> None:
+def test_a_bad_command_line(node: Node, setup: Setup, unasked: list[bytes], arguments: str, word: str) -> None:
     result = setup.mount("unasked", arguments)
     assert (result["code"], result["out"], result["fds"]) == (1, "", [])
     (line,) = str(result["err"]).splitlines()
     assert line.startswith("fusermount3: ")
     assert word in line
-    assert serving.requests == []
+    assert unasked == []
 
 
 def test_no_socket_to_be_found(node: Node, setup: Setup) -> None:
@@ -228,7 +196,7 @@ def test_a_library_that_is_refused_with_a_subtype_calls_again_without(pod: Pod) 
     mounts.mount("--make-shared", target)
 
     def refuses_subtypes(connection: socket.socket) -> None:
-        if "subtype=" in json.loads(stand_in.requests[-1])["options"]:
+        if "subtype=" in json.loads(requests[-1])["options"]:
             connection.send(b'{"error":"mount failed: No such device","errno":19}')
             return
         fd = mounts.mount_fuse(target)
@@ -236,18 +204,17 @@ def test_a_library_that_is_refused_with_a_subtype_calls_again_without(pod: Pod) 
         os.close(fd)
 
     setup = Setup(pod)
-    stand_in = StandIn(setup, "without-subtypes", refuses_subtypes)
     try:
-        (setup.empty_dir / "dev-fuse").touch()
-        binds = [Bind(static_fuse_program(), "/usr/bin/hello", read_only=True), Bind(target, "/data", "rslave")]
-        fuse = pod.fuse(None, binds=binds, environment={VARIABLE: f"{SOCKETS}/without-subtypes"})
-        program = fuse.start("hello -f -o fsname=source,subtype=kind /data")
-        fuse.wait_for("cat /data/hello")
-        assert fuse.check("cat /data/hello") == "Hello World!\n"
-        assert ["subtype=" in json.loads(request)["options"] for request in stand_in.requests] == [True, False]
-        assert "No such device" not in program.err
+        with driver(setup, "without-subtypes", refuses_subtypes) as requests:
+            (setup.empty_dir / "dev-fuse").touch()
+            binds = [Bind(static_fuse_program(), "/usr/bin/hello", read_only=True), Bind(target, "/data", "rslave")]
+            fuse = pod.fuse(None, binds=binds, environment={VARIABLE: f"{SOCKETS}/without-subtypes"})
+            program = fuse.start("hello -f -o fsname=source,subtype=kind /data")
+            fuse.wait_for("cat /data/hello")
+            assert fuse.check("cat /data/hello") == "Hello World!\n"
+            assert ["subtype=" in json.loads(request)["options"] for request in requests] == [True, False]
+            assert "No such device" not in program.err
     finally:
-        stand_in.close()
         pod.stop_containers()
         mounts.unmount_all_below(target)
         target.rmdir()
