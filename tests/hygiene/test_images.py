@@ -48,6 +48,7 @@ def test_names_of_images_are_whole(path: Path) -> None:
     stages = {"scratch", *re.findall(r"^FROM\s+\S+\s+AS\s+(\S+)", text, re.MULTILINE | re.IGNORECASE)}
     names = re.findall(r"^FROM\s+(\S+)", text, re.MULTILINE) + re.findall(r"--from=(\S+)", text)
     defaults = dict(re.findall(r"^ARG\s+(\w+)=(\S+)", text, re.MULTILINE))
+    assert names
     for name in names:
         whole = re.sub(r"\$\{(\w+)\}", lambda found: defaults[found[1]], name)
         assert whole in stages or re.fullmatch(r"[\w-]+(\.[\w-]+)+/[\w./-]+:[\w.-]+", whole), name

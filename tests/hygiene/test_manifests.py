@@ -97,6 +97,8 @@ def test_both_csi_drivers_are_the_same_but_for_persistent_volumes() -> None:
 
 
 def test_examples_are_named_as_their_folders() -> None:
-    for path in (ROOT / "examples").glob("*/*/deploy.yaml"):
+    paths = list((ROOT / "examples").glob("*/*/deploy.yaml"))
+    assert len(paths) > 5
+    for path in paths:
         names = [manifest["metadata"]["name"] for manifest in yaml.safe_load_all(Path(path).read_text()) if manifest["kind"] == "Pod"]
         assert f"mfcp-example-{'-'.join(path.parts[-3:-1])}" in names

@@ -27,7 +27,7 @@ CONNECTIONS = 72
 PREPARED = 8
 THREADS = 11
 CHILDREN = 4
-MEMORY = 24 << 20  # bytes that an attack may make the driver grow by; 2.4 MiB at the most were seen
+MEMORY = 24 << 20  # bytes that an attack may make the driver grow by
 
 # What the honest pod's mounts need meanwhile: its connection, its device node and the process that looks whether its program
 # lives have fds, and kubelet's calls a connection.
