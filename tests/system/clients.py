@@ -124,6 +124,25 @@ def _program(find: Callable[[], Path], name: str) -> Callable[[], list[Bind]]:
     return lambda: [Bind(find(), f"/usr/bin/{name}", read_only=True)]
 
 
+def _hello(crate: str, library: str, options: str = "", codes: tuple[int, ...] = (0,)) -> Client:
+    """The program in programs/CRATE: a file system with one file, to be read alone."""
+    program = f"hello-{crate}"
+    return Client(
+        f"{program}{options}",
+        library,
+        f"{program}{options} {{mountpoint}}",
+        version=lambda: crate_version(crate),
+        setup="",
+        file="hello",
+        content="Hello World!\n",
+        writes=False,
+        codes=codes,
+        binds=_program(lambda: rust_program(crate), program),
+        notes="a program of these tests",
+        is_long=True,
+    )
+
+
 _S3FS_OPTIONS = f"url={S3Server.URL},use_path_request_style,passwd_file=/tmp/password"
 
 CLIENTS = [
@@ -340,45 +359,8 @@ CLIENTS = [
         is_long=True,
     ),
     # ---- cberner's fuser, the library of mountpoint-s3: starts `fusermount3 -h` to find it
-    Client(
-        "hello-fuser",
-        FUSER,
-        "hello-fuser {mountpoint}",
-        version=lambda: crate_version("fuser"),
-        setup="",
-        file="hello",
-        content="Hello World!\n",
-        writes=False,
-        binds=_program(lambda: rust_program("fuser"), "hello-fuser"),
-        notes="a program of these tests",
-        is_long=True,
-    ),
-    Client(
-        "hello-fuser --auto-unmount",
-        FUSER,
-        "hello-fuser --auto-unmount {mountpoint}",
-        version=lambda: crate_version("fuser"),
-        setup="",
-        file="hello",
-        content="Hello World!\n",
-        writes=False,
-        binds=_program(lambda: rust_program("fuser"), "hello-fuser"),
-        notes="a program of these tests",
-        codes=(143,),
-        is_long=True,
-    ),
+    _hello("fuser", FUSER),
+    _hello("fuser", FUSER, " --auto-unmount", codes=(143,)),
     # ---- Sherlock's fuse3: one end of a SEQPACKET pair, read with no room for data after the helper's end
-    Client(
-        "hello-fuse3",
-        FUSE3,
-        "hello-fuse3 {mountpoint}",
-        version=lambda: crate_version("fuse3"),
-        setup="",
-        file="hello",
-        content="Hello World!\n",
-        writes=False,
-        binds=_program(lambda: rust_program("fuse3"), "hello-fuse3"),
-        notes="a program of these tests",
-        is_long=True,
-    ),
+    _hello("fuse3", FUSE3),
 ]
