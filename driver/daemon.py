@@ -23,6 +23,8 @@ from driver.takeoff import Workspace
 from driver.volumes import Volumes
 
 _QUIET_WAIT = 0.5  # seconds, where pods do not stop asking
+_FORMER_WAIT = 15.0  # seconds; a driver that is told to stop ends within services.GRACE twice
+_FORMER_RETRY = 0.05
 
 
 def serve(settings: Settings) -> None:
@@ -53,13 +55,16 @@ async def _serve(settings: Settings, scraped: socket.socket | None, instance: in
     asyncio.get_running_loop().add_signal_handler(NUDGE, lambda: None)  # else it would be ignored, and interrupt nothing
     with ExitStack() as stack:
         try:
+            os.makedirs(settings.run_dir, mode=0o700, exist_ok=True)
+            records = _open_records(settings.state_dir)
+            await _former_driver_ends(records, settings.state_dir, stopped)
             workspace = Workspace(settings.run_dir)
             stack.callback(workspace.close)
             watch = CloseWatch(instance)
             stack.callback(watch.close)
             listeners = Listeners()
             stack.callback(listeners.close)
-            volumes = Volumes(workspace, watch, listeners, _open_records(settings.state_dir))
+            volumes = Volumes(workspace, watch, listeners, records)
             stack.callback(volumes.release)
             standalone = Standalone(volumes, f"{settings.run_dir}/volumes")
             standalone.prepare()
@@ -93,6 +98,24 @@ def _open_records(folder: str) -> Records:
         return Records(folder)
     except OSError as error:
         raise StartError(f"cannot prepare {folder} (--state-dir): {error.strerror}; give a folder on a tmpfs of the node") from None
+
+
+async def _former_driver_ends(records: Records, folder: str, stopped: asyncio.Event) -> None:
+    """Wait for a driver that does not serve any more and still has the records.
+
+    It finishes what is under way when it is stopped, and whoever deletes its pod by force has the next one started meanwhile.
+    """
+    end = asyncio.get_running_loop().time() + _FORMER_WAIT
+    if not records.own():
+        log.info(f"another driver has {folder}: waiting for its end")
+    while not records.own() and not stopped.is_set():
+        if asyncio.get_running_loop().time() >= end:
+            log.warning(
+                f"another driver has {folder}: its volumes are known here when kubelet publishes them, and until it has ended a "
+                "restart of this one will not know any (give each driver a --state-dir of its own)"
+            )
+            return
+        await asyncio.sleep(_FORMER_RETRY)
 
 
 def _listen_for_scrapes(address: str | None) -> socket.socket | None:

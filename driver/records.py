@@ -59,24 +59,32 @@ class Records:
     """The folder of the records."""
 
     def __init__(self, folder: str) -> None:
-        """Make the folder, and own it until the process ends. Raises OSError where there is none, and none can be made."""
+        """Make the folder. Raises OSError where there is none, and none can be made."""
         os.makedirs(folder, mode=0o700, exist_ok=True)
         self._folder = folder
-        self._owned = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(self._owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.warning(f"another driver has {folder}; a restart of this one will not know its volumes (give it a --state-dir)")
-            os.close(self._owned)
-            self._owned = -1
+        self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._is_owned = False
         if not os.access(folder, os.W_OK):  # a read-only file system: root may write to all others
             log.error(f"{folder} (--state-dir) cannot be written; a restart of the driver will not know what has changed")
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             self._boot_id = file.read().strip()
 
+    def own(self) -> bool:
+        """Whether the folder is this driver's, from now on until its process ends. It is not while another driver has it.
+
+        Without it nothing is read or written; what is to be written asks again, since that one may have ended.
+        """
+        if not self._is_owned:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._is_owned = True
+            except BlockingIOError:
+                pass
+        return self._is_owned
+
     def save(self, record: Record) -> None:
         """Write a record, whole or not at all. Raises OSError."""
-        if self._owned < 0:
+        if not self.own():
             return
         content = json.dumps({"version": _VERSION, "bootId": self._boot_id, **_to_json(record)}).encode("ascii")
         path = self._path(record.publication.paths.target_path)
@@ -96,7 +104,7 @@ class Records:
 
     def delete(self, target_path: str) -> None:
         """Delete the record of a target, if there is one. Raises OSError."""
-        if self._owned < 0:
+        if not self.own():
             return
         path = self._path(target_path)
         try:
@@ -108,7 +116,7 @@ class Records:
     def load(self) -> list[Record]:
         """All records of this boot. A broken one is left out, told in the log, and costs no other volume."""
         found: list[Record] = []
-        if self._owned < 0:
+        if not self.own():
             return found
         try:
             names = sorted(os.listdir(self._folder))

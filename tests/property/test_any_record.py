@@ -28,7 +28,7 @@ def test_any_record_comes_back_as_it_was(publication: Publication, mount: FuseMo
             records.save(Record(publication, mount, past))
             assert records.load() == [Record(publication, mount, past)]
         finally:
-            os.close(records._owned)
+            os.close(records._lock)
 
 
 @given(st.binary() | values.map(json.dumps).map(str.encode), publications, st.none() | mounts, st.dictionaries(texts, values))
@@ -51,4 +51,4 @@ def test_any_broken_record_costs_no_other_one(
             assert Record(publication, mount) in loaded
             assert all(isinstance(each, Record) for each in loaded)
         finally:
-            os.close(records._owned)
+            os.close(records._lock)

@@ -2,11 +2,15 @@
 
 import os
 import signal
+import threading
 import time
 
 import grpc
 import pytest
 from harness.container import Background, Container
+from harness.driver import Driver
+from harness.events import wait_until
+from harness.hostile import mount
 from harness.kubelet import Published, refused
 from harness.pod import Node, Pod
 
@@ -108,6 +112,31 @@ def test_the_next_driver_unpublishes(node: Node, pod: Pod, republish: bool) -> N
     served.volume.unpublish()
     served.program.wait()
     served.is_gone()
+
+
+def test_the_next_driver_waits_for_the_end_of_one_that_is_told_to_stop(node: Node, pod: Pod) -> None:
+    """As where a driver's pod is deleted by force while kubelet waits for an answer."""
+    volume = pod.publish()
+    fd = mount(volume)  # nobody serves it, so that kubelet's question takes a second
+    following = Driver(node.folder)
+    asking = threading.Thread(target=lambda: volume.condition)
+    asking.start()
+    try:
+        wait_until("a process of the driver asks", node.driver.children)
+        node.driver.signal(signal.SIGTERM)
+        wait_until("it takes no more calls", lambda: not node.driver.csi_socket.exists())
+        following.start()
+        assert node.driver.wait() == 0
+        status = following.cli("status").stdout
+        assert str(volume.target) in status
+        assert "mounted" in status
+        os.close(fd)
+        volume.wait_waiting()
+    finally:
+        asking.join()
+        following.end()
+        if not node.driver.is_running:
+            node.driver.start()
 
 
 def test_a_driver_whose_starter_is_killed_ends_with_an_error(node: Node, pod: Pod) -> None:
