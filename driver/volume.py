@@ -6,7 +6,7 @@ A published volume and a FUSE mount are two things: today a volume has one mount
 import asyncio
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from errno import EBUSY, EEXIST, ENOTEMPTY
 
 from driver import fusemount
@@ -36,7 +36,8 @@ _CLOSE_PATIENCE = 0.001  # seconds; once in a volume's life, and nearly always a
 class Publication:
     """What publish was asked for; the same target again with another one is ALREADY_EXISTS.
 
-    `pod` is NAMESPACE/NAME for the log, "" without Kubernetes.
+    `pod` is NAMESPACE/NAME for the log, "" without Kubernetes. It makes no difference: whether kubelet
+    tells it is podInfoOnMount of the CSIDriver, which can be another one while the pod runs.
     """
 
     volume_id: str
@@ -45,7 +46,7 @@ class Publication:
     read_only: bool
     mount_flags: tuple[str, ...]
     mount_options: str
-    pod: str
+    pod: str = field(compare=False)
 
 
 class Volume:

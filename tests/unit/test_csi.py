@@ -62,6 +62,9 @@ def test_the_same_request_is_the_same_publication() -> None:
     assert publication_of(request(), PODS) == publication_of(request(), PODS)
     # kubelet may write the target path with a slash at its end.
     assert publication_of(request(target_path=TARGET + "/"), PODS) == publication_of(request(), PODS)
+    # It tells the pod where the CSIDriver says so, and that may change while pods run.
+    without_pod = request(**{"csi.storage.k8s.io/pod.name": "left out", "csi.storage.k8s.io/pod.namespace": "left out"})
+    assert publication_of(without_pod, PODS) == publication_of(request(), PODS)
     for other in (request(volume_id="csi-2"), request(readonly=True), request(mountOptions="ro"), request(fdPassingSocketName="b")):
         assert publication_of(other, PODS) != publication_of(request(), PODS)
 
