@@ -5,7 +5,7 @@ Imported when the volumes are taken up: gRPC takes as long to import as hundreds
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import grpc.aio
@@ -22,6 +22,7 @@ from driver.standalone import Standalone
 from driver.volumes import Volumes
 
 GRACE = 5.0  # seconds for calls at work when the driver stops
+_SOCKETS_LOOK = 5.0  # seconds from one look at kubelet's sockets to the next
 
 
 async def serve(settings: Settings, volumes: Volumes, standalone: Standalone, starter: int, stopped: asyncio.Event) -> None:
@@ -63,6 +64,7 @@ async def serve(settings: Settings, volumes: Volumes, standalone: Standalone, st
     place = registration.Place(settings.plugin_registration_path)
     if settings.kubelet_registration_path is not None:
         servers.append(await _register(settings.kubelet_registration_path, place, give_up))
+        await _until_stopped_or_gone(stopped, (settings.csi_socket, place.path), give_up)
     await stopped.wait()
     if not reasons:
         log.info("stopping; volumes and their mounts stay as they are")
@@ -71,6 +73,19 @@ async def serve(settings: Settings, volumes: Volumes, standalone: Standalone, st
     if reasons:
         # Whoever started this process starts it again, and then it has another starter, and kubelet asks again.
         raise StartError(reasons[0])
+
+
+async def _until_stopped_or_gone(stopped: asyncio.Event, sockets: Sequence[str], give_up: Callable[[str], None]) -> None:
+    """Look from time to time whether kubelet's sockets are there: somebody may have cleared their folders.
+
+    kubelet could not reach the driver any more, or has forgotten it, and neither probes nor `status` would say so.
+    """
+    while not stopped.is_set():
+        try:
+            await asyncio.wait_for(stopped.wait(), _SOCKETS_LOOK)
+        except TimeoutError:
+            if gone := [path for path in sockets if not os.path.lexists(path)]:
+                give_up(f"somebody has removed {' and '.join(gone)}, by which kubelet reaches the driver")
 
 
 async def _register(endpoint: str, place: registration.Place, give_up: Callable[[str], None]) -> grpc.aio.Server:

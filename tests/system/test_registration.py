@@ -77,6 +77,15 @@ def test_a_driver_that_stops_is_no_longer_registered(driver: DaemonSetDriver) ->
     assert not driver.socket.exists()
 
 
+@pytest.mark.parametrize("name", ["csi_socket", "socket"])
+def test_a_driver_whose_socket_somebody_removed_ends_so_that_it_is_started_again(driver: DaemonSetDriver, name: str) -> None:
+    path: Path = getattr(driver, name)
+    path.unlink()
+    assert driver.process.wait(_END) == 1
+    assert f"somebody has removed {path}, by which" in driver.log
+    assert "Traceback" not in driver.log
+
+
 def test_a_driver_that_kubelet_refuses_ends_so_that_it_is_started_again(driver: DaemonSetDriver) -> None:
     with driver.kubelet() as channel:
         kubelet = pluginregistration_pb2_grpc.RegistrationStub(channel)
