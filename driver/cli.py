@@ -25,7 +25,12 @@ _KLOG = (
 )
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+# Texts for --help are given as arguments: the frozen driver has no docstrings.
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="The CSI driver that mounts FUSE file systems for unprivileged containers. Without a command it runs the driver.",
+)
 @click.option("--endpoint", default="unix:/tmp/csi.sock", show_default=True, help="CSI endpoint, unix:PATH.")
 @click.option("--nodeid", help="Name of this node; must not be empty.")
 @click.option("--v", "verbosity", type=int, default=1, show_default=True, help="How much to log: 0 errors, 1 to 5 volumes, 6 and more all.")
@@ -55,7 +60,7 @@ def main(
     log_format: str,
     **klog: str,
 ) -> None:
-    """The CSI driver that mounts FUSE file systems for unprivileged containers. Without a command it runs the driver."""
+    """Run the driver, or one of its commands."""
     if context.invoked_subcommand is not None:
         context.obj = admin_socket or _admin_socket(run_dir, endpoint)
         return
@@ -120,18 +125,20 @@ for _name in _KLOG:
     main = click.option(f"--{_name}", hidden=True, is_flag=False, flag_value="true")(main)
 
 
-@main.group(context_settings={"help_option_names": ["-h", "--help"]})
+@main.group(
+    context_settings={"help_option_names": ["-h", "--help"]}, help="Volumes without Kubernetes, for Docker, Podman and plain hosts."
+)
 def volume() -> None:
-    """Volumes without Kubernetes, for Docker, Podman and plain hosts."""
+    """Run one of the commands for them."""
 
 
-@volume.command("add")
+@volume.command("add", help="Publish a volume, and print how to give it to containers.")
 @click.argument("name")
 @click.option("--read-only", is_flag=True, help="Mount it read-only, whatever the program asks.")
 @click.option("-o", "options", default="", metavar="OPTIONS", help="Mount options, comma-separated.")
 @click.pass_obj
 def volume_add(admin_socket: str, name: str, read_only: bool, options: str) -> None:
-    """Publish a volume, and print how to give it to containers."""
+    """volume add."""
     from driver import client
     from driver.paths import DEV_FUSE
 
@@ -144,30 +151,30 @@ def volume_add(admin_socket: str, name: str, read_only: bool, options: str) -> N
     click.echo(f"  the FUSE program:  -v {added.target_path}:/data:rslave -v {folder}:/fusermount3-proxy -v {folder}/{DEV_FUSE}:/dev/fuse")
 
 
-@volume.command("remove")
+@volume.command("remove", help="Unmount a volume and remove it.")
 @click.argument("name")
 @click.pass_obj
 def volume_remove(admin_socket: str, name: str) -> None:
-    """Unmount a volume and remove it."""
+    """volume remove."""
     from driver import client
 
     client.remove(admin_socket, name)
 
 
-@volume.command("list")
+@volume.command("list", help="List the volumes that 'volume add' made.")
 @click.pass_obj
 def volume_list(admin_socket: str) -> None:
-    """List the volumes that 'volume add' made."""
+    """volume list."""
     from driver import client
 
     _table([[v.name, v.state, v.fs_type, v.source, v.target_path] for v in client.volumes(admin_socket)], "NAME STATE TYPE SOURCE PATH")
 
 
-@main.command()
+@main.command(help="Say how the driver is, and show every volume of this node.")
 @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="What to print.")
 @click.pass_obj
 def status(admin_socket: str, output: str) -> None:
-    """Say how the driver is, and show every volume of this node."""
+    """status."""
     from driver import client
 
     answer = client.status(admin_socket)
@@ -226,10 +233,10 @@ def _mode(volume: "admin_pb2.Volume") -> str:
     return "ro" if volume.read_only else "rw"
 
 
-@main.command()
+@main.command(help="Say what this node lacks for the driver, and what to do about it. Needs no running driver.")
 @click.pass_context
 def check(context: click.Context, /) -> None:
-    """Say what this node lacks for the driver, and what to do about it. Needs no running driver."""
+    """check."""
     from driver import node
 
     assert context.parent is not None

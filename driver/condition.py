@@ -65,7 +65,7 @@ async def examine(volume: Volume) -> tuple[Condition, Usage | None]:
         # A program need not know its usage, and says so by an error: it answers.
         if error.errno == ENOTCONN:
             silence = "the FUSE program has gone"
-    warnings = [*volume.history.troubles, *volume.policy.warnings]
+    warnings = [*volume.troubles.texts, *volume.policy.warnings]
     return condition(volume.state, volume.history.past, silence, volume.is_closing, warnings), usage
 
 

@@ -11,9 +11,9 @@ from errno import EACCES, EPERM
 
 from driver import apart, metrics, node, privileges, scrape, syscalls
 from driver.bounded import NUDGE
-from driver.closewatch import CloseWatch
 from driver.endpoint import refuse_if_served
 from driver.errors import StartError
+from driver.filewatch import FileWatch
 from driver.listeners import Listeners
 from driver.logs import log
 from driver.records import Records
@@ -60,11 +60,11 @@ async def _serve(settings: Settings, scraped: socket.socket | None, instance: in
             await _former_driver_ends(records, settings.state_dir, stopped)
             workspace = Workspace(settings.run_dir)
             stack.callback(workspace.close)
-            watch = CloseWatch(instance)
-            stack.callback(watch.close)
+            files = FileWatch(instance)
+            stack.callback(files.close)
             listeners = Listeners()
             stack.callback(listeners.close)
-            volumes = Volumes(workspace, watch, listeners, records)
+            volumes = Volumes(workspace, files, listeners, records)
             stack.callback(volumes.release)
             standalone = Standalone(volumes, f"{settings.run_dir}/volumes")
             standalone.prepare()
@@ -86,7 +86,7 @@ async def _serve(settings: Settings, scraped: socket.socket | None, instance: in
 
         gc.enable()  # the command line stops it
         try:
-            await services.serve(settings, volumes, standalone, starter, stopped)
+            await services.serve(settings, volumes, standalone, files, starter, stopped)
         finally:
             volumes.release()
             if not await volumes.settle(services.GRACE):

@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+from collections.abc import Iterable
 
 from driver.errors import StartError
 
@@ -31,3 +32,9 @@ def refuse_if_served(path: str, option: str) -> None:
         except OSError:
             return
     raise StartError(f"{option}: another process serves {path}; stop it first")
+
+
+def removed(paths: Iterable[str]) -> str:
+    """Why kubelet cannot reach a driver that listens at `paths`, with the remedy; "" where all are there."""
+    gone = [path for path in paths if not os.path.lexists(path)]
+    return f"somebody has removed {' and '.join(gone)}, by which kubelet reaches the driver: start it again" if gone else ""

@@ -1,4 +1,4 @@
-"""What has happened to one volume, for whoever asks how it is: since when, how often, and what is wrong with it."""
+"""What has happened to one volume, for whoever asks how it is: since when it is as it is, and how often it was mounted."""
 
 import time
 from dataclasses import dataclass
@@ -19,35 +19,13 @@ class Past:
 
 
 class History:
-    """A volume's past, and its present troubles: one sentence of each kind."""
+    """A volume's past."""
 
-    __slots__ = ("_troubles", "past")  # each volume has one
+    __slots__ = ("past",)  # each volume has one
 
     def __init__(self, past: Past | None = None) -> None:
         """`past` is what a former driver recorded."""
         self.past = past or Past(time.time())
-        self._troubles: dict[str, str] | None = None
-
-    @property
-    def troubles(self) -> list[str]:
-        """What is wrong, besides what the volume's own options are warned of."""
-        return list(self._troubles.values()) if self._troubles else []
-
-    def has_trouble(self, kind: str) -> bool:
-        """Whether something of a kind is wrong."""
-        return self._troubles is not None and kind in self._troubles
-
-    def trouble(self, kind: str, text: str) -> None:
-        """Something is wrong; of each kind the last one counts."""
-        if self._troubles is None:
-            self._troubles = {}
-        self._troubles[kind] = text
-
-    def no_trouble(self, *kinds: str) -> None:
-        """It is not any more."""
-        if self._troubles:
-            for kind in kinds:
-                self._troubles.pop(kind, None)
 
     def mounted(self) -> None:
         """A FUSE file system is mounted."""

@@ -29,13 +29,14 @@ _LINES_SECONDS = 60.0
 class VolumeLog:
     """Says of each line which pod and which volume it is about."""
 
-    __slots__ = ("_doings", "_pod", "_refusals", "_volume_id")  # each volume has one
+    __slots__ = ("_doings", "_pod", "_refusals", "_troubles", "_volume_id")  # each volume has one
 
     def __init__(self, pod: str, volume_id: str) -> None:
         self._pod = pod
         self._volume_id = volume_id
         self._refusals: _Few | None = None
         self._doings: _Few | None = None
+        self._troubles: _Few | None = None
 
     def debug(self, text: str) -> None:
         """What only whoever looks for a mistake of the driver wants to know."""
@@ -56,14 +57,20 @@ class VolumeLog:
     def refusal(self, text: str) -> None:
         """A warning about what the pod did, which it may do as often as it likes: only some of them are logged."""
         if self._refusals is None:
-            self._refusals = _Few(self, logging.WARNING, "refusals")
-        self._refusals.say(text)
+            self._refusals = _Few(self, "refusals")
+        self._refusals.say(logging.WARNING, text)
 
     def doing(self, text: str) -> None:
         """The same for what is no mistake of the pod: that it mounts and unmounts."""
         if self._doings is None:
-            self._doings = _Few(self, logging.INFO, "mounts and unmounts")
-        self._doings.say(text)
+            self._doings = _Few(self, "mounts and unmounts")
+        self._doings.say(logging.INFO, text)
+
+    def trouble(self, level: int, text: str) -> None:
+        """The same for what begins to be wrong with the volume (troubles.py), which a pod may bring about."""
+        if self._troubles is None:
+            self._troubles = _Few(self, "troubles")
+        self._troubles.say(level, text)
 
     def say(self, level: int, text: str) -> None:
         """A line of any level."""
@@ -74,25 +81,24 @@ class VolumeLog:
 class _Few:
     """Says so many lines a minute, and then how many more there were."""
 
-    __slots__ = ("_level", "_said", "_since", "_to", "_what")
+    __slots__ = ("_said", "_since", "_to", "_what")
 
-    def __init__(self, to: VolumeLog, level: int, what: str) -> None:
+    def __init__(self, to: VolumeLog, what: str) -> None:
         self._to = to
-        self._level = level
         self._what = what
         self._said = 0
         self._since = 0.0
 
-    def say(self, text: str) -> None:
+    def say(self, level: int, text: str) -> None:
         """Log a line, or count it."""
         now = time.monotonic()
         if now - self._since > _LINES_SECONDS:
             if self._said > _LINES_MAX:
-                self._to.say(self._level, f"{self._said - _LINES_MAX} more {self._what} were not logged")
+                self._to.say(level, f"{self._said - _LINES_MAX} more {self._what} were not logged")
             self._said, self._since = 0, now
         self._said += 1
         if self._said <= _LINES_MAX:
-            self._to.say(self._level, text)
+            self._to.say(level, text)
 
 
 def shown(text: str, longest: int = _TEXT_MAX) -> str:

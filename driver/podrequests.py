@@ -147,10 +147,9 @@ class PodRequests:
         async with self._mount.lock:
             self._refuse_when_closing()
             record = self._mount.record
-            if record is None and mountpoint == self._mount.left:
+            if record is None and self._mount.was_left(mountpoint):
                 # libfuse's helper would unmount what a program left that has gone; here that is done already. fuse3
                 # (Rust) closes its fd before it calls the helper, and scripts clean up after a crash.
-                self._mount.left = None
                 return
             if record is None or (mountpoint != record.mountpoint and request.device != record.device):
                 raise Refused(f"not mounted: {os.fsdecode(mountpoint)!r}", EINVAL)

@@ -5,7 +5,7 @@ Imported when the volumes are taken up: gRPC takes as long to import as hundreds
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import grpc.aio
@@ -13,8 +13,9 @@ import grpc.aio
 from driver import __version__, node, registration
 from driver.admin import Admin
 from driver.csi import Controller, Identity, Node
-from driver.endpoint import refuse_if_served
+from driver.endpoint import refuse_if_served, removed
 from driver.errors import StartError
+from driver.filewatch import FileWatch
 from driver.logs import log
 from driver.rpc import admin_pb2_grpc, csi_pb2_grpc, pluginregistration_pb2_grpc
 from driver.settings import Settings
@@ -22,12 +23,17 @@ from driver.standalone import Standalone
 from driver.volumes import Volumes
 
 GRACE = 5.0  # seconds for calls at work when the driver stops
-_SOCKETS_LOOK = 5.0  # seconds from one look at kubelet's sockets to the next
 
 
-async def serve(settings: Settings, volumes: Volumes, standalone: Standalone, starter: int, stopped: asyncio.Event) -> None:
+async def serve(
+    settings: Settings, volumes: Volumes, standalone: Standalone, files: FileWatch, starter: int, stopped: asyncio.Event
+) -> None:
     """Serve until `stopped` is set. `starter` is what apart.begin() returned. Raises StartError."""
-    problem = partial(node.problem, settings.pods_dir, settings.run_dir)
+    sockets: list[str] = []  # by which kubelet reaches the driver
+
+    def problem() -> str:
+        return node.problem(settings.pods_dir, settings.run_dir) or removed(sockets)
+
     if text := problem():
         log.warning(f"not ready: {text}")
     if os.getpid() == 1:
@@ -38,6 +44,7 @@ async def serve(settings: Settings, volumes: Volumes, standalone: Standalone, st
     propagation = partial(node.propagation, settings.pods_dir)
     csi_pb2_grpc.add_NodeServicer_to_server(Node(volumes, settings.node_id, settings.pods_dir, propagation), csi)
     await csi.start()
+    sockets.append(settings.csi_socket)
     servers = [csi]
     try:
         admin = _bound(settings.admin_socket, "--admin-socket")
@@ -64,7 +71,19 @@ async def serve(settings: Settings, volumes: Volumes, standalone: Standalone, st
     place = registration.Place(settings.plugin_registration_path)
     if settings.kubelet_registration_path is not None:
         servers.append(await _register(settings.kubelet_registration_path, place, give_up))
-        await _until_stopped_or_gone(stopped, (settings.csi_socket, place.path), give_up)
+        sockets.append(place.path)
+
+        def look() -> None:
+            if not stopped.is_set() and (text := removed(sockets)):
+                give_up(text)
+
+        # Somebody may clear kubelet's folders. Without kubelet nobody may want the socket, and `status` tells it.
+        for path in sockets:
+            try:
+                files.on_unlink(path, look)
+            except OSError as error:
+                log.warning(f"nobody would be told that {path} is removed: {error}")
+        look()
     await stopped.wait()
     if not reasons:
         log.info("stopping; volumes and their mounts stay as they are")
@@ -73,19 +92,6 @@ async def serve(settings: Settings, volumes: Volumes, standalone: Standalone, st
     if reasons:
         # Whoever started this process starts it again, and then it has another starter, and kubelet asks again.
         raise StartError(reasons[0])
-
-
-async def _until_stopped_or_gone(stopped: asyncio.Event, sockets: Sequence[str], give_up: Callable[[str], None]) -> None:
-    """Look from time to time whether kubelet's sockets are there: somebody may have cleared their folders.
-
-    kubelet could not reach the driver any more, or has forgotten it, and neither probes nor `status` would say so.
-    """
-    while not stopped.is_set():
-        try:
-            await asyncio.wait_for(stopped.wait(), _SOCKETS_LOOK)
-        except TimeoutError:
-            if gone := [path for path in sockets if not os.path.lexists(path)]:
-                give_up(f"somebody has removed {' and '.join(gone)}, by which kubelet reaches the driver")
 
 
 async def _register(endpoint: str, place: registration.Place, give_up: Callable[[str], None]) -> grpc.aio.Server:

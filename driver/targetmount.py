@@ -5,15 +5,17 @@ waiting ── mount ──> mounted ── unmount, or the program's death ─�
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from enum import Enum
 
-from driver import fusemount, subpaths, takeoff
-from driver.apart import Busy, Caller
+from driver import fusemount, subpathrenewal, subpaths, takeoff
+from driver.apart import Caller
 from driver.bounded import Threads
-from driver.closewatch import CloseWatch
+from driver.deathwatch import DeathWatch
 from driver.device import Opened
+from driver.filewatch import FileWatch
 from driver.fusemount import FuseMount
 from driver.history import History
 from driver.logs import VolumeLog
@@ -21,11 +23,11 @@ from driver.metrics import End, Operation, Timer
 from driver.mountprocess import MountProcess
 from driver.paths import VolumePaths
 from driver.policy import KernelMount
+from driver.subpathrenewal import SubPathRenewal
 from driver.takeoff import Workspace
+from driver.troubles import Troubles
 from fusermount3_proxy import limits
-
-# __fput() tells inotify before it drops the lock, and drops the lock before it ends the connection: a look may come too early.
-_DEATH_LOOKS = (0, 0.001, 0.01, 0.1, 0.5)
+from fusermount3_proxy.mountinfo import Mount
 
 
 class State(Enum):
@@ -40,7 +42,14 @@ class TargetMount:
     """The mount of one target. Whoever changes it holds `lock`."""
 
     def __init__(
-        self, paths: VolumePaths, workspace: Workspace, watch: CloseWatch, log: VolumeLog, history: History, on_change: Callable[[], None]
+        self,
+        paths: VolumePaths,
+        workspace: Workspace,
+        files: FileWatch,
+        log: VolumeLog,
+        history: History,
+        troubles: Troubles,
+        on_change: Callable[[], None],
     ) -> None:
         """`on_change` is called when `record` has changed."""
         self.lock = asyncio.Lock()
@@ -50,22 +59,21 @@ class TargetMount:
         self.process: MountProcess | None = None  # mounts for a program that answers INIT first (sync-init)
         self._paths = paths
         self._target = paths.target_path
-        self.left: bytes | None = None  # the mountpoint of a program that has gone, while nobody has unmounted it
+        self._left: bytes | None = None  # the mountpoint of a program that has gone, while nobody has unmounted it
         self._workspace = workspace
-        self._watch = watch
+        self._files = files
         self._log = log
         self._history = history
+        self._troubles = troubles
         self._on_change = on_change
-        self._watch_id: int | None = None
+        # What looks after `record`, and is there as long.
+        self._death: DeathWatch | None = None
+        self._renewal: SubPathRenewal | None = None
         # A program that does not answer holds one of each for ever, and so each has one.
         self._prober = Caller()
         self._remover = Threads(1)
         self._renewer = Caller()
-        self._renewing: asyncio.Task[None] | None = None
-        self._has_old_sub_paths = False
         self._is_removed = False
-        self._reaper: asyncio.Task[None] | None = None
-        self._look_again: asyncio.Event | None = None  # from the first look on: most volumes never need it
 
     def mount(self, mountpoint: bytes, kernel: KernelMount) -> int:
         """Mount FUSE on the placeholder. Returns the fd to serve it by. Raises OSError."""
@@ -88,17 +96,19 @@ class TargetMount:
         stack = fusemount.mounts_at(self._target)
         if record is not None:
             if any(mount.device == record.device for mount in stack):
-                return False  # something is mounted over it
+                self._troubles.begin("target", foreign(self._target, stack[-1]))
+                return False
             self._forget(End.ASKED)
         is_bare = not stack
         if is_bare:
             self.placeholder = fusemount.mount_placeholder(self._target)
         elif fusemount.is_placeholder(stack[-1]):
             self.placeholder = stack[-1].device  # not known yet, where a former driver had mounted it
+        else:
+            self._troubles.begin("target", foreign(self._target, stack[-1]))
         if is_bare or record is not None:
             text = "it was unmounted on the node: containers that ran then may not see what is mounted now until they restart"
-            self._log.warning(text)
-            self._history.trouble("unmounted", text)
+            self._troubles.begin("unmounted", text, logging.WARNING)
         return is_bare or fusemount.is_placeholder(stack[-1])
 
     def open(self) -> Opened:
@@ -147,20 +157,15 @@ class TargetMount:
         """Look after a FUSE mount that is at the target."""
         self.record = record
         self.state = State.MOUNTED
-        self.left = None
-        self._reaper = None
-        self._history.no_trouble("watch", "subPath")
-        self._has_old_sub_paths = True  # for all that is known here
-        if record.node is not None:
-            try:
-                self._watch_id = self._watch.add(self._workspace.nodes.path(record.node), self.look)
-            except OSError as error:
-                text = f"the end of the FUSE program will be noticed late: {error}"
-                self._log.error(text)
-                self._history.trouble("watch", text)
-        if self._watch_id is None:
-            self.look()
-        self.renew_sub_paths()
+        self._left = None
+        self._troubles.end("watch", subpathrenewal.KIND)
+        self._death = DeathWatch(record.node, self._workspace.nodes, self._files, lambda: self._has_ended(record))
+        try:
+            self._death.begin()
+        except OSError as error:
+            self._troubles.begin("watch", f"the end of the FUSE program will be noticed late: {error}")
+        self._renewal = SubPathRenewal(record, self._paths, self._renewer, self._log, self._troubles)
+        self._renewal.look()
         self._on_change()
 
     async def is_dead(self) -> bool:
@@ -169,8 +174,8 @@ class TargetMount:
         The lock of the device node says that somebody does. A hostile program could unlock its own, and a cloned fd has
         no lock, so its absence is confirmed by the kernel.
         """
-        record = self.record
-        if record is None or self._is_held(record) is not False:
+        record, death = self.record, self._death
+        if record is None or death is None or death.is_held() is not False:
             return False
         try:
             # A share of its own: this is seldom asked of programs that live, and must not wait for what is asked of those.
@@ -203,7 +208,7 @@ class TargetMount:
         try:
             subpaths.remove_layers(self._paths)
         except OSError as error:  # the next mount does it
-            self._log.warning(f"former layers of subPath binds cannot be removed: {error}")
+            self._log.refusal(f"former layers of subPath binds cannot be removed: {error}")
 
     async def remove_target(self) -> None:
         """Unmount all, and remove the target's directory. Raises OSError, TimeoutError."""
@@ -219,64 +224,37 @@ class TargetMount:
 
     def look(self) -> None:
         """Look whether the program has died, now or soon, and take its mount off then."""
-        record = self.record
-        if record is None:
-            return
-        if self._look_again is None:
-            self._look_again = asyncio.Event()
-        self._look_again.set()
-        if self._reaper is None or self._reaper.done():
-            self._reaper = asyncio.get_running_loop().create_task(self._reap(record, self._look_again))
+        if self._death is not None:
+            self._death.look()
 
     def look_unless_held(self) -> None:
         """The same, where nobody is known to hold the program's fd."""
-        if self.record is not None and not self._is_held(self.record):
-            self.look()
+        if self._death is not None and not self._death.is_held():
+            self._death.look()
 
     def renew_sub_paths(self) -> None:
-        """Give kubelet's subPath binds the present file system, in the background: its program has to answer for that.
+        """Give kubelet's subPath binds the present file system, in the background, where they do not show it yet."""
+        if self._renewal is not None:
+            self._renewal.look()
 
-        Where it failed, a later call tries again.
-        """
-        if not subpaths.has_any(self._paths):
-            self._has_old_sub_paths = False  # those that are made later show what is mounted then
-        if self.record is not None and self._has_old_sub_paths and (self._renewing is None or self._renewing.done()):
-            self._renewing = asyncio.get_running_loop().create_task(self._renew_sub_paths(self.record))
-
-    async def _renew_sub_paths(self, record: FuseMount) -> None:
-        try:
-            folder = subpaths.folder(self._paths)
-            share = self._paths.owner
-            done = await self._renewer.call(share, limits.SUB_PATH_WAIT, subpaths.renew, folder, self._target, record.device)
-        except OSError as error:
-            if self.record is record:
-                text = str(error)
-                if isinstance(error, TimeoutError):
-                    text = str(error.strerror) if isinstance(error, Busy) else "the FUSE program does not answer"
-                self._log.warning(text := f"containers with a subPath of the volume do not see the new mount yet: {text}")
-                self._history.trouble("subPath", text)
-            return
-        if self.record is record:
-            self._has_old_sub_paths = False
-            self._history.no_trouble("subPath")
-        if done:
-            self._log.doing(f"subPath binds that show the new mount: {done}")
+    def was_left(self, mountpoint: bytes) -> bool:
+        """Whether a program that has gone had asked for its mount there, and nobody has unmounted it since: now somebody has."""
+        if mountpoint != self._left:
+            return False
+        self._left = None
+        return True
 
     def release(self) -> None:
         """The driver stops: look no more, and leave everything as it is."""
-        if self._watch_id is not None:
-            self._watch.remove(self._watch_id)
-            self._watch_id = None
-        if self._reaper is not None and self._reaper is not asyncio.current_task():
-            self._reaper.cancel()
-        self._reaper = None
-        if self._renewing is not None:
-            self._renewing.cancel()
-            self._renewing = None
+        if self._death is not None:
+            self._death.stop()
+        if self._renewal is not None:
+            self._renewal.stop()
 
     def _forget(self, end: End) -> None:
         self.release()
-        self._history.no_trouble("adopted")
+        self._death = self._renewal = None
+        self._troubles.end("adopted", "stays")
         if self.record is not None:
             self._history.ended(end)
         if self.record is not None and self.record.node is not None:
@@ -285,44 +263,24 @@ class TargetMount:
         self.state = State.WAITING
         self._on_change()
 
-    def _is_held(self, record: FuseMount) -> bool | None:
-        """Whether the program's fd is known to be open; None where there is no fd left to ask with."""
-        try:
-            return record.node is not None and self._workspace.nodes.is_held(record.node)
-        except OSError:
-            return None
-
-    async def _reap(self, record: FuseMount, look_again: asyncio.Event) -> None:
-        """Take `record` off when its program has died. Where nobody would tell of that, look again and again."""
-        is_told = True
-        while True:
-            look_again.clear()
-            is_held: bool | None = None
-            for delay in _DEATH_LOOKS if is_told else _DEATH_LOOKS[:1]:
-                await asyncio.sleep(delay)
-                is_held = self._is_held(record)
-                if is_held is not False:
-                    continue
-                async with self.lock:
-                    if self.record is not record or await self._take_off_if_dead():
-                        return
-            if is_held and self._watch_id is not None and not look_again.is_set():
-                return  # it tells
+    async def _has_ended(self, record: FuseMount) -> bool:
+        """Take `record` off where its program has died; False where it lives, or its mount stays."""
+        async with self.lock:
+            if self.record is not record:
+                return True
+            if not await self.is_dead():
+                return False
             try:
-                await asyncio.wait_for(look_again.wait(), limits.LOOK_AGAIN)
-                is_told = True
-            except TimeoutError:
-                is_told = False
-
-    async def _take_off_if_dead(self) -> bool:
-        record = self.record
-        if record is None or not await self.is_dead():
-            return False
-        try:
-            await self.take_off(plain=False)
-        except OSError as error:
-            self._log.error(f"the FUSE program has gone, and its mount at {os.fspath(self._target)} cannot be taken off: {error}")
-            return False
-        self.left = record.mountpoint
+                await self.take_off(plain=False)
+            except OSError as error:
+                reason = error.strerror or f"it takes longer than {limits.TAKE_OFF_WAIT:g} s"
+                self._troubles.begin("stays", f"the mount of the FUSE program that has gone cannot be taken off: {reason}")
+                return False
+            self._left = record.mountpoint
         self._log.doing("the FUSE program has gone; its mount is taken off, and another one can mount")
         return True
+
+
+def foreign(target: str, mount: Mount) -> str:
+    """What to say of a target where something else has been mounted."""
+    return f"{target}: a {mount.fstype} file system of something else is mounted there"

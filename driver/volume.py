@@ -4,6 +4,7 @@ A published volume and a FUSE mount are two things: today a volume has one mount
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,9 +13,9 @@ from errno import EBUSY, EEXIST, ENOTEMPTY
 from driver import fusemount
 from driver.apart import Caller
 from driver.bounded import without
-from driver.closewatch import CloseWatch
 from driver.errors import Code, VolumeError
 from driver.fdserver import Capacity, FdServer
+from driver.filewatch import FileWatch
 from driver.fusemount import FuseMount
 from driver.history import History, Past
 from driver.listeners import Listeners
@@ -25,7 +26,8 @@ from driver.podrequests import PodRequests
 from driver.podsockets import NameTaken, NoDirectory, PodSockets
 from driver.policy import VolumePolicy, lacking
 from driver.takeoff import Workspace
-from driver.targetmount import State, TargetMount
+from driver.targetmount import State, TargetMount, foreign
+from driver.troubles import Troubles
 from fusermount3_proxy import limits
 from fusermount3_proxy.mountinfo import Mount
 
@@ -57,7 +59,7 @@ class Volume:
         publication: Publication,
         policy: VolumePolicy,
         workspace: Workspace,
-        watch: CloseWatch,
+        files: FileWatch,
         listeners: Listeners,
         past: Past | None,
         on_change: Callable[["Volume"], None],
@@ -68,9 +70,10 @@ class Volume:
         self.policy = policy
         self.log = VolumeLog(publication.pod, publication.volume_id)
         self.history = History(past)
+        self.troubles = Troubles(self.log)
         self.examiner = Caller()  # whoever asks its file system how it is
         self._on_change = on_change
-        self._mount = TargetMount(publication.paths, workspace, watch, self.log, self.history, self._mount_changed)
+        self._mount = TargetMount(publication.paths, workspace, files, self.log, self.history, self.troubles, self._mount_changed)
         self._requests = PodRequests(self._mount, policy, self.log)
         self._sockets: PodSockets | None = None
         self._server: FdServer | None = None
@@ -129,16 +132,15 @@ class Volume:
         try:
             self._take_up(stack, known)
         except VolumeError as error:
-            self.trouble("target", str(error))
+            self.troubles.begin("target", str(error))
         except OSError as error:
-            self.trouble("target", f"cannot look after {self.target}: {error.strerror}")
+            self.troubles.begin("target", f"cannot look after {self.target}: {error.strerror}")
         try:
             self._listen()
         except VolumeError as error:
             # The pod may be gone already; kubelet's republish or unpublish comes.
             text = f"not listening: {error}"
-            self.log.warning(text)
-            self.history.trouble("sockets", text)
+            self.troubles.begin("sockets", text, logging.WARNING)
         if known is not None and self.mount_record is None:
             self.history.ended(End.DIED)  # while no driver ran, or before one that was killed could record it
         self._mount.look_unless_held()
@@ -162,9 +164,9 @@ class Volume:
                     raise OSError(EBUSY, "the former ones cannot be closed yet")
                 self._stop_listening()
                 self._listen()
-            self.history.no_trouble("sockets")
+            self.troubles.end("sockets")
         except (OSError, VolumeError) as error:
-            self.trouble("sockets", f"cannot look after the sockets: {error}")
+            self.troubles.begin("sockets", f"cannot look after the sockets: {error}")
         if not self._mount.lock.locked():
             self._look_after_target()
         self._mount.look_unless_held()
@@ -178,11 +180,11 @@ class Volume:
                 _make_directory(self.target)
                 is_right = self._mount.put_right()
             if is_right:
-                self.history.no_trouble("target")
+                self.troubles.end("target")
         except NotADirectoryError:
-            self.trouble("target", _no_directory(self.target))
+            self.troubles.begin("target", _no_directory(self.target))
         except OSError as error:
-            self.trouble("target", f"cannot look after {self.target}: {error.strerror}")
+            self.troubles.begin("target", f"cannot look after {self.target}: {error.strerror}")
 
     async def unpublish(self) -> None:
         """Take everything away. Raises VolumeError; a second call goes on where the first one stopped."""
@@ -218,12 +220,6 @@ class Volume:
         self._mount.release()
         self._stop_listening()
 
-    def trouble(self, kind: str, text: str) -> None:
-        """Something is wrong with it. Logged once: kubelet asks again and again, and pods mount as often as they like."""
-        if text not in self.history.troubles:
-            self.log.error(text)
-        self.history.trouble(kind, text)
-
     def _mount_changed(self) -> None:
         self._on_change(self)
 
@@ -253,8 +249,7 @@ class Volume:
         elif fusemount.is_placeholder(stack[-1]):
             self._mount.placeholder = stack[-1].device
         elif not stack[-1].is_fuse:
-            text = f"{self.target}: a {stack[-1].fstype} file system of something else is mounted there"
-            raise VolumeError(Code.FAILED_PRECONDITION, text)
+            raise VolumeError(Code.FAILED_PRECONDITION, foreign(self.target, stack[-1]))
         elif known is not None and known.device == stack[-1].device:
             self._mount.take_over(known)
         else:
@@ -267,8 +262,7 @@ class Volume:
         # Remounting it would take writing away from a program that was promised it.
         if lacks := lacking(self.policy, mount.options, mount.super_options):
             text = f"the FUSE file system that was mounted there before is not {', '.join(lacks)}; it will be when its program mounts again"
-            self.log.warning(text)
-            self.history.trouble("adopted", text)
+            self.troubles.begin("adopted", text, logging.WARNING)
 
     def _listen(self) -> None:
         publication = self.publication
@@ -318,7 +312,7 @@ def _make_directory(target: str) -> bool:
     except FileExistsError:
         return False
     except FileNotFoundError:
-        os.makedirs(os.path.dirname(target), mode=0o750, exist_ok=True)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
         os.mkdir(target)
     return True
 

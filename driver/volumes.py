@@ -7,8 +7,8 @@ from functools import lru_cache, partial
 
 from driver import fusemount, takeoff
 from driver.bounded import Threads
-from driver.closewatch import CloseWatch
 from driver.errors import Code, VolumeError
+from driver.filewatch import FileWatch
 from driver.history import Past
 from driver.listeners import Listeners
 from driver.logs import VolumeLog, log
@@ -23,9 +23,9 @@ from fusermount3_proxy import limits
 class Volumes:
     """Publishes and unpublishes. One volume id may be published at many targets (PersistentVolumes)."""
 
-    def __init__(self, workspace: Workspace, watch: CloseWatch, listeners: Listeners, records: Records) -> None:
+    def __init__(self, workspace: Workspace, files: FileWatch, listeners: Listeners, records: Records) -> None:
         self._workspace = workspace
-        self._watch = watch
+        self._files = files
         self._listeners = listeners
         self._records = records
         self._by_target: dict[str, Volume] = {}
@@ -44,7 +44,7 @@ class Volumes:
 
     def troubled(self) -> int:
         """How many have warnings or trouble."""
-        return sum(1 for volume in self if volume.policy.warnings or volume.history.troubles)
+        return sum(1 for volume in self if volume.policy.warnings or volume.troubles.texts)
 
     def at(self, target: str) -> Volume | None:
         """The volume that is published at a target."""
@@ -65,7 +65,7 @@ class Volumes:
                 Code.ALREADY_EXISTS, f"{target} is published already, with another volume id, readOnly, mount flags or attributes"
             )
         volume.republish()
-        if volume.history.has_trouble("record"):
+        if volume.troubles.has("record"):
             self._save(volume)
         return volume
 
@@ -118,7 +118,7 @@ class Volumes:
             if name not in known:
                 try:
                     # Opened for writing once: that this is closed says that nobody has it.
-                    self._watch.add(nodes.path(name), partial(self._unknown_closed, name))
+                    self._files.on_last_close(nodes.path(name), partial(self._unknown_closed, name))
                 except OSError as error:
                     log.warning(f"a device node of a former driver stays until the next start: {error}")
 
@@ -172,7 +172,7 @@ class Volumes:
 
     def _new(self, publication: Publication, past: Past | None = None) -> Volume:
         policy = _policy(publication.read_only, publication.mount_flags, publication.mount_options)
-        return Volume(publication, policy, self._workspace, self._watch, self._listeners, past, self._changed)
+        return Volume(publication, policy, self._workspace, self._files, self._listeners, past, self._changed)
 
     def _changed(self, volume: Volume) -> None:
         # Not of one that is being published: a record of a volume that could not be published must not stay.
@@ -186,9 +186,9 @@ class Volumes:
     def _save(self, volume: Volume) -> None:
         try:
             self._records.save(self._record_of(volume))
-            volume.history.no_trouble("record")
+            volume.troubles.end("record")
         except OSError as error:
-            volume.trouble("record", f"the volume cannot be recorded, and a restart of the driver would not know it: {error}")
+            volume.troubles.begin("record", f"the volume cannot be recorded, and a restart of the driver would not know it: {error}")
 
     def _forget(self, target: str, to: VolumeLog | logging.Logger) -> None:
         """Delete the record of a target that is gone. Whether that can be done changes nothing for kubelet, or its pod."""

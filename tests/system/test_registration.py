@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 from harness import mounts
-from harness.driver import command
+from harness.driver import Driver, command
 from harness.events import wait_until
 from harness.programs import REPOSITORY
 
@@ -84,6 +84,23 @@ def test_a_driver_whose_socket_somebody_removed_ends_so_that_it_is_started_again
     assert driver.process.wait(_END) == 1
     assert f"somebody has removed {path}, by which" in driver.log
     assert "Traceback" not in driver.log
+
+
+def test_a_driver_that_somebody_else_registers_says_that_its_socket_was_removed(folder: Path) -> None:
+    """It goes on: without Kubernetes nobody may want that socket."""
+    place = Path(tempfile.mkdtemp(prefix="unregistered-", dir=folder))
+    driver = Driver(place)
+    driver.start()
+    try:
+        assert driver.cli("status").returncode == 0
+        driver.csi_socket.unlink()
+        status = driver.cli("status")
+        assert status.returncode == 1
+        assert f"not ready: somebody has removed {driver.csi_socket}, by which" in status.stdout
+        assert driver.cli("volume", "list").returncode == 0
+    finally:
+        driver.end()
+        mounts.unmount_all_below(place)
 
 
 def test_a_driver_that_kubelet_refuses_ends_so_that_it_is_started_again(driver: DaemonSetDriver) -> None:

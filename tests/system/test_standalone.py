@@ -44,6 +44,16 @@ def rows(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines()]
 
 
+@pytest.mark.parametrize(("of", "commands"), [([], ["check", "status", "volume"]), (["volume"], ["add", "list", "remove"])])
+def test_help_says_what_each_command_is_for(node: Node, of: list[str], commands: list[str]) -> None:
+    """In the frozen driver too, which has no docstrings."""
+    lines = node.driver.cli(*of, "--help").stdout.splitlines()
+    told = dict(line.split(maxsplit=1) for line in lines[lines.index("Commands:") + 1 :])
+    assert sorted(told) == commands
+    for command in commands:
+        assert told[command].split()[0] in node.driver.cli(*of, command, "--help").stdout
+
+
 def test_a_volume_from_add_to_remove(node: Node, pod: Pod) -> None:
     volume = Volume(node, pod, "plain")
     before, fuse = volume.application(), volume.fuse()

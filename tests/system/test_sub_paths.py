@@ -164,3 +164,20 @@ def test_a_program_that_hangs_blocks_nobody(node: Node, setup: Setup) -> None:
     setup.volume.wait_waiting()
     setup.mount("second")
     sees(application, "second")
+
+
+def test_a_directory_that_each_next_program_lacks_does_not_fill_the_log(node: Node, setup: Setup) -> None:
+    program = setup.mount("first")
+    setup.application()
+    program.kill("KILL")
+    setup.volume.wait_waiting()
+    setup.fuse.check("mkdir /empty")
+    said, sentence = len(node.driver.log), "do not see the new mount yet: sub:"
+    for _ in range(25):
+        program = setup.fuse.start("bindfs -f /empty /data")
+        setup.volume.wait_mounted(program)
+        wait_until("it is told", lambda: f"{sentence} No such file or directory" in setup.volume.condition)
+        setup.volume.republish()
+        program.kill("KILL")
+        setup.volume.wait_waiting()
+    assert node.driver.log[said:].count(sentence) == 20

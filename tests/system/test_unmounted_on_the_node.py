@@ -1,4 +1,7 @@
-"""Somebody unmounts on the node what is at a target: kubelet's next republish, or the next program, puts it right."""
+"""Somebody unmounts on the node what is at a target: kubelet's next republish, or the next program, puts it right.
+
+Or mounts something else there.
+"""
 
 import os
 import subprocess
@@ -89,6 +92,20 @@ def test_the_placeholder_while_a_program_is_asked_for_init(node: Node, pod: Pod)
     wait_until("the process has ended", lambda: not node.driver.children(), 10)
     assert volume.condition.startswith("waiting since")
     volume.republish()
+    is_whole(volume)
+
+
+def test_something_else_is_mounted_there(node: Node, pod: Pod) -> None:
+    volume = pod.publish()
+    mounts.mount("-t", "ramfs", "something", volume.target)
+    said = f"{volume.target}: a ramfs file system of something else is mounted there"
+    for _ in range(2):
+        volume.republish()
+        assert said in volume.condition
+    assert node.driver.log.count(said) == 1
+    mounts.unmount(volume.target)
+    volume.republish()
+    assert volume.condition.endswith("no FUSE program has mounted it yet")
     is_whole(volume)
 
 

@@ -18,6 +18,7 @@ from driver.history import History, Past
 from driver.logs import VolumeLog
 from driver.metrics import End
 from driver.targetmount import State
+from driver.troubles import Troubles
 from fusermount3_proxy import limits
 
 THEN = 1_700_000_000.0
@@ -129,6 +130,7 @@ def volume(state: State = State.MOUNTED, target: str = "/target") -> Any:
         target=target,
         policy=SimpleNamespace(warnings=()),
         history=History(Past(THEN, 1)),
+        troubles=Troubles(VolumeLog("", "csi-1")),
         state=state,
         mount_record=None,
         placeholder=None,
@@ -176,10 +178,10 @@ def test_troubles_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(condition, "_usage", usage)
     examined = volume()
-    examined.history.trouble("sockets", "the sockets are gone")
+    examined.troubles.begin("sockets", "the sockets are gone")
     how, _ = run(condition.examine(examined))
     assert (how.is_abnormal, how.text) == (True, f"mounted {SINCE}; the sockets are gone")
-    examined.history.no_trouble("sockets")
+    examined.troubles.end("sockets")
     assert not run(condition.examine(examined))[0].is_abnormal
 
 

@@ -58,13 +58,3 @@ def test_a_restart_of_the_driver_changes_nothing(counted: list[object]) -> None:
     volume.mounted()
     assert volume.past.mounts == 8
     assert counted == ["recovery"]
-
-
-def test_of_each_kind_of_trouble_the_last_one_counts_until_it_is_over() -> None:
-    volume = History()
-    volume.trouble("sockets", "gone")
-    volume.trouble("record", "disk full")
-    volume.trouble("sockets", "gone again")
-    assert volume.troubles == ["gone again", "disk full"]
-    volume.no_trouble("sockets", "watch")
-    assert volume.troubles == ["disk full"]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from driver import syscalls
-from driver.closewatch import CloseWatch
 from driver.device import DeviceNodes
+from driver.filewatch import FileWatch
 from driver.listeners import Listeners
 from driver.paths import VolumePaths
 from driver.records import Record, Records
@@ -49,7 +49,7 @@ def test_a_volume_that_cannot_be_taken_up_serves_nobody_and_costs_no_other(tmp_p
 
     async def main() -> None:
         workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
-        listeners, watch = Listeners(), CloseWatch(syscalls.inotify_init())
+        listeners, watch = Listeners(), FileWatch(syscalls.inotify_init())
         volumes = Volumes(workspace, watch, listeners, records)
         volumes.restore()
         assert [volume.publication.volume_id for volume in volumes] == ["good"]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from driver import closewatch, syscalls
-from driver.closewatch import CloseWatch
+from driver import filewatch, syscalls
+from driver.filewatch import FileWatch
 
 DEADLINE = 20.0
 
@@ -26,10 +26,10 @@ def node(tmp_path: Path) -> Path:
 def test_the_last_close_calls_back(node: Path) -> None:
     async def main() -> None:
         closed = asyncio.Event()
-        watch = CloseWatch(syscalls.inotify_init())
+        watch = FileWatch(syscalls.inotify_init())
         fd = os.open(node, os.O_RDWR)
         other = os.dup(fd)
-        watch.add(str(node), closed.set)
+        watch.on_last_close(str(node), closed.set)
         os.close(fd)
         # Reading only is not what a FUSE program does.
         os.close(os.open(node, os.O_RDONLY))
@@ -43,13 +43,31 @@ def test_the_last_close_calls_back(node: Path) -> None:
     run(main())
 
 
+def test_a_file_that_is_removed_or_replaced_calls_back(tmp_path: Path, node: Path) -> None:
+    async def main() -> None:
+        told: asyncio.Queue[str] = asyncio.Queue()
+        watch = FileWatch(syscalls.inotify_init())
+        (tmp_path / "replaced").touch()
+        (tmp_path / "new").touch()
+        watch.on_unlink(str(node), lambda: told.put_nowait("removed"))
+        watch.on_unlink(str(tmp_path / "replaced"), lambda: told.put_nowait("replaced"))
+        os.close(os.open(node, os.O_WRONLY))
+        node.unlink()
+        assert await told.get() == "removed"
+        (tmp_path / "new").rename(tmp_path / "replaced")
+        assert await told.get() == "replaced"
+        watch.close()
+
+    run(main())
+
+
 def test_each_watch_has_its_own_callback(tmp_path: Path) -> None:
     async def main() -> None:
         told: asyncio.Queue[str] = asyncio.Queue()
-        watch = CloseWatch(syscalls.inotify_init())
+        watch = FileWatch(syscalls.inotify_init())
         for name in ("a", "b"):
             (tmp_path / name).touch()
-            watch.add(str(tmp_path / name), lambda name=name: told.put_nowait(name))  # type: ignore[misc]
+            watch.on_last_close(str(tmp_path / name), lambda name=name: told.put_nowait(name))  # type: ignore[misc]
         for name in ("b", "a", "a"):
             os.close(os.open(tmp_path / name, os.O_WRONLY))
             assert await told.get() == name
@@ -62,9 +80,9 @@ def test_a_watch_that_is_removed_calls_nobody(tmp_path: Path, node: Path) -> Non
     async def main() -> None:
         (tmp_path / "other").touch()
         told: asyncio.Queue[str] = asyncio.Queue()
-        watch = CloseWatch(syscalls.inotify_init())
-        number = watch.add(str(node), lambda: told.put_nowait("removed"))
-        watch.add(str(tmp_path / "other"), lambda: told.put_nowait("other"))
+        watch = FileWatch(syscalls.inotify_init())
+        number = watch.on_last_close(str(node), lambda: told.put_nowait("removed"))
+        watch.on_last_close(str(tmp_path / "other"), lambda: told.put_nowait("other"))
         watch.remove(number)
         watch.remove(number)
         os.close(os.open(node, os.O_WRONLY))
@@ -78,8 +96,8 @@ def test_a_watch_that_is_removed_calls_nobody(tmp_path: Path, node: Path) -> Non
 
 def test_a_node_that_is_gone_is_removed_without_an_error(node: Path) -> None:
     async def main() -> None:
-        watch = CloseWatch(syscalls.inotify_init())
-        number = watch.add(str(node), lambda: None)
+        watch = FileWatch(syscalls.inotify_init())
+        number = watch.on_last_close(str(node), lambda: None)
         node.unlink()
         watch.remove(number)
         watch.close()
@@ -89,9 +107,9 @@ def test_a_node_that_is_gone_is_removed_without_an_error(node: Path) -> None:
 
 def test_what_is_missing_cannot_be_watched(tmp_path: Path) -> None:
     async def main() -> None:
-        watch = CloseWatch(syscalls.inotify_init())
+        watch = FileWatch(syscalls.inotify_init())
         with pytest.raises(FileNotFoundError):
-            watch.add(str(tmp_path / "missing"), lambda: None)
+            watch.on_last_close(str(tmp_path / "missing"), lambda: None)
         watch.close()
 
     run(main())
@@ -103,9 +121,9 @@ def test_a_close_that_was_told_before_the_watch_was_removed_calls_nobody(tmp_pat
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
         (tmp_path / "other").touch()
         told: asyncio.Queue[str] = asyncio.Queue()
-        watch = CloseWatch(syscalls.inotify_init())
-        number = watch.add(str(node), lambda: told.put_nowait("removed"))
-        watch.add(str(tmp_path / "other"), lambda: told.put_nowait("other"))
+        watch = FileWatch(syscalls.inotify_init())
+        number = watch.on_last_close(str(node), lambda: told.put_nowait("removed"))
+        watch.on_last_close(str(tmp_path / "other"), lambda: told.put_nowait("other"))
         os.close(os.open(node, os.O_WRONLY))
         os.close(os.open(tmp_path / "other", os.O_WRONLY))
         # The loop has not read of either yet.
@@ -121,13 +139,13 @@ def test_a_close_that_was_told_before_the_watch_was_removed_calls_nobody(tmp_pat
 def test_where_the_kernel_lost_some_everybody_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         told: set[str] = set()
-        watch = CloseWatch(syscalls.inotify_init())
+        watch = FileWatch(syscalls.inotify_init())
         for name in ("a", "b"):
             (tmp_path / name).touch()
-            watch.add(str(tmp_path / name), lambda name=name: told.add(name))  # type: ignore[misc]
+            watch.on_last_close(str(tmp_path / name), lambda name=name: told.add(name))  # type: ignore[misc]
         event = struct.pack("iIII", -1, syscalls.IN_Q_OVERFLOW, 0, 0)
         with monkeypatch.context() as overflow:
-            overflow.setattr(closewatch.os, "read", lambda fd, size: event)
+            overflow.setattr(filewatch.os, "read", lambda fd, size: event)
             watch._read()
         assert told == {"a", "b"}
         watch.close()

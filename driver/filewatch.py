@@ -1,4 +1,4 @@
-"""Hears of the last close of a device node: one inotify instance for all of them, no thread, no polling."""
+"""Hears of the last close of a file, and of its removal: one inotify instance for all of them, no thread, no polling."""
 
 import asyncio
 import os
@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 from driver import syscalls
 
-_EVENT = struct.Struct("iIII")  # struct inotify_event, inotify(7); the watched nodes are files, so no name follows
+_WATCHED = syscalls.IN_CLOSE_WRITE | syscalls.IN_ATTRIB
+_EVENT = struct.Struct("iIII")  # struct inotify_event, inotify(7); the watched are files, so no name follows
 
 
-class CloseWatch:
-    """Calls back when a watched file, opened for writing, is closed for the last time."""
+class FileWatch:
+    """Calls back when something happens to a watched file."""
 
     def __init__(self, instance: int) -> None:
         """Takes over an inotify instance, as syscalls.inotify_init() returns it."""
@@ -19,9 +20,16 @@ class CloseWatch:
         self._callbacks: dict[int, Callable[[], None]] = {}
         asyncio.get_running_loop().add_reader(self._fd, self._read)
 
-    def add(self, path: str, callback: Callable[[], None]) -> int:
-        """Watch `path`; returns what remove() takes."""
-        watch = syscalls.inotify_add_watch(self._fd, path, syscalls.IN_CLOSE_WRITE)
+    def on_last_close(self, path: str, callback: Callable[[], None]) -> int:
+        """Call back when the file, opened for writing, is closed for the last time; returns what remove() takes. Raises OSError."""
+        return self._add(path, syscalls.IN_CLOSE_WRITE, callback)
+
+    def on_unlink(self, path: str, callback: Callable[[], None]) -> int:
+        """The same when it may have been removed: when its link count or another attribute has changed."""
+        return self._add(path, syscalls.IN_ATTRIB, callback)
+
+    def _add(self, path: str, event: int, callback: Callable[[], None]) -> int:
+        watch = syscalls.inotify_add_watch(self._fd, path, event)
         self._callbacks[watch] = callback
         return watch
 
@@ -52,5 +60,5 @@ class CloseWatch:
                 for each in list(self._callbacks.values()):
                     each()
             callback = self._callbacks.get(watch)
-            if callback is not None and mask & syscalls.IN_CLOSE_WRITE:
+            if callback is not None and mask & _WATCHED:
                 callback()
