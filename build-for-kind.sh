@@ -75,6 +75,7 @@ parse() {
     done
     case $engine in '' | docker | podman | buildah) ;; *) misuse "--engine $engine is not docker, podman or buildah" ;; esac
     case $target in '' | kind | ctr | none) ;; *) misuse "--target $target is not kind, ctr or none" ;; esac
+    [ "$target" != none ] || [ ${#others[@]} -eq 0 ] || misuse "--target none loads nothing, and so not ${others[0]}"
     local all
     all=$'\n'$(images)$'\n'
     for name in ${wanted[@]+"${wanted[@]}"}; do

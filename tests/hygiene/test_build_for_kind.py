@@ -226,7 +226,9 @@ def test_what_is_missing_is_told_in_one_line(machine: Machine, programs: tuple[s
     assert ran.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [("nothing",), ("--engine", "lxc"), ("--target", "moon"), ("--name",), ("--none",)])
+@pytest.mark.parametrize(
+    "arguments", [("nothing",), ("--engine", "lxc"), ("--target", "moon"), ("--name",), ("--none",), ("--target", "none", "--load", "a:b")]
+)
 def test_a_misuse_is_told_in_one_line(machine: Machine, arguments: tuple[str, ...]) -> None:
     ran = machine.run(*arguments)
     assert ran.code == 2
