@@ -6,6 +6,7 @@ What touches what a pod serves may block: call `take_off` and `remove_target` th
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Callable
 from errno import EBUSY, EINVAL, ENOSPC
 
@@ -13,6 +14,10 @@ from driver import fusemount, syscalls
 from driver.device import DeviceNodes
 from driver.fusemount import FuseMount
 from driver.logs import log
+
+# Whoever finds a mount by its path keeps it busy until the call ends, and a copy of it is made (fusemount.copy_of) behind
+# all that is mounted and unmounted just then. Seconds.
+_BUSY_RETRIES = (0.001, 0.004, 0.015, 0.04)
 
 _PRIVATE_PREFIX = "private-"
 _TARGET_SUFFIX = ".target"
@@ -114,7 +119,10 @@ def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool, t
             if syscalls.device_of(fuse) != mount.device:
                 return  # somebody unmounted it on the node
             try:
-                syscalls.umount(target, 0 if plain else syscalls.MNT_DETACH)
+                if plain:
+                    _unmount_unless_busy(target)
+                else:
+                    syscalls.umount(target, syscalls.MNT_DETACH)
             except OSError as error:
                 if error.errno != EINVAL:
                     raise
@@ -130,6 +138,19 @@ def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool, t
             os.close(fuse)
     finally:
         drop_place(place)
+
+
+def _unmount_unless_busy(target: str) -> None:
+    """Unmount, though kubelet or another part of the driver should look at it just now. Raises OSError."""
+    for wait in _BUSY_RETRIES:
+        try:
+            syscalls.umount(target, 0)
+            return
+        except OSError as error:
+            if error.errno != EBUSY:
+                raise
+        time.sleep(wait)
+    syscalls.umount(target, 0)
 
 
 def _peer(target: str, place: str) -> tuple[int, bool]:

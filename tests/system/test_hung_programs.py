@@ -23,7 +23,7 @@ from driver.rpc import csi_pb2
 DRIVER_OPTIONS = ("--metrics-address", "127.0.0.1:0")
 
 PROBE_WAIT = 1.0  # seconds, as in the design's limits
-WAITS_FOR_NOBODY = 0.9 * PROBE_WAIT  # 10 to 60 ms were seen
+WAITS_FOR_NOBODY = 0.9 * PROBE_WAIT  # 10 to 75 ms were seen
 SLACK = 4.0  # programs are started, on a machine with little of everything
 THREADS_OF_A_VOLUME = 1  # docs/operations.md: one who unmounts
 PROCESSES_OF_A_VOLUME = 3  # one who asks how it is, one who probes, one who renews subPaths

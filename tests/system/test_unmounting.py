@@ -1,12 +1,19 @@
 """fusermount3 -u, by hand and by the FUSE library, and mounting again: the volume's sockets stay."""
 
+import os
+import tempfile
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from harness import mounts
 from harness.container import Background, Bind, Container
 from harness.events import wait_until
 from harness.kubelet import Published
 from harness.pod import SOCKETS, VARIABLE, Node, Pod, tree
+
+from driver import takeoff
 
 both_places = pytest.mark.parametrize("mountpoint", ["/data", "/elsewhere"])
 
@@ -75,6 +82,33 @@ def test_the_drivers_own_questions_do_not_make_it_busy(node: Node, setup: Setup)
         stopped.set()
         thread.join()
     assert asked > 20
+
+
+@pytest.fixture
+def looked_at(folder: Path) -> Iterator[tuple[Path, int]]:
+    """A mount, and an fd by which somebody has found it."""
+    path = Path(tempfile.mkdtemp(prefix="mount-", dir=folder))
+    mounts.call_mount("tmpfs", path, "tmpfs")
+    yield path, os.open(path, os.O_PATH)
+    mounts.unmount_all_below(path)
+
+
+def test_who_looks_at_it_just_now_does_not_keep_it(looked_at: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question begins with finding the mount, and that alone makes it busy."""
+    path, fd = looked_at
+    monkeypatch.setattr(takeoff.time, "sleep", lambda _: os.close(fd))
+    takeoff._unmount_unless_busy(str(path))
+    assert not mounts.stack(path)
+
+
+def test_what_stays_busy_is_told_soon(looked_at: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, fd = looked_at
+    waited: list[float] = []
+    monkeypatch.setattr(takeoff.time, "sleep", waited.append)
+    with pytest.raises(OSError, match="Device or resource busy"):
+        takeoff._unmount_unless_busy(str(path))
+    os.close(fd)
+    assert sum(waited) < 0.1
 
 
 @both_places
