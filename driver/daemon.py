@@ -58,6 +58,8 @@ async def _serve(settings: Settings, scraped: socket.socket | None, instance: in
             os.makedirs(settings.run_dir, mode=0o700, exist_ok=True)
             records = _open_records(settings.state_dir)
             await _former_driver_ends(records, settings.state_dir, stopped)
+            if stopped.is_set():
+                return
             workspace = Workspace(settings.run_dir)
             stack.callback(workspace.close)
             files = FileWatch(instance)

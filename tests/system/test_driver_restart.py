@@ -1,5 +1,6 @@
 """The driver is stopped and started again; volumes and their mounts go on. Programs that die meanwhile: test_recovery.py."""
 
+import fcntl
 import os
 import signal
 import threading
@@ -137,6 +138,24 @@ def test_the_next_driver_waits_for_the_end_of_one_that_is_told_to_stop(node: Nod
         following.end()
         if not node.driver.is_running:
             node.driver.start()
+
+
+def test_a_driver_that_is_told_to_stop_while_it_waits_begins_nothing(node: Node) -> None:
+    """What the other one finishes just now is not for two."""
+    driver = node.driver
+    driver.stop()
+    said = len(driver.log)
+    records = os.open(driver.run_dir / "state", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(records, fcntl.LOCK_EX)
+        driver.begin()
+        wait_until("it waits", lambda: "waiting for its end" in driver.log[said:])
+        assert driver.stop() == 0
+        assert driver.log[said:].count("\n") == 1
+    finally:
+        os.close(records)
+        driver.end()
+        driver.start()
 
 
 def test_a_driver_whose_starter_is_killed_ends_with_an_error(node: Node, pod: Pod) -> None:

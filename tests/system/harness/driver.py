@@ -52,6 +52,11 @@ class Driver:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
+        self.begin()
+        wait_until("the driver answers", self._answers, _START)
+
+    def begin(self) -> None:
+        """Start it."""
         self._log.touch()
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -67,7 +72,6 @@ class Driver:
                 stdout=log,
                 stderr=log,
             )
-        wait_until("the driver answers", self._answers, _START)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Stop it, and return its exit code as subprocess has it."""
