@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
-from errno import ENOSPC
+from errno import EBUSY, ENOSPC
 from typing import Any, TypeVar
 
 from driver.fusemount import FuseMount
@@ -72,7 +72,7 @@ class Records:
     def own(self) -> bool:
         """Whether the folder is this driver's, from now on until its process ends. It is not while another driver has it.
 
-        Without it nothing is read or written; what is to be written asks again, since that one may have ended.
+        Without it nothing is read, written or deleted; each call asks again, since that one may have ended.
         """
         if not self._is_owned:
             try:
@@ -83,9 +83,9 @@ class Records:
         return self._is_owned
 
     def save(self, record: Record) -> None:
-        """Write a record, whole or not at all. Raises OSError."""
+        """Write a record, whole or not at all. Raises OSError, also where another driver has the folder."""
         if not self.own():
-            return
+            raise OSError(EBUSY, "another driver has it", self._folder)
         content = json.dumps({"version": _VERSION, "bootId": self._boot_id, **_to_json(record)}).encode("ascii")
         path = self._path(record.publication.paths.target_path)
         new = f"{path}{_NEW_SUFFIX}"

@@ -207,7 +207,8 @@ def test_a_second_driver_on_the_same_folder_changes_nothing_until_the_first_has_
     records.save(record())
     second = Records(str(folder))
     assert not second.own()
-    second.save(record("other/mount"))
+    with pytest.raises(OSError, match="another driver has it"):
+        second.save(record("other/mount"))
     second.delete("/pods/uid/mount")
     assert second.load() == []
     os.close(records._lock)

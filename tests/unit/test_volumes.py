@@ -1,6 +1,7 @@
 """What a former driver left is taken up, by a driver that meets something unforeseen."""
 
 import asyncio
+import os
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,5 +62,35 @@ def test_a_volume_that_cannot_be_taken_up_serves_nobody_and_costs_no_other(tmp_p
             await asyncio.gather(*volume._closing)
         listeners.close()
         watch.close()
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
+
+
+def test_what_another_driver_kept_from_being_recorded_is_recorded_when_that_one_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = VolumePaths(str(tmp_path / "pods"), "uid/mount", "uid/empty", "data")
+    (tmp_path / "pods" / paths.sockets).mkdir(parents=True)
+    publication = Publication("csi-1", paths, "fuse.sock", False, (), "", "")
+    monkeypatch.setattr("driver.fusemount.mount_placeholder", lambda target: "0:1")  # nothing of it needs root
+    state = str(tmp_path / "state")
+    other = Records(state)
+    assert other.own()
+
+    async def main() -> None:
+        workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
+        listeners, watch, records = Listeners(), FileWatch(syscalls.inotify_init()), Records(state)
+        volumes = Volumes(workspace, watch, listeners, records)
+        volume = volumes.publish(publication)
+        (told,) = volume.troubles.texts
+        assert told.startswith("the volume cannot be recorded")
+        assert told.endswith(f"another driver has it: '{state}'")
+        os.close(other._lock)
+        volumes.publish(publication)
+        assert not volume.troubles.has("record")
+        assert [each.publication for each in records.load()] == [publication]
+        volume.give_up()
+        watch.close()
+        listeners.close()
 
     asyncio.run(asyncio.wait_for(main(), DEADLINE))
