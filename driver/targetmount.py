@@ -82,34 +82,35 @@ class TargetMount:
         self.take_over(record)
         return fd
 
-    def put_right(self) -> bool:
+    def put_right(self) -> None:
         """Where somebody has unmounted on the node what was here, mount the placeholder again, and know of the FUSE mount.
 
-        Returns whether all is right then. Needs the lock. Asks no FUSE program, and reads the mount table only where
-        something differs. Raises OSError.
+        Where something else is mounted it stays, and is a trouble as long. Needs the lock. Asks no FUSE program, and reads
+        the mount table only where something differs. Raises OSError.
         """
         if self.process is not None or self.is_taking_off:
-            return False  # what is there changes just now
+            return  # what is there changes just now
         record = self.record
         if fusemount.device_at(self._target) == (self.placeholder if record is None else record.device):
-            return True
+            self._troubles.end("target")
+            return
         stack = fusemount.mounts_at(self._target)
         if record is not None:
             if any(mount.device == record.device for mount in stack):
                 self._troubles.begin("target", foreign(self._target, stack[-1]))
-                return False
+                return
             self._forget(End.ASKED)
-        is_bare = not stack
-        if is_bare:
+        if not stack:
             self.placeholder = fusemount.mount_placeholder(self._target)
         elif fusemount.is_placeholder(stack[-1]):
             self.placeholder = stack[-1].device  # not known yet, where a former driver had mounted it
-        else:
-            self._troubles.begin("target", foreign(self._target, stack[-1]))
-        if is_bare or record is not None:
+        if not stack or record is not None:
             text = "it was unmounted on the node: containers that ran then may not see what is mounted now until they restart"
             self._troubles.begin("unmounted", text, logging.WARNING)
-        return is_bare or fusemount.is_placeholder(stack[-1])
+        if not stack or fusemount.is_placeholder(stack[-1]):
+            self._troubles.end("target")
+        else:
+            self._troubles.begin("target", foreign(self._target, stack[-1]))
 
     def open(self) -> Opened:
         """A /dev/fuse for mount_opened() or discard(). Raises OSError."""

@@ -175,12 +175,10 @@ class Volume:
     def _look_after_target(self) -> None:
         try:
             try:
-                is_right = self._mount.put_right()
+                self._mount.put_right()
             except FileNotFoundError:
                 _make_directory(self.target)
-                is_right = self._mount.put_right()
-            if is_right:
-                self.troubles.end("target")
+                self._mount.put_right()
         except NotADirectoryError:
             self.troubles.begin("target", _no_directory(self.target))
         except OSError as error:

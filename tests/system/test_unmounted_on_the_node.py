@@ -109,6 +109,18 @@ def test_something_else_is_mounted_there(node: Node, pod: Pod) -> None:
     is_whole(volume)
 
 
+def test_something_else_was_mounted_there_when_a_program_asked(pod: Pod) -> None:
+    """Without Kubernetes there is no republish that would look again."""
+    volume = pod.publish()
+    mounts.mount("-t", "ramfs", "something", volume.target)
+    os.close(hostile.mount(volume))
+    wait_until("its mount is off", lambda: [mount.fstype for mount in volume.mounts] == ["tmpfs", "ramfs"])
+    assert "of something else is mounted there" in volume.condition
+    mounts.unmount(volume.target)
+    hostile.mount_and_end(volume)
+    assert "something else" not in volume.condition
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("is_republished", [True, False], ids=["republished", "asked"])
 def test_a_mount_whose_program_lives(node: Node, fleet: Fleet, layers: int, is_republished: bool) -> None:
