@@ -20,8 +20,18 @@ if TYPE_CHECKING:
 
 # What klog's users put on the command line, all of it: accepted, and without a meaning here.
 _KLOG = (
-    *("logtostderr", "alsologtostderr", "stderrthreshold", "vmodule", "log_backtrace_at", "log_dir", "log_file", "log_file_max_size"),
-    *("one_output", "add_dir_header", "skip_headers", "skip_log_headers"),
+    "logtostderr",
+    "alsologtostderr",
+    "stderrthreshold",
+    "vmodule",
+    "log_backtrace_at",
+    "log_dir",
+    "log_file",
+    "log_file_max_size",
+    "one_output",
+    "add_dir_header",
+    "skip_headers",
+    "skip_log_headers",
 )
 
 

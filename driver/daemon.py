@@ -55,6 +55,7 @@ async def _serve(settings: Settings, scraped: socket.socket | None, instance: in
     asyncio.get_running_loop().add_signal_handler(NUDGE, lambda: None)  # else it would be ignored, and interrupt nothing
     with ExitStack() as stack:
         try:
+            # First of all: the records are usually in it, and where it cannot be made that is said of --run-dir.
             os.makedirs(settings.run_dir, mode=0o700, exist_ok=True)
             records = _open_records(settings.state_dir)
             await _former_driver_ends(records, settings.state_dir, stopped)

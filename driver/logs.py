@@ -29,14 +29,12 @@ _LINES_SECONDS = 60.0
 class VolumeLog:
     """Says of each line which pod and which volume it is about."""
 
-    __slots__ = ("_doings", "_pod", "_refusals", "_troubles", "_volume_id")  # each volume has one
+    __slots__ = ("_few", "_pod", "_volume_id")  # each volume has one
 
     def __init__(self, pod: str, volume_id: str) -> None:
         self._pod = pod
         self._volume_id = volume_id
-        self._refusals: _Few | None = None
-        self._doings: _Few | None = None
-        self._troubles: _Few | None = None
+        self._few: dict[str, _Few] | None = None
 
     def debug(self, text: str) -> None:
         """What only whoever looks for a mistake of the driver wants to know."""
@@ -56,21 +54,22 @@ class VolumeLog:
 
     def refusal(self, text: str) -> None:
         """A warning about what the pod did, which it may do as often as it likes: only some of them are logged."""
-        if self._refusals is None:
-            self._refusals = _Few(self, "refusals")
-        self._refusals.say(logging.WARNING, text)
+        self._say_some("refusals", logging.WARNING, text)
 
     def doing(self, text: str) -> None:
         """The same for what is no mistake of the pod: that it mounts and unmounts."""
-        if self._doings is None:
-            self._doings = _Few(self, "mounts and unmounts")
-        self._doings.say(logging.INFO, text)
+        self._say_some("mounts and unmounts", logging.INFO, text)
 
     def trouble(self, level: int, text: str) -> None:
         """The same for what begins to be wrong with the volume (troubles.py), which a pod may bring about."""
-        if self._troubles is None:
-            self._troubles = _Few(self, "troubles")
-        self._troubles.say(level, text)
+        self._say_some("troubles", level, text)
+
+    def _say_some(self, what: str, level: int, text: str) -> None:
+        if self._few is None:
+            self._few = {}
+        if what not in self._few:
+            self._few[what] = _Few(self, what)
+        self._few[what].say(level, text)
 
     def say(self, level: int, text: str) -> None:
         """A line of any level."""

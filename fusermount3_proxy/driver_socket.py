@@ -210,19 +210,18 @@ def _receive(sock: socket, size: int, is_v1: bool) -> tuple[bytes, list[int]]:
             message += part
             if is_v1 or not part or len(message) > size or message.rstrip().endswith(b"}"):
                 return message, fds
-    except TimeoutError:
-        fdpass.close_all(fds)
-        raise DriverError(f"the driver did not answer within {limits.ANSWER_WAIT:g} s") from None
-    except fdpass.Truncated:
-        fdpass.close_all(fds)
-        raise DriverError("the driver's answer is too long or carries too many file descriptors") from None
-    except fdpass.NotLetIn:
-        fdpass.close_all(fds)
-        raise DriverError(
-            "the driver's file descriptor did not get here: this process may open no more (ulimit -n), or a security module forbids it"
-        ) from None
     except ConnectionResetError:
         return message, fds
-    except OSError as error:
+    except (OSError, fdpass.Truncated, fdpass.NotLetIn) as error:
         fdpass.close_all(fds)
-        raise DriverError(f"failed to receive the driver's answer: {error.strerror}") from None
+        raise DriverError(_why_not_received(error)) from None
+
+
+def _why_not_received(error: OSError | fdpass.Truncated | fdpass.NotLetIn) -> str:
+    if isinstance(error, TimeoutError):
+        return f"the driver did not answer within {limits.ANSWER_WAIT:g} s"
+    if isinstance(error, fdpass.Truncated):
+        return "the driver's answer is too long or carries too many file descriptors"
+    if isinstance(error, fdpass.NotLetIn):
+        return "the driver's file descriptor did not get here: this process may open no more (ulimit -n), or a security module forbids it"
+    return f"failed to receive the driver's answer: {error.strerror}"
