@@ -29,13 +29,8 @@ class DeviceNodes:
     """The folder that holds the nodes, opened so that device nodes work in it even where it lies on a nodev mount."""
 
     def __init__(self, folder: str) -> None:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
         self.folder = folder
-        # A detached copy of the mount is visible to nobody, and gone with the last fd on it.
-        self._fd = syscalls.open_tree(folder, syscalls.OPEN_TREE_CLONE)
-        syscalls.mount_setattr(self._fd, clear=syscalls.MOUNT_ATTR_NODEV)
-        # Locked by whoever has a node there that is not locked yet.
-        self._making = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._fd, self._making = _open_folder(folder)
 
     def close(self) -> None:
         """Close the copy of the mount."""
@@ -44,6 +39,16 @@ class DeviceNodes:
 
     def open(self) -> Opened:
         """Make a node and open it. Raises OSError."""
+        try:
+            return self._open()
+        except FileNotFoundError:
+            # Somebody has removed the folder. The mounts whose nodes were in it go on, and their ends are heard of.
+            new = _open_folder(self.folder)
+            self.close()
+            self._fd, self._making = new
+            return self._open()
+
+    def _open(self) -> Opened:
         name = secrets.token_hex(8)
         # Under another name until it is locked: it would look as if its program had gone.
         unlocked = f"{name}{_UNLOCKED_SUFFIX}"
@@ -112,3 +117,17 @@ class DeviceNodes:
             os.unlink(name, dir_fd=self._fd)
         except FileNotFoundError:
             pass
+
+
+def _open_folder(path: str) -> tuple[int, int]:
+    """Two fds of the folder, which is made where it is missing: one to use nodes by, one to lock. Raises OSError."""
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    # A detached copy of the mount is visible to nobody, and gone with the last fd on it.
+    copy = syscalls.open_tree(path, syscalls.OPEN_TREE_CLONE)
+    try:
+        syscalls.mount_setattr(copy, clear=syscalls.MOUNT_ATTR_NODEV)
+        # Locked by whoever has a node there that is not locked yet.
+        return copy, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except BaseException:
+        os.close(copy)
+        raise

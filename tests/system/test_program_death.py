@@ -3,6 +3,7 @@
 That it is replaced, however it died: test_recovery.py.
 """
 
+import shutil
 import time
 
 from harness.container import Background, Bind, Container
@@ -65,6 +66,22 @@ def test_a_process_that_keeps_the_file_descriptor_keeps_the_file_system(pod: Pod
     assert volume.fuse is not None
     fuse.check("kill -KILL $(cat /harness/keeper)")
     volume.wait_waiting()
+
+
+def test_it_is_noticed_and_others_mount_where_the_drivers_device_nodes_were_removed(node: Node, pod: Pod) -> None:
+    """By somebody who clears folders."""
+    volume, other = pod.publish(), node.pod()
+    application = pod.application(volume)
+    program = mounted(volume, pod.fuse(volume), "first")
+    shutil.rmtree(node.driver.run_dir / "dev")
+    others = other.publish()
+    mounted(others, other.fuse(others), "other")
+    volume.republish()
+    assert application.check("cat /data/file") == "first\n"
+    program.kill("KILL")
+    volume.wait_waiting()
+    mounted(volume, pod.fuse(volume), "second")
+    assert application.check("cat /data/file") == "second\n"
 
 
 def test_the_log_tells_of_the_death(node: Node, pod: Pod) -> None:
