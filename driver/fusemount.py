@@ -6,7 +6,7 @@ through apart.Caller.
 
 import os
 from dataclasses import dataclass
-from errno import ECONNABORTED, ENOTCONN
+from errno import ECONNABORTED, EIO, ENOTCONN
 
 from driver import syscalls
 from driver.device import DeviceNodes, Opened
@@ -128,27 +128,64 @@ def adopt(stack: list[Mount]) -> FuseMount:
 
 
 def device_at(target: str) -> str:
-    """MAJOR:MINOR of the topmost file system at `target`, without asking it."""
+    """MAJOR:MINOR of the topmost file system at `target`, without asking it. Raises OSError."""
     fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         return syscalls.device_of(fd)
+    except OSError as error:
+        if error.errno != EIO:
+            raise
+        # A program that has told once that its root is no directory has made it a bad inode, of which the kernel answers
+        # nothing any more, whether the program lives or not. Its mount must go all the same.
+        return _device_by_table(fd)
     finally:
         os.close(fd)
+
+
+def device_of_copy(fd: int, target: str) -> str:
+    """The same of a copy or a peer of the mount at `target`; a copy is in no mount table. Raises OSError."""
+    try:
+        return syscalls.device_of(fd)
+    except OSError as error:
+        if error.errno != EIO:
+            raise
+        return device_at(target)
+
+
+def _device_by_table(fd: int) -> str:
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        said = dict(line.split(":", 1) for line in file)
+    mount_id = int(said["mnt_id"])
+    for mount in mount_table():
+        if mount.mount_id == mount_id:
+            return mount.device
+    raise OSError(EIO, os.strerror(EIO))
+
+
+def is_at(target: str, device: str) -> bool:
+    """Whether the file system `device` is mounted at `target`, on top or beneath something. Raises OSError."""
+    return device_at(target) == device or any(mount.device == device for mount in mounts_at(target))
 
 
 def is_gone(target: str, device: str) -> bool:
     """Whether the mount `device` has lost its program, or is not at `target` any more (somebody unmounted it on the node).
 
-    Blocks as long as a program that lives does not answer.
+    Blocks as long as a program that lives does not answer. One that has something else mounted over it is not gone for all
+    that is known.
     """
     try:
         fd = copy_of(target)
     except FileNotFoundError:
         return True
     try:
-        if syscalls.device_of(fd) != device:
-            return True
-        syscalls.ask_for_attributes(fd)
+        if device_of_copy(fd, target) != device:
+            return not is_at(target, device)
+        try:
+            syscalls.ask_for_attributes(fd)
+        except OSError as error:
+            if error.errno != EIO:
+                raise
+            os.fstatvfs(fd)  # is not about the root, of which nothing can be asked (device_at)
     except OSError as error:
         # ECONNABORTED: the question was on its way when the connection ended.
         return error.errno in (ENOTCONN, ECONNABORTED)

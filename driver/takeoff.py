@@ -110,13 +110,15 @@ def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool, t
 
     A container that started after the mount has bound the FUSE mount itself and would keep it for ever. So it gets the
     placeholder mounted over it, through a peer of that FUSE mount. Once the mount is off the target nothing is raised any
-    more: that this failed then is what `tell` is called with.
+    more: that this failed then is what `tell` is called with. Where something else is mounted over it, that is EBUSY.
     """
     place = workspace.new_place(target)
     try:
         fuse, is_attached = _peer(target, place)
         try:
-            if syscalls.device_of(fuse) != mount.device:
+            if fusemount.device_of_copy(fuse, target) != mount.device:
+                if fusemount.is_at(target, mount.device):
+                    raise OSError(EBUSY, "something else is mounted over it", target)
                 return  # somebody unmounted it on the node
             try:
                 if plain:
@@ -195,10 +197,17 @@ def remove_target(workspace: Workspace, target: str, mount: FuseMount | None, te
     """
     try:
         if mount is not None:
+            _uncover(target, mount.device)
             take_off(workspace, target, mount, False, tell)
         _detach_and_remove(target)
     except FileNotFoundError:
         pass
+
+
+def _uncover(target: str, device: str) -> None:
+    """Take off what somebody has mounted over the file system `device`."""
+    while fusemount.device_at(target) != device and fusemount.is_at(target, device):
+        syscalls.umount(target, syscalls.MNT_DETACH)
 
 
 def _detach_and_remove(target: str) -> None:

@@ -73,6 +73,7 @@ class TargetMount:
         self._prober = Caller()
         self._remover = Threads(1)
         self._renewer = Caller()
+        self._late: End | None = None  # how the mount ends whose take-off takes longer than its limit
         self._is_removed = False
 
     def mount(self, mountpoint: bytes, kernel: KernelMount) -> int:
@@ -88,7 +89,7 @@ class TargetMount:
         Where something else is mounted it stays, and is a trouble as long. Needs the lock. Asks no FUSE program, and reads
         the mount table only where something differs. Raises OSError.
         """
-        if self.process is not None or self.is_taking_off:
+        if self.process is not None or self.is_taking_off or self._is_removed:
             return  # what is there changes just now
         record = self.record
         if fusemount.device_at(self._target) == (self.placeholder if record is None else record.device):
@@ -99,18 +100,24 @@ class TargetMount:
             if any(mount.device == record.device for mount in stack):
                 self._troubles.begin("target", foreign(self._target, stack[-1]))
                 return
-            self._forget(End.ASKED)
+            self._forget(self._late or End.ASKED)
         if not stack:
             self.placeholder = fusemount.mount_placeholder(self._target)
         elif fusemount.is_placeholder(stack[-1]):
             self.placeholder = stack[-1].device  # not known yet, where a former driver had mounted it
-        if not stack or record is not None:
+        if not stack or (record is not None and self._late is None):
             text = "it was unmounted on the node: containers that ran then may not see what is mounted now until they restart"
             self._troubles.begin("unmounted", text, logging.WARNING)
+        self._late = None
         if not stack or fusemount.is_placeholder(stack[-1]):
             self._troubles.end("target")
         else:
             self._troubles.begin("target", foreign(self._target, stack[-1]))
+
+    def missed(self, known: FuseMount) -> None:
+        """A mount that was recorded is not at the target: it was unmounted while no driver ran, or by one that was killed."""
+        is_held = known.node is not None and self._workspace.nodes.is_held(known.node)
+        self._history.ended(End.ASKED if is_held else End.DIED)
 
     def open(self) -> Opened:
         """A /dev/fuse for mount_opened() or discard(). Raises OSError."""
@@ -159,7 +166,7 @@ class TargetMount:
         self.record = record
         self.state = State.MOUNTED
         self._left = None
-        self._troubles.end("watch", subpathrenewal.KIND)
+        self._late = None
         self._death = DeathWatch(record.node, self._workspace.nodes, self._files, lambda: self._has_ended(record))
         try:
             self._death.begin()
@@ -195,9 +202,14 @@ class TargetMount:
         if record is None:
             return
         took = Timer(Operation.UNMOUNT)
-        await self._remover.run(limits.TAKE_OFF_WAIT, lambda: self._take_off(record, plain))
+        end = End.DIED if self.state is State.DEAD else End.ASKED
+        try:
+            await self._remover.run(limits.TAKE_OFF_WAIT, lambda: self._take_off(record, plain))
+        except TimeoutError:
+            self._late = end
+            raise
         took.stop()
-        self._forget(End.DIED if self.state is State.DEAD else End.ASKED)
+        self._forget(end)
 
     @property
     def is_taking_off(self) -> bool:
@@ -220,7 +232,13 @@ class TargetMount:
             takeoff.remove_target(self._workspace, self._target, None)
             return
         tell = self._log.refusal
-        await self._remover.run(limits.TAKE_OFF_WAIT, lambda: takeoff.remove_target(self._workspace, self._target, record, tell))
+        try:
+            await self._remover.run(limits.TAKE_OFF_WAIT, lambda: takeoff.remove_target(self._workspace, self._target, record, tell))
+        except OSError as error:
+            # Its directory may stay where its mount does not.
+            if not isinstance(error, TimeoutError) and record is not None and not fusemount.is_at(self._target, record.device):
+                self._forget(End.UNPUBLISHED)
+            raise
         self._forget(End.UNPUBLISHED)
 
     def look(self) -> None:
@@ -255,18 +273,29 @@ class TargetMount:
     def _forget(self, end: End) -> None:
         self.release()
         self._death = self._renewal = None
-        self._troubles.end("adopted", "stays")
-        if self.record is not None:
-            self._history.ended(end)
-        if self.record is not None and self.record.node is not None:
-            self._workspace.nodes.remove(self.record.node)
-        self.record = None
+        self._troubles.end("adopted", "stays", "watch", subpathrenewal.KIND)
+        record, self.record = self.record, None
         self.state = State.WAITING
+        if record is not None:
+            self._history.ended(end)
+            self._remove_node(record)
         self._on_change()
+
+    def _remove_node(self, record: FuseMount) -> None:
+        try:
+            if record.node is not None:
+                self._workspace.nodes.remove(record.node)
+        except OSError as error:  # a folder that can only be read, say
+            self._log.warning(f"the device node of a mount that has ended stays until the next start: {error}")
 
     async def _has_ended(self, record: FuseMount) -> bool:
         """Take `record` off where its program has died; False where it lives, or its mount stays."""
         async with self.lock:
+            try:
+                if not fusemount.is_at(self._target, record.device):
+                    self.put_right()  # somebody has unmounted it, and so its program did not end by itself
+            except OSError:
+                pass  # told at the next republish
             if self.record is not record:
                 return True
             if not await self.is_dead():

@@ -20,7 +20,7 @@ from driver.fusemount import FuseMount
 from driver.history import History, Past
 from driver.listeners import Listeners
 from driver.logs import VolumeLog
-from driver.metrics import End, Operation, Timer
+from driver.metrics import Operation, Timer
 from driver.paths import VolumePaths
 from driver.podrequests import PodRequests
 from driver.podsockets import NameTaken, NoDirectory, PodSockets
@@ -142,7 +142,7 @@ class Volume:
             text = f"not listening: {error}"
             self.troubles.begin("sockets", text, logging.WARNING)
         if known is not None and self.mount_record is None:
-            self.history.ended(End.DIED)  # while no driver ran, or before one that was killed could record it
+            self._mount.missed(known)
         self._mount.look_unless_held()
         self.log.info(f"taken up again at {self.target}, {self.state.value}")
         return True
@@ -239,7 +239,11 @@ class Volume:
 
         Raises OSError, and VolumeError where the file system is something else's.
         """
-        if not stack:
+        if known is not None and any(mount.device == known.device for mount in stack):
+            self._mount.take_over(known)
+            if stack[-1].device != known.device:
+                raise VolumeError(Code.FAILED_PRECONDITION, foreign(self.target, stack[-1]))
+        elif not stack:
             try:
                 self._mount.placeholder = fusemount.mount_placeholder(self.target)
             except NotADirectoryError:
@@ -248,8 +252,6 @@ class Volume:
             self._mount.placeholder = stack[-1].device
         elif not stack[-1].is_fuse:
             raise VolumeError(Code.FAILED_PRECONDITION, foreign(self.target, stack[-1]))
-        elif known is not None and known.device == stack[-1].device:
-            self._mount.take_over(known)
         else:
             self._mount.take_over(fusemount.adopt(stack))
             self.log.info("taking over the FUSE file system that is mounted there already")

@@ -19,7 +19,7 @@ from driver.rpc import csi_pb2
 PROGRAMS = "/programs"
 STATS_WAIT = 10  # seconds, ten times what the driver waits for a FUSE program
 UNPUBLISH_WAIT = 10
-EBUSY = 16
+EBUSY, EIO = 16, 5
 
 _FUSE_DEV_IOC_CLONE = 0x8004E500  # _IOR(229, 0, uint32_t), <linux/fuse.h>
 
@@ -51,7 +51,7 @@ def stats(node: Node, volume: Published) -> csi_pb2.NodeGetVolumeStatsResponse:
 
 SERVERS = [
     *("never-getattr", "never-statfs", "never-opendir", "never-anything", "reads-nothing", "garbage", "unlocks"),
-    *("root-is-link", "root-is-file", "root-is-device", "getattr-enotconn", "getattr-fails", "huge"),
+    *("root-is-link", "root-is-file", "root-is-device", "root-is-nothing", "getattr-enotconn", "getattr-fails", "huge"),
 ]
 
 
@@ -77,6 +77,42 @@ def test_a_hostile_server_keeps_nobody(node: Node, pod: Pod, how: str) -> None:
     served.volume.unpublish()
     assert time.monotonic() - began < UNPUBLISH_WAIT + STATS_WAIT
     recovers(node, before)
+
+
+BAD_ROOTS = [how for how in SERVERS if how.startswith("root-is-")]
+
+
+def ask_for_root(served: Served) -> None:
+    """As anybody may: from then on the kernel answers all questions about it with EIO."""
+    with pytest.raises(OSError) as error:
+        os.stat(served.volume.target)
+    assert error.value.errno == EIO
+
+
+@pytest.mark.parametrize("how", BAD_ROOTS)
+def test_a_root_that_is_none_is_unmounted_and_unpublished(node: Node, pod: Pod, how: str) -> None:
+    served = Served(pod, how)
+    ask_for_root(served)
+    served.volume.republish()
+    served.fuse.check("fusermount3 -u -z /data")
+    served.volume.wait_waiting()
+    served.start(how)
+    ask_for_root(served)
+    node.driver.stop(signal.SIGKILL)
+    node.driver.start()
+    assert served.volume.condition.startswith("mounted since")
+    served.volume.unpublish()
+
+
+@pytest.mark.parametrize("how", BAD_ROOTS)
+def test_a_root_that_is_none_goes_with_its_program(pod: Pod, how: str) -> None:
+    served = Served(pod, how)
+    ask_for_root(served)
+    served.program.kill("KILL")
+    served.volume.wait_waiting()
+    served.start("unlocks")
+    assert served.volume.condition.startswith("mounted since")
+    served.volume.unpublish()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

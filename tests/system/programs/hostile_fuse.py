@@ -7,6 +7,7 @@ It answers INIT and says "serves"; says "asked NAME" when the kernel asks what H
     never-writes                                    lets the kernel keep what is written, and never takes it
     reads-nothing                                   reads INIT alone
     root-is-link, root-is-file, root-is-device      answers so when it is asked for the root
+    root-is-nothing                                 the same, of no type at all
     getattr-enotconn, getattr-fails                 answers with ENOTCONN, EIO
     huge                                            sizes of 2^64 - 1, names of 64 KiB in a listing
     garbage                                         answers that are too short, too long, for nobody, and of no form
@@ -30,7 +31,7 @@ from mini_fuse import Server, call_helper, receive_fd
 
 _GETATTR, _WRITE, _STATFS, _OPENDIR, _READDIR = 3, 16, 17, 27, 28
 _NEVER = {"never-getattr": _GETATTR, "never-statfs": _STATFS, "never-opendir": _OPENDIR, "never-writes": _WRITE}
-_ROOT = {"root-is-link": stat.S_IFLNK, "root-is-file": stat.S_IFREG, "root-is-device": stat.S_IFBLK}
+_ROOT = {"root-is-link": stat.S_IFLNK, "root-is-file": stat.S_IFREG, "root-is-device": stat.S_IFBLK, "root-is-nothing": 0}
 _ERRORS = {"getattr-enotconn": 107, "getattr-fails": 5}
 _HUGE = (1 << 64) - 1
 _WRITEBACK_CACHE = 1 << 16  # FUSE_WRITEBACK_CACHE
