@@ -18,6 +18,7 @@ from harness.kubelet import Published
 from harness.pod import Node, Pod
 from harness.programs import SOURCES
 
+EBUSY = 16
 TOLD = "it was unmounted on the node"
 
 
@@ -177,6 +178,55 @@ def test_something_else_is_mounted_over_it(node: Node, fleet: Fleet) -> None:
     shows(fleet.seen(volume), "first")
     volume.republish()
     assert volume.condition.startswith("mounted since") and TOLD not in volume.condition
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_what_is_beneath_something_else_is_neither_lost_nor_taken_off(node: Node, fleet: Fleet, restarts: bool) -> None:
+    volume = node.pod().publish()
+    program = fleet.start(volume, "serves", "first")
+    shows(fleet.seen(volume), "first")
+    application = Application(volume)
+    mounts.mount("-t", "tmpfs", "mfcp-test", volume.target)
+    if restarts:
+        node.driver.stop()
+        node.driver.start()
+    unmount = fleet.unmount(volume)
+    assert unmount.wait() != 0
+    assert hostile.request(volume, hostile.MOUNT)[0]["errno"] == EBUSY
+    assert volume.condition.startswith("mounted since")
+    assert "a tmpfs file system of something else is mounted there" in volume.condition
+    program.kill("KILL")
+    program.wait()
+    mounts.unmount(volume.target)
+    volume.republish()
+    volume.wait_waiting()
+    shows(application.seen, "")
+    application.end()
+    is_whole(volume)
+
+
+def test_unpublish_beneath_something_else_ends_the_program(node: Node, fleet: Fleet) -> None:
+    """And leaves it in no container."""
+    volume = node.pod().publish()
+    program = fleet.start(volume, "serves", "first")
+    shows(fleet.seen(volume), "first")
+    application = Application(volume)
+    for _ in range(2):
+        mounts.mount("-t", "tmpfs", "mfcp-test", volume.target)
+    volume.unpublish()
+    program.wait()
+    shows(application.seen, "")
+    application.end()
+
+
+def test_a_mount_is_not_called_crashed(node: Node, fleet: Fleet) -> None:
+    volume = node.pod().publish()
+    program = fleet.start(volume, "serves", "first")
+    shows(fleet.seen(volume), "first")
+    mounts.unmount(volume.target)
+    program.wait()
+    wait_until("it is told", lambda: TOLD in volume.condition)
+    assert "it was unmounted, and not mounted again" in volume.condition
 
 
 def test_something_else_is_mounted_over_the_placeholder_before_a_restart(node: Node, pod: Pod) -> None:
