@@ -76,3 +76,24 @@ def test_without_the_variable_one_socket_is_enough(pod: Pod) -> None:
     fuse = pod.fuse(volume, environment={})
     fuse.check("mkdir /source && echo content >/source/file")
     volume.wait_mounted(fuse.start("bindfs -f /source /data"))
+
+
+def test_one_that_is_mounted_inside_the_other_is_hidden_when_that_one_recovers(pod: Pod) -> None:
+    """docs/operations.md says so: what covers a dead mount covers what a container has mounted in it, until it restarts."""
+    both = TwoVolumes(pod, ("shared", "shared"))
+    outer, inner = (both.volumes[name] for name in NAMES)
+    both.fuse.check("mkdir /source-one/inside")
+    programs = {name: both.fuse.start(both.command(name)) for name in NAMES}
+    for name in NAMES:
+        both.volumes[name].wait_mounted(programs[name])
+    binds = [Bind(outer.target, "/data", "rslave"), Bind(inner.target, "/data/inside", "rslave")]
+    application = pod.container(binds)
+    assert application.check("cat /data/inside/file") == "content of two\n"
+    programs["one"].kill("KILL")
+    outer.wait_waiting()
+    assert application.run("touch /data/inside/early").code != 0
+    outer.wait_mounted(both.fuse.start(both.command("one")))
+    application.check("touch /data/inside/late")
+    both.fuse.check("test -e /source-one/inside/late")
+    pod.stop(application)
+    assert pod.container(binds).check("cat /data/inside/file") == "content of two\n"
