@@ -253,6 +253,7 @@ class Volume:
         elif not stack[-1].is_fuse:
             raise VolumeError(Code.FAILED_PRECONDITION, foreign(self.target, stack[-1]))
         else:
+            self.history.mounted()  # by the Go plugin's driver, or by one that was killed before it could record it
             self._mount.take_over(fusemount.adopt(stack))
             self.log.info("taking over the FUSE file system that is mounted there already")
         if self.mount_record is not None and self.mount_record.node is None:

@@ -1,6 +1,7 @@
 """The driver is stopped and started again; volumes and their mounts go on. Programs that die meanwhile: test_recovery.py."""
 
 import fcntl
+import json
 import os
 import signal
 import threading
@@ -185,6 +186,8 @@ def test_the_end_of_a_mount_that_was_never_recorded_is_noticed_at_once(node: Nod
         path.write_bytes(content)
     node.driver.start()
     assert volume.fuse is not None
+    (told,) = json.loads(node.driver.cli("status", "--output", "json").stdout)["volumes"]
+    assert (told["state"], told["mounts"]) == ("mounted", 1)
     began = time.monotonic()
     program.kill("KILL")
     volume.wait_waiting(LATE)
