@@ -55,7 +55,10 @@ class Standalone:
             return self._volumes.publish(publication)
         except VolumeError as error:
             if made:
-                self._remove_folder(f"{self.root}/{name}")
+                try:
+                    self._remove_folder(f"{self.root}/{name}")
+                except VolumeError:
+                    pass  # why it could not be published is what is to be told; the next add and remove find the folder
             if error.code is Code.ALREADY_EXISTS:
                 text = f"volume {name} exists already, with another --read-only or -o; remove it first"
                 raise VolumeError(Code.ALREADY_EXISTS, text) from None
@@ -64,11 +67,13 @@ class Standalone:
     async def remove(self, name: str) -> None:
         """Unpublish, and remove the volume's directory. Raises VolumeError."""
         volume_paths = self._paths(name)
-        folder = f"{self.root}/{name}"
-        if not os.path.isdir(folder):
+        target, folder = volume_paths.target_path, f"{self.root}/{name}"
+        # The table too: of a volume whose directory somebody has removed there is the rest.
+        if self._volumes.at(target) is None and not os.path.isdir(folder):
             raise VolumeError(Code.NOT_FOUND, f"there is no volume {name}")
-        await self._volumes.unpublish(volume_paths.target_path)
-        self._remove_folder(folder)
+        await self._volumes.unpublish(target)
+        if self._volumes.at(target) is None:  # else it has been added anew by now, and the directory is that one's
+            self._remove_folder(folder)
 
     def all(self) -> list[Volume]:
         """The volumes that add() made."""
@@ -108,6 +113,8 @@ class Standalone:
             raise _left(error) from None
         try:
             os.rmdir(folder)
+        except FileNotFoundError:
+            pass  # another remove, at the same time, was first
         except OSError as error:
             raise _left(error) from None
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,15 @@ def test_what_a_container_left_beside_the_sockets_is_not_deleted(node: Node, pod
     own.unlink()
     assert node.driver.cli("volume", "remove", "kept").returncode == 0
     assert volume.is_gone()
+
+
+def test_remove_a_volume_whose_folder_was_removed_by_hand(node: Node, pod: Pod) -> None:
+    volume = Volume(node, pod, "by-hand")
+    mounts.unmount(volume.target)
+    shutil.rmtree(volume.target.parent)
+    done = node.driver.cli("volume", "remove", "by-hand")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert rows(node.driver.cli("volume", "list").stdout)[1:] == []
 
 
 def test_status_shows_every_volume(node: Node, pod: Pod) -> None:
