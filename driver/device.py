@@ -12,6 +12,7 @@ import stat
 from dataclasses import dataclass
 
 from driver import syscalls
+from driver.logs import log
 
 _UNLOCKED_SUFFIX = ".new"
 _FUSE = os.makedev(10, 229)  # Documentation/admin-guide/devices.txt
@@ -75,6 +76,8 @@ class DeviceNodes:
 
     def is_held(self, name: str) -> bool:
         """Whether anybody still holds the fd. A program that is stopped holds it; one that unlocks it itself does not."""
+        if not self._is_node(name):
+            return False
         try:
             fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._fd)
         except FileNotFoundError:
@@ -86,6 +89,14 @@ class DeviceNodes:
             return True
         finally:
             os.close(fd)
+
+    def _is_node(self, name: str) -> bool:
+        """Whether it is there, and none of what else somebody could put there: to open a FIFO would block for ever."""
+        try:
+            info = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return stat.S_ISCHR(info.st_mode) and info.st_rdev == _FUSE
 
     def remove_unheld(self) -> list[str]:
         """Remove the nodes that nobody holds: of mounts that ended while no driver ran, or of a driver that was killed.
@@ -99,7 +110,9 @@ class DeviceNodes:
             return held  # another driver with the same folder is about to lock one
         try:
             for name in os.listdir(self.folder):
-                if self.is_held(name):
+                if not self._is_node(name):
+                    log.warning(f"{self.path(name)} is no device node of a driver's: it is left as it is")
+                elif self.is_held(name):
                     held.append(name)
                 else:
                     self.remove(name)

@@ -32,7 +32,7 @@ class Workspace:
         self.nodes = DeviceNodes(f"{folder}/dev")
         for name in os.listdir(folder):
             if name.startswith(_PRIVATE_PREFIX):
-                _remove_private(f"{folder}/{name}")
+                _clear_away(f"{folder}/{name}")
         self._private = f"{folder}/{_PRIVATE_PREFIX}{secrets.token_hex(8)}"
         os.mkdir(self._private, 0o700)
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
@@ -45,7 +45,7 @@ class Workspace:
     def close(self) -> None:
         """Leave nothing of it in the mount table."""
         os.close(self._owned)
-        _remove_private(self._private)
+        _clear_away(self._private)
 
     def new_place(self, target: str) -> str:
         """An empty directory on the private tmpfs, for take_off() of `target`; drop_place() ends it."""
@@ -63,9 +63,17 @@ def drop_place(place: str) -> None:
     os.unlink(f"{place}{_TARGET_SUFFIX}")
 
 
+def _clear_away(path: str) -> None:
+    """_remove_private(), where that can be done: what stays costs no driver its start, nor its end."""
+    try:
+        _remove_private(path)
+    except OSError as error:
+        log.warning(f"{path} is left as it is, and may be removed by hand: {error.strerror}")
+
+
 def _remove_private(path: str) -> None:
-    """Remove a private tmpfs, unless a driver that runs owns it."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Remove a private tmpfs, unless a driver that runs owns it. Raises OSError, also where something else has its name."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if fusemount.mounts_at(path):
@@ -74,12 +82,29 @@ def _remove_private(path: str) -> None:
                     _finish_take_off(f"{path}/{name.removesuffix(_TARGET_SUFFIX)}", os.readlink(name, dir_fd=fd))
             # What is mounted in it are peers of mounts in containers: unmounted as they are, they would take those along.
             syscalls.mount_setattr(fd, propagation=syscalls.MS_PRIVATE, recursive=True)
+        else:
+            # Somebody has unmounted it, and the driver went on in the directory.
+            for name in os.listdir(fd):
+                if name.endswith(_TARGET_SUFFIX):
+                    _remove_place(fd, name)
     except BlockingIOError:
         return
     finally:
         os.close(fd)
     detach_all(path)
     os.rmdir(path)
+
+
+def _remove_place(directory: int, link: str) -> None:
+    """Remove a place of new_place(), and its link. Raises OSError, with EBUSY where something is mounted there.
+
+    That stays: it is a peer of mounts in containers, and what may be on it cannot be unmounted without theirs.
+    """
+    try:
+        os.rmdir(link.removesuffix(_TARGET_SUFFIX), dir_fd=directory)
+    except FileNotFoundError:
+        pass
+    os.unlink(link, dir_fd=directory)
 
 
 def _finish_take_off(place: str, target: str) -> None:

@@ -124,7 +124,10 @@ class Volumes:
 
     def _unknown_closed(self, name: str) -> None:
         """A device node of a former driver is closed, whose mount it did not record: it may be any that is not known better."""
-        self._workspace.nodes.remove(name)
+        try:
+            self._workspace.nodes.remove(name)
+        except OSError as error:
+            log.warning(f"a device node of a former driver stays until the next start: {error}")
         for volume in self:
             if volume.mount_record is not None and volume.mount_record.node is None:
                 volume.look()

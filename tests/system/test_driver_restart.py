@@ -3,12 +3,14 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import threading
 import time
 
 import grpc
 import pytest
+from harness import mounts
 from harness.container import Background, Container
 from harness.driver import Driver
 from harness.events import wait_until
@@ -193,3 +195,69 @@ def test_the_end_of_a_mount_that_was_never_recorded_is_noticed_at_once(node: Nod
     volume.wait_waiting(LATE)
     assert time.monotonic() - began < LATE / 2
     assert application.check("ls -A /data") == ""
+
+
+def test_what_somebody_has_left_in_its_folder_is_told_and_stays(node: Node) -> None:
+    driver = node.driver
+    driver.stop()
+    said = len(driver.log)
+    folders = [driver.run_dir / "private-full", driver.run_dir / "dev" / "folder"]
+    files = [driver.run_dir / "private-file", driver.run_dir / "dev" / "file"]
+    fifo = driver.run_dir / "dev" / "fifo"
+    for folder in folders:
+        (folder / "own").mkdir(parents=True)
+    for file in files:
+        file.touch()
+    os.mkfifo(fifo)
+    try:
+        driver.start()
+        for path in (*folders, *files, fifo):
+            (line,) = [line for line in driver.log[said:].splitlines() if f"{path} " in line]
+            assert "left as it is" in line
+            assert path.exists()
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder)
+        for file in (*files, fifo):
+            file.unlink()
+        driver.end()
+        driver.start()
+
+
+def test_what_was_being_taken_off_without_the_private_tmpfs_is_cleared_away(node: Node) -> None:
+    """Somebody had unmounted it, and then the driver was killed."""
+    driver = node.driver
+    driver.stop()
+    left = driver.run_dir / "private-0123456789abcdef"
+    (left / "place").mkdir(parents=True)
+    for name in ("place", "other"):
+        (left / f"{name}.target").symlink_to(node.driver.pods_dir)
+    try:
+        driver.start()
+        assert not left.exists()
+    finally:
+        shutil.rmtree(left, ignore_errors=True)
+        driver.end()
+        driver.start()
+
+
+def test_it_ends_well_without_its_private_folder(node: Node) -> None:
+    (private,) = node.driver.run_dir.glob("private-*")
+    mounts.unmount_lazily(private)
+    private.rmdir()
+    assert node.driver.stop() == 0
+    node.driver.start()
+
+
+def test_it_ends_well_where_its_folder_has_become_read_only(node: Node) -> None:
+    driver = node.driver
+    driver.stop()
+    mounts.mount("-t", "tmpfs", "mfcp-test-run", driver.run_dir)
+    try:
+        driver.start()
+        mounts.mount("-o", "remount,ro", driver.run_dir)
+        assert driver.stop() == 0
+    finally:
+        driver.end()
+        mounts.unmount_lazily(driver.run_dir)
+        driver.start()
