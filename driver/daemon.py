@@ -71,7 +71,7 @@ async def _serve(settings: Settings, scraped: socket.socket | None, instance: in
             stack.callback(volumes.release)
             standalone = Standalone(volumes, f"{settings.run_dir}/volumes")
             standalone.prepare()
-            volumes.restore()
+            volumes.restore(settings.pods_dir, standalone.root)
         except OSError as error:
             reason = node.problem(settings.pods_dir, settings.run_dir)
             if not reason and error.errno in (EPERM, EACCES):

@@ -60,9 +60,8 @@ class Records:
 
     def __init__(self, folder: str) -> None:
         """Make the folder. Raises OSError where there is none, and none can be made."""
-        os.makedirs(folder, mode=0o700, exist_ok=True)
         self._folder = folder
-        self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._lock = _open_folder(folder)
         self._is_owned = False
         if not os.access(folder, os.W_OK):  # a read-only file system: root may write to all others
             log.error(f"{folder} (--state-dir) cannot be written; a restart of the driver will not know what has changed")
@@ -82,8 +81,22 @@ class Records:
                 pass
         return self._is_owned
 
-    def save(self, record: Record) -> None:
-        """Write a record, whole or not at all. Raises OSError, also where another driver has the folder."""
+    def save(self, record: Record) -> bool:
+        """Write a record, whole or not at all. Raises OSError, also where another driver has the folder.
+
+        False where somebody had removed the folder: it is made again, and the record is the only one in it.
+        """
+        try:
+            self._save(record)
+            return True
+        except FileNotFoundError:
+            lock = _open_folder(self._folder)
+            os.close(self._lock)
+            self._lock, self._is_owned = lock, False
+            self._save(record)
+            return False
+
+    def _save(self, record: Record) -> None:
         if not self.own():
             raise OSError(EBUSY, "another driver has it", self._folder)
         content = json.dumps({"version": _VERSION, "bootId": self._boot_id, **_to_json(record)}).encode("ascii")
@@ -136,7 +149,11 @@ class Records:
                 if content["bootId"] != self._boot_id:
                     _unlink(path)
                     continue
-                found.append(_from_json(content))
+                record = _from_json(content)
+                if path != self._path(record.publication.paths.target_path):
+                    # A copy, or one that somebody has changed: it would never be written or deleted again.
+                    raise ValueError("its target is not the one that it is named after")
+                found.append(record)
             except Exception as error:  # whatever it is, it must not cost the others
                 log.error(f"the record {path} cannot be read ({error!r}); its volume is known again when kubelet publishes it")
         return found
@@ -144,6 +161,12 @@ class Records:
     def _path(self, target_path: str) -> str:
         # A target path is longer than a file's name may be.
         return f"{self._folder}/{hashlib.sha256(os.fsencode(target_path)).hexdigest()[:32]}{_SUFFIX}"
+
+
+def _open_folder(path: str) -> int:
+    """An fd of the folder, to lock; it is made where it is missing. Raises OSError."""
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _unlink(path: str) -> None:

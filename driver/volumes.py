@@ -5,13 +5,14 @@ import logging
 from collections.abc import Iterator
 from functools import lru_cache, partial
 
-from driver import fusemount, takeoff
+from driver import fusemount, paths, takeoff
 from driver.bounded import Threads
 from driver.errors import Code, VolumeError
 from driver.filewatch import FileWatch
 from driver.history import Past
 from driver.listeners import Listeners
 from driver.logs import VolumeLog, log
+from driver.paths import BadPath
 from driver.policy import VolumePolicy, of_volume
 from driver.records import Record, Records
 from driver.takeoff import Workspace
@@ -86,11 +87,19 @@ class Volumes:
         self._by_target[volume.target] = volume
         self._by_sockets[_sockets_key(volume.publication)] = volume
 
-    def restore(self) -> None:
-        """Take up what a former driver left."""
+    def restore(self, pods_dir: str, standalone_root: str) -> None:
+        """Take up what a former driver left below the two folders."""
         by_path = fusemount.mounts_by_path()
         for record in self._records.load():
             target = record.publication.paths.target_path
+            # publish made these checks before the record was written. One that somebody has changed could have a placeholder
+            # mounted on any directory of the node; and of another --pods-dir than today's, kubelet's calls are refused.
+            try:
+                _check_places(record.publication, pods_dir, standalone_root)
+            except BadPath as error:
+                to = VolumeLog(record.publication.pod, record.publication.volume_id)
+                to.error(f"it is recorded, but not taken up: {error}")
+                continue
             volume: Volume | None = None
             try:
                 volume = self._new(record.publication, record.past)
@@ -188,8 +197,12 @@ class Volumes:
 
     def _save(self, volume: Volume) -> None:
         try:
-            self._records.save(self._record_of(volume))
+            is_only_one = not self._records.save(self._record_of(volume))
             volume.troubles.end("record")
+            if is_only_one:
+                for other in self:
+                    if other is not volume:
+                        self._save(other)
         except OSError as error:
             volume.troubles.begin("record", f"the volume cannot be recorded, and a restart of the driver would not know it: {error}")
 
@@ -207,6 +220,18 @@ class Volumes:
             await Threads(1).run(limits.TAKE_OFF_WAIT, lambda: takeoff.remove_target(self._workspace, target, record))
         except OSError as error:
             raise unpublish_error(target, error) from None
+
+
+def _check_places(publication: Publication, pods_dir: str, standalone_root: str) -> None:
+    """Whether a publication's places are such as publish makes them. Raises BadPath."""
+    given = publication.paths
+    paths.check_socket_name(publication.socket_name)
+    if given.root == standalone_root:
+        made = paths.standalone(given.volume_name, standalone_root)
+    else:
+        made = paths.of_pod(given.target_path, given.sockets.rpartition("/")[2], pods_dir)
+    if given != made:
+        raise BadPath(f"{given.target_path!r}, with sockets in {given.sockets!r}, is none of the driver's targets")
 
 
 @lru_cache(maxsize=64)

@@ -1,7 +1,9 @@
 """The folder of the records, on a disk that fails: volumes go on without."""
 
+import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +91,48 @@ def test_a_record_in_it_that_no_driver_wrote_costs_no_other_volume(module_node: 
     assert str(broken.target) not in status.stdout
     broken.republish()
     assert str(broken.target) in module_node.driver.cli("status").stdout
+
+
+@pytest.mark.parametrize("root", ["pods", "volumes"])
+def test_a_record_of_a_target_elsewhere_is_not_taken_up_and_stays(module_node: Node, state: Path, tmp_path: Path, root: str) -> None:
+    """A placeholder would be mounted on any directory of the node. So is one of another --pods-dir than today's."""
+    driver = module_node.driver
+    volume = module_node.pod().publish()
+    (file,) = state.iterdir()
+    record = json.loads(file.read_text())
+    roots = {"pods": driver.pods_dir, "volumes": driver.run_dir / "volumes"}
+    places = {"root": str(roots[root]), "target": os.path.relpath(tmp_path, roots[root]), "sockets": "sock", "volume_name": "v"}
+    record["publication"]["paths"] = places
+    target = f"{places['root']}/{places['target']}"
+    forged = state / f"{hashlib.sha256(target.encode()).hexdigest()[:32]}.json"
+    forged.write_text(json.dumps(record))
+    driver.stop()
+    said = len(driver.log)
+    driver.start()
+    assert mounts.below(tmp_path) == []
+    assert "it is recorded, but not taken up" in driver.log[said:]
+    assert forged.exists()
+    assert str(volume.target) in driver.cli("status").stdout
+    volume.unpublish()
+
+
+def test_one_that_somebody_has_removed_is_made_again(module_node: Node, state: Path) -> None:
+    driver = module_node.driver
+    driver.stop()
+    folder = state / "made"
+    driver.options = ("--state-dir", str(folder))
+    driver.start()
+    first, second = (module_node.pod().publish() for _ in range(2))
+    shutil.rmtree(folder)
+    mount_and_end(first)
+    assert "cannot be recorded" not in first.condition
+    driver.stop()
+    driver.start()
+    status = driver.cli("status").stdout
+    assert str(first.target) in status
+    assert str(second.target) in status
+    for volume in (first, second):
+        volume.unpublish()
 
 
 def test_one_that_cannot_be_made_is_told(module_node: Node, state: Path) -> None:

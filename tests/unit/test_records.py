@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from dataclasses import replace
 from errno import EROFS
 from pathlib import Path
@@ -166,13 +167,35 @@ def test_a_record_that_no_driver_wrote_is_a_broken_one(
 ) -> None:
     """It would be taken up, and what is shown of all volumes would fail."""
     records = Records(str(folder))
-    records.save(record(past=Past(1.0)))
+    records.save(record("other/mount", past=Past(1.0)))
     (file,) = folder.iterdir()
+    records.save(record(past=Past(1.0)))
     content = json.loads(file.read_text())
     content[section][field] = {name: getattr(value, name) for name in value.__slots__} if isinstance(value, VolumePaths) else value
-    (folder / "0.json").write_text(json.dumps(content))
+    file.write_text(json.dumps(content))
     assert next_driver(records, folder).load() == [record(past=Past(1.0))]
+    assert f"{file.name} cannot be read" in caplog.text
+
+
+def test_a_copy_of_a_record_is_not_taken_up_and_stays(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = Records(str(folder))
+    records.save(record())
+    (file,) = folder.iterdir()
+    copy = folder / "0.json"
+    copy.write_bytes(file.read_bytes())
+    assert next_driver(records, folder).load() == [record()]
     assert "0.json cannot be read" in caplog.text
+    assert copy.exists()
+
+
+def test_a_folder_that_somebody_has_removed_is_made_again_and_owned(folder: Path) -> None:
+    records = Records(str(folder))
+    assert records.save(record())
+    shutil.rmtree(folder)
+    assert not records.save(record("other/mount"))
+    assert records.save(record())
+    assert not Records(str(folder)).own()
+    assert len(next_driver(records, folder).load()) == 2
 
 
 def test_a_folders_name_may_have_any_bytes(folder: Path) -> None:

@@ -13,7 +13,7 @@ from driver import syscalls
 from driver.device import DeviceNodes
 from driver.filewatch import FileWatch
 from driver.listeners import Listeners
-from driver.paths import VolumePaths
+from driver.paths import VolumePaths, standalone
 from driver.records import Record, Records
 from driver.targetmount import TargetMount
 from driver.volume import Publication
@@ -36,7 +36,7 @@ def test_a_volume_that_cannot_be_taken_up_serves_nobody_and_costs_no_other(tmp_p
     pods = tmp_path / "pods"
     records = Records(str(tmp_path / "state"))
     for name in ("bad", "good"):
-        volume_paths = VolumePaths(str(pods), f"{name}/mount", f"{name}/empty", name)
+        volume_paths = standalone(name, str(pods))
         (pods / volume_paths.target).mkdir(parents=True)
         (pods / volume_paths.sockets).mkdir()
         records.save(Record(Publication(name, volume_paths, "fuse.sock", False, (), "", ""), None))
@@ -52,11 +52,11 @@ def test_a_volume_that_cannot_be_taken_up_serves_nobody_and_costs_no_other(tmp_p
         workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
         listeners, watch = Listeners(), FileWatch(syscalls.inotify_init())
         volumes = Volumes(workspace, watch, listeners, records)
-        volumes.restore()
+        volumes.restore("/pods", str(pods))
         assert [volume.publication.volume_id for volume in volumes] == ["good"]
-        assert answers(pods / "good" / "empty" / "fuse.sock.v1")
-        assert not (pods / "bad" / "empty" / "fuse.sock").exists()
-        assert not answers(pods / "bad" / "empty" / "fuse.sock.v1")
+        assert answers(pods / "good" / "sock" / "fuse.sock.v1")
+        assert not (pods / "bad" / "sock" / "fuse.sock").exists()
+        assert not answers(pods / "bad" / "sock" / "fuse.sock.v1")
         for volume in volumes:
             volume.give_up()
             await asyncio.gather(*volume._closing)
