@@ -149,5 +149,8 @@ def _open_standard_streams() -> None:
 def _raise_fd_limit() -> None:
     # Two fds a volume, and some for each call at work.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        if soft != hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except ValueError:
+        pass  # the hard limit is above fs.nr_open, as where that was lowered later: no process may set it any more

@@ -21,9 +21,11 @@ def socket_path(endpoint: str) -> str:
 
 def refuse_if_served(path: str, option: str) -> None:
     """Raises StartError where another process listens at a path, or something else has it."""
-    if not os.path.lexists(path):
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
         return
-    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+    if not stat.S_ISSOCK(mode):
         raise StartError(f"{option}: {path} exists and is no socket; remove it or choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 
 from driver import syscalls
+from driver.logs import log
 
 _WATCHED = syscalls.IN_CLOSE_WRITE | syscalls.IN_ATTRIB
 _EVENT = struct.Struct("iIII")  # struct inotify_event, inotify(7); the watched are files, so no name follows
@@ -58,7 +59,14 @@ class FileWatch:
             offset += _EVENT.size + length
             if mask & syscalls.IN_Q_OVERFLOW:
                 for each in list(self._callbacks.values()):
-                    each()
+                    _call(each)
             callback = self._callbacks.get(watch)
             if callback is not None and mask & _WATCHED:
-                callback()
+                _call(callback)
+
+
+def _call(callback: Callable[[], None]) -> None:
+    try:
+        callback()
+    except Exception as error:  # whatever it is, it must not cost the other files
+        log.error(f"what a file's close or removal calls for failed: {error!r}")

@@ -1,6 +1,7 @@
 import asyncio
 import os
 import struct
+from errno import EROFS
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,26 @@ def test_where_the_kernel_lost_some_everybody_is_called(tmp_path: Path, monkeypa
             overflow.setattr(filewatch.os, "read", lambda fd, size: event)
             watch._read()
         assert told == {"a", "b"}
+        watch.close()
+
+    run(main())
+
+
+def test_a_callback_that_fails_costs_no_other_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        def fails() -> None:
+            raise OSError(EROFS, os.strerror(EROFS))
+
+        closed = asyncio.Event()
+        watch = FileWatch(syscalls.inotify_init())
+        fds = [os.open(tmp_path / name, os.O_WRONLY | os.O_CREAT) for name in ("a", "b")]
+        watch.on_last_close(str(tmp_path / "a"), fails)
+        watch.on_last_close(str(tmp_path / "b"), closed.set)
+        for fd in fds:
+            os.close(fd)
+        # Both are told in one read.
+        await closed.wait()
+        assert "Read-only file system" in caplog.text
         watch.close()
 
     run(main())
