@@ -32,12 +32,14 @@ class Admin(admin_pb2_grpc.AdminServicer):
 
     @answers
     async def ListVolumes(self, request: admin_pb2.ListVolumesRequest, context: Context) -> admin_pb2.ListVolumesResponse:
-        """List them."""
+        """List them, looked after."""
+        self._standalone.look_after()
         return admin_pb2.ListVolumesResponse(volumes=[message_of(volume) for volume in self._standalone.all()])
 
     @answers
     async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Context) -> admin_pb2.GetStatusResponse:
-        """The driver and every volume."""
+        """The driver and every volume; those without Kubernetes looked after."""
+        self._standalone.look_after()
         volumes = list(self._volumes)
         found = await condition.examine_all(volumes)
         return admin_pb2.GetStatusResponse(

@@ -75,6 +75,14 @@ class Standalone:
         if self._volumes.at(target) is None:  # else it has been added anew by now, and the directory is that one's
             self._remove_folder(folder)
 
+    def look_after(self) -> None:
+        """Put right what containers, or somebody on the node, have changed: kubelet's republish does that for pods' volumes."""
+        for volume in self.all():
+            try:
+                self._volumes.publish(volume.publication)
+            except VolumeError:
+                pass  # it is being removed
+
     def all(self) -> list[Volume]:
         """The volumes that add() made."""
         return [volume for volume in self._volumes if volume.publication.paths.root == self.root]

@@ -177,6 +177,19 @@ def test_status_shows_every_volume(node: Node, pod: Pod) -> None:
     assert node.driver.cli("volume", "remove", "shown").returncode == 0
 
 
+@pytest.mark.parametrize("command", [("status",), ("volume", "list")])
+def test_whoever_looks_at_the_volumes_has_them_looked_after(node: Node, pod: Pod, command: tuple[str, ...]) -> None:
+    """Nobody publishes them anew."""
+    volume = Volume(node, pod, "looked-after")
+    for socket in volume.sockets.iterdir():
+        socket.unlink()
+    mounts.unmount(volume.target)
+    assert node.driver.cli(*command).returncode == 0
+    assert sorted(os.listdir(volume.sockets)) == ["dev-fuse", "fuse.sock", "fuse.sock.v1"]
+    assert len(mounts.stack(volume.target)) == 1
+    assert node.driver.cli("volume", "remove", "looked-after").returncode == 0
+
+
 def test_the_admin_socket_is_roots(node: Node) -> None:
     assert node.driver.admin_socket.stat().st_mode & 0o777 == 0o600
 
