@@ -6,7 +6,8 @@ process that waits in the driver's place is nobody's concern when the driver end
 
 A worker is made where work waits for one, and ends where none does. One that is kept for ever is followed by another: no
 pod's program can make the work of other pods' volumes wait. Each has memory of its own, more than a mebibyte of it, and a
-pod may have any number of volumes: so the calls for one pod's share a few workers.
+pod may have any number of volumes: so the calls for one pod's share a few workers. Where a server that many pods use is
+gone, all of them hang: so the calls of one kind have a number of workers between them, too.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import marshal
 import os
 import signal
 import socket
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
@@ -23,6 +24,13 @@ from driver import workers
 from fusermount3_proxy import limits
 
 T = TypeVar("T", bound=bool | int | tuple[int, ...] | None)
+
+
+_NO_PROCESS = "no process can be had for it"
+
+
+class NotAsked(OSError):
+    """The work was not done, for a reason that lies with the driver or the node: it tells nothing of the program in question."""
 
 
 class Worker:
@@ -39,19 +47,24 @@ class Worker:
 
         `function` belongs to a module, and the arguments are of marshal's types. The future is settled when it is done,
         with what it returned or the OSError that it raised; or when the process has ended without, with InterruptedError.
-        It says when the worker can be used again, and so it is not to be cancelled. Raises OSError.
+        It says when the worker can be used again, and so it is not to be cancelled. Raises NotAsked.
         """
         # By its name, which the worker has too: all modules were there when its starter was forked.
         packet = marshal.dumps((function.__module__, function.__qualname__, arguments))  # type: ignore[arg-type]
         try:
             socket.send_fds(self._requests, [packet], fds)
-        except OSError:
+        except OSError as error:
             self._is_lost = True
-            raise
+            raise NotAsked(errno.EAGAIN, f"{_NO_PROCESS}: {error.strerror}") from None
         work: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_reader(self._requests, self._read, work)
         self._work = work
         return cast("asyncio.Future[T]", work)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is known to have ended, or was told to."""
+        return self._is_lost
 
     def kill(self) -> None:
         """Make it end, soon, unless it waits where no signal reaches it. Its work may be done all the same."""
@@ -90,66 +103,81 @@ class Worker:
         work.exception()  # seen, where nobody waits any more
 
 
-class Busy(TimeoutError):
-    """Nobody was asked: the pod's other programs do not answer, and keep all processes that work for it."""
+class Bound:
+    """How many processes the calls of one kind may have: those of a pod, and those of all."""
 
-    def __init__(self) -> None:
-        super().__init__(errno.ETIMEDOUT, "other programs of the same pod do not answer")
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken: Counter[str] = Counter()  # by pods that have any
+        self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()  # nobody who has room
+
+    async def take(self, pod: str, limit: float) -> None:
+        """Take one; NotAsked where there is none for `limit` seconds."""
+        if self._has_room(pod):
+            self._taken[pod] += 1
+            return
+        one: tuple[str, asyncio.Future[None]] = (pod, asyncio.get_running_loop().create_future())
+        self._waiting.append(one)
+        try:
+            async with asyncio.timeout(limit):
+                await one[1]
+        except BaseException as error:
+            if one in self._waiting:
+                self._waiting.remove(one)
+            else:
+                self.give_back(pod)
+            if isinstance(error, TimeoutError):
+                raise NotAsked(errno.EAGAIN, self._reason(pod)) from None
+            raise
+
+    def give_back(self, pod: str) -> None:
+        """Give one back, to who has waited longest and has room now."""
+        self._taken[pod] -= 1
+        if not self._taken[pod]:
+            del self._taken[pod]
+        for one in self._waiting:
+            if self._has_room(one[0]) and not one[1].done():
+                self._waiting.remove(one)
+                self._taken[one[0]] += 1
+                one[1].set_result(None)
+                return
+
+    def _has_room(self, pod: str) -> bool:
+        its = self._taken.get(pod, 0)
+        if its >= limits.PROCESSES_OF_A_POD:
+            return False
+        # The second half is for pods that have none: else a few pods could have all of them, and nobody else's were asked.
+        return self._taken.total() < (self._most // 2 if its else self._most)
+
+    def _reason(self, pod: str) -> str:
+        if _known_starter().is_waited_for:  # by those who have taken all
+            return _NO_PROCESS
+        if self._taken.get(pod, 0) >= limits.PROCESSES_OF_A_POD:
+            return "other programs of the same pod do not answer"
+        return "too many FUSE programs of this node do not answer"
 
 
-class _Share:
-    """The processes that one pod's calls of a kind may have."""
-
-    __slots__ = ("free", "users")
-
-    def __init__(self) -> None:
-        self.free = asyncio.Semaphore(limits.PROCESSES_OF_A_POD)
-        self.users = 0  # who have a part of it, or wait for one
-
-
-_shares: dict[str, _Share] = {}  # those that have users
-
-
-async def _take_part(name: str, limit: float) -> None:
-    share = _shares.setdefault(name, _Share())
-    share.users += 1
-    try:
-        async with asyncio.timeout(limit):
-            await share.free.acquire()
-    except BaseException as error:
-        _forget(name, share)
-        if isinstance(error, TimeoutError):
-            raise Busy from None
-        raise
-
-
-def _give_back(name: str) -> None:
-    share = _shares[name]
-    share.free.release()
-    _forget(name, share)
-
-
-def _forget(name: str, share: _Share) -> None:
-    share.users -= 1
-    if not share.users:
-        del _shares[name]
+QUESTIONS = Bound(limits.PROCESSES_THAT_ASK)
+# Of their own: they are seldom made for programs that live, and must not wait for what is asked of those.
+LOOKS = Bound(limits.PROCESSES_THAT_LOOK)
 
 
 class Caller:
     """Calls of one kind for one volume, one at a time: what its pod's program never answers keeps one process at most."""
 
-    __slots__ = ("_at_work",)  # each volume has some
+    __slots__ = ("_at_work", "_bound")  # each volume has some
 
-    def __init__(self) -> None:
+    def __init__(self, bound: Bound = QUESTIONS) -> None:
+        """`bound` is that of all calls of the kind."""
+        self._bound = bound
         self._at_work: asyncio.Future[None] | None = None
 
-    async def call(self, share: str, limit: float, function: Callable[..., T], *arguments: object) -> T:
+    async def call(self, pod: str, limit: float, function: Callable[..., T], *arguments: object) -> T:
         """The result of `function(*arguments)`, done in a process of its own; or the OSError that it raised.
 
-        All calls with the same `share` have limits.PROCESSES_OF_A_POD between them. Raises TimeoutError where a former call
-        keeps its process for `limit` seconds from now, or this one from the start of its work; Busy where others of the
-        share keep theirs for `limit` seconds from now; and OSError where no process can be made, or it has ended without a
-        result.
+        Raises TimeoutError where a former call keeps its process for `limit` seconds from now, or this one from the start of
+        its work. Raises NotAsked where others keep all processes for `limit` seconds from now; where none can be made, which
+        may take limits.WORKER_WAIT more; and where it has ended without a result.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + limit
@@ -159,11 +187,11 @@ class Caller:
                 raise _timed_out()
         self._at_work = loop.create_future()
         try:
-            await _take_part(share, end - loop.time())
+            await self._bound.take(pod, end - loop.time())
             try:
                 one = await worker()
             except BaseException:
-                _give_back(share)
+                self._bound.give_back(pod)
                 raise
         except BaseException:
             self._end()
@@ -174,18 +202,18 @@ class Caller:
             await asyncio.wait([work], timeout=limit)  # which does not cancel it
             if not work.done():
                 raise _timed_out()
+            if one.has_ended:  # by whoever killed it: nobody knows how far it came
+                raise NotAsked(errno.EIO, "the process that was to ask it has ended")
             return work.result()
-        except InterruptedError:
-            raise OSError(errno.EIO, "its process has ended") from None
         finally:
             one.release()
             if work is None:
-                self._end_call(share)
+                self._end_call(pod)
             else:
-                work.add_done_callback(lambda _: self._end_call(share))
+                work.add_done_callback(lambda _: self._end_call(pod))
 
-    def _end_call(self, share: str) -> None:
-        _give_back(share)
+    def _end_call(self, pod: str) -> None:
+        self._bound.give_back(pod)
         self._end()
 
     def _end(self) -> None:
@@ -207,17 +235,26 @@ class _Starter:
         self._is_making = False
 
     async def worker(self) -> Worker:
-        """A worker: one that somebody gives back, or a new one, whichever is first. Raises OSError, TimeoutError."""
+        """A worker: one that somebody gives back, or a new one, whichever is first. Raises NotAsked."""
         waiting: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiting)
         self._make()
         try:
             async with asyncio.timeout(limits.WORKER_WAIT):
                 return await waiting
-        except (asyncio.CancelledError, TimeoutError):
-            if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+        except (asyncio.CancelledError, TimeoutError) as error:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+            elif waiting.done() and not waiting.cancelled() and waiting.exception() is None:
                 waiting.result().release()
+            if isinstance(error, TimeoutError):
+                raise NotAsked(errno.EAGAIN, f"{_NO_PROCESS} within {limits.WORKER_WAIT:g} s") from None
             raise
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether anybody waits for a worker."""
+        return bool(self._waiting)
 
     def hand_over(self, worker: Worker) -> bool:
         """Give a worker to who has waited longest; False where nobody waits."""
@@ -271,7 +308,7 @@ class _Starter:
         waiting, self._waiting = self._waiting, deque()
         for each in waiting:
             if not each.done():
-                each.set_exception(OSError(error.errno, error.strerror))
+                each.set_exception(NotAsked(error.errno, f"{_NO_PROCESS}: {error.strerror}"))
 
 
 _starter: _Starter | None = None
@@ -288,7 +325,7 @@ def begin() -> int:
 
 
 async def worker() -> Worker:
-    """A process to have work done in. Raises OSError where none can be made."""
+    """A process to have work done in. Raises NotAsked where none can be had within limits.WORKER_WAIT."""
     return await _known_starter().worker()
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from errno import ENOTCONN
 
 from driver import fusemount
-from driver.apart import Busy
+from driver.apart import NotAsked
 from driver.history import Past
 from driver.logs import shown
 from driver.metrics import End
@@ -52,13 +52,14 @@ NOTHING_KNOWN = Usage(Amount(0, 0, 0), Amount(0, 0, 0))
 async def examine(volume: Volume) -> tuple[Condition, Usage | None]:
     """The condition of a volume, and its usage where it tells it.
 
-    Answers within limits.PROBE_WAIT, whatever its FUSE program does, and within twice that where another question waits.
+    Answers within limits.PROBE_WAIT, whatever its FUSE program does, and within twice that where another question waits or
+    other programs keep all processes; it takes limits.WORKER_WAIT more where the node has no process to ask in.
     """
     usage, silence = None, ""
     try:
         usage = await _usage(volume)
-    except Busy as busy:
-        silence = f"its FUSE program was not asked: {busy.strerror}"
+    except NotAsked as error:
+        silence = f"its FUSE program was not asked: {error.strerror}"
     except TimeoutError:
         silence = f"the FUSE program does not answer within {limits.PROBE_WAIT:g} s: it hangs, or waits for something that does"
     except OSError as error:
@@ -114,15 +115,14 @@ _WAITING = {
 
 
 async def _usage(volume: Volume) -> Usage:
-    """Raises OSError, and TimeoutError where the FUSE program does not answer."""
+    """Raises OSError; NotAsked, and TimeoutError where the FUSE program does not answer."""
     said = None
     # The placeholder is the driver's own, and needs no process that can be left behind. Not while a program has mounted: to
     # look what is at the target would make that mount busy for whoever unmounts it just now.
     if volume.mount_record is None and volume.placeholder is not None:
         said = fusemount.placeholders_usage(volume.target, volume.placeholder)
     if said is None:
-        share = volume.publication.paths.owner
-        said = await volume.examiner.call(share, limits.PROBE_WAIT, fusemount.usage, volume.target)
+        said = await volume.examiner.call(volume.publication.paths.owner, limits.PROBE_WAIT, fusemount.usage, volume.target)
     block, blocks, free, available, files, free_files, available_files = said
     return Usage(
         _amount(blocks * block, available * block, (blocks - free) * block),

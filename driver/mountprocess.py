@@ -8,7 +8,7 @@ mount yet whose connection could be aborted. A process can: killed, it gives up,
 import asyncio
 import os
 from collections.abc import Callable
-from errno import EINTR, EINVAL, EIO
+from errno import EINTR, EIO
 
 from driver import apart, fusemount
 from driver.policy import KernelMount
@@ -22,7 +22,8 @@ class MountProcess:
 
         `on_end` is called when it has ended, however it ended, and before `ended` is set.
         """
-        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()  # 0, or the errno of mount(2)
+        # 0, or the errno of mount(2), or of what it would need (EAGAIN where there is no process in time).
+        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.is_killed = False
         self._worker: apart.Worker | None = None
         self._mounting = asyncio.get_running_loop().create_task(self._mount(fd, target, kernel, on_end))
@@ -40,7 +41,7 @@ class MountProcess:
             await self._mount_apart(fd, target, kernel)
             errno = 0
         except OSError as error:
-            errno = error.errno or EINVAL
+            errno = error.errno or errno
         finally:
             try:
                 on_end()

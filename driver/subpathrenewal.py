@@ -5,7 +5,7 @@ import logging
 import os
 
 from driver import subpaths
-from driver.apart import Busy, Caller
+from driver.apart import Caller
 from driver.fusemount import FuseMount
 from driver.logs import VolumeLog
 from driver.paths import VolumePaths
@@ -59,6 +59,6 @@ class SubPathRenewal:
 
 
 def _reason(error: OSError) -> str:
-    if isinstance(error, TimeoutError) and not isinstance(error, Busy):
+    if isinstance(error, TimeoutError):
         return "the FUSE program does not answer"
     return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else str(error.strerror)

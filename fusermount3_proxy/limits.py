@@ -18,6 +18,8 @@ PROBE_WAIT = 1.0  # one touch of a served file system
 SUB_PATH_WAIT = 10.0  # finding the directories of kubelet's subPath binds in a file system that was just mounted
 TAKE_OFF_WAIT = 10.0  # unmounting, with everything that it touches
 PROCESSES_OF_A_POD = 4  # that look whether its programs live, and as many that ask them something else
+PROCESSES_THAT_ASK = 32  # the latter, of all pods; the manifest's limit of memory has room for these and as many that look
+PROCESSES_THAT_LOOK = 32
 WORKER_WAIT = 5.0  # for a process to touch it in: the node is out of memory, or the like
 LOOK_AGAIN = 10.0  # until the next look at a mount whose end nobody would tell
 

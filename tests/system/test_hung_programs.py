@@ -2,7 +2,9 @@
 
 import os
 import re
+import signal
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -23,11 +25,13 @@ from driver.rpc import csi_pb2
 DRIVER_OPTIONS = ("--metrics-address", "127.0.0.1:0")
 
 PROBE_WAIT = 1.0  # seconds, as in the design's limits
+WORKER_WAIT = 5.0
 WAITS_FOR_NOBODY = 0.9 * PROBE_WAIT  # 10 to 75 ms were seen
 SLACK = 4.0  # programs are started, on a machine with little of everything
 THREADS_OF_A_VOLUME = 1  # docs/operations.md: one who unmounts
 PROCESSES_OF_A_VOLUME = 3  # one who asks how it is, one who probes, one who renews subPaths
 PROCESSES_OF_A_POD = 4  # of those who ask and renew
+PROCESSES_THAT_ASK = 32  # the same, of all pods
 
 
 @dataclass
@@ -230,3 +234,77 @@ def test_many_of_one_pod_share_a_few_processes(node: Node, pod: Pod) -> None:
         with within(WAITS_FOR_NOBODY, "unpublish"):
             volume.unpublish()
     recovers(node, before)
+
+
+NEVER_ANSWERS = """
+import os, sys, threading
+sys.path.insert(0, sys.argv[1])
+from mini_fuse import Server
+
+def serve(fd):
+    server = Server(fd)
+    server.answer_init(server.read()[1])
+    while True:
+        server.read()
+
+threads = [threading.Thread(target=serve, args=[int(fd)]) for fd in sys.argv[2:]]
+for thread in threads: thread.start()
+os.write(1, b".")
+"""
+
+
+@contextmanager
+def many_that_never_answer(node: Node, count: int) -> Iterator[list[Published]]:
+    """Volumes of so many pods, served by one process: no test machine has room for that many containers."""
+    volumes = [node.pod().publish() for _ in range(count)]
+    fds = [mount(volume) for volume in volumes]
+    command = [sys.executable, "-c", NEVER_ANSWERS, str(SOURCES), *map(str, fds)]
+    with subprocess.Popen(command, pass_fds=fds, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as program:
+        assert program.stdout is not None
+        assert program.stdout.read(1)
+        for fd in fds:
+            os.close(fd)
+        try:
+            yield volumes
+        finally:
+            program.kill()
+
+
+def test_many_of_many_pods_share_some_processes(node: Node) -> None:
+    """A server that many pods use is gone. The driver keeps to its memory, and does all but ask."""
+    other = Other(node)
+    other.works()
+    before = numbers(node)
+    count = PROCESSES_THAT_ASK + 8
+    with many_that_never_answer(node, count) as volumes:
+        for _ in range(2):
+            with within(PROBE_WAIT + SLACK, "status"):
+                status = node.driver.cli("status").stdout
+            assert status.count("does not answer within") == PROCESSES_THAT_ASK
+            assert status.count("was not asked: too many FUSE programs of this node do not answer") == count - PROCESSES_THAT_ASK
+            assert len(node.driver.children()) == PROCESSES_THAT_ASK
+            other.works()
+        new = node.pod().publish()
+        for volume in [new, volumes.pop(0), volumes.pop()]:
+            with within(WAITS_FOR_NOBODY, "unpublish"):
+                volume.unpublish()
+    for volume in volumes:
+        volume.wait_waiting()
+        volume.unpublish()
+    recovers(node, before)
+
+
+def test_without_a_process_to_ask_in_it_is_said_that_nobody_was_asked(node: Node, pod: Pod) -> None:
+    """The node is out of memory, or the like: nothing is known of the program."""
+    volume = pod.publish()
+    fd = mount(volume)
+    (starter,) = node.driver.own_processes() - {node.driver.pid}
+    wait_until("no process is left", lambda: not node.driver.children())
+    os.kill(starter, signal.SIGSTOP)
+    try:
+        with within(WORKER_WAIT + SLACK, "stats"):
+            assert "its FUSE program was not asked: no process can be had for it" in stats(node, volume)
+    finally:
+        os.kill(starter, signal.SIGCONT)
+    os.close(fd)
+    volume.wait_waiting()

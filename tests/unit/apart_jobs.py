@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from errno import ENOTCONN
+from errno import EINTR, ENOTCONN
 
 
 def same(value: object) -> object:
@@ -36,6 +36,10 @@ def opens(path: str) -> None:
 
 def fails_without_a_number() -> int:
     raise OSError("x")
+
+
+def is_interrupted() -> int:
+    raise OSError(EINTR, "anything")
 
 
 def dies() -> int:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from errno import EINTR, EIO, EMFILE, ENOTCONN, ETIMEDOUT
+from errno import EAGAIN, EINTR, EIO, EMFILE, ENOTCONN, ETIMEDOUT
 from typing import Any
 
 import apart_jobs
@@ -18,7 +18,7 @@ from pod_programs import ROOT
 from with_workers import DEADLINE, run
 
 from driver import apart, fusemount
-from driver.apart import Busy, Caller
+from driver.apart import Bound, Caller, NotAsked
 from fusermount3_proxy import limits
 
 SHARE = "pod"
@@ -73,10 +73,21 @@ def test_an_error_without_a_number_is_one_too() -> None:
     assert caught.value.errno == EIO
 
 
-@pytest.mark.parametrize("how", [apart_jobs.dies, apart_jobs.is_a_mistake])
-def test_one_that_ends_without_a_word_and_a_mistake_are_no_silence_of_the_program(how: Callable[[], int]) -> None:
+def test_one_that_ends_without_a_word_has_asked_nobody() -> None:
+    with pytest.raises(NotAsked) as caught:
+        call(DEADLINE, apart_jobs.dies)
+    assert caught.value.strerror == "the process that was to ask it has ended"
+    assert call(DEADLINE, apart_jobs.same, 7) == 7
+
+
+def test_an_interrupted_answer_is_the_works() -> None:
+    with pytest.raises(InterruptedError):
+        call(DEADLINE, apart_jobs.is_interrupted)
+
+
+def test_a_mistake_is_no_silence_of_the_program() -> None:
     with pytest.raises(OSError) as caught:
-        call(DEADLINE, how)
+        call(DEADLINE, apart_jobs.is_a_mistake)
     assert caught.value.errno == EIO
     assert call(DEADLINE, apart_jobs.same, 7) == 7
 
@@ -232,10 +243,10 @@ def test_many_at_once_share_a_few_processes() -> None:
 
 
 def test_those_that_never_answer_keep_nobody_waiting() -> None:
-    """However many there are: each keeps its own process, and the limit of the others begins with their work."""
+    """Each keeps its own process, and the limit of the others begins with their work."""
 
     async def main() -> None:
-        callers = [Caller() for _ in range(50)]
+        callers = [Caller() for _ in range(limits.PROCESSES_THAT_ASK // 2 - limits.PROCESSES_OF_A_POD)]
         stuck = [asyncio.create_task(caller.call(f"pod {n}", DEADLINE, apart_jobs.sleeps)) for n, caller in enumerate(callers)]
         began = time.monotonic()
         assert await asyncio.gather(*(Caller().call("another", 0.5, apart_jobs.same, n) for n in range(50))) == list(range(50))
@@ -257,8 +268,8 @@ def test_one_pods_calls_share_a_few_processes() -> None:
     async def main() -> None:
         callers = [Caller() for _ in range(limits.PROCESSES_OF_A_POD)]
         stuck = [asyncio.create_task(caller.call(SHARE, DEADLINE, apart_jobs.sleeps)) for caller in callers]
-        await asyncio.sleep(0)
-        with pytest.raises(Busy, match="other programs of the same pod do not answer"):
+        await all_work()
+        with pytest.raises(NotAsked, match="other programs of the same pod do not answer"):
             await Caller().call(SHARE, 0.1, apart_jobs.same, 7)
         assert await Caller().call("another", DEADLINE, apart_jobs.same, 7) == 7
         waiting = asyncio.create_task(Caller().call(SHARE, DEADLINE, apart_jobs.same, 8))
@@ -268,7 +279,86 @@ def test_one_pods_calls_share_a_few_processes() -> None:
         for caller in callers:
             await ended(caller)
         await asyncio.sleep(0)
-        assert not apart._shares
+        assert not apart.QUESTIONS._taken
+
+    run(main())
+
+
+def test_the_calls_of_all_pods_share_some_processes() -> None:
+    """A server that many pods use is gone, and all of their programs hang. Calls of another kind go on."""
+
+    async def main() -> None:
+        bound = Bound(8)
+        callers = [Caller(bound) for _ in range(8)]
+        stuck = [asyncio.create_task(caller.call(f"pod {n}", DEADLINE, apart_jobs.sleeps)) for n, caller in enumerate(callers)]
+        await all_work()
+        with pytest.raises(NotAsked, match="too many FUSE programs of this node do not answer"):
+            await Caller(bound).call(SHARE, 0.1, apart_jobs.same, 7)
+        assert await Caller(apart.LOOKS).call(SHARE, DEADLINE, apart_jobs.same, 7) == 7
+        waiting = [asyncio.create_task(Caller(bound).call(f"pod {n}", DEADLINE, apart_jobs.same, n)) for n in range(3)]
+        given_up = asyncio.create_task(Caller(bound).call(SHARE, DEADLINE, apart_jobs.same, 7))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        for task in stuck:
+            task.cancel()
+        assert await asyncio.gather(*waiting) == [0, 1, 2]
+        for caller in callers:
+            await ended(caller)
+        await asyncio.sleep(0)
+        assert not bound._taken
+        assert not bound._waiting
+
+    run(main())
+
+
+def test_the_second_half_of_them_is_for_pods_that_have_none() -> None:
+    """A few pods cannot keep all."""
+
+    async def main() -> None:
+        bound = Bound(2 * limits.PROCESSES_OF_A_POD)
+        callers = [Caller(bound) for _ in range(limits.PROCESSES_OF_A_POD + 1)]
+        pods = [*[SHARE] * limits.PROCESSES_OF_A_POD, "another"]
+        stuck = [asyncio.create_task(caller.call(pod, DEADLINE, apart_jobs.sleeps)) for pod, caller in zip(pods, callers, strict=True)]
+        await all_work()
+        with pytest.raises(NotAsked, match="too many FUSE programs of this node do not answer"):
+            await Caller(bound).call("another", 0.1, apart_jobs.same, 7)
+        assert await Caller(bound).call("a third", DEADLINE, apart_jobs.same, 7) == 7
+        for task in stuck:
+            task.cancel()
+        for caller in callers:
+            await ended(caller)
+
+    run(main())
+
+
+async def all_work() -> None:
+    """Wait until all who have been called have a process."""
+    await asyncio.sleep(0)
+    while apart._known_starter().is_waited_for:
+        await asyncio.sleep(0.001)
+
+
+def test_where_no_process_comes_nobody_is_taken_for_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node is out of memory, or the like. Nobody's turn is lost by that, and nobody blames the pod's other programs."""
+    monkeypatch.setattr(limits, "WORKER_WAIT", 1.0)
+    starter = apart._known_starter().pidfd
+
+    async def main() -> None:
+        signal.pidfd_send_signal(starter, signal.SIGSTOP)
+        try:
+            calls = [Caller().call(SHARE, 0.2, apart_jobs.same, 7) for _ in range(limits.PROCESSES_OF_A_POD + 1)]
+            found = await asyncio.gather(*calls, return_exceptions=True)
+        finally:
+            signal.pidfd_send_signal(starter, signal.SIGCONT)
+        assert not apart._known_starter()._waiting
+        assert not apart.QUESTIONS._taken
+        for error in found:
+            assert isinstance(error, NotAsked)
+            assert not isinstance(error, TimeoutError)
+            assert error.errno == EAGAIN
+            assert error.strerror is not None
+            assert error.strerror.startswith("no process can be had for it")
+        assert await Caller().call(SHARE, DEADLINE, apart_jobs.same, 7) == 7
 
     run(main())
 
@@ -283,7 +373,7 @@ def test_who_has_waited_for_a_former_call_waits_for_the_share_no_longer_than_tha
         await asyncio.sleep(0.1)
         asyncio.get_running_loop().call_later(0.8, former.cancel)
         began = time.monotonic()
-        with pytest.raises(Busy):
+        with pytest.raises(NotAsked):
             await caller.call(SHARE, 1, apart_jobs.same, 7)
         took = time.monotonic() - began
         for task in stuck:

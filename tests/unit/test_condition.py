@@ -3,16 +3,16 @@
 import asyncio
 import os
 import time
-from errno import EIO, ENOSYS, ENOTCONN
+from errno import EAGAIN, EIO, ENOSYS, ENOTCONN
 from types import SimpleNamespace
 from typing import Any
 
 import apart_jobs
 import pytest
-from with_workers import run
+from with_workers import DEADLINE, run
 
 from driver import apart, condition
-from driver.apart import Caller
+from driver.apart import Caller, NotAsked
 from driver.condition import Amount
 from driver.history import History, Past
 from driver.logs import VolumeLog
@@ -150,15 +150,27 @@ def test_a_program_that_hangs_is_told_within_the_limit(monkeypatch: pytest.Monke
     examined = volume()
 
     async def main() -> list[Any]:
-        return [await condition.examine(examined) for _ in range(3)]
+        began = time.monotonic()
+        found = [await condition.examine(examined) for _ in range(3)]
+        assert time.monotonic() - began < 5
+        assert await examined.examiner.call("pod", DEADLINE, apart_jobs.same, 7) == 7  # the process of the former one has ended
+        return found
 
-    began = time.monotonic()
     found = run(main())
-    assert time.monotonic() - began < 5
     for how, found_usage in found:
         assert found_usage is None
         assert how.is_abnormal
         assert "does not answer within 0.1 s" in how.text
+
+
+def test_one_that_was_not_asked_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def usage(*_: object) -> None:
+        raise NotAsked(EAGAIN, "no process can be had")
+
+    monkeypatch.setattr(condition, "_usage", usage)
+    how, found = run(condition.examine(volume()))
+    assert found is None
+    assert (how.is_abnormal, how.text) == (True, f"mounted {SINCE}, but its FUSE program was not asked: no process can be had")
 
 
 @pytest.mark.parametrize(("errno", "is_abnormal"), [(ENOSYS, False), (EIO, False), (ENOTCONN, True)])

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import os
 from collections.abc import Coroutine
-from errno import EINTR, EIO, ENOENT, ENOTBLK, EPERM
+from errno import EAGAIN, EINTR, EIO, ENOENT, ENOTBLK, EPERM
 from pathlib import Path
 
 import apart_jobs
@@ -61,6 +61,19 @@ def test_one_that_does_not_end_is_killed(after: float, monkeypatch: pytest.Monke
         process.kill()
         assert await process.ended == EINTR
         assert process.is_killed
+
+    run(main())
+
+
+def test_without_a_process_it_may_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def none() -> apart.Worker:
+        raise apart.NotAsked(EAGAIN, "no process can be had")
+
+    monkeypatch.setattr(apart, "worker", none)
+
+    async def main() -> None:
+        fd = null()
+        assert await MountProcess(fd, "/nowhere", KERNEL, lambda: os.close(fd)).ended == EAGAIN
 
     run(main())
 
