@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from enum import Enum
 
-from driver import fusemount, subpathrenewal, subpaths, takeoff
+from driver import apart, fusemount, subpathrenewal, subpaths, takeoff
 from driver.apart import Caller
 from driver.bounded import Threads
 from driver.deathwatch import DeathWatch
@@ -70,7 +70,7 @@ class TargetMount:
         self._death: DeathWatch | None = None
         self._renewal: SubPathRenewal | None = None
         # A program that does not answer holds one of each for ever, and so each has one.
-        self._prober = Caller()
+        self._prober = Caller(apart.LOOKS)
         self._remover = Threads(1)
         self._renewer = Caller()
         self._late: End | None = None  # how the mount ends whose take-off takes longer than its limit
@@ -186,11 +186,14 @@ class TargetMount:
         if record is None or death is None or death.is_held() is not False:
             return False
         try:
-            # A share of its own: this is seldom asked of programs that live, and must not wait for what is asked of those.
-            share = f"{self._paths.owner} looks"
-            is_gone = await self._prober.call(share, limits.PROBE_WAIT, fusemount.is_gone, self._target, record.device)
-        except OSError:
+            is_gone = await self._prober.call(self._paths.owner, limits.PROBE_WAIT, fusemount.is_gone, self._target, record.device)
+        except apart.NotAsked as error:
+            self._troubles.begin("look", f"whether its FUSE program lives cannot be told: {error.strerror}", logging.WARNING)
             return False
+        except OSError:
+            self._troubles.end("look")
+            return False
+        self._troubles.end("look")
         if is_gone and self.state is not State.DEAD:
             self.state = State.DEAD
             self._history.died()
@@ -273,7 +276,7 @@ class TargetMount:
     def _forget(self, end: End) -> None:
         self.release()
         self._death = self._renewal = None
-        self._troubles.end("adopted", "stays", "watch", subpathrenewal.KIND)
+        self._troubles.end("adopted", "stays", "look", "watch", subpathrenewal.KIND)
         record, self.record = self.record, None
         self.state = State.WAITING
         if record is not None:

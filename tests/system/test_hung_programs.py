@@ -271,7 +271,7 @@ def many_that_never_answer(node: Node, count: int) -> Iterator[list[Published]]:
 
 
 def test_many_of_many_pods_share_some_processes(node: Node) -> None:
-    """A server that many pods use is gone. The driver keeps to its memory, and does all but ask."""
+    """A server that many pods use is gone. The driver keeps to its memory, does all but ask, and notices who dies."""
     other = Other(node)
     other.works()
     before = numbers(node)
@@ -285,6 +285,8 @@ def test_many_of_many_pods_share_some_processes(node: Node) -> None:
             assert len(node.driver.children()) == PROCESSES_THAT_ASK
             other.works()
         new = node.pod().publish()
+        os.close(mount(new))
+        new.wait_waiting(1)
         for volume in [new, volumes.pop(0), volumes.pop()]:
             with within(WAITS_FOR_NOBODY, "unpublish"):
                 volume.unpublish()
@@ -304,7 +306,10 @@ def test_without_a_process_to_ask_in_it_is_said_that_nobody_was_asked(node: Node
     try:
         with within(WORKER_WAIT + SLACK, "stats"):
             assert "its FUSE program was not asked: no process can be had for it" in stats(node, volume)
+        os.close(fd)
+        cannot = "whether its FUSE program lives cannot be told: no process can be had for it"
+        wait_until("it is told", lambda: cannot in stats(node, volume), 3 * WORKER_WAIT)
     finally:
         os.kill(starter, signal.SIGCONT)
-    os.close(fd)
-    volume.wait_waiting()
+    volume.wait_waiting(2 * WORKER_WAIT)
+    assert cannot not in stats(node, volume)
