@@ -65,7 +65,8 @@ async def examine(volume: Volume) -> tuple[Condition, Usage | None]:
     except OSError as error:
         # A program need not know its usage, and says so by an error: it answers.
         if error.errno == ENOTCONN:
-            silence = "the FUSE program has gone"
+            # It may be its own word, of a server that it has lost.
+            silence = "the FUSE program answers that it is not connected" if volume.is_held else "the FUSE program has gone"
     warnings = [*volume.troubles.texts, *volume.policy.warnings]
     return condition(volume.state, volume.history.past, silence, volume.is_closing, warnings), usage
 

@@ -215,6 +215,11 @@ class TargetMount:
         self._forget(end)
 
     @property
+    def is_held(self) -> bool:
+        """Whether somebody is known to have the program's fd."""
+        return self._death is not None and bool(self._death.is_held())
+
+    @property
     def is_taking_off(self) -> bool:
         """Whether a thread is at it."""
         return self._remover.is_busy
@@ -251,7 +256,7 @@ class TargetMount:
 
     def look_unless_held(self) -> None:
         """The same, where nobody is known to hold the program's fd."""
-        if self._death is not None and not self._death.is_held():
+        if self._death is not None and not self.is_held:
             self._death.look()
 
     def renew_sub_paths(self) -> None:

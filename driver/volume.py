@@ -97,6 +97,11 @@ class Volume:
         return self._mount.placeholder
 
     @property
+    def is_held(self) -> bool:
+        """Whether somebody is known to have the fd by which its FUSE mount is served."""
+        return self._mount.is_held
+
+    @property
     def is_taking_off(self) -> bool:
         """Whether a thread is unmounting its FUSE mount."""
         return self._mount.is_taking_off

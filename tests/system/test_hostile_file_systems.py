@@ -51,7 +51,8 @@ def stats(node: Node, volume: Published) -> csi_pb2.NodeGetVolumeStatsResponse:
 
 SERVERS = [
     *("never-getattr", "never-statfs", "never-opendir", "never-anything", "reads-nothing", "garbage", "unlocks"),
-    *("root-is-link", "root-is-file", "root-is-device", "root-is-nothing", "getattr-enotconn", "getattr-fails", "huge"),
+    *("root-is-link", "root-is-file", "root-is-device", "root-is-nothing"),
+    *("getattr-enotconn", "statfs-enotconn", "getattr-fails", "huge"),
 ]
 
 
@@ -77,6 +78,12 @@ def test_a_hostile_server_keeps_nobody(node: Node, pod: Pod, how: str) -> None:
     served.volume.unpublish()
     assert time.monotonic() - began < UNPUBLISH_WAIT + STATS_WAIT
     recovers(node, before)
+
+
+def test_one_that_says_that_it_is_not_connected_is_not_called_gone(node: Node, pod: Pod) -> None:
+    """As a program of a network file system may, whose server is gone."""
+    served = Served(pod, "statfs-enotconn")
+    assert "but the FUSE program answers that it is not connected" in stats(node, served.volume).volume_condition.message
 
 
 BAD_ROOTS = [how for how in SERVERS if how.startswith("root-is-")]

@@ -133,6 +133,7 @@ def volume(state: State = State.MOUNTED, target: str = "/target") -> Any:
         troubles=Troubles(VolumeLog("", "csi-1")),
         state=state,
         mount_record=None,
+        is_held=False,
         placeholder=None,
         is_closing=False,
         examiner=Caller(),

@@ -8,7 +8,8 @@ It answers INIT and says "serves"; says "asked NAME" when the kernel asks what H
     reads-nothing                                   reads INIT alone
     root-is-link, root-is-file, root-is-device      answers so when it is asked for the root
     root-is-nothing                                 the same, of no type at all
-    getattr-enotconn, getattr-fails                 answers with ENOTCONN, EIO
+    getattr-enotconn, statfs-enotconn               answers that with ENOTCONN
+    getattr-fails                                   answers that with EIO
     huge                                            sizes of 2^64 - 1, names of 64 KiB in a listing
     garbage                                         answers that are too short, too long, for nobody, and of no form
     unlocks                                         takes its lock off the fd, and serves
@@ -32,7 +33,7 @@ from mini_fuse import Server, call_helper, receive_fd
 _GETATTR, _WRITE, _STATFS, _OPENDIR, _READDIR = 3, 16, 17, 27, 28
 _NEVER = {"never-getattr": _GETATTR, "never-statfs": _STATFS, "never-opendir": _OPENDIR, "never-writes": _WRITE}
 _ROOT = {"root-is-link": stat.S_IFLNK, "root-is-file": stat.S_IFREG, "root-is-device": stat.S_IFBLK, "root-is-nothing": 0}
-_ERRORS = {"getattr-enotconn": 107, "getattr-fails": 5}
+_ERRORS = {"getattr-enotconn": (_GETATTR, 107), "statfs-enotconn": (_STATFS, 107), "getattr-fails": (_GETATTR, 5)}
 _HUGE = (1 << 64) - 1
 _WRITEBACK_CACHE = 1 << 16  # FUSE_WRITEBACK_CACHE
 
@@ -66,9 +67,9 @@ class Hostile(Server):
             mode = struct.pack("I", _ROOT[self._how] | 0o777)
             self.answer(unique, struct.pack("QII", 0, 0, 0) + plain[:60] + mode + plain[64:])
             return True
-        if opcode == _GETATTR and self._how in _ERRORS:
+        if self._how in _ERRORS and opcode == _ERRORS[self._how][0]:
             self._say(opcode)
-            self.answer(unique, error=_ERRORS[self._how])
+            self.answer(unique, error=_ERRORS[self._how][1])
             return True
         if self._how == "huge" and opcode in (_GETATTR, _STATFS, _READDIR):
             self._say(opcode)
