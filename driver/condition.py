@@ -111,7 +111,7 @@ _WAITING = {
     None: "no FUSE program has mounted it yet",
     End.DIED: "its FUSE program has gone without unmounting, and none has mounted it again",
     End.ASKED: "it was unmounted, and not mounted again",
-    End.UNPUBLISHED: "no FUSE program has mounted it yet",
+    End.UNPUBLISHED: "it was unmounted to be unpublished",
 }
 
 

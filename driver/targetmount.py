@@ -244,7 +244,7 @@ class TargetMount:
             await self._remover.run(limits.TAKE_OFF_WAIT, lambda: takeoff.remove_target(self._workspace, self._target, record, tell))
         except OSError as error:
             # Its directory may stay where its mount does not.
-            if not isinstance(error, TimeoutError) and record is not None and not fusemount.is_at(self._target, record.device):
+            if not isinstance(error, TimeoutError) and record is not None and self._is_off(record):
                 self._forget(End.UNPUBLISHED)
             raise
         self._forget(End.UNPUBLISHED)
@@ -278,6 +278,13 @@ class TargetMount:
         if self._renewal is not None:
             self._renewal.stop()
 
+    def _is_off(self, record: FuseMount) -> bool:
+        """Whether a mount is not at the target any more, nor beneath something that is. Raises OSError."""
+        try:
+            return not fusemount.is_at(self._target, record.device)
+        except FileNotFoundError:
+            return True
+
     def _forget(self, end: End) -> None:
         self.release()
         self._death = self._renewal = None
@@ -300,7 +307,7 @@ class TargetMount:
         """Take `record` off where its program has died; False where it lives, or its mount stays."""
         async with self.lock:
             try:
-                if not fusemount.is_at(self._target, record.device):
+                if self._is_off(record):
                     self.put_right()  # somebody has unmounted it, and so its program did not end by itself
             except OSError:
                 pass  # told at the next republish

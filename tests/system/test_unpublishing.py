@@ -106,8 +106,11 @@ def test_files_under_a_published_target_stay(pod: Pod) -> None:
     file.write_text("somebody's\n")
     volume = pod.publish()
     assert not file.exists()  # the placeholder is over it
+    program = mounted(volume, pod.fuse(volume))
     with refused(grpc.StatusCode.FAILED_PRECONDITION):
         volume.unpublish()
+    program.wait()
+    assert "it was unmounted to be unpublished" in volume.condition
     assert file.read_text() == "somebody's\n"
     file.unlink()
     volume.unpublish()
