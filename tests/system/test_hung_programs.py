@@ -236,29 +236,12 @@ def test_many_of_one_pod_share_a_few_processes(node: Node, pod: Pod) -> None:
     recovers(node, before)
 
 
-NEVER_ANSWERS = """
-import os, sys, threading
-sys.path.insert(0, sys.argv[1])
-from mini_fuse import Server
-
-def serve(fd):
-    server = Server(fd)
-    server.answer_init(server.read()[1])
-    while True:
-        server.read()
-
-threads = [threading.Thread(target=serve, args=[int(fd)]) for fd in sys.argv[2:]]
-for thread in threads: thread.start()
-os.write(1, b".")
-"""
-
-
 @contextmanager
 def many_that_never_answer(node: Node, count: int) -> Iterator[list[Published]]:
     """Volumes of so many pods, served by one process: no test machine has room for that many containers."""
     volumes = [node.pod().publish() for _ in range(count)]
     fds = [mount(volume) for volume in volumes]
-    command = [sys.executable, "-c", NEVER_ANSWERS, str(SOURCES), *map(str, fds)]
+    command = [sys.executable, f"{SOURCES}/silent_fuse.py", *map(str, fds)]
     with subprocess.Popen(command, pass_fds=fds, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as program:
         assert program.stdout is not None
         assert program.stdout.read(1)

@@ -1,18 +1,11 @@
 """What the driver's process does before it serves."""
 
-import os
 import resource
 from pathlib import Path
 
 import pytest
 
 from driver import daemon
-from driver.endpoint import refuse_if_served
-
-
-def test_a_socket_that_is_removed_just_now_is_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os.path, "lexists", lambda path: True)
-    refuse_if_served(str(tmp_path / "csi.sock"), "--endpoint")
 
 
 def test_a_limit_that_cannot_be_set_any_more_stays(monkeypatch: pytest.MonkeyPatch) -> None:
