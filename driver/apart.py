@@ -109,7 +109,7 @@ class Bound:
     def __init__(self, most: int) -> None:
         self._most = most
         self._taken: Counter[str] = Counter()  # by pods that have any
-        self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()  # nobody who has room
+        self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()  # those for whom there is no room
 
     async def take(self, pod: str, limit: float) -> None:
         """Take one; NotAsked where there is none for `limit` seconds."""
@@ -131,16 +131,18 @@ class Bound:
             raise
 
     def give_back(self, pod: str) -> None:
-        """Give one back, to who has waited longest and has room now."""
+        """Give one back. Those who have waited longest and for whom there is room now get theirs.
+
+        That may be two: the pod that has none now may have one of the second half.
+        """
         self._taken[pod] -= 1
         if not self._taken[pod]:
             del self._taken[pod]
-        for one in self._waiting:
+        for one in list(self._waiting):
             if self._has_room(one[0]) and not one[1].done():
                 self._waiting.remove(one)
                 self._taken[one[0]] += 1
                 one[1].set_result(None)
-                return
 
     def _has_room(self, pod: str) -> bool:
         its = self._taken.get(pod, 0)
@@ -157,9 +159,11 @@ class Bound:
         return "too many FUSE programs of this node do not answer"
 
 
+# Where a server that many pods use is gone, all kinds are full but LOOKS: what that asks about has mostly died, and answers.
 QUESTIONS = Bound(limits.PROCESSES_THAT_ASK)
-# Of their own: they are seldom made for programs that live, and must not wait for what is asked of those.
+RENEWALS = Bound(limits.PROCESSES_THAT_RENEW)
 LOOKS = Bound(limits.PROCESSES_THAT_LOOK)
+LOOKS_WITHOUT_LOCK = Bound(limits.PROCESSES_THAT_LOOK_WITHOUT_LOCK)
 
 
 class Caller:

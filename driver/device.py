@@ -9,12 +9,14 @@ import fcntl
 import os
 import secrets
 import stat
+import string
 from dataclasses import dataclass
 
 from driver import syscalls
 from driver.logs import log
 
 _UNLOCKED_SUFFIX = ".new"
+_NAME_BYTES = 8
 _FUSE = os.makedev(10, 229)  # Documentation/admin-guide/devices.txt
 
 
@@ -50,7 +52,7 @@ class DeviceNodes:
             return self._open()
 
     def _open(self) -> Opened:
-        name = secrets.token_hex(8)
+        name = secrets.token_hex(_NAME_BYTES)
         # Under another name until it is locked: it would look as if its program had gone.
         unlocked = f"{name}{_UNLOCKED_SUFFIX}"
         fd = -1
@@ -76,7 +78,7 @@ class DeviceNodes:
 
     def is_held(self, name: str) -> bool:
         """Whether anybody still holds the fd. A program that is stopped holds it; one that unlocks it itself does not."""
-        if not self._is_node(name):
+        if not self.is_there(name):
             return False
         try:
             fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._fd)
@@ -90,7 +92,7 @@ class DeviceNodes:
         finally:
             os.close(fd)
 
-    def _is_node(self, name: str) -> bool:
+    def is_there(self, name: str) -> bool:
         """Whether it is there, and none of what else somebody could put there: to open a FIFO would block for ever."""
         try:
             info = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
@@ -110,7 +112,7 @@ class DeviceNodes:
             return held  # another driver with the same folder is about to lock one
         try:
             for name in os.listdir(self.folder):
-                if not self._is_node(name):
+                if not self.is_there(name):
                     log.warning(f"{self.path(name)} is no device node of a driver's: it is left as it is")
                 elif self.is_held(name):
                     held.append(name)
@@ -130,6 +132,11 @@ class DeviceNodes:
             os.unlink(name, dir_fd=self._fd)
         except FileNotFoundError:
             pass
+
+
+def is_name(text: str) -> bool:
+    """Whether a text is the name of a device node as open() makes them."""
+    return len(text) == 2 * _NAME_BYTES and set(text) <= set(string.hexdigits)
 
 
 def _open_folder(path: str) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from errno import EBUSY, ENOSPC
 from typing import Any, TypeVar
 
+from driver import device
 from driver.fusemount import FuseMount
 from driver.history import Past
 from driver.logs import log
@@ -212,6 +213,9 @@ def _from_json(content: dict[str, Any]) -> Record:
     publication["mount_flags"] = tuple(publication["mount_flags"])
     if mount is not None:
         mount = _checked(FuseMount(**{**mount, "mountpoint": from_wire(mount["mountpoint"])}))
+        # It is unlinked when the mount ends, and may lead nowhere else.
+        if mount.node is not None and not device.is_name(mount.node):
+            raise ValueError(f"node is {mount.node!r}")
     past = content.get("past")  # records of an earlier version have none
     if past is not None:
         end = past["last_end"]

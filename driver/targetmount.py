@@ -71,8 +71,9 @@ class TargetMount:
         self._renewal: SubPathRenewal | None = None
         # A program that does not answer holds one of each for ever, and so each has one.
         self._prober = Caller(apart.LOOKS)
+        self._prober_without_lock = Caller(apart.LOOKS_WITHOUT_LOCK)
         self._remover = Threads(1)
-        self._renewer = Caller()
+        self._renewer = Caller(apart.RENEWALS)
         self._late: End | None = None  # how the mount ends whose take-off takes longer than its limit
         self._is_removed = False
 
@@ -91,13 +92,13 @@ class TargetMount:
         """
         if self.process is not None or self.is_taking_off or self._is_removed:
             return  # what is there changes just now
-        record = self.record
+        record, is_late = self.record, self._late is not None
         if fusemount.device_at(self._target) == (self.placeholder if record is None else record.device):
             self._troubles.end("target")
             return
         stack = fusemount.mounts_at(self._target)
         if record is not None:
-            if any(mount.device == record.device for mount in stack):
+            if any(mount.is_fuse and mount.device == record.device for mount in stack):
                 self._troubles.begin("target", foreign(self._target, stack[-1]))
                 return
             self._forget(self._late or End.ASKED)
@@ -105,10 +106,9 @@ class TargetMount:
             self.placeholder = fusemount.mount_placeholder(self._target)
         elif fusemount.is_placeholder(stack[-1]):
             self.placeholder = stack[-1].device  # not known yet, where a former driver had mounted it
-        if not stack or (record is not None and self._late is None):
+        if not stack or (record is not None and not is_late):
             text = "it was unmounted on the node: containers that ran then may not see what is mounted now until they restart"
             self._troubles.begin("unmounted", text, logging.WARNING)
-        self._late = None
         if not stack or fusemount.is_placeholder(stack[-1]):
             self._troubles.end("target")
         else:
@@ -116,7 +116,10 @@ class TargetMount:
 
     def missed(self, known: FuseMount) -> None:
         """A mount that was recorded is not at the target: it was unmounted while no driver ran, or by one that was killed."""
-        is_held = known.node is not None and self._workspace.nodes.is_held(known.node)
+        try:
+            is_held = known.node is not None and self._workspace.nodes.is_held(known.node)
+        except OSError:
+            is_held = False
         self._history.ended(End.ASKED if is_held else End.DIED)
 
     def open(self) -> Opened:
@@ -166,7 +169,6 @@ class TargetMount:
         self.record = record
         self.state = State.MOUNTED
         self._left = None
-        self._late = None
         self._death = DeathWatch(record.node, self._workspace.nodes, self._files, lambda: self._has_ended(record))
         try:
             self._death.begin()
@@ -185,8 +187,10 @@ class TargetMount:
         record, death = self.record, self._death
         if record is None or death is None or death.is_held() is not False:
             return False
+        has_lock = record.node is not None and self._workspace.nodes.is_there(record.node)
+        prober = self._prober if has_lock else self._prober_without_lock
         try:
-            is_gone = await self._prober.call(self._paths.owner, limits.PROBE_WAIT, fusemount.is_gone, self._target, record.device)
+            is_gone = await prober.call(self._paths.owner, limits.PROBE_WAIT, fusemount.is_gone, self._target, record.device)
         except apart.NotAsked as error:
             self._troubles.begin("look", f"whether its FUSE program lives cannot be told: {error.strerror}", logging.WARNING)
             return False
@@ -205,11 +209,14 @@ class TargetMount:
         if record is None:
             return
         took = Timer(Operation.UNMOUNT)
-        end = End.DIED if self.state is State.DEAD else End.ASKED
+        end = self._late or (End.DIED if self.state is State.DEAD else End.ASKED)
         try:
             await self._remover.run(limits.TAKE_OFF_WAIT, lambda: self._take_off(record, plain))
         except TimeoutError:
             self._late = end
+            raise
+        except OSError:
+            self._late = None
             raise
         took.stop()
         self._forget(end)
@@ -279,11 +286,13 @@ class TargetMount:
             self._renewal.stop()
 
     def _is_off(self, record: FuseMount) -> bool:
-        """Whether a mount is not at the target any more, nor beneath something that is. Raises OSError."""
+        """Whether a mount is known not to be at the target any more, nor beneath something that is."""
         try:
             return not fusemount.is_at(self._target, record.device)
         except FileNotFoundError:
             return True
+        except OSError:
+            return False
 
     def _forget(self, end: End) -> None:
         self.release()
@@ -291,6 +300,7 @@ class TargetMount:
         self._troubles.end("adopted", "stays", "look", "watch", subpathrenewal.KIND)
         record, self.record = self.record, None
         self.state = State.WAITING
+        self._late = None
         if record is not None:
             self._history.ended(end)
             self._remove_node(record)
@@ -306,13 +316,15 @@ class TargetMount:
     async def _has_ended(self, record: FuseMount) -> bool:
         """Take `record` off where its program has died; False where it lives, or its mount stays."""
         async with self.lock:
-            try:
-                if self._is_off(record):
-                    self.put_right()  # somebody has unmounted it, and so its program did not end by itself
-            except OSError:
-                pass  # told at the next republish
             if self.record is not record:
                 return True
+            if self._is_off(record):
+                # Somebody has unmounted it, and so its program did not end by itself.
+                try:
+                    self.put_right()
+                except OSError:
+                    pass  # told at the next republish
+                return self.record is not record
             if not await self.is_dead():
                 return False
             try:

@@ -17,9 +17,11 @@ REQUESTS_AT_ONCE = 8  # per volume; further connections are closed
 PROBE_WAIT = 1.0  # one touch of a served file system
 SUB_PATH_WAIT = 10.0  # finding the directories of kubelet's subPath binds in a file system that was just mounted
 TAKE_OFF_WAIT = 10.0  # unmounting, with everything that it touches
-PROCESSES_OF_A_POD = 4  # that look whether its programs live, and as many that ask them something else
-PROCESSES_THAT_ASK = 32  # the latter, of all pods; the manifest's limit of memory has room for these and as many that look
-PROCESSES_THAT_LOOK = 32
+PROCESSES_OF_A_POD = 4  # of each of the following kinds, which are those of all pods; the manifest's limit of memory has room for them
+PROCESSES_THAT_ASK = 24  # how a file system is
+PROCESSES_THAT_RENEW = 8  # binds of its directories
+PROCESSES_THAT_LOOK = 16  # whether a program has died that nobody seems to have any more
+PROCESSES_THAT_LOOK_WITHOUT_LOCK = 16  # the same where nothing says so, as of a mount that another driver made
 WORKER_WAIT = 5.0  # for a process to touch it in: the node is out of memory, or the like
 LOOK_AGAIN = 10.0  # until the next look at a mount whose end nobody would tell
 

@@ -13,7 +13,8 @@ from driver.records import Record, Records
 from driver.volume import Publication
 
 texts = st.text()
-mounts = st.builds(FuseMount, st.binary(), texts, texts, texts, st.none() | texts, st.booleans())
+nodes = st.from_regex("[0-9a-f]{16}", fullmatch=True)
+mounts = st.builds(FuseMount, st.binary(), texts, texts, texts, st.none() | nodes, st.booleans())
 paths = st.builds(VolumePaths, texts, st.text(st.characters(exclude_categories=("Cs",))), texts, texts)
 publications = st.builds(Publication, texts, paths, texts, st.booleans(), st.lists(texts).map(tuple), texts, texts)
 pasts = st.builds(Past, st.floats(0, 2e11), st.integers(0, (1 << 63) - 1), st.none() | st.sampled_from(End))

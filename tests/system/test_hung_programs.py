@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +32,8 @@ SLACK = 4.0  # programs are started, on a machine with little of everything
 THREADS_OF_A_VOLUME = 1  # docs/operations.md: one who unmounts
 PROCESSES_OF_A_VOLUME = 3  # one who asks how it is, one who probes, one who renews subPaths
 PROCESSES_OF_A_POD = 4  # of those who ask and renew
-PROCESSES_THAT_ASK = 32  # the same, of all pods
+PROCESSES_THAT_LOOK_WITHOUT_LOCK = 16
+PROCESSES_THAT_ASK = 24  # the same, of all pods
 
 
 @dataclass
@@ -274,6 +276,26 @@ def test_many_of_many_pods_share_some_processes(node: Node) -> None:
             with within(WAITS_FOR_NOBODY, "unpublish"):
                 volume.unpublish()
     for volume in volumes:
+        volume.wait_waiting()
+        volume.unpublish()
+    recovers(node, before)
+
+
+def test_looks_at_mounts_without_a_lock_leave_room_for_others(node: Node) -> None:
+    """As of mounts that another driver made: nothing says that their programs live, and they are looked at all the time."""
+    before = numbers(node)
+    with many_that_never_answer(node, PROCESSES_THAT_LOOK_WITHOUT_LOCK + 8) as volumes:
+        shutil.rmtree(node.driver.run_dir / "dev")
+        for volume in volumes:
+            volume.republish()
+        wait_until("all that may look do", lambda: len(node.driver.children()) == PROCESSES_THAT_LOOK_WITHOUT_LOCK)
+        time.sleep(PROBE_WAIT)  # all others wait for one, and give up
+        assert len(node.driver.children()) == PROCESSES_THAT_LOOK_WITHOUT_LOCK
+        new = node.pod().publish()
+        os.close(mount(new))
+        new.wait_waiting(1)
+        os.close(mount(new))
+    for volume in [new, *volumes]:
         volume.wait_waiting()
         volume.unpublish()
     recovers(node, before)

@@ -311,6 +311,21 @@ def test_the_calls_of_all_pods_share_some_processes() -> None:
     run(main())
 
 
+def test_whoever_has_room_when_one_is_given_back_gets_one() -> None:
+    """Two do where the pod that has none any more may have one of the second half."""
+
+    async def main() -> None:
+        bound = Bound(8)
+        for pod in ("hung", "hanging", "one", "another"):
+            await bound.take(pod, DEADLINE)
+        waiting = [asyncio.create_task(bound.take(pod, DEADLINE)) for pod in ("one", "another")]
+        await asyncio.sleep(0)
+        bound.give_back("another")
+        await asyncio.wait_for(asyncio.gather(*waiting), DEADLINE / 4)
+
+    run(main())
+
+
 def test_the_second_half_of_them_is_for_pods_that_have_none() -> None:
     """A few pods cannot keep all."""
 

@@ -17,7 +17,7 @@ from driver.paths import VolumePaths
 from driver.records import Record, Records
 from driver.volume import Publication
 
-MOUNT = FuseMount(b"/m\xff\n", "0:61", "user@host:/srv", "fuse.sshfs", "0123abcd")
+MOUNT = FuseMount(b"/m\xff\n", "0:61", "user@host:/srv", "fuse.sshfs", "0123456789abcdef")
 
 
 def record(target: str = "uid/mount", mount: FuseMount | None = MOUNT, past: Past | None = None) -> Record:
@@ -159,6 +159,7 @@ def test_a_record_with_other_fields_costs_no_other_one(folder: Path, change: dic
         ("publication", "paths", VolumePaths(5, "a", "b", "c")),  # type: ignore[arg-type]
         ("mount", "source", "\ud800"),
         ("mount", "node", 7),
+        ("mount", "node", "../state/../../0"),
         ("mount", "on_placeholder", 1),
     ],
 )
