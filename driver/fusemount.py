@@ -131,25 +131,28 @@ def device_at(target: str) -> str:
     """MAJOR:MINOR of the topmost file system at `target`, without asking it. Raises OSError."""
     fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        return syscalls.device_of(fd)
-    except OSError as error:
-        if error.errno != EIO:
-            raise
-        # A program that has told once that its root is no directory has made it a bad inode, of which the kernel answers
-        # nothing any more, whether the program lives or not. Its mount must go all the same.
-        return _device_by_table(fd)
+        return _device_of(fd) or _device_by_table(fd)
     finally:
         os.close(fd)
 
 
 def device_of_copy(fd: int, target: str) -> str:
     """The same of a copy or a peer of the mount at `target`; a copy is in no mount table. Raises OSError."""
+    return _device_of(fd) or device_at(target)
+
+
+def _device_of(fd: int) -> str | None:
+    """syscalls.device_of(), and None of a bad inode.
+
+    A program that has told once that its root is no directory has made it one: the kernel answers nothing of it any more,
+    whether the program lives or not. Its mount must go all the same.
+    """
     try:
         return syscalls.device_of(fd)
     except OSError as error:
         if error.errno != EIO:
             raise
-        return device_at(target)
+        return None
 
 
 def _device_by_table(fd: int) -> str:
@@ -163,8 +166,13 @@ def _device_by_table(fd: int) -> str:
 
 
 def is_at(target: str, device: str) -> bool:
-    """Whether the file system `device` is mounted at `target`, on top or beneath something. Raises OSError."""
-    return device_at(target) == device or any(mount.device == device for mount in mounts_at(target))
+    """Whether the FUSE file system `device` is mounted at `target`, on top or beneath something. Raises OSError."""
+    return device_at(target) == device or is_in(mounts_at(target), device)
+
+
+def is_in(stack: list[Mount], device: str) -> bool:
+    """Whether the FUSE file system `device` is among mounts. Other kinds may have its number when it has gone."""
+    return any(mount.is_fuse and mount.device == device for mount in stack)
 
 
 def is_gone(target: str, device: str) -> bool:

@@ -98,7 +98,7 @@ class TargetMount:
             return
         stack = fusemount.mounts_at(self._target)
         if record is not None:
-            if any(mount.is_fuse and mount.device == record.device for mount in stack):
+            if fusemount.is_in(stack, record.device):
                 self._troubles.begin("target", foreign(self._target, stack[-1]))
                 return
             self._forget(self._late or End.ASKED)

@@ -244,7 +244,7 @@ class Volume:
 
         Raises OSError, and VolumeError where the file system is something else's.
         """
-        if known is not None and any(mount.is_fuse and mount.device == known.device for mount in stack):
+        if known is not None and fusemount.is_in(stack, known.device):
             self._mount.take_over(known)
             if stack[-1].device != known.device:
                 raise VolumeError(Code.FAILED_PRECONDITION, foreign(self.target, stack[-1]))
