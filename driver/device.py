@@ -127,11 +127,13 @@ class DeviceNodes:
         return f"{self.folder}/{name}"
 
     def remove(self, name: str) -> None:
-        """Remove a node, if it is there."""
+        """Remove a node, if it is there. Where the folder has become read-only, say, it stays until the next start."""
         try:
             os.unlink(name, dir_fd=self._fd)
         except FileNotFoundError:
             pass
+        except OSError as error:
+            log.warning(f"the device node {self.path(name)} stays until the next start: {error.strerror}")
 
 
 def is_name(text: str) -> bool:

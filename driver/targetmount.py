@@ -303,15 +303,9 @@ class TargetMount:
         self._late = None
         if record is not None:
             self._history.ended(end)
-            self._remove_node(record)
-        self._on_change()
-
-    def _remove_node(self, record: FuseMount) -> None:
-        try:
             if record.node is not None:
                 self._workspace.nodes.remove(record.node)
-        except OSError as error:  # a folder that can only be read, say
-            self._log.warning(f"the device node of a mount that has ended stays until the next start: {error}")
+        self._on_change()
 
     async def _has_ended(self, record: FuseMount) -> bool:
         """Take `record` off where its program has died; False where it lives, or its mount stays."""

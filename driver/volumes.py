@@ -133,10 +133,7 @@ class Volumes:
 
     def _unknown_closed(self, name: str) -> None:
         """A device node of a former driver is closed, whose mount it did not record: it may be any that is not known better."""
-        try:
-            self._workspace.nodes.remove(name)
-        except OSError as error:
-            log.warning(f"a device node of a former driver stays until the next start: {error}")
+        self._workspace.nodes.remove(name)
         for volume in self:
             if volume.mount_record is not None and volume.mount_record.node is None:
                 volume.look()

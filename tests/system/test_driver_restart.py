@@ -7,6 +7,8 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -14,7 +16,7 @@ from harness import mounts
 from harness.container import Background, Container
 from harness.driver import Driver
 from harness.events import wait_until
-from harness.hostile import mount
+from harness.hostile import mount, mount_and_end
 from harness.kubelet import Published, refused
 from harness.pod import Node, Pod
 
@@ -249,15 +251,39 @@ def test_it_ends_well_without_its_private_folder(node: Node) -> None:
     node.driver.start()
 
 
-def test_it_ends_well_where_its_folder_has_become_read_only(node: Node) -> None:
+@pytest.fixture
+def own_run_dir(node: Node) -> Iterator[Path]:
+    """The driver's run folder, a file system of its own."""
     driver = node.driver
     driver.stop()
     mounts.mount("-t", "tmpfs", "mfcp-test-run", driver.run_dir)
     try:
         driver.start()
-        mounts.mount("-o", "remount,ro", driver.run_dir)
-        assert driver.stop() == 0
+        yield driver.run_dir
     finally:
         driver.end()
         mounts.unmount_lazily(driver.run_dir)
         driver.start()
+
+
+def test_it_ends_well_where_its_folder_has_become_read_only(node: Node, own_run_dir: Path) -> None:
+    mounts.mount("-o", "remount,ro", own_run_dir)
+    assert node.driver.stop() == 0
+
+
+def test_a_program_that_ends_where_its_folder_has_become_read_only(node: Node, own_run_dir: Path) -> None:
+    """Its device node stays, and that keeps no mount."""
+    devices = own_run_dir / "dev"
+    volume = node.pod().publish()
+    fd = mount(volume)
+    (name,) = os.listdir(devices)
+    mounts.mount("-o", "remount,ro", own_run_dir)
+    os.close(fd)
+    volume.wait_waiting()
+    assert f"the device node {devices / name} stays until the next start: Read-only file system" in node.driver.log
+    mounts.mount("-o", "remount,rw", own_run_dir)
+    node.driver.stop()
+    node.driver.start()
+    assert os.listdir(devices) == []
+    mount_and_end(volume)
+    volume.unpublish()
