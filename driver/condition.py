@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from errno import ENOTCONN
 
 from driver import fusemount
-from driver.apart import NotAsked
 from driver.history import Past
 from driver.logs import shown
 from driver.metrics import End
 from driver.targetmount import State
 from driver.volume import Volume
+from driver.workerpool import NotAsked
 from fusermount3_proxy import limits
 
 _INT64_MAX = (1 << 63) - 1

@@ -9,7 +9,7 @@ import socket
 from contextlib import ExitStack
 from errno import EACCES, EPERM
 
-from driver import apart, metrics, node, privileges, scrape, syscalls
+from driver import metrics, node, privileges, scrape, syscalls, workerpool
 from driver.bounded import NUDGE
 from driver.endpoint import refuse_if_served
 from driver.errors import StartError
@@ -39,7 +39,7 @@ def serve(settings: Settings) -> None:
         privileges.drop()
     except OSError as error:
         raise StartError(f"cannot drop privileges: {error}") from None
-    starter = apart.begin()
+    starter = workerpool.begin()
     # Not asyncio.run(): it would cancel what waits for pods and close their connections right here, where what is queued
     # in one may block for as long as the pod likes. The caller ends the process instead, with all that there is.
     _loop = asyncio.new_event_loop()

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from errno import EINTR, EIO
 
-from driver import apart, fusemount
+from driver import fusemount, workerpool
 from driver.policy import KernelMount
 
 
@@ -25,7 +25,7 @@ class MountProcess:
         # 0, or the errno of mount(2), or of what it would need (EAGAIN where there is no process in time).
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.is_killed = False
-        self._worker: apart.Worker | None = None
+        self._worker: workerpool.Worker | None = None
         self._mounting = asyncio.get_running_loop().create_task(self._mount(fd, target, kernel, on_end))
 
     def kill(self) -> None:
@@ -49,7 +49,7 @@ class MountProcess:
                 self.ended.set_result(errno)
 
     async def _mount_apart(self, fd: int, target: str, kernel: KernelMount) -> None:
-        worker = await apart.worker()
+        worker = await workerpool.worker()
         try:
             if self.is_killed:
                 raise InterruptedError(EINTR, os.strerror(EINTR))

@@ -28,7 +28,7 @@ GRACE = 5.0  # seconds for calls at work when the driver stops
 async def serve(
     settings: Settings, volumes: Volumes, standalone: Standalone, files: FileWatch, starter: int, stopped: asyncio.Event
 ) -> None:
-    """Serve until `stopped` is set. `starter` is what apart.begin() returned. Raises StartError."""
+    """Serve until `stopped` is set. `starter` is what workerpool.begin() returned. Raises StartError."""
     sockets: list[str] = []  # by which kubelet reaches the driver
 
     def problem() -> str:

@@ -26,6 +26,7 @@ from driver.policy import KernelMount
 from driver.subpathrenewal import SubPathRenewal
 from driver.takeoff import Workspace
 from driver.troubles import Troubles
+from driver.workerpool import NotAsked
 from fusermount3_proxy import limits
 from fusermount3_proxy.mountinfo import Mount
 
@@ -191,7 +192,7 @@ class TargetMount:
         prober = self._prober if has_lock else self._prober_without_lock
         try:
             is_gone = await prober.call(self._paths.owner, limits.PROBE_WAIT, fusemount.is_gone, self._target, record.device)
-        except apart.NotAsked as error:
+        except NotAsked as error:
             self._troubles.begin("look", f"whether its FUSE program lives cannot be told: {error.strerror}", logging.WARNING)
             return False
         except OSError:

@@ -1,4 +1,4 @@
-"""The processes that work in the driver's place, and the one that starts them (apart.py has the driver's side).
+"""The processes that work in the driver's place, and the one that starts them (workerpool.py has the driver's side).
 
 They are forked by the starter, which was forked before the driver had anything of a pod's. One that was forked from the
 driver itself would begin with a copy of every fd that the driver has: it could be the last to drop what another pod has

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from harness import hostile, mounts
-from harness.container import Bind
+from harness.container import Background, Bind
 from harness.events import wait_until
 from harness.fleet import Application, Fleet, shows
 from harness.kubelet import Published
@@ -27,6 +27,14 @@ def fleet(node: Node) -> Iterator[Fleet]:
     fleet = Fleet(node)
     yield fleet
     fleet.close()
+
+
+def served(node: Node, fleet: Fleet) -> tuple[Published, Background]:
+    """A volume, and the program whose file in it says "first"."""
+    volume = node.pod().publish()
+    program = fleet.start(volume, "serves", "first")
+    shows(fleet.seen(volume), "first")
+    return volume, program
 
 
 def is_whole(volume: Published) -> None:
@@ -126,9 +134,7 @@ def test_something_else_was_mounted_there_when_a_program_asked(pod: Pod) -> None
 @pytest.mark.parametrize("is_republished", [True, False], ids=["republished", "asked"])
 def test_a_mount_whose_program_lives(node: Node, fleet: Fleet, layers: int, is_republished: bool) -> None:
     """Another one can mount, in place of that which nobody who starts now sees."""
-    volume = node.pod().publish()
-    first = fleet.start(volume, "serves", "first")
-    shows(fleet.seen(volume), "first")
+    volume, first = served(node, fleet)
     former = Application(volume)  # keeps the file system, and so its program
     for _ in range(layers):
         mounts.unmount_lazily(volume.target)
@@ -152,9 +158,7 @@ def test_a_mount_whose_program_lives(node: Node, fleet: Fleet, layers: int, is_r
 
 def test_a_republish_after_a_restart_finds_nothing_wrong(node: Node, fleet: Fleet) -> None:
     """The new driver does not know the placeholder beneath a mount, until that is off."""
-    volume = node.pod().publish()
-    program = fleet.start(volume, "serves", "first")
-    shows(fleet.seen(volume), "first")
+    volume, program = served(node, fleet)
     said = len(node.driver.log)
     node.driver.stop()
     node.driver.start()
@@ -168,9 +172,7 @@ def test_a_republish_after_a_restart_finds_nothing_wrong(node: Node, fleet: Flee
 
 def test_something_else_is_mounted_over_it(node: Node, fleet: Fleet) -> None:
     """It is not the driver's, and what is beneath goes on."""
-    volume = node.pod().publish()
-    fleet.start(volume, "serves", "first")
-    shows(fleet.seen(volume), "first")
+    volume, _ = served(node, fleet)
     mounts.mount("-t", "tmpfs", "mfcp-test", volume.target)
     volume.republish()
     assert [mount.is_fuse for mount in volume.mounts] == [False, True, False]
@@ -182,9 +184,7 @@ def test_something_else_is_mounted_over_it(node: Node, fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("restarts", [False, True])
 def test_what_is_beneath_something_else_is_neither_lost_nor_taken_off(node: Node, fleet: Fleet, restarts: bool) -> None:
-    volume = node.pod().publish()
-    program = fleet.start(volume, "serves", "first")
-    shows(fleet.seen(volume), "first")
+    volume, program = served(node, fleet)
     application = Application(volume)
     mounts.mount("-t", "tmpfs", "mfcp-test", volume.target)
     if restarts:
@@ -207,9 +207,7 @@ def test_what_is_beneath_something_else_is_neither_lost_nor_taken_off(node: Node
 
 def test_unpublish_beneath_something_else_ends_the_program(node: Node, fleet: Fleet) -> None:
     """And leaves it in no container."""
-    volume = node.pod().publish()
-    program = fleet.start(volume, "serves", "first")
-    shows(fleet.seen(volume), "first")
+    volume, program = served(node, fleet)
     application = Application(volume)
     for _ in range(2):
         mounts.mount("-t", "tmpfs", "mfcp-test", volume.target)
@@ -220,9 +218,7 @@ def test_unpublish_beneath_something_else_ends_the_program(node: Node, fleet: Fl
 
 
 def test_a_mount_is_not_called_crashed(node: Node, fleet: Fleet) -> None:
-    volume = node.pod().publish()
-    program = fleet.start(volume, "serves", "first")
-    shows(fleet.seen(volume), "first")
+    volume, program = served(node, fleet)
     mounts.unmount(volume.target)
     program.wait()
     wait_until("it is told", lambda: TOLD in volume.condition)

@@ -1,4 +1,4 @@
-"""What the tests of driver.apart have done in processes of their own: functions of a module, found there by their names."""
+"""What the tests have done in processes of driver.workerpool: functions of a module, found there by their names."""
 
 import os
 import signal

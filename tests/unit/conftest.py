@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from open_fds import nothing_leaked
 from standin_driver import fuse_fd
+
+from driver import workerpool
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -37,3 +40,16 @@ def fuse(tmp_path: Path) -> Iterator[int]:
     """What a stand-in for the driver sends as the FUSE device."""
     with fuse_fd(tmp_path) as fd:
         yield fd
+
+
+@pytest.fixture(scope="module")
+def starter() -> None:
+    """What starts the processes of driver.workerpool."""
+    workerpool.begin()
+
+
+@pytest.fixture
+def nothing_is_left(starter: None) -> Iterator[None]:
+    """No fd is left of what a test has those processes do."""
+    with nothing_leaked():
+        yield

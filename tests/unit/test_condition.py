@@ -11,15 +11,18 @@ import apart_jobs
 import pytest
 from with_workers import DEADLINE, run
 
-from driver import apart, condition
-from driver.apart import Caller, NotAsked
+from driver import condition
+from driver.apart import Caller
 from driver.condition import Amount
 from driver.history import History, Past
 from driver.logs import VolumeLog
 from driver.metrics import End
 from driver.targetmount import State
 from driver.troubles import Troubles
+from driver.workerpool import NotAsked
 from fusermount3_proxy import limits
+
+pytestmark = pytest.mark.usefixtures("starter")
 
 THEN = 1_700_000_000.0
 SINCE = "since 2023-11-14 22:13:20Z"
@@ -87,11 +90,6 @@ def test_the_whole_sentence_has_a_length(character: str) -> None:
 )
 def test_amounts_are_what_an_int64_holds(said: tuple[int, int, int], expected: Amount) -> None:
     assert condition._amount(*said) == expected
-
-
-@pytest.fixture(autouse=True, scope="module")
-def starter() -> None:
-    apart.begin()
 
 
 def usage_of(path: str) -> condition.Usage:

@@ -12,16 +12,13 @@ import pytest
 import with_workers
 from open_fds import nothing_leaked
 
-from driver import apart, fusemount
+from driver import fusemount, workerpool
 from driver.mountprocess import MountProcess
 from driver.policy import KernelMount
 
+pytestmark = pytest.mark.usefixtures("starter")
+
 KERNEL = KernelMount(b"source", b"fuse", 0, b"rootmode=40000,user_id=0,group_id=0")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def starter() -> None:
-    apart.begin()
 
 
 def run(main: Coroutine[object, object, None]) -> None:
@@ -66,10 +63,10 @@ def test_one_that_does_not_end_is_killed(after: float, monkeypatch: pytest.Monke
 
 
 def test_without_a_process_it_may_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def none() -> apart.Worker:
-        raise apart.NotAsked(EAGAIN, "no process can be had")
+    async def none() -> workerpool.Worker:
+        raise workerpool.NotAsked(EAGAIN, "no process can be had")
 
-    monkeypatch.setattr(apart, "worker", none)
+    monkeypatch.setattr(workerpool, "worker", none)
 
     async def main() -> None:
         fd = null()
@@ -79,10 +76,10 @@ def test_without_a_process_it_may_be_tried_again(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_mistake_before_it_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def mistake() -> apart.Worker:
+    async def mistake() -> workerpool.Worker:
         raise RuntimeError
 
-    monkeypatch.setattr(apart, "worker", mistake)
+    monkeypatch.setattr(workerpool, "worker", mistake)
 
     async def main() -> None:
         told: list[bool] = []

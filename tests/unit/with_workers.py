@@ -1,10 +1,10 @@
-"""Coroutines that use driver.apart, each with an event loop of its own; the driver has one for all its life."""
+"""Coroutines that use driver.workerpool, each with an event loop of its own; the driver has one for all its life."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
-from driver import apart
+from driver import workerpool
 
 T = TypeVar("T")
 
@@ -18,7 +18,16 @@ def run(main: Coroutine[object, object, T]) -> T:
         try:
             return await asyncio.wait_for(main, DEADLINE)
         finally:
-            while apart._known_starter()._is_making:
+            while workerpool._known_starter()._is_making:
                 await asyncio.sleep(0.001)
 
     return asyncio.run(session())
+
+
+async def done_apart(function: Callable[..., Any], *arguments: object) -> Any:
+    """What `function(*arguments)` returns, done by a worker."""
+    worker = await workerpool.worker()
+    try:
+        return await worker.do(function, *arguments)
+    finally:
+        worker.release()
