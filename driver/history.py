@@ -10,12 +10,14 @@ from driver.metrics import End
 @dataclass(frozen=True, slots=True)
 class Past:
     """What a restart of the driver does not change: since when the volume is as it is (seconds since 1970), how many
-    FUSE file systems were mounted in it so far, and how the last one that is not there any more ended.
+    FUSE file systems were mounted in it so far, how the last one that is not there any more ended, and, where its program
+    died and nobody has unmounted it since, the mountpoint that it had asked for.
     """
 
     since: float
     mounts: int = 0
     last_end: End | None = None
+    left: bytes | None = None
 
 
 class History:
@@ -36,7 +38,18 @@ class History:
         """Its program has gone, and its mount has not yet."""
         self.past = Past(time.time(), self.past.mounts, self.past.last_end)
 
-    def ended(self, end: End) -> None:
-        """It is not mounted any more."""
+    def ended(self, end: End, mountpoint: bytes) -> None:
+        """It is not mounted any more; its program had asked for `mountpoint`."""
         metrics.unmounted(end)
-        self.past = Past(time.time(), self.past.mounts, end)
+        self.past = Past(time.time(), self.past.mounts, end, mountpoint if end is End.DIED else None)
+
+    def unmounted_after_end(self, mountpoint: bytes) -> bool:
+        """Somebody unmounts what is not mounted any more: whether that is what a program left that has died, the first time.
+
+        libfuse's helper would unmount it; here that is done already. fuse3 (Rust) closes its fd before it calls the helper,
+        and scripts clean up after a crash.
+        """
+        if mountpoint != self.past.left:
+            return False
+        self.past = Past(self.past.since, self.past.mounts, self.past.last_end)
+        return True

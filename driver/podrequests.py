@@ -146,14 +146,13 @@ class PodRequests:
         mountpoint = from_wire(request.mountpoint)
         async with self._mount.lock:
             self._refuse_when_closing()
-            record = self._mount.record
-            if record is None and self._mount.was_left(mountpoint):
-                # libfuse's helper would unmount what a program left that has gone; here that is done already. fuse3
-                # (Rust) closes its fd before it calls the helper, and scripts clean up after a crash.
+            if self._mount.unmounted_after_end(mountpoint):
                 return
+            record = self._mount.record
             if record is None or (mountpoint != record.mountpoint and request.device != record.device):
                 raise Refused(f"not mounted: {os.fsdecode(mountpoint)!r}", EINVAL)
             await self._take_off(plain=not request.lazy)
+            self._mount.unmounted_after_end(record.mountpoint)  # its program had died, and that was not noticed yet
         self._log.doing("unmounted, as the pod asked for")
 
     def _refuse_when_closing(self) -> None:

@@ -197,7 +197,8 @@ def _to_json(record: Record) -> dict[str, Any]:
     past = None
     if record.past is not None:
         end = record.past.last_end
-        past = _values(record.past) | {"last_end": end.value if end else None}
+        left = record.past.left
+        past = _values(record.past) | {"last_end": end.value if end else None, "left": None if left is None else to_wire(left)}
     publication = _values(record.publication) | {"paths": _values(record.publication.paths)}
     return {"publication": publication, "mount": mount, "past": past}
 
@@ -218,10 +219,19 @@ def _from_json(content: dict[str, Any]) -> Record:
             raise ValueError(f"node is {mount.node!r}")
     past = content.get("past")  # records of an earlier version have none
     if past is not None:
-        end = past["last_end"]
-        past = _checked_past(Past(float(past["since"]), int(past["mounts"]), None if end is None else End(end)))
+        past = _checked_past(_past_from_json(past))
     _checked(publication["paths"])
     return Record(_checked(Publication(**publication)), mount, past)
+
+
+def _past_from_json(past: dict[str, Any]) -> Past:
+    end, left = past["last_end"], past.get("left")  # records of an earlier version have no `left`
+    return Past(
+        float(past["since"]),
+        int(past["mounts"]),
+        None if end is None else End(end),
+        None if left is None else from_wire(left),
+    )
 
 
 def _checked(of: _Kept) -> _Kept:

@@ -60,7 +60,6 @@ class TargetMount:
         self.process: MountProcess | None = None  # mounts for a program that answers INIT first (sync-init)
         self._paths = paths
         self._target = paths.target_path
-        self._left: bytes | None = None  # the mountpoint of a program that has gone, while nobody has unmounted it
         self._workspace = workspace
         self._files = files
         self._log = log
@@ -121,7 +120,7 @@ class TargetMount:
             is_held = known.node is not None and self._workspace.nodes.is_held(known.node)
         except OSError:
             is_held = False
-        self._history.ended(End.ASKED if is_held else End.DIED)
+        self._history.ended(End.ASKED if is_held else End.DIED, known.mountpoint)
 
     def open(self) -> Opened:
         """A /dev/fuse for mount_opened() or discard(). Raises OSError."""
@@ -169,7 +168,6 @@ class TargetMount:
         """Look after a FUSE mount that is at the target."""
         self.record = record
         self.state = State.MOUNTED
-        self._left = None
         self._death = DeathWatch(record.node, self._workspace.nodes, self._files, lambda: self._has_ended(record))
         try:
             self._death.begin()
@@ -272,12 +270,12 @@ class TargetMount:
         if self._renewal is not None:
             self._renewal.look()
 
-    def was_left(self, mountpoint: bytes) -> bool:
-        """Whether a program that has gone had asked for its mount there, and nobody has unmounted it since: now somebody has."""
-        if mountpoint != self._left:
-            return False
-        self._left = None
-        return True
+    def unmounted_after_end(self, mountpoint: bytes) -> bool:
+        """As of History."""
+        was_left = self.record is None and self._history.unmounted_after_end(mountpoint)
+        if was_left:
+            self._on_change()
+        return was_left
 
     def release(self) -> None:
         """The driver stops: look no more, and leave everything as it is."""
@@ -303,7 +301,7 @@ class TargetMount:
         self.state = State.WAITING
         self._late = None
         if record is not None:
-            self._history.ended(end)
+            self._history.ended(end, record.mountpoint)
             if record.node is not None:
                 self._workspace.nodes.remove(record.node)
         self._on_change()
@@ -328,7 +326,6 @@ class TargetMount:
                 reason = error.strerror or f"it takes longer than {limits.TAKE_OFF_WAIT:g} s"
                 self._troubles.begin("stays", f"the mount of the FUSE program that has gone cannot be taken off: {reason}")
                 return False
-            self._left = record.mountpoint
         self._log.doing("the FUSE program has gone; its mount is taken off, and another one can mount")
         return True
 

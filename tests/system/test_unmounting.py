@@ -185,6 +185,26 @@ def test_the_first_unmount_of_what_a_dead_program_left_succeeds(node: Node, setu
     assert setup.fuse.run(f"fusermount3 -u {mountpoint}").code == 1
 
 
+@both_places
+@pytest.mark.parametrize("is_away", [False, True], ids=["before", "meanwhile"])
+def test_so_does_it_after_a_restart_of_the_driver(module_node: Node, setup: Setup, mountpoint: str, is_away: bool) -> None:
+    driver = module_node.driver
+    program = setup.mount(mountpoint)
+    if is_away:
+        driver.stop()
+    program.kill("KILL")
+    program.wait()
+    if not is_away:
+        setup.volume.wait_waiting()
+        driver.stop()
+    driver.start()
+    setup.volume.wait_waiting()
+    wait_until("the driver is done with it", lambda: setup.fuse.run(f"fusermount3 -u {mountpoint}").code == 0)
+    driver.stop()
+    driver.start()
+    assert setup.fuse.run(f"fusermount3 -u {mountpoint}").code == 1
+
+
 def test_a_busy_file_system_stays(node: Node, setup: Setup) -> None:
     program = setup.mount()
     user = setup.before.start("sh -c 'exec 5</data/file; echo open; exec sleep 1000'")

@@ -51,7 +51,7 @@ def test_a_record_comes_back_as_it_was(folder: Path, mount: FuseMount | None) ->
     assert next_driver(records, folder).load() == [record(mount=mount)]
 
 
-@pytest.mark.parametrize("past", [None, Past(1.5), Past(1e9, 3, End.DIED), Past(0.0, 1, End.ASKED)])
+@pytest.mark.parametrize("past", [None, Past(1.5), Past(1e9, 3, End.DIED), Past(0.0, 1, End.ASKED), Past(0.0, 1, End.DIED, b"/data/\xff")])
 def test_a_past_comes_back_as_it_was(folder: Path, past: Past | None) -> None:
     records = Records(str(folder))
     records.save(record(past=past))
@@ -151,6 +151,7 @@ def test_a_record_with_other_fields_costs_no_other_one(folder: Path, change: dic
         *(("past", "since", value) for value in (1e300, -1e18, math.nan, math.inf, "x", None)),
         *(("past", "mounts", value) for value in (10**30, -1, None)),
         ("past", "last_end", "x"),
+        *(("past", "left", value) for value in (5, "\u0100")),
         *(("publication", "volume_id", value) for value in ("\ud800", "\udcff", 1, None)),
         *(("publication", "mount_flags", value) for value in ([1], ["\ud800"], None)),
         ("publication", "pod", None),
