@@ -36,8 +36,8 @@ def test_each_change_begins_a_new_time(at: Callable[[float], None]) -> None:
     volume.died()
     assert volume.past == Past(300.0, 1)
     at(400.0)
-    volume.ended(End.DIED)
-    assert volume.past == Past(400.0, 1, End.DIED)
+    volume.ended(End.DIED, b"/data")
+    assert volume.past == Past(400.0, 1, End.DIED, b"/data")
     at(500.0)
     volume.mounted()
     assert volume.past == Past(500.0, 2, End.DIED)
@@ -47,9 +47,24 @@ def test_a_mount_after_a_death_is_a_recovery(counted: list[object]) -> None:
     volume = History()
     for end in (End.ASKED, End.DIED, End.DIED, End.ASKED):
         volume.mounted()
-        volume.ended(end)
+        volume.ended(end, b"/data")
     volume.mounted()
     assert counted == ["mount", End.ASKED, "mount", End.DIED, "recovery", End.DIED, "recovery", End.ASKED, "mount"]
+
+
+def test_what_a_dead_program_left_is_unmounted_once(at: Callable[[float], None]) -> None:
+    volume = History()
+    assert not volume.unmounted_after_end(b"/data")
+    volume.mounted()
+    volume.ended(End.ASKED, b"/data")
+    assert not volume.unmounted_after_end(b"/data")
+    volume.mounted()
+    volume.ended(End.DIED, b"/data")
+    assert not volume.unmounted_after_end(b"/other")
+    at(200.0)
+    assert volume.unmounted_after_end(b"/data")
+    assert volume.past == Past(100.0, 2, End.DIED)
+    assert not volume.unmounted_after_end(b"/data")
 
 
 def test_a_restart_of_the_driver_changes_nothing(counted: list[object]) -> None:
