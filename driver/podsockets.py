@@ -203,13 +203,22 @@ def put_dev_fuse(directory: int) -> None:
     """Put an empty, world-writable file beside the sockets, for pods to bind at /dev/fuse.
 
     libfuse goes on to the helper where it could open /dev/fuse and not mount, and gives up where it could not open it.
-    Whatever the pod has there itself stays.
+    Whatever the pod has there itself stays, but for an empty directory: Docker makes one of what a container is to bind and
+    is not there yet.
     """
     try:
-        fd = os.open(DEV_FUSE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        fd = _make_dev_fuse(directory)
     except FileExistsError:
-        return
+        try:
+            os.rmdir(DEV_FUSE, dir_fd=directory)  # which follows no link, and removes nothing that holds anything
+            fd = _make_dev_fuse(directory)
+        except OSError:
+            return
     try:
         os.fchmod(fd, 0o666)
     finally:
         os.close(fd)
+
+
+def _make_dev_fuse(directory: int) -> int:
+    return os.open(DEV_FUSE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)

@@ -177,6 +177,17 @@ def test_status_shows_every_volume(node: Node, pod: Pod) -> None:
     assert node.driver.cli("volume", "remove", "shown").returncode == 0
 
 
+def test_what_docker_has_made_of_its_paths_before_it_is_there(node: Node, pod: Pod) -> None:
+    """A container that is started at boot, before the volume is added: it works when it is started again."""
+    folder = node.driver.run_dir / "volumes" / "at-boot"
+    (folder / "mount").mkdir(parents=True)
+    (folder / "sock" / "dev-fuse").mkdir(parents=True)
+    volume = Volume(node, pod, "at-boot")
+    assert (volume.sockets / "dev-fuse").is_file()
+    assert node.driver.cli("volume", "remove", "at-boot").returncode == 0
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize("command", [("status",), ("volume", "list")])
 def test_whoever_looks_at_the_volumes_has_them_looked_after(node: Node, pod: Pod, command: tuple[str, ...]) -> None:
     """Nobody publishes them anew."""

@@ -193,17 +193,31 @@ def test_nobody_can_connect_to_sockets_that_may_not_be_kept(paths: VolumePaths, 
     assert os.listdir(directory) == ["dev-fuse"]
 
 
-@pytest.mark.parametrize("kind", ["file", "link"])
+def test_an_empty_directory_in_place_of_dev_fuse_is_replaced(paths: VolumePaths, directory: Path) -> None:
+    """Docker makes one where a container binds it that was started before the volume was there."""
+    there = directory / "dev-fuse"
+    there.mkdir()
+    PodSockets.listen(paths, NAME).close()
+    assert there.is_file()
+    assert stat.S_IMODE(there.stat().st_mode) == 0o666
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "directory"])
 def test_a_dev_fuse_of_the_pods_own_stays(paths: VolumePaths, directory: Path, kind: str) -> None:
     there = directory / "dev-fuse"
-    if kind == "file":
+    if kind == "directory":
+        there.mkdir()
+        (there / "file").touch()
+    elif kind == "file":
         there.write_text("mine")
         there.chmod(0o600)
     else:
         (directory / "victim").touch(mode=0o600)
         there.symlink_to("victim")
     PodSockets.listen(paths, NAME).close()
-    if kind == "file":
+    if kind == "directory":
+        assert (there / "file").is_file()
+    elif kind == "file":
         assert there.read_text() == "mine"
         assert stat.S_IMODE(there.stat().st_mode) == 0o600
     else:
