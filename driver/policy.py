@@ -82,8 +82,8 @@ def of_volume(read_only: bool, mount_flags: list[str], attribute: str) -> Volume
     may_drop = False
     if read_only:
         merged.flags["ro"] = True
-    flags = [option for text in mount_flags for option in options.split(_wire(text))]
-    attributes = [option.strip(" ").removeprefix("o=") for option in options.split(_wire(attribute))]
+    flags = [option for text in mount_flags for option in _split(text)]
+    attributes = [option.removeprefix("o=") for option in _split(attribute)]
     for where, said in (("mount flags", flags), ("mountOptions", attributes)):
         may_drop = may_drop or NO_DEFAULT_PERMISSIONS in said
         source = MountOptions()
@@ -193,6 +193,12 @@ def _number(text: str) -> int:
         if len(significant) <= _DIGITS_MAX and (value := int(significant, base)) <= _UINT_MAX:
             return value
     raise Refused("mount failed: Invalid argument")
+
+
+def _split(text: str) -> list[str]:
+    # YAML's block scalars bring newlines. (strip() alone would take the ends of UTF-8 characters, too.)
+    parts = (option.strip(" \t\r\n") for option in options.split(_wire(text)))
+    return [option for option in parts if option]
 
 
 def _raw(text: str) -> bytes:

@@ -5,6 +5,7 @@ Imported when the volumes are taken up: gRPC takes as long to import as hundreds
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable
 from functools import partial
 
@@ -23,6 +24,7 @@ from driver.standalone import Standalone
 from driver.volumes import Volumes
 
 GRACE = 5.0  # seconds for calls at work when the driver stops
+_END = 12  # seconds, after which the process ends, with SIGALRM; GRACE comes twice before it
 
 
 async def serve(
@@ -85,6 +87,9 @@ async def serve(
                 log.warning(f"nobody would be told that {path} is removed: {error}")
         look()
     await stopped.wait()
+    # The kernel ends this process where nothing in it goes on: gRPC that got no threads at the start never stops, nor does a
+    # log that nobody takes.
+    signal.alarm(_END)
     if not reasons:
         log.info("stopping; volumes and their mounts stay as they are")
     place.remove()

@@ -28,6 +28,7 @@ class Standalone:
         """Make the root a shared mount, so that what is mounted below it later reaches containers. Raises OSError."""
         # 0700: whoever reached a volume's sockets on the node, which are for its containers, could serve or unmount it.
         os.makedirs(self.root, mode=0o700, exist_ok=True)
+        os.chmod(self.root, 0o700)  # Docker makes it 0755, where a container of it starts first
         try:
             syscalls.mount(None, self.root, None, syscalls.MS_SHARED)
         except OSError as error:

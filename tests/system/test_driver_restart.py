@@ -287,3 +287,24 @@ def test_a_program_that_ends_where_its_folder_has_become_read_only(node: Node, o
     assert os.listdir(devices) == []
     mount_and_end(volume)
     volume.unpublish()
+
+
+def test_one_that_nothing_runs_in_ends_when_it_is_told_to(node: Node, tmp_path: Path) -> None:
+    """Here since nobody takes its log; gRPC that got no threads at the start stops its event loop as well."""
+    driver = node.driver
+    log = tmp_path / "log"
+    os.mkfifo(log)
+    fd = os.open(log, os.O_RDWR | os.O_NONBLOCK)
+    driver.stop()
+    driver.wrapper = ("sh", "-c", f'exec "$@" 2>{log}', "sh")
+    try:
+        driver.start()
+        with pytest.raises(BlockingIOError):
+            while True:
+                os.write(fd, b"\n")
+        assert driver.stop() == -signal.SIGALRM
+    finally:
+        os.close(fd)
+        driver.wrapper = ()
+        driver.end()
+        driver.start()

@@ -188,6 +188,15 @@ def test_what_docker_has_made_of_its_paths_before_it_is_there(node: Node, pod: P
     assert not folder.exists()
 
 
+def test_nobody_but_root_reaches_the_sockets_on_the_host(node: Node) -> None:
+    """Also where Docker had made their folder: whoever reached them could serve what applications read."""
+    root = node.driver.run_dir / "volumes"
+    node.driver.stop()
+    root.chmod(0o755)
+    node.driver.start()
+    assert root.stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.parametrize("command", [("status",), ("volume", "list")])
 def test_whoever_looks_at_the_volumes_has_them_looked_after(node: Node, pod: Pod, command: tuple[str, ...]) -> None:
     """Nobody publishes them anew."""

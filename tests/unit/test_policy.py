@@ -182,6 +182,14 @@ def test_the_attribute_takes_the_prefix_and_spaces() -> None:
     assert volume.warnings == ()
 
 
+@pytest.mark.parametrize("text", ["ro,noexec\n", "ro,\n  noexec\n", "ro\r\n,noexec\r\n", "\tro,noexec,\n"])
+def test_white_space_around_options_means_nothing(text: str) -> None:
+    """As YAML's block scalars bring it: an option that was not known for it would leave the volume without."""
+    for volume in (policy.of_volume(False, [], text), policy.of_volume(False, [text], "")):
+        assert volume.options.flags == {"ro": True, "noexec": True}
+        assert volume.warnings == ()
+
+
 @pytest.mark.parametrize("name", ["é", "à", "x\u00a0", "日本", "\u2028"])
 def test_names_in_the_attribute_are_utf_8(name: str) -> None:
     assert policy.of_volume(False, [], f"fsname={name}").options.fsname == to_wire(name.encode())
