@@ -64,17 +64,21 @@ class VolumeLog:
         """The same for what begins to be wrong with the volume (troubles.py), which a pod may bring about."""
         self._say_some("troubles", level, text)
 
-    def _say_some(self, what: str, level: int, text: str) -> None:
+    def internal_error(self, text: str) -> None:
+        """Log the exception that is being handled, with its traceback. Only some lines a minute: a pod may be able to cause it."""
+        self._say_some("internal errors", logging.ERROR, text, with_traceback=True)
+
+    def _say_some(self, what: str, level: int, text: str, with_traceback: bool = False) -> None:
         if self._few is None:
             self._few = {}
         if what not in self._few:
             self._few[what] = _Few(self, what)
-        self._few[what].say(level, text)
+        self._few[what].say(level, text, with_traceback)
 
-    def say(self, level: int, text: str) -> None:
+    def say(self, level: int, text: str, with_traceback: bool = False) -> None:
         """A line of any level."""
         if log.isEnabledFor(level):
-            log.log(level, text, extra={"pod": shown(self._pod), "volume": shown(self._volume_id)})
+            log.log(level, text, exc_info=with_traceback, extra={"pod": shown(self._pod), "volume": shown(self._volume_id)})
 
 
 class _Few:
@@ -88,7 +92,7 @@ class _Few:
         self._said = 0
         self._since = 0.0
 
-    def say(self, level: int, text: str) -> None:
+    def say(self, level: int, text: str, with_traceback: bool = False) -> None:
         """Log a line, or count it."""
         now = time.monotonic()
         if now - self._since > _LINES_SECONDS:
@@ -97,7 +101,7 @@ class _Few:
             self._said, self._since = 0, now
         self._said += 1
         if self._said <= _LINES_MAX:
-            self._to.say(level, text)
+            self._to.say(level, text, with_traceback)
 
 
 def shown(text: str, longest: int = _TEXT_MAX) -> str:

@@ -90,6 +90,12 @@ def refused(reason: Reason | int) -> None:
         _instruments.refusals.labels(known.value).inc()
 
 
+def internal_error() -> None:
+    """The driver failed by a mistake of its own (driver/internalerror.py)."""
+    if _instruments is not None:
+        _instruments.internal_errors.inc()
+
+
 def called(method: str, code: str) -> None:
     """A gRPC method answered with a status code."""
     if _instruments is not None:
@@ -125,6 +131,8 @@ class _Instruments:
         self.unmounts = Counter("mfcp_unmounts_total", "FUSE file systems that ended, by how.", ["cause"], registry=into)
         self.refusals = Counter("mfcp_refused_requests_total", "Requests of pods that were refused, by reason.", ["reason"], registry=into)
         self.calls = Counter("mfcp_calls_total", "gRPC calls by method and status code.", ["method", "code"], registry=into)
+        text = "Failures that are mistakes of the driver; each is in its log with a traceback."
+        self.internal_errors = Counter("mfcp_internal_errors_total", text, registry=into)
         self.durations = Histogram(
             "mfcp_operation_duration_seconds",
             "How long what succeeded took, by operation.",

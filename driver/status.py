@@ -9,6 +9,7 @@ import grpc.aio
 
 from driver import metrics
 from driver.errors import VolumeError
+from driver.internalerror import report_internal_error
 from driver.logs import log, shown
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -35,7 +36,7 @@ def answers(method: Method[Service, Request, Response]) -> Method[Service, Reque
             log.error(f"{method.__name__} failed: {text}")
         except Exception as error:  # a mistake of ours; gRPC would answer UNKNOWN, and count nothing
             code, text = grpc.StatusCode.INTERNAL, shown(f"the driver failed: {error!r}")
-            log.error(f"{method.__name__} failed", exc_info=True)
+            report_internal_error(f"serving {method.__name__}")
         metrics.called(method.__name__, code.name)
         await context.abort(code, text)
         raise AssertionError("abort() raises")
