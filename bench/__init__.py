@@ -1,1 +1,1 @@
-"""What measures speed, memory and size, and the table that it prints: bench/run --help."""
+"""Measures speed, memory and size, and prints a table: bench/run --help."""

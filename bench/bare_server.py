@@ -1,10 +1,10 @@
-"""What grpcio itself costs: a grpc.aio server with CSI's Node service, whose methods do nothing."""
+"""Shows what grpcio itself costs: a grpc.aio server with CSI's Node service, whose methods do nothing."""
 
 import asyncio
 import os
 import sys
 
-os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # as the driver has it
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # as in the driver
 
 import grpc.aio
 

@@ -1,42 +1,39 @@
-"""kubelet's calls: how many a second, what CPU they cost, and how they change with many volumes and mount namespaces."""
+"""Measures kubelet's calls: how many a second, their CPU, and what many volumes and mount namespaces change."""
 
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from bench import servers
 from bench.place import Bench, BenchError
 from bench.rows import ALONE, GRPC, OURS
-from bench.servers import Clients, Server, serving
-from bench.stats import in_turns
+from bench.servers import Callers, Server, serving
+from bench.stats import Measure, in_turns
 
 _CALLS = ("publish", "republish", "unpublish")
 _NAMESPACES = 20
 
 
 class _Cycles:
-    """Publishes all volumes, publishes them again, and unpublishes them; keeps what each of the three took a call."""
+    """Publishes all volumes, publishes them again, unpublishes them, and keeps what each of the three took a call."""
 
-    def __init__(self, clients: Clients) -> None:
-        self._clients = clients
+    def __init__(self, callers: Callers) -> None:
+        self._callers = callers
         self.seconds: dict[str, list[float]] = {call: [] for call in _CALLS}
         self.cpu: dict[str, list[float]] = {call: [] for call in _CALLS}
 
     def __call__(self) -> Sequence[float]:
         for call in _CALLS:
-            before = self._clients.server.cpu
-            took = self._clients.call("unpublish" if call == "unpublish" else "publish")
-            self.seconds[call].append(took / self._clients.pods)
-            self.cpu[call].append((self._clients.server.cpu - before) / self._clients.pods)
+            before = self._callers.server.cpu
+            took = self._callers.call("unpublish" if call == "unpublish" else "publish")
+            self.seconds[call].append(took / self._callers.pods)
+            self.cpu[call].append((self._callers.server.cpu - before) / self._callers.pods)
         return ()
 
 
 def measure(bench: Bench) -> None:
     """Fill in the rows of this group."""
-    others = {GRPC: servers.grpcio(bench)}
-    if (peer := servers.peer(bench)) is not None:
-        others[bench.peers.name] = peer
-    compared = {OURS: servers.ours(bench, OURS), **others}
+    compared = {**servers.drivers(bench), GRPC: servers.grpcio(bench)}
     pods = bench.pick(100, 300)
     with serving(*compared.values()):
         found = _cycles(bench, compared, 1, pods, bench.pick(4, 12))
@@ -52,9 +49,9 @@ def measure(bench: Bench) -> None:
 
 def _cycles(bench: Bench, compared: dict[str, Server], processes: int, pods: int, rounds: int) -> dict[str, _Cycles]:
     with ExitStack() as stack:
-        found = {name: _Cycles(stack.enter_context(Clients(server, processes, pods))) for name, server in compared.items()}
-        subjects: dict[str, Callable[[], float | Sequence[float]]] = dict(found)
-        in_turns(1, subjects)  # whatever is made once
+        found = {name: _Cycles(stack.enter_context(Callers(server, processes, pods))) for name, server in compared.items()}
+        subjects: dict[str, Measure] = dict(found)
+        in_turns(1, subjects)  # the first round makes what later ones find
         for cycles in found.values():
             for call in _CALLS:
                 cycles.seconds[call].clear()
@@ -64,11 +61,11 @@ def _cycles(bench: Bench, compared: dict[str, Server], processes: int, pods: int
 
 
 def _more(bench: Bench) -> None:
-    """A driver with few volumes beside one with many, and one whose mounts come into other mount namespaces too."""
-    few, many, seen = (servers.ours(bench, name) for name in ("few", "many", "seen"))
+    """Compare a driver with few volumes to one with many, and to one whose mounts appear in other mount namespaces too."""
+    few, many, seen = (servers.driver_of(bench, name) for name in ("few", "many", "seen"))
     pods, others = bench.pick(80, 300), bench.pick(720, 2700)
-    with serving(few, many, seen), Clients(many, bench.pick(2, 4), others) as clients, ExitStack() as stack:
-        clients.call("publish")
+    with serving(few, many, seen), Callers(many, bench.pick(2, 4), others) as callers, ExitStack() as stack:
+        callers.call("publish")
         for _ in range(_NAMESPACES):
             stack.enter_context(_namespace_beside(seen))
         found = _cycles(bench, {ALONE: few, "many": many, "namespaces": seen}, 1, pods, bench.pick(3, 8))
@@ -80,13 +77,13 @@ def _more(bench: Bench) -> None:
 
 @contextmanager
 def _namespace_beside(server: Server) -> Iterator[None]:
-    """A mount namespace with a copy of the server's mounts, in their peer group."""
+    """Make a mount namespace with a copy of the server's mounts, in their peer group, for the block."""
     command = ["nsenter", f"--mount=/proc/{server.pid}/ns/mnt", "unshare", "--mount", "--propagation", "unchanged"]
     process = subprocess.Popen([*command, "sh", "-c", "echo ready; exec sleep inf"], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         if process.stdout.readline() != "ready\n":
-            raise BenchError("another mount namespace cannot be made; see above")
+            raise BenchError("cannot make another mount namespace; see the errors of nsenter and unshare above")
         yield
     finally:
         process.kill()

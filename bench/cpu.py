@@ -1,4 +1,4 @@
-"""The CPU time of other processes."""
+"""Measures the CPU time of other processes."""
 
 import os
 import resource
@@ -11,19 +11,22 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 def of_process(pid: int) -> float:
-    """Seconds so far, of all its threads, those that have ended too: the clock that clock_getcpuclockid(3) names."""
+    """Return the seconds so far of all its threads, also of those that have ended.
+
+    The id of that clock is made as clock_getcpuclockid(3) makes it.
+    """
     return time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED)
 
 
 class Others:
-    """What the rest of the machine computes meanwhile: all but this process, its children that end, and `pids`."""
+    """Measures what the rest of the machine computes: all but this process, its children that end, and `pids`."""
 
     def __init__(self, pids: Iterable[int]) -> None:
         self._pids = [os.getpid(), *pids]
         self._began, self._before = time.monotonic(), self._seconds()
 
     def share(self) -> float:
-        """Of all processors, since this was made."""
+        """Return the share of all processors since this was made."""
         elapsed = (time.monotonic() - self._began) * (os.cpu_count() or 1)
         return max(0.0, self._seconds() - self._before) / elapsed
 

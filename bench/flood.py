@@ -1,4 +1,4 @@
-"""A pod that floods its socket: connects as fast as it can, sends nonsense, and closes. Until it is killed.
+"""Floods a pod's socket until it is killed: connects as fast as it can, sends nonsense, and closes.
 
 python flood.py SOCKET
 """
@@ -11,7 +11,7 @@ import sys
 def main(path: str) -> None:
     folder, name = os.path.split(f"{path}.v1")
     fd = os.open(folder, os.O_PATH)
-    address = f"/proc/self/fd/{fd}/{name}"  # a path of a socket holds 107 bytes
+    address = f"/proc/self/fd/{fd}/{name}"  # the path of a socket holds 107 bytes
     print("begins", flush=True)
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

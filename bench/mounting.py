@@ -1,4 +1,4 @@
-"""Mounting at published volumes from outside of any container: what a pod's programs ask of the driver, asked directly."""
+"""Mounts at published volumes without a container: it asks the driver what a pod's programs would ask."""
 
 import os
 import resource
@@ -20,23 +20,23 @@ _WAIT = 10.0  # seconds
 
 
 def mount(target: Path) -> int:
-    """Mount at a volume; the fd to serve it by. Raises BenchError."""
+    """Mount at a volume, and return the fd to serve it by. Raises BenchError."""
     reply, fd = driver_socket.mount(socket_of(target), MountRequest(_MOUNTPOINT, ""), _WAIT, lambda line: None)
     if reply.error is not None:
-        raise BenchError(f"a mount was refused: {reply.error}")
+        raise BenchError(f"the driver refused to mount at {target}: {reply.error}")
     return fd
 
 
 def unmount(target: Path, fd: int) -> None:
-    """Unmount, as a program does that ends in an orderly way. Raises BenchError."""
+    """Unmount, as a program does that ends regularly. Raises BenchError."""
     reply = driver_socket.unmount(socket_of(target), UnmountRequest(_MOUNTPOINT, lazy=True), _WAIT, lambda line: None)
     os.close(fd)
     if reply.error is not None:
-        raise BenchError(f"an unmount was refused: {reply.error}")
+        raise BenchError(f"the driver refused to unmount {target}: {reply.error}")
 
 
 def wait_until_all_answer(targets: list[Path]) -> None:
-    """Ask all for something that is refused, as soon as there is a socket, and wait for the refusals. Raises BenchError."""
+    """Send each volume's socket, once it is there, a request that is refused, and wait for the refusals. Raises BenchError."""
     request = protocol.encode_request(UnmountRequest("/elsewhere"))
     deadline = time.monotonic() + 6 * _WAIT
     with ExitStack() as stack:
@@ -58,7 +58,7 @@ def _connected(path: str) -> socket.socket | None:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     fd = -1
     try:
-        fd = os.open(path, os.O_PATH)  # a path of a socket holds 107 bytes
+        fd = os.open(path, os.O_PATH)  # the path of a socket holds 107 bytes
         sock.connect(f"/proc/self/fd/{fd}")
         return sock
     except (FileNotFoundError, ConnectionRefusedError):
@@ -70,7 +70,7 @@ def _connected(path: str) -> socket.socket | None:
 
 
 def program(fd: int) -> subprocess.Popen[bytes]:
-    """A process that alone holds the fd of a mount, as a FUSE program does."""
+    """Start a process that alone holds the fd of a mount, as a FUSE program does."""
     holder = subprocess.Popen(["sleep", "inf"], pass_fds=[fd])
     os.close(fd)
     return holder
@@ -78,7 +78,7 @@ def program(fd: int) -> subprocess.Popen[bytes]:
 
 @contextmanager
 def mounted(targets: list[Path]) -> Iterator[None]:
-    """FUSE mounts at all targets, which nobody serves and somebody holds."""
+    """Mount at all targets for the block, and hold the fds without serving them."""
     raise_fd_limit()
     fds: list[int] = []
     try:
@@ -91,7 +91,7 @@ def mounted(targets: list[Path]) -> Iterator[None]:
 
 
 class MountTable:
-    """Waits for changes of a server's mount table."""
+    """Waits for changes in a server's mount table."""
 
     def __init__(self, server: Server) -> None:
         self._fd = os.open(f"/proc/{server.pid}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
@@ -107,13 +107,13 @@ class MountTable:
                 if not any(name in line and b" - fuse" in line for line in table):
                     return
             if not self._poll.poll(_WAIT * 1000):
-                raise BenchError(f"the mount at {target} stays")
+                raise BenchError(f"the mount at {target} is still there after {_WAIT:.0f} s")
 
     def close(self) -> None:
         os.close(self._fd)
 
 
 def raise_fd_limit() -> None:
-    """As many as the machine lets this process have."""
+    """Raise the limit of open fds as far as the machine allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

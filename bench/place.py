@@ -1,6 +1,5 @@
-"""Where everything is measured: a mount namespace of its own, with tmpfs for all that is written."""
+"""Makes the place where everything is measured: a mount namespace of its own, with tmpfs for all that is written."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,61 +14,84 @@ from bench.table import Results
 
 PODS = Path("/var/lib/kubelet/pods")  # the Go plugin knows no other
 TREE_PLACE = Path("/opt/mfcp")
+_PEER_TREE = TREE_PLACE.with_name("mfcp-peer")
+_OUR_TREE = TREE_PLACE.with_name("mfcp-ours")  # while the peer's is in its place
 
 
 class BenchError(Exception):
-    """It cannot be measured; the text is one line."""
+    """Says in one line why something cannot be measured."""
 
 
 @dataclass(frozen=True)
-class Peers:
-    """Another implementation's programs, each with its first arguments; empty where there is none."""
+class Peer:
+    """Names another build that is measured beside ours, and the folder with what its packaging/build made."""
 
     name: str  # in the table
-    driver: list[str]
-    fusermount3: list[str]
-    starter: list[str]
+    dist: Path
+
+    @property
+    def driver(self) -> Path:
+        return self.dist / "meta-fuse-csi-plugin/meta-fuse-csi-plugin"
+
+    @property
+    def tree(self) -> Path:
+        return self.dist / "mfcp"
+
+    @property
+    def single_file(self) -> Path:
+        return self.dist / "fusermount3"
 
 
 @dataclass(frozen=True)
 class Bench:
-    """One run."""
+    """Holds what belongs to one run."""
 
     folder: Path
-    peers: Peers
+    peer: Peer | None
     is_short: bool
     results: Results = field(default_factory=Results)
 
     def pick(self, short: int, full: int) -> int:
-        """How many, of something."""
+        """Return the number that this form of the run takes."""
         return short if self.is_short else full
 
 
 @contextmanager
-def private_place() -> Iterator[Path]:
-    """A folder on a tmpfs, the tree in its place, and a pods folder on a tmpfs, in a mount namespace of our own."""
+def private_place(peer: Peer | None) -> Iterator[Path]:
+    """Give a folder on a tmpfs, with the trees at /opt and a pods folder on a tmpfs, in a mount namespace of our own."""
     if not TREE.exists():
         raise BenchError(f"{TREE} is missing; run packaging/build")
     mounts.enter_private_namespace()
-    # A path of a socket holds 107 bytes, so not wherever TMPDIR is.
+    # The path of a socket holds 107 bytes, so TMPDIR could be too long.
     path = Path(tempfile.mkdtemp(prefix="mfcp-bench-", dir="/tmp"))
     made = [folder for folder in (PODS, *PODS.parents) if not folder.exists()]
     try:
         path.chmod(0o755)
         mounts.mount("-t", "tmpfs", "-o", "nosuid,nodev,mode=0755", "mfcp-bench", path)
-        # Over the parent: the place itself need not exist on this machine, and TREE may be a link.
-        tree = os.open(TREE, os.O_PATH)
-        mounts.mount("-t", "tmpfs", "mfcp-bench", TREE_PLACE.parent)
-        TREE_PLACE.mkdir()
-        mounts.mount("--bind", f"/proc/{os.getpid()}/fd/{tree}", TREE_PLACE)
-        os.close(tree)
+        # Copies, because a tree that was just built starts more slowly than a copy of the same files.
+        shutil.copytree(TREE, path / "opt" / TREE_PLACE.name, symlinks=True)
+        if peer is not None:
+            shutil.copytree(peer.tree, path / "opt" / _PEER_TREE.name, symlinks=True)
+        mounts.mount("--bind", path / "opt", TREE_PLACE.parent)
         PODS.mkdir(parents=True, exist_ok=True)
         mounts.mount("-t", "tmpfs", "-o", "mode=0755", "mfcp-bench", PODS)
         mounts.mount("--make-shared", PODS)
         yield path
     finally:
-        for place in (path, PODS, TREE_PLACE.parent):
+        for place in (PODS, TREE_PLACE.parent, path):
             mounts.unmount_all_below(place)
         shutil.rmtree(path)
         for folder in made:
             folder.rmdir()
+
+
+@contextmanager
+def peer_in_place() -> Iterator[None]:
+    """Let the peer's tree lie at /opt/mfcp during the block: its programs start nothing but what lies there."""
+    TREE_PLACE.rename(_OUR_TREE)
+    _PEER_TREE.rename(TREE_PLACE)
+    try:
+        yield
+    finally:
+        TREE_PLACE.rename(_PEER_TREE)
+        _OUR_TREE.rename(TREE_PLACE)

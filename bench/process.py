@@ -1,8 +1,8 @@
-"""Runs a program once, and says what it took."""
+"""Runs a program once, and measures what it took."""
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench.place import BenchError
@@ -10,21 +10,21 @@ from bench.place import BenchError
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a program."""
+    """Says what one run of a program took."""
 
     milliseconds: float  # from its start to its end, as its parent sees them
     faults: int
 
 
 class Runner:
-    """Starts programs without their output, as cheaply as it can be done from Python: vfork(2) and execve(2)."""
+    """Starts programs without their output, by vfork(2) and execve(2), the cheapest way that Python has."""
 
     def __init__(self, errors: str) -> None:
-        """`errors` is a file for what they say on standard error."""
+        """`errors` is a file for their standard error."""
         self._errors = errors
 
-    def run(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Run:
-        """Run it to its end. Raises BenchError where it fails."""
+    def run(self, command: list[str], environment: Mapping[str, str] | None = None) -> Run:
+        """Run a program to its end. Raises BenchError where it fails."""
         actions = [
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),

@@ -1,20 +1,21 @@
-"""Every row of the table, in its order. What each should reach, and what --check allows, is in bounds.toml."""
+"""Lists every row of the table, in its order. What each should reach, and what --check allows, is in bounds.toml."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 OURS = "ours"
 BARE = "bare"  # python3 -I -S -c pass, of the interpreter that is frozen
 C = "C"  # libfuse's fusermount3, with privileges
 GRPC = "grpcio"  # a grpc.aio server whose methods do nothing
-NATIVE = "native"  # the same FUSE program, mounted without us
-ALONE = "alone"  # ours, without what the row adds
-GO = "Go"  # the Go plugin: the one other implementation for which there are bounds
-SUBJECTS = (OURS, BARE, C, GRPC, NATIVE, ALONE)  # what a peer, another implementation, cannot be called
+NATIVE = "native"  # the same FUSE program, mounted by root without us
+ALONE = "alone"  # ours, without the load that the row adds
+GO = "Go"  # the Go plugin: the only peer that bounds.toml has bounds for
+SUBJECTS = (OURS, BARE, C, GRPC, NATIVE, ALONE)  # names that a peer cannot have
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row. `reference` is what the ratio is to, "" for a row that has none."""
+    """Describes one row. `reference` is the subject that ours is divided by, or "" where there is none."""
 
     key: str
     what: str
@@ -23,7 +24,7 @@ class Row:
     more_is_better: bool = False
     statistic: str = "median"  # or p99
 
-    def best(self, values: tuple[float, ...]) -> float:
+    def best(self, values: Sequence[float]) -> float:
         return max(values) if self.more_is_better else min(values)
 
 
@@ -47,12 +48,12 @@ ROWS = [
     Row("container-sshfs-more-go", "in a container: sshfs by fuse-starter, start to the first answer, longer than with Go by", "ms", BARE),
     Row("left-processes", "helper processes left in the pod per mount, with auto_unmount", ""),
     Row("left-memory", "their memory", "KiB"),
-    Row("publish-1", "publish, one client", "/s", GRPC, more_is_better=True),
-    Row("republish-1", "republish, one client", "/s", GRPC, more_is_better=True),
-    Row("unpublish-1", "unpublish, one client", "/s", GRPC, more_is_better=True),
-    Row("publish-8", "publish, eight clients", "/s", GRPC, more_is_better=True),
-    Row("republish-8", "republish, eight clients", "/s", GRPC, more_is_better=True),
-    Row("unpublish-8", "unpublish, eight clients", "/s", GRPC, more_is_better=True),
+    Row("publish-1", "publish, one caller", "/s", GRPC, more_is_better=True),
+    Row("republish-1", "republish, one caller", "/s", GRPC, more_is_better=True),
+    Row("unpublish-1", "unpublish, one caller", "/s", GRPC, more_is_better=True),
+    Row("publish-8", "publish, eight callers", "/s", GRPC, more_is_better=True),
+    Row("republish-8", "republish, eight callers", "/s", GRPC, more_is_better=True),
+    Row("unpublish-8", "unpublish, eight callers", "/s", GRPC, more_is_better=True),
     Row("cpu-publish", "CPU of the driver per publish", "ms", GRPC),
     Row("cpu-republish", "CPU of the driver per republish", "ms", GRPC),
     Row("cpu-unpublish", "CPU of the driver per unpublish", "ms", GRPC),

@@ -1,4 +1,4 @@
-"""Drivers as processes, each in a mount namespace of its own, and the processes that call them."""
+"""Starts drivers, each in a mount namespace of its own, and the processes that call them."""
 
 import os
 import subprocess
@@ -15,6 +15,7 @@ from harness.kubelet import EMPTY_DIR, SOCKET
 
 from bench import cpu
 from bench.place import PODS, Bench, BenchError
+from bench.rows import GO, GRPC, OURS
 
 _ROOT = Path(__file__).resolve().parent.parent
 _START = 20.0  # seconds
@@ -22,23 +23,23 @@ _IN_OWN_NAMESPACE = 'mount --make-private "$1" && mount --make-shared "$1" && sh
 
 
 class Server:
-    """A driver, or what stands for one, at a CSI socket."""
+    """Runs a driver, or what stands for one, at a CSI socket."""
 
     def __init__(self, name: str, folder: Path, command: Sequence[str], is_alone: bool = True) -> None:
-        """With `is_alone` nobody else sees its mounts; otherwise they are those of the benchmark's own namespace."""
+        """With `is_alone` nobody else sees its mounts; otherwise it runs in the benchmark's own mount namespace."""
         self.name = name
         self.folder = folder
         self.socket = folder / "csi.sock"
         self._log = folder / "log"
         self._command = list(command)
         if is_alone:
-            # A peer group of its own, in which each mount has no copy elsewhere.
+            # The pods folder becomes a peer group of its own, so that no mount has a copy elsewhere.
             enter = ["unshare", "--mount", "--propagation", "unchanged", "sh", "-c", _IN_OWN_NAMESPACE, "sh", str(PODS)]
             self._command = [*enter, *self._command]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it; wait_until_serving() waits for it."""
+        """Start it; wait_until_serving() waits until it serves."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(self._command, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
@@ -64,12 +65,12 @@ class Server:
 
     @property
     def cpu(self) -> float:
-        """Seconds of CPU so far, of the threads that have ended as well."""
+        """The seconds of CPU so far, those of threads that have ended included."""
         return cpu.of_process(self.pid)
 
     @property
     def memory(self) -> float:
-        """Resident bytes."""
+        """The resident bytes."""
         return self._status("VmRSS") * 1024
 
     @property
@@ -85,12 +86,12 @@ class Server:
         return float(len(os.listdir(f"/proc/{self.pid}/fd")))
 
     def mounts(self, target: Path) -> list[mounts.Mount]:
-        """What is mounted at a target, in its namespace."""
+        """Return what is mounted at a target, in its namespace."""
         return mounts.stack(target, mounts.table(self.pid))
 
 
-class Clients:
-    """Processes that call a server, each for its own pods, all at the same time."""
+class Callers:
+    """Runs processes that call a server, each for its own pods, all at the same time."""
 
     def __init__(self, server: Server, processes: int, pods: int) -> None:
         self.server = server
@@ -99,17 +100,17 @@ class Clients:
         self._processes: list[subprocess.Popen[str]] = []
         try:
             for count in each:
-                self._processes.append(_client(server.socket, count))
+                self._processes.append(_caller(server.socket, count))
             for process in self._processes:
                 _expect(process, "ready")
             self.pids = [process.pid for process in self._processes]
             self.targets = [Path(target) for process in self._processes for target in _lines(process)]
         except BaseException:
-            # One that goes on when the bench's tmpfs is gone would make its pods in the node's own folder.
+            # A caller that outlived the bench's tmpfs would make its pods in the node's own folder.
             self._kill()
             raise
 
-    def __enter__(self) -> "Clients":
+    def __enter__(self) -> "Callers":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -121,7 +122,7 @@ class Clients:
             process.wait(_START)
 
     def call(self, method: str) -> float:
-        """Let them call `method` (publish, unpublish) for all pods. Returns the seconds."""
+        """Let them call `method` (publish, unpublish) for all pods, and return the seconds that it took."""
         began = time.perf_counter()
         self.start(method)
         self.wait()
@@ -139,7 +140,7 @@ class Clients:
 
     @contextmanager
     def cycling(self) -> Iterator[None]:
-        """Publish and unpublish again and again, during the block."""
+        """Publish and unpublish again and again during the block."""
         self.start("cycle")
         try:
             yield
@@ -150,13 +151,13 @@ class Clients:
 
 
 def socket_of(target: Path) -> str:
-    """The original socket of the volume at a target, as Kubelet.request() names it."""
+    """Return the original socket of the volume at a target, as Kubelet.request() names it."""
     return str(target.parents[2] / "kubernetes.io~empty-dir" / EMPTY_DIR / SOCKET)
 
 
 @contextmanager
 def serving(*servers: Server) -> Iterator[None]:
-    """Let them run during the block."""
+    """Let servers run during the block."""
     with ExitStack() as stack:
         for server in servers:
             stack.callback(server.kill)
@@ -166,30 +167,25 @@ def serving(*servers: Server) -> Iterator[None]:
         yield
 
 
-def ours(bench: Bench, name: str, is_alone: bool = True) -> Server:
-    """Our driver; its records and all it keeps are on the bench's tmpfs."""
+def drivers(bench: Bench, is_alone: bool = True) -> dict[str, Server]:
+    """Return our driver, and the peer's where there is one, by their names in the table."""
+    return {name: driver_of(bench, name, is_alone) for name in (OURS, *([bench.peer.name] if bench.peer else []))}
+
+
+def driver_of(bench: Bench, name: str, is_alone: bool = True) -> Server:
+    """Return the peer's driver for its name, and ours for any other; its records and sockets are on the bench's tmpfs."""
     folder = _folder(bench, name)
-    own = ["--run-dir", f"{folder}/run", "--admin-socket", f"{folder}/admin.sock"]
-    return Server(name, folder, [*driver.command(), *_usual(folder), *own], is_alone)
-
-
-def peer(bench: Bench, is_alone: bool = True) -> Server | None:
-    """The peer's driver, with the options that the Go plugin knows; `{folder}` in its command is a folder on the bench's tmpfs."""
-    if not bench.peers.driver:
-        return None
-    folder = _folder(bench, "peer")
-    command = [word.replace("{folder}", str(folder)) for word in bench.peers.driver]
-    return Server(bench.peers.name, folder, [*command, *_usual(folder)], is_alone)
+    command = [str(bench.peer.driver)] if bench.peer and name == bench.peer.name else driver.command()
+    command += ["--endpoint", f"unix:{folder}/csi.sock", "--nodeid", "bench", "--v", "5"]
+    if name != GO:  # the Go plugin does not have these options
+        command += ["--run-dir", f"{folder}/run", "--admin-socket", f"{folder}/admin.sock"]
+    return Server(name, folder, command, is_alone)
 
 
 def grpcio(bench: Bench) -> Server:
-    """A server that does nothing."""
-    folder = _folder(bench, "grpcio")
-    return Server("grpcio", folder, [sys.executable, "-B", "-m", "bench.bare_server", f"unix:{folder}/csi.sock"])
-
-
-def _usual(folder: Path) -> list[str]:
-    return ["--endpoint", f"unix:{folder}/csi.sock", "--nodeid", "bench", "--v", "5"]
+    """Return the server that does nothing."""
+    folder = _folder(bench, GRPC)
+    return Server(GRPC, folder, [sys.executable, "-B", "-m", "bench.bare_server", f"unix:{folder}/csi.sock"])
 
 
 def _folder(bench: Bench, name: str) -> Path:
@@ -199,8 +195,8 @@ def _folder(bench: Bench, name: str) -> Path:
     return folder
 
 
-def _client(socket: Path, count: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-B", "-m", "bench.client", str(socket), str(PODS), str(count)]
+def _caller(socket: Path, count: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-B", "-m", "bench.caller", str(socket), str(PODS), str(count)]
     return subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -208,7 +204,7 @@ def _expect(process: subprocess.Popen[str], word: str) -> None:
     assert process.stdout is not None
     line = process.stdout.readline().strip()
     if line != word:
-        raise BenchError(f"a client ended instead of saying {word} ({line!r}); see above")
+        raise BenchError(f"a process that calls the driver answered {line!r} and not {word!r}; see its errors above")
 
 
 def _lines(process: subprocess.Popen[str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""How large what is shipped is, and what it is made of."""
+"""Measures how large the shipped files are, and lists the largest."""
 
 import gzip
 import io
@@ -14,7 +14,7 @@ from bench.rows import OURS
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MB = 1e6
-_TOLD = 8  # of the largest files
+_LISTED = 8  # of the largest files
 
 
 def measure(bench: Bench) -> None:
@@ -22,12 +22,14 @@ def measure(bench: Bench) -> None:
     tree = DRIVER.parent
     if not DRIVER.exists():
         raise BenchError(f"{DRIVER} is missing; run packaging/build")
-    bench.results.add("size-tree", {OURS: [_size(TREE)]})
-    bench.results.add("size-single", {OURS: [_size(SINGLE_FILE)]})
-    bench.results.add("size-driver", {OURS: [_size(tree)]})
+    shipped = {OURS: (TREE, SINGLE_FILE, tree)}
+    if (peer := bench.peer) is not None:
+        shipped[peer.name] = (peer.tree, peer.single_file, peer.driver.parent)
+    for number, row in enumerate(("size-tree", "size-single", "size-driver")):
+        bench.results.add(row, {name: [_size(paths[number])] for name, paths in shipped.items()})
     for what, folder in (("the tree", TREE), ("the driver's tree", tree)):
-        largest = sorted(((_size(path), path) for path in folder.rglob("*") if path.is_file()), reverse=True)[:_TOLD]
-        bench.results.tell(f"the largest files of {what}", [f"{path.name} {size:.1f} MB" for size, path in largest])
+        largest = sorted(((_size(path), path) for path in folder.rglob("*") if path.is_file()), reverse=True)[:_LISTED]
+        bench.results.add_detail(f"the largest files of {what}", [f"{path.name} {size:.1f} MB" for size, path in largest])
     if not bench.is_short:
         bench.results.add("size-image", {OURS: [_compressed(tree)]})
 
@@ -38,7 +40,7 @@ def _size(path: Path) -> float:
 
 
 def _compressed(tree: Path) -> float:
-    """As an image's layers are: tar, gzip."""
+    """Return the size as a layer of an image, which is a tar file in gzip."""
     listed = subprocess.run([_ROOT / "packaging/driver-libs", "--tree", tree], capture_output=True, text=True, check=True)
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:

@@ -1,4 +1,4 @@
-"""The pod's programs from start to exit, and what they do meanwhile, beside the bare interpreter."""
+"""Measures the pod's programs from start to exit, and what they do meanwhile, beside the bare interpreter."""
 
 import os
 import re
@@ -10,24 +10,26 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from harness import mounts
 from harness.pod import SINGLE_FILE, VARIABLE
 from standin_driver import StandIn, answer, receive
 
-from bench.place import TREE_PLACE, Bench, BenchError
+from bench.place import TREE_PLACE, Bench, BenchError, peer_in_place
 from bench.process import Run, Runner
 from bench.rows import BARE, OURS, C
-from bench.stats import in_turns
+from bench.stats import Measure, in_turns
 
 INTERPRETER = os.path.realpath(sys.executable)
+_FUSERMOUNT3 = f"{TREE_PLACE}/fusermount3"
 _BARE = [INTERPRETER, "-I", "-S", "-c", "pass"]
 _ANSWER = b'{"volumeName":"bench"}'
 _ROOT = Path(__file__).resolve().parent.parent
+_T = TypeVar("_T")
 
 
 class _MountPath:
-    """Runs a helper as a FUSE library does, against a driver that answers at once."""
+    """Runs fusermount3 as a FUSE library does, against a driver that answers at once."""
 
     def __init__(self, runner: Runner, socket_path: Path, mountpoint: Path) -> None:
         self._runner = runner
@@ -35,7 +37,6 @@ class _MountPath:
         self._ours.settimeout(5)
         theirs.set_inheritable(True)
         self._theirs = theirs
-        # A peer may be libfuse's own helper, which really mounts.
         mountpoint.mkdir()
         self._mountpoint = mountpoint
         self._socket_path = str(socket_path)
@@ -46,22 +47,21 @@ class _MountPath:
 
     def run(self, program: Sequence[str]) -> Run:
         run = self._runner.run(self.command(program), self.environment)
-        self.take()
+        self.receive_fd()
         return run
 
-    def take(self) -> None:
-        """Take the fd that the helper has sent. Raises BenchError where it has not."""
+    def receive_fd(self) -> None:
+        """Receive the fd that fusermount3 has sent, and close it. Raises BenchError where none came."""
         _, fds = receive(self._ours)
         for fd in fds:
             os.close(fd)
-        mounts.unmount_all_below(self._mountpoint)
         if len(fds) != 1:
-            raise BenchError(f"the helper sent {len(fds)} fds")
+            raise BenchError(f"fusermount3 sent {len(fds)} fds, not one")
 
     def traced(self, program: Sequence[str], trace: Path) -> list[str]:
-        """The system calls of one run, one a line."""
+        """Return the system calls of one run, one a line."""
         lines = _trace(self.command(program), self.environment, trace, (self._theirs.fileno(),))
-        self.take()
+        self.receive_fd()
         return lines
 
     def close(self) -> None:
@@ -72,74 +72,79 @@ class _MountPath:
 def measure(bench: Bench) -> None:
     """Fill in the rows of this group."""
     runner = Runner(f"{bench.folder}/errors")
-    native = shutil.which("fusermount3")
-    tree, starter, single = f"{TREE_PLACE}/fusermount3", f"{TREE_PLACE}/fuse-starter", str(SINGLE_FILE)
     rounds, few = bench.pick(25, 200), bench.pick(15, 60)
 
-    def bare() -> float:
-        return runner.run(_BARE).milliseconds
+    def compare(key: str, rounds: int, ours: Measure, peer: Measure | None = None, **others: Measure) -> None:
+        subjects = {BARE: lambda: runner.run(_BARE).milliseconds, OURS: ours, **others}
+        if bench.peer is not None:
+            subjects[bench.peer.name] = peer or _of_peer(ours)
+        bench.results.add(key, in_turns(rounds, subjects))
 
-    def version(*program: str) -> Callable[[], float]:
-        return lambda: runner.run([*program, "-V"]).milliseconds
+    def version(program: str) -> Measure:
+        return lambda: runner.run([program, "-V"]).milliseconds
 
-    subjects: dict[str, Callable[[], float | Sequence[float]]] = {BARE: bare, OURS: version(tree)}
-    if native:
-        subjects[C] = version(native)
-    if bench.peers.fusermount3:
-        subjects[bench.peers.name] = version(*bench.peers.fusermount3)
-    bench.results.add("start-version", in_turns(rounds, subjects))
-    # A single file is unpacked to TMPDIR's default, which is on a tmpfs here as the rest.
-    bench.results.add("single-version", in_turns(few, {BARE: bare, OURS: version(single)}))
+    native = shutil.which("fusermount3")
+    compare("start-version", rounds, version(_FUSERMOUNT3), **({C: version(native)} if native else {}))
+    # A single file is unpacked to TMPDIR's default. That is on a tmpfs here, like the rest.
+    peers_file = str(bench.peer.single_file) if bench.peer else ""
+    compare("single-version", few, version(str(SINGLE_FILE)), version(peers_file))
 
     with _answering(bench.folder) as path:
         mount_path = _MountPath(runner, path, bench.folder / "mountpoint")
 
-        def helper(*program: str) -> Callable[[], float]:
-            return lambda: mount_path.run(program).milliseconds
+        def mount(program: str) -> Measure:
+            return lambda: mount_path.run([program]).milliseconds
 
-        subjects = {BARE: bare, OURS: helper(tree)}
-        if bench.peers.fusermount3:
-            subjects[bench.peers.name] = helper(*bench.peers.fusermount3)
-        bench.results.add("start-mount", in_turns(rounds, subjects))
-        bench.results.add("single-mount", in_turns(few, {BARE: bare, OURS: helper(single)}))
-
-        def starts(*program: str) -> Callable[[], float]:
-            true = shutil.which("true") or "/bin/true"
-            return lambda: runner.run([*program, "--fd-passing-socket-path", str(path), "--", true]).milliseconds
-
-        subjects = {BARE: bare, OURS: starts(starter)}
-        if bench.peers.starter:
-            subjects[bench.peers.name] = starts(*bench.peers.starter)
-        bench.results.add("start-starter", in_turns(rounds, subjects))
-
-        helpers = {OURS: [tree]} | ({bench.peers.name: bench.peers.fusermount3} if bench.peers.fusermount3 else {})
-        _list(bench, runner, mount_path, helpers)
+        compare("start-mount", rounds, mount(_FUSERMOUNT3))
+        compare("single-mount", few, mount(str(SINGLE_FILE)), mount(peers_file))
+        true = shutil.which("true") or "/bin/true"
+        starter = [f"{TREE_PLACE}/fuse-starter", "--fd-passing-socket-path", str(path), "--", true]
+        compare("start-starter", rounds, lambda: runner.run(starter).milliseconds)
+        _list(bench, runner, mount_path)
         mount_path.close()
 
 
-def _list(bench: Bench, runner: Runner, mount_path: _MountPath, helpers: dict[str, list[str]]) -> None:
-    """What a start does, which is the same each time."""
+def _of_peer(ours: Callable[[], _T]) -> Callable[[], _T]:
+    """Return what runs our command on the peer's tree."""
+
+    def run() -> _T:
+        with peer_in_place():
+            return ours()
+
+    return run
+
+
+def _list(bench: Bench, runner: Runner, mount_path: _MountPath) -> None:
+    """Measure what is the same at each start."""
     trace = bench.folder / "trace"
-    traces = {BARE: _trace(_BARE, {}, trace)} | {name: mount_path.traced(program, trace) for name, program in helpers.items()}
+
+    def traced() -> list[str]:
+        return mount_path.traced([_FUSERMOUNT3], trace)
+
+    def faults() -> float:
+        return float(mount_path.run([_FUSERMOUNT3]).faults)
+
+    traces = {BARE: _trace(_BARE, {}, trace), OURS: traced()}
+    subjects: dict[str, Measure] = {BARE: lambda: float(runner.run(_BARE).faults), OURS: faults}
+    if bench.peer is not None:
+        traces[bench.peer.name] = _of_peer(traced)()
+        subjects[bench.peer.name] = _of_peer(faults)
     bench.results.add("calls", {name: [float(len(lines))] for name, lines in traces.items()})
     opened = {name: _opened(lines) for name, lines in traces.items()}
     bench.results.add("files", {name: [float(len(paths))] for name, paths in opened.items()})
-    bench.results.tell("files opened on the mount path", opened[OURS])
+    bench.results.add_detail("files opened on the mount path", opened[OURS])
     counted = Counter(line.partition("(")[0] for line in traces[OURS])
-    bench.results.tell("system calls on the mount path", [f"{name} {number}" for name, number in counted.most_common()])
+    bench.results.add_detail("system calls on the mount path", [f"{name} {number}" for name, number in counted.most_common()])
 
     modules = {BARE: _modules(""), OURS: _modules("import fusermount3_proxy.fusermount3")}
     bench.results.add("modules", {name: [float(len(names))] for name, names in modules.items()})
-    bench.results.tell("modules imported on the mount path, besides those of the bare interpreter", sorted(modules[OURS] - modules[BARE]))
-
-    subjects: dict[str, Callable[[], float | Sequence[float]]] = {BARE: lambda: float(runner.run(_BARE).faults)}
-    for name, program in helpers.items():
-        subjects[name] = lambda program=program: float(mount_path.run(program).faults)  # type: ignore[misc]
+    what = "modules imported on the mount path, besides those of the bare interpreter"
+    bench.results.add_detail(what, sorted(modules[OURS] - modules[BARE]))
     bench.results.add("faults", in_turns(10, subjects))
 
 
 def _modules(code: str) -> set[str]:
-    # From source, since what is frozen has no -X importtime; packaging/ puts in what this finds.
+    # From source: packaging/ freezes the modules that this finds.
     script = f"import sys; sys.path.insert(0, {str(_ROOT)!r}); {code}\nfor name in sys.modules: print(name)"
     done = subprocess.run([INTERPRETER, "-I", "-S", "-B", "-X", "utf8", "-c", script], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
@@ -163,7 +168,7 @@ def _opened(lines: list[str]) -> list[str]:
 
 @contextmanager
 def _answering(folder: Path) -> Iterator[Path]:
-    """A driver's two sockets, at which every request is answered with an fd."""
+    """Serve a driver's two sockets, at which every request is answered with an fd."""
     path = folder / "answers.sock"
     fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 

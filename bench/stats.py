@@ -1,39 +1,33 @@
-"""Samples, and how they are taken: in turns, so that whatever else the machine does meets all alike."""
+"""Takes samples in turns, so that whatever else the machine does disturbs all subjects alike, and summarizes them."""
 
-import math
 import random
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
-_order = random.Random(1)  # any order will do, and each run has the same
+Measure = Callable[[], float | Sequence[float]]  # measures one subject once, and returns one value or several
 
-
-@dataclass(frozen=True)
-class Sample:
-    """What was measured of one subject of one row."""
-
-    values: tuple[float, ...]
-
-    def quantile(self, part: float) -> float:
-        """The smallest value that at least `part` of all do not exceed."""
-        ordered = sorted(self.values)
-        return ordered[max(0, math.ceil(part * len(ordered)) - 1)]
-
-    @property
-    def median(self) -> float:
-        ordered = sorted(self.values)
-        middle = len(ordered) // 2
-        return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
-
-    @property
-    def spread(self) -> float:
-        """Half the distance between the quartiles."""
-        return (self.quantile(0.75) - self.quantile(0.25)) / 2
+_order = random.Random(1)  # every run has the same orders
 
 
-def in_turns(rounds: int, subjects: Mapping[str, Callable[[], float | Sequence[float]]]) -> dict[str, list[float]]:
-    """Each subject once a round, in another order each time; a subject returns one value or several."""
+def p99(values: Sequence[float]) -> float:
+    """Return the 99th percentile."""
+    return _quantiles(values, 100)[98]
+
+
+def spread(values: Sequence[float]) -> float:
+    """Return half the distance between the quartiles."""
+    first, _, third = _quantiles(values, 4)
+    return (third - first) / 2
+
+
+def _quantiles(values: Sequence[float], parts: int) -> list[float]:
+    # statistics.quantiles() refuses a single value.
+    return statistics.quantiles(values, n=parts, method="inclusive") if len(values) > 1 else list(values) * (parts - 1)
+
+
+def in_turns(rounds: int, subjects: Mapping[str, Measure]) -> dict[str, list[float]]:
+    """Measure each subject once a round, each round in another order, and return the values by subject."""
     found: dict[str, list[float]] = {name: [] for name in subjects}
     names = list(subjects)
     for _ in range(rounds):
@@ -45,11 +39,10 @@ def in_turns(rounds: int, subjects: Mapping[str, Callable[[], float | Sequence[f
 
 
 def when_due(times: int, every: float, work: Callable[[], Callable[[], None]]) -> list[float]:
-    """The milliseconds from when each `work()` was due, every so many seconds, until it was done. What it returns is called
-    afterwards.
+    """Call `work()` every so many seconds, and return the milliseconds from when each call was due until it returned.
 
-    One that had to wait for the one before it counts that wait: otherwise a driver that stops for a while would cost one of
-    them, however many would have come meanwhile.
+    A call that had to wait for the one before it counts that wait. Otherwise a driver that stops for a while would cost one
+    call, however many would have come meanwhile. What `work()` returns is called afterwards, and its time is not counted.
     """
     found, began = [], time.perf_counter()
     for number in range(times):

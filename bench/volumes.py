@@ -1,16 +1,16 @@
-"""What published and mounted volumes cost the driver, and how fast it answers pods, deaths and its own restart."""
+"""Measures what volumes cost the driver, and how fast it answers pods, notices deaths and restarts."""
 
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from bench import cpu, mounting, servers
 from bench.place import Bench, BenchError
-from bench.rows import ALONE, GRPC, OURS
-from bench.servers import Clients, Server, serving
-from bench.stats import Sample, in_turns, when_due
+from bench.rows import ALONE, GO, GRPC, OURS
+from bench.servers import Callers, Server, serving
+from bench.stats import Measure, in_turns, p99, when_due
 
 _HOUR = 3600.0
 _BUSY = 0.1  # of the processors
@@ -18,45 +18,41 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 def measure(bench: Bench) -> None:
-    """Fill in the rows of this group."""
+    """Fill in the rows of this group, each for our driver and then for the peer's."""
     mounting.raise_fd_limit()
-    _memory(bench)
-    _deaths(bench)
-    _latency(bench)
-    _killed(bench)
-    if not bench.is_short:
-        _idle(bench)
+    names = [OURS]
+    if bench.peer is not None and bench.peer.name != GO:  # the Go plugin does not have what these rows measure
+        names.append(bench.peer.name)
+    for part in (_memory, _deaths, _latency, _killed, *([] if bench.is_short else [_idle])):
+        for name in names:
+            part(bench, name)
 
 
-def _memory(bench: Bench) -> None:
+def _memory(bench: Bench, name: str) -> None:
     few, many = 300, bench.pick(600, 3000)
-    server, bare = servers.ours(bench, OURS), servers.grpcio(bench)
-    with serving(server, bare), Clients(server, 1, few) as first, Clients(server, 1, many - few) as rest:
-        # Once each way, so that what the first call of all brings is not put on a volume.
-        bench.results.add("memory-idle", {OURS: [server.memory / 2**20], GRPC: [bare.memory / 2**20]})
+    server, bare = servers.driver_of(bench, name), servers.grpcio(bench)
+    with serving(server, bare), Callers(server, 1, few) as first, Callers(server, 1, many - few) as rest:
+        # One step each, so that what the driver's first call allocates is not counted as a volume's.
+        bench.results.add("memory-idle", {name: [server.memory / 2**20], GRPC: [bare.memory / 2**20]})
         first.call("publish")
         at_few = server.memory
-        bench.results.add("memory-300", {OURS: [at_few / 2**20], GRPC: [bare.memory / 2**20]})
+        bench.results.add("memory-300", {name: [at_few / 2**20], GRPC: [bare.memory / 2**20]})
         rest.call("publish")
         waiting = server.memory
-        bench.results.add("memory-waiting", {OURS: [(waiting - at_few) / (many - few) / 1024]})
+        bench.results.add("memory-waiting", {name: [(waiting - at_few) / (many - few) / 1024]})
         before = server.fds, server.threads
         with mounting.mounted(first.targets):
-            bench.results.add("memory-mounted", {OURS: [(server.memory - waiting) / few / 1024]})
-            # A waiting volume has two, its listening sockets.
-            bench.results.add("fds", {OURS: [(server.fds - before[0]) / few + _fds_of_waiting(before[0], many)]})
-            bench.results.add("threads", {OURS: [max(0.0, server.threads - before[1]) / few]})
+            bench.results.add("memory-mounted", {name: [(server.memory - waiting) / few / 1024]})
+            # A waiting volume has two fds already, its listening sockets.
+            bench.results.add("fds", {name: [(server.fds - before[0]) / few + round(before[0] / many, 1)]})
+            bench.results.add("threads", {name: [max(0.0, server.threads - before[1]) / few]})
 
 
-def _fds_of_waiting(fds: float, volumes: int) -> float:
-    return round(fds / volumes, 1)
-
-
-def _deaths(bench: Bench) -> None:
-    server = servers.ours(bench, OURS)
-    with serving(server), Clients(server, 1, 1) as clients:
-        clients.call("publish")
-        target, table = clients.targets[0], mounting.MountTable(server)
+def _deaths(bench: Bench, name: str) -> None:
+    server = servers.driver_of(bench, name)
+    with serving(server), Callers(server, 1, 1) as callers:
+        callers.call("publish")
+        target, table = callers.targets[0], mounting.MountTable(server)
 
         def removed() -> float:
             holder = mounting.program(mounting.mount(target))
@@ -75,8 +71,8 @@ def _deaths(bench: Bench) -> None:
             return took
 
         found = in_turns(bench.pick(20, 200), {"removed": removed, "again": again})
-        bench.results.add("death-removed", {OURS: found["removed"]})
-        bench.results.add("death-mounted", {OURS: found["again"]})
+        bench.results.add("death-removed", {name: found["removed"]})
+        bench.results.add("death-mounted", {name: found["again"]})
         table.close()
 
 
@@ -85,17 +81,17 @@ def _kill(holder: subprocess.Popen[bytes]) -> None:
     holder.wait()
 
 
-def _latency(bench: Bench) -> None:
-    """One volume's mounts, in turns alone and beside what others do."""
-    server = servers.ours(bench, OURS)
-    # Long enough for the others' publishes and unpublishes of all their volumes, and for a 99th percentile of its own.
+def _latency(bench: Bench, name: str) -> None:
+    """Mount at one volume, in turns alone and beside what others do."""
+    server = servers.driver_of(bench, name)
+    # Long enough for the others to publish and unpublish all their volumes, and for a 99th percentile.
     times, every, rounds = (100, 0.01, 3) if bench.is_short else (200, 0.02, 6)
-    with serving(server), Clients(server, 1, 2) as clients, Clients(server, 1, bench.pick(100, 1000)) as others:
-        clients.call("publish")
-        ours, flooded = clients.targets
+    with serving(server), Callers(server, 1, 2) as callers, Callers(server, 1, bench.pick(100, 1000)) as others:
+        callers.call("publish")
+        target, flooded = callers.targets
 
         def mounts() -> float:
-            return Sample(tuple(when_due(times, every, lambda: _mount(ours)))).quantile(0.99)
+            return p99(when_due(times, every, lambda: _mount(target)))
 
         def while_publishing() -> float:
             with others.cycling():
@@ -111,16 +107,16 @@ def _latency(bench: Bench) -> None:
             finally:
                 flood.kill()
                 if flood.wait() >= 0:
-                    raise BenchError("the flood of connections ended by itself; see above")
+                    raise BenchError("bench/flood.py ended by itself; see its errors above")
 
-        subjects: dict[str, Callable[[], float | Sequence[float]]] = {"publishing": while_publishing, "flood": while_flooded, ALONE: mounts}
-        rest = cpu.Others([server.pid, *clients.pids, *others.pids])
+        subjects: dict[str, Measure] = {"publishing": while_publishing, "flood": while_flooded, ALONE: mounts}
+        rest = cpu.Others([server.pid, *callers.pids, *others.pids])
         found = in_turns(rounds, subjects)
         share = rest.share()
         for row, subject in (("latency-publishing", "publishing"), ("latency-flood", "flood")):
-            bench.results.add(row, {OURS: found[subject], ALONE: found[ALONE]})
-            # A driver that waits sleeps, and is let run before those that compute; one that is busy waits its turn.
-            if share > _BUSY:
+            bench.results.add(row, {name: found[subject], **({ALONE: found[ALONE]} if name == OURS else {})})
+            # The kernel lets a driver that sleeps run before those that compute. One that is busy waits for its turn.
+            if name == OURS and share > _BUSY:
                 bench.results.doubt(row, f"not checked, other processes had {share:.0%} of the processors")
 
 
@@ -130,17 +126,17 @@ def _mount(target: Path) -> Callable[[], None]:
     return lambda: mounting.unmount(target, fd)
 
 
-def _killed(bench: Bench) -> None:
-    """Beside it, for the machine's sake, the start of the server that does nothing."""
-    server, bare = servers.ours(bench, OURS), servers.grpcio(bench)
-    with serving(server, bare), Clients(server, 1, 1000) as clients:
-        clients.call("publish")
+def _killed(bench: Bench, name: str) -> None:
+    """Kill and start the driver, in turns with the server that does nothing: its start shows how fast the machine is."""
+    server, bare = servers.driver_of(bench, name), servers.grpcio(bench)
+    with serving(server, bare), Callers(server, 1, 1000) as callers:
+        callers.call("publish")
 
         def answering() -> float:
             began = time.perf_counter()
             server.kill()
             server.start()
-            mounting.wait_until_all_answer(clients.targets)
+            mounting.wait_until_all_answer(callers.targets)
             return (time.perf_counter() - began) * 1000
 
         def starting() -> float:
@@ -151,22 +147,21 @@ def _killed(bench: Bench) -> None:
             bare.wait_until_serving()
             return (time.perf_counter() - began) * 1000
 
-        bench.results.add("killed", in_turns(bench.pick(3, 7), {OURS: answering, GRPC: starting}))
+        bench.results.add("killed", in_turns(bench.pick(3, 7), {name: answering, GRPC: starting}))
 
 
-def _idle(bench: Bench) -> None:
-    """Ours and the server that does nothing, at the same time."""
-    ours, bare = servers.ours(bench, OURS), servers.grpcio(bench)
-    compared: dict[str, Server] = {OURS: ours, GRPC: bare}
+def _idle(bench: Bench, name: str) -> None:
+    """Measure a driver without calls and the server that does nothing, at the same time."""
+    compared: dict[str, Server] = {name: servers.driver_of(bench, name), GRPC: servers.grpcio(bench)}
     volumes, rounds, seconds = 1000, 4, 5.0
-    found: dict[str, list[float]] = {name: [] for name in compared}
-    with serving(ours, bare), Clients(ours, 1, volumes) as clients:
-        clients.call("publish")
-        with mounting.mounted(clients.targets):
+    found: dict[str, list[float]] = {subject: [] for subject in compared}
+    with serving(*compared.values()), Callers(compared[name], 1, volumes) as callers:
+        callers.call("publish")
+        with mounting.mounted(callers.targets):
             time.sleep(1)  # for what the mounts have left to do
             for _ in range(rounds):
-                before = {name: server.cpu for name, server in compared.items()}
+                before = {subject: server.cpu for subject, server in compared.items()}
                 time.sleep(seconds)
-                for name, server in compared.items():
-                    found[name].append((server.cpu - before[name]) / seconds * _HOUR)
+                for subject, server in compared.items():
+                    found[subject].append((server.cpu - before[subject]) / seconds * _HOUR)
     bench.results.add("cpu-idle", found)

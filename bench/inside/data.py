@@ -1,4 +1,4 @@
-"""Runs in a container: reads and writes in a folder, and prints the milliseconds of each kind of work.
+"""Reads and writes in a folder of a container, and prints the milliseconds of each kind of work.
 
 data.py FOLDER MEGABYTES OPERATIONS
 """
@@ -21,7 +21,7 @@ def write(path, megabytes):
 
 
 def read(path):
-    # An open drops what the kernel has cached of a FUSE file, unless the program asks to keep it.
+    # Opening a FUSE file drops what the kernel has cached of it, unless the program asks to keep it.
     fd = os.open(path, os.O_RDONLY)
     while os.read(fd, _BLOCK):
         pass

@@ -1,6 +1,6 @@
-"""Runs in a container: prints how many fusermount processes are left, and their resident KiB.
+"""Prints how many fusermount processes stay in a container, and their resident KiB.
 
-One that has just mounted is about to end: those that are still there after a while stay.
+A process that has just mounted is about to end, so it waits a while before it counts.
 """
 
 import os

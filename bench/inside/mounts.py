@@ -1,9 +1,9 @@
-"""Runs in a container: starts a FUSE program again and again, and prints for each time how many milliseconds it took until
-the mount was there, and until it answered.
+"""Starts a FUSE program in a container again and again, and prints for each start how many milliseconds passed until it had
+mounted and until it answered.
 
     mounts.py MOUNTPOINT TIMES PROGRAM [ARGUMENT...]
 
-The program runs in the foreground, and is told to end each time.
+The program must stay in the foreground. It is ended by SIGTERM each time.
 """
 
 import os
@@ -31,13 +31,13 @@ def wait_until(table, mountpoint, wanted, process=None):
         if not poll.poll(_WAIT):
             sys.exit(f"{mountpoint}: {'not mounted' if wanted else 'still mounted'} after {_WAIT} ms")
         if process is not None and process.poll() is not None:
-            sys.exit(f"the program ended with {process.returncode} and has not mounted")
+            sys.exit(f"the program ended with {process.returncode} before it had mounted at {mountpoint}")
     if pidfd >= 0:
         os.close(pidfd)
 
 
 def main(mountpoint, times, *program):
-    # Opened anew each time: what has changed before is no news.
+    # Opened anew each time, so that poll() reports no earlier change.
     for _ in range(int(times)):
         with open("/proc/self/mountinfo") as table:
             table.read()

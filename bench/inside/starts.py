@@ -1,4 +1,4 @@
-"""Runs in a container: starts a program again and again, and prints for each time how many milliseconds it took to its end.
+"""Starts a program in a container again and again, and prints for each start how many milliseconds it ran.
 
 starts.py TIMES PROGRAM [ARGUMENT...]
 """

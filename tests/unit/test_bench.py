@@ -1,6 +1,7 @@
-"""What the benchmark makes of its numbers."""
+"""Tests what the benchmark makes of its numbers."""
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -11,16 +12,15 @@ import pytest
 
 from bench import cpu, stats, table
 from bench.rows import ALONE, BARE, BY_KEY, GRPC, OURS, ROWS
-from bench.stats import Sample, in_turns, when_due
+from bench.stats import in_turns, when_due
 from bench.table import Results
 
 
-def test_quantiles_are_values_that_were_measured() -> None:
-    sample = Sample(tuple(float(number) for number in range(1, 101)))
-    assert (sample.quantile(0.99), sample.quantile(0.5), sample.quantile(1), sample.quantile(0)) == (99, 50, 100, 1)
-    assert sample.median == 50.5
-    assert sample.spread == 25
-    assert Sample((3.0, 1.0, 2.0)).median == 2
+def test_percentiles_of_many_values_and_of_one() -> None:
+    values = [float(number) for number in range(101)]
+    random.Random(1).shuffle(values)
+    assert (stats.p99(values), stats.spread(values)) == (99, 25)
+    assert (stats.p99([2.0]), stats.spread([2.0])) == (2, 0)
 
 
 def test_each_round_has_every_subject_once_and_not_always_in_the_same_order() -> None:
@@ -39,14 +39,14 @@ def test_each_round_has_every_subject_once_and_not_always_in_the_same_order() ->
 
 def test_a_subject_may_give_several_values() -> None:
     assert in_turns(2, {"a": lambda: [1.0, 2.0]}) == {"a": [1, 2, 1, 2]}
-    assert stats.in_turns(2, {"a": lambda: ()}) == {"a": []}
+    assert in_turns(2, {"a": lambda: ()}) == {"a": []}
 
 
 def test_every_bound_is_of_a_row_and_of_something_that_it_is_compared_with() -> None:
     for key, limits in table.bounds().items():
         assert key in BY_KEY
         for limit in limits:
-            # What is absolute is printed, and fails nothing.
+            # An absolute bound is printed, and fails nothing.
             assert (limit.check is None) == (limit.against == ""), key
             if limit.check is not None:
                 more_is_better = BY_KEY[key].more_is_better
@@ -95,8 +95,8 @@ def test_absolute_rows_and_rows_without_their_reference_fail_nothing() -> None:
 
 def test_the_99th_percentile_is_what_its_rows_say() -> None:
     row = BY_KEY["death-removed"]
-    assert table.value(row, Sample((*[1.0] * 99, 1e3))) == 1
-    assert table.value(row, Sample((*[1.0] * 98, 50.0, 50.0))) == 50
+    assert table.value(row, [*[1.0] * 100, 1e3]) == 1
+    assert table.value(row, [*[1.0] * 99, 50.0, 50.0]) == 50
 
 
 def test_a_row_of_99th_percentiles_fails_where_those_are_worse() -> None:
@@ -147,9 +147,9 @@ def test_the_table_says_what_is_reached_and_what_could_not_be_compared() -> None
     results.add("start-mount", {OURS: [20.0], BARE: [10.0]})
     results.add("size-tree", {OURS: [11.7]})
     results.add("publish-1", {OURS: [500.0], GRPC: [1000.0]})
-    results.tell("files", ["a", "b"])
+    results.add_detail("files", ["a", "b"])
     lines = table.markdown(results).splitlines()
-    assert "| `fusermount3 -V`, tree | 11.5 ms (min 11, ±0.50) | bare 10 ms | 1.15 x bare | <= 1.2 x bare | reached |" in lines
+    assert "| `fusermount3 -V`, tree | 11.5 ms (min 11, ±0.25) | bare 10 ms | 1.15 x bare | <= 1.2 x bare | reached |" in lines
     assert [line.split(" | ")[-1] for line in lines if "against a driver" in line] == ["missed |"]
     assert [line.split(" | ")[-1] for line in lines if "size of the tree" in line] == ["reached, absolute |"]
     assert [line.split(" | ")[-1] for line in lines if line.startswith("| publish, one")] == ["missed; not compared |"]
@@ -188,23 +188,55 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(pl
     command = [sys.executable, "-B", "-m", "bench", "--short", "--only", "sizes", "--json", place]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr == f"bench/run: argument --json: {place!r} is no file that can be written; try bench/run --help\n"
+    assert done.stderr == f"bench/run: argument --json: {place!r} is not a file that can be written; try bench/run --help\n"
 
 
-def test_clients_that_never_get_ready_are_gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("{dist}", "there is no program {dist}/fusermount3; name the folder dist/ that packaging/build made"),
+        ("grpcio={dist}", "the table has another column with the name 'grpcio'"),
+    ],
+)
+def test_a_peer_that_cannot_be_measured_is_refused_in_one_line(tmp_path: Path, option: str, message: str) -> None:
+    for name in ("meta-fuse-csi-plugin/meta-fuse-csi-plugin", "mfcp/fusermount3", "mfcp/fuse-starter"):
+        program = tmp_path / name
+        program.parent.mkdir(exist_ok=True)
+        program.touch(0o755)
+    command = [sys.executable, "-B", "-m", "bench", "--peer", option.format(dist=tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == f"bench/run: argument --peer: {message.format(dist=tmp_path)}; try bench/run --help\n"
+
+
+def test_the_programs_of_the_peer_lie_in_the_place_of_ours_while_they_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "system")
+    from bench import place
+
+    for variable, name in (("TREE_PLACE", "mfcp"), ("_PEER_TREE", "peer"), ("_OUR_TREE", "ours")):
+        monkeypatch.setattr(place, variable, tmp_path / name)
+    for name in ("mfcp", "peer"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "whose").write_text(name)
+    with place.peer_in_place():
+        assert (tmp_path / "mfcp/whose").read_text() == "peer"
+    assert (tmp_path / "mfcp/whose").read_text() == "mfcp"
+
+
+def test_callers_that_never_get_ready_are_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "system")
     from bench import servers
     from bench.place import BenchError
 
     started: list[subprocess.Popen[str]] = []
 
-    def client(socket: Path, count: int) -> subprocess.Popen[str]:
+    def caller(socket: Path, count: int) -> subprocess.Popen[str]:
         started.append(subprocess.Popen(["sh", "-c", "echo no; exec sleep 100"], stdout=subprocess.PIPE, text=True))
         return started[-1]
 
-    monkeypatch.setattr(servers, "_client", client)
+    monkeypatch.setattr(servers, "_caller", caller)
     with pytest.raises(BenchError):
-        servers.Clients(servers.Server("none", tmp_path, ["false"]), 2, 2)
+        servers.Callers(servers.Server("none", tmp_path, ["false"]), 2, 2)
     ended = [process.poll() for process in started]
     for process in started:
         process.kill()

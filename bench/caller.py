@@ -1,9 +1,9 @@
-"""A process that calls a driver as kubelet does, one call after another, when it is told to on standard input.
+"""Calls a driver as kubelet does, one call after another, as lines on standard input command.
 
-    python -m bench.client SOCKET PODS COUNT
+    python -m bench.caller SOCKET PODS COUNT
 
-makes COUNT pods, and for each line `publish` or `unpublish` calls for all of them, and answers `done`. A second line
-`publish` is a republish. `cycle` publishes and unpublishes all of them, until there is another line.
+makes COUNT pods. For each line `publish` or `unpublish` it calls the driver for all of them, and answers `done`. A second
+line `publish` is a republish. `cycle` publishes and unpublishes all of them until the next line comes.
 """
 
 import os
@@ -44,7 +44,7 @@ def main(csi_socket: str, pods_dir: str, count: str) -> None:
 
         grpc.channel_ready_future(channel).result(_TIMEOUT)
         print("ready", flush=True)
-        # The targets, for whoever mounts there.
+        # The parent mounts at these targets.
         for request in publishes:
             print(request.target_path)
         print("end", flush=True)
