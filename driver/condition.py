@@ -8,6 +8,7 @@ from errno import ENOTCONN
 
 from driver import fusemount
 from driver.history import Past
+from driver.internalerror import report_internal_error
 from driver.logs import shown
 from driver.metrics import End
 from driver.targetmount import State
@@ -79,10 +80,9 @@ async def examine_all(volumes: Iterable[Volume]) -> list[tuple[Condition, Usage 
         async with few:
             try:
                 return await examine(volume)
-            except Exception as error:  # whatever it is, it must not cost the others
-                text = shown(f"its condition cannot be told: {error!r}")
-                volume.log.error(text)
-                return Condition(True, text), None
+            except Exception as error:  # one volume's failure must not hide the conditions of the others
+                report_internal_error("examining the volume", volume.log)
+                return Condition(True, shown(f"its condition is not known: the driver failed to examine it: {error!r}")), None
 
     return list(await asyncio.gather(*(one(volume) for volume in volumes)))
 

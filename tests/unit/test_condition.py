@@ -207,8 +207,9 @@ def test_one_that_fails_unforeseen_costs_no_other(monkeypatch: pytest.MonkeyPatc
     found = [how for how, _ in run(condition.examine_all(volumes))]
     assert [how.text.split()[0] for how in found] == ["waiting", "its", "waiting"]
     assert found[1].is_abnormal
-    assert found[1].text.startswith("its condition cannot be told: ValueError")
-    assert "cannot be told" in caplog.text
+    assert found[1].text.startswith("its condition is not known: the driver failed to examine it: ValueError")
+    assert "internal error while examining the volume" in caplog.text
+    assert "in condition" in caplog.text  # the function's line of the traceback
 
 
 def test_many_are_examined_some_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
