@@ -38,15 +38,20 @@ class Admin(admin_pb2_grpc.AdminServicer):
 
     @answers
     async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Context) -> admin_pb2.GetStatusResponse:
-        """The driver and every volume; those without Kubernetes looked after."""
+        """Describe the driver and every volume, within limits.STATUS_WAIT. Volumes without Kubernetes are published again first."""
         self._standalone.look_after()
         volumes = list(self._volumes)
-        found = await condition.examine_all(volumes)
+        conditions = await condition.examine_all(volumes)
         return admin_pb2.GetStatusResponse(
             version=__version__,
             problem=_utf8(self._problem()),
-            volumes=[message_of(volume, how) for volume, (how, _) in zip(volumes, found, strict=True)],
+            volumes=[message_of(volume, how) for volume, how in zip(volumes, conditions, strict=True)],
         )
+
+    @answers
+    async def GetReadiness(self, request: admin_pb2.GetReadinessRequest, context: Context) -> admin_pb2.GetReadinessResponse:
+        """Say why the driver cannot mount. No FUSE program is asked: a pod whose programs hang must not make the node NotReady."""
+        return admin_pb2.GetReadinessResponse(problem=_utf8(self._problem()))
 
 
 def _utf8(text: str) -> str:

@@ -201,6 +201,18 @@ def status(admin_socket: str, output: str) -> None:
         sys.exit(1)
 
 
+@main.command(help="Say whether the driver can mount, for probes: exit code 0, or 1 and the reason. Asks no FUSE program.")
+@click.pass_obj
+def ready(admin_socket: str) -> None:
+    """Run the command `ready`."""
+    from driver import client
+
+    problem = client.readiness(admin_socket)
+    click.echo(f"not ready: {problem}" if problem else "ready")
+    if problem:
+        sys.exit(1)
+
+
 def _admin_socket(run_dir: str | None, endpoint: str) -> str:
     """Where the driver listens for the commands."""
     if run_dir:

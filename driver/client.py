@@ -38,6 +38,14 @@ def status(socket: str) -> admin_pb2.GetStatusResponse:
     return answer
 
 
+def readiness(socket: str) -> str:
+    """Return why the driver cannot mount, "" where it can."""
+    answer: admin_pb2.GetReadinessResponse = _call(
+        socket, lambda stub: stub.GetReadiness(admin_pb2.GetReadinessRequest(), timeout=_TIMEOUT)
+    )
+    return answer.problem
+
+
 def _call(socket: str, call: Callable[[admin_pb2_grpc.AdminStub], Any]) -> Any:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines on standard error tell users nothing
     with grpc.insecure_channel(f"unix:{socket}", options=_OPTIONS) as channel:
@@ -46,5 +54,8 @@ def _call(socket: str, call: Callable[[admin_pb2_grpc.AdminStub], Any]) -> Any:
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 text = f"no driver answers at {socket} (--admin-socket): does it run, and are you root?"
+                raise click.ClickException(text) from None
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                text = f"the driver at {socket} is older than this program and does not have this command: restart the driver"
                 raise click.ClickException(text) from None
             raise click.ClickException(error.details() or "the driver gave no reason") from None

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from errno import ENOTCONN
 
@@ -20,6 +21,7 @@ _INT64_MAX = (1 << 63) - 1
 _TOLD_MAX = 5  # warnings and troubles in one sentence: the text of mountOptions could hold thousands
 _TEXT_MAX = 1000  # characters of the sentence: `status` shows those of all volumes of a node
 _EXAMINED_AT_ONCE = 50
+_EXAMINED_OF_A_POD = 2 * limits.PROCESSES_OF_A_POD
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,9 @@ NOTHING_KNOWN = Usage(Amount(0, 0, 0), Amount(0, 0, 0))
 
 
 async def examine(volume: Volume) -> tuple[Condition, Usage | None]:
-    """The condition of a volume, and its usage where it tells it.
+    """Return the condition of a volume, and its usage where its FUSE program reports it.
 
-    Answers within limits.PROBE_WAIT, whatever its FUSE program does, and within twice that where another question waits or
+    Answers within limits.PROBE_WAIT, whatever the FUSE program does, and within twice that where another question waits or
     other programs keep all processes; it takes limits.WORKER_WAIT more where the node has no process to ask in.
     """
     usage, silence = None, ""
@@ -64,27 +66,44 @@ async def examine(volume: Volume) -> tuple[Condition, Usage | None]:
     except TimeoutError:
         silence = f"the FUSE program does not answer within {limits.PROBE_WAIT:g} s: it hangs, or waits for something that does"
     except OSError as error:
-        # A program need not know its usage, and says so by an error: it answers.
+        # Other errors are an answer: a program need not know its usage.
         if error.errno == ENOTCONN:
-            # It may be its own word, of a server that it has lost.
+            # A program that lives may answer ENOTCONN itself, when it has lost its server.
             silence = "the FUSE program answers that it is not connected" if volume.is_held else "the FUSE program has gone"
-    warnings = [*volume.troubles.texts, *volume.policy.warnings]
-    return condition(volume.state, volume.history.past, silence, volume.is_closing, warnings), usage
+    return _condition_of(volume, silence), usage
 
 
-async def examine_all(volumes: Iterable[Volume]) -> list[tuple[Condition, Usage | None]]:
-    """The same of many, some at once."""
+async def examine_all(volumes: Sequence[Volume]) -> list[Condition]:
+    """Examine many volumes, some at once, and return their conditions within limits.STATUS_WAIT.
+
+    What is not examined by then has a condition that says so.
+    """
     few = asyncio.Semaphore(_EXAMINED_AT_ONCE)
+    # A pod whose programs hang must not keep the other pods' volumes from being examined.
+    few_of_pod: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_EXAMINED_OF_A_POD))
+    found: dict[int, Condition] = {}
 
-    async def one(volume: Volume) -> tuple[Condition, Usage | None]:
-        async with few:
+    async def one(number: int, volume: Volume) -> None:
+        async with few_of_pod[volume.publication.paths.owner], few:
             try:
-                return await examine(volume)
+                found[number], _ = await examine(volume)
             except Exception as error:  # one volume's failure must not hide the conditions of the others
                 report_internal_error("examining the volume", volume.log)
-                return Condition(True, shown(f"its condition is not known: the driver failed to examine it: {error!r}")), None
+                text = f"its condition is not known: the driver failed to examine it: {error!r}"
+                found[number] = Condition(True, shown(text))
 
-    return list(await asyncio.gather(*(one(volume) for volume in volumes)))
+    try:
+        async with asyncio.timeout(limits.STATUS_WAIT):
+            await asyncio.gather(*(one(number, volume) for number, volume in enumerate(volumes)))
+    except TimeoutError:
+        pass
+    late = f"its FUSE program was not asked: examining the volumes of this node took longer than {limits.STATUS_WAIT:g} s"
+    return [found[number] if number in found else _condition_of(volume, late) for number, volume in enumerate(volumes)]
+
+
+def _condition_of(volume: Volume, silence: str) -> Condition:
+    warnings = [*volume.troubles.texts, *volume.policy.warnings]
+    return condition(volume.state, volume.history.past, silence, volume.is_closing, warnings)
 
 
 def condition(state: State, past: Past, silence: str, is_closing: bool, warnings: Sequence[str]) -> Condition:

@@ -204,9 +204,10 @@ def test_a_driver_without_openat2_is_not_ready_and_refuses_to_publish(place: Pat
         driver.start()
     try:
         wait_until("the admin socket is there", driver.admin_socket.exists)
-        done = driver.cli("status")
-        assert done.returncode == 1
-        assert "not ready: system calls are refused: openat2" in done.stdout
+        for command in ("status", "ready"):
+            done = driver.cli(command)
+            assert done.returncode == 1
+            assert "not ready: system calls are refused: openat2" in done.stdout
         assert "not ready: system calls are refused: openat2" in driver.log
         with publishing(driver) as (publish, target), refused(grpc.StatusCode.INTERNAL) as refusal:
             publish()
