@@ -18,6 +18,10 @@ _MOUNTS_FULL = 0.9  # of fs.mount-max
 
 _FUSE_DEV_IOC_SYNC_INIT = 0xE503  # _IO(229, 3), <linux/fuse.h>
 
+NO_HOST_PIDS = (
+    "the driver is in a pid namespace of its own, so FUSE programs see 0 as the process id of every request, and some refuse writes "
+    "then: give the driver's pod hostPID: true (Docker, Podman: --pid=host)"
+)
 _PRIVILEGED = "give the driver's container securityContext.privileged: true (Docker, Podman: --privileged)"
 
 
@@ -90,12 +94,7 @@ def notes(run_dir: str) -> Iterator[Note]:
         "the kernel has it from 6.12 on, and then for FUSE programs that ask for it: where it is missing, containers of pods with "
         "hostUsers: false can start before the FUSE program mounts, and not afterwards",
     )
-    yield Note(
-        "pids of the node",
-        kernel.sees_host_pids(),
-        "the driver is in a pid namespace of its own, so that FUSE programs see every request from pid 0, and some refuse "
-        "writes then: give the driver's pod hostPID: true",
-    )
+    yield Note("pids of the node", kernel.sees_host_pids(), NO_HOST_PIDS)
 
 
 def _kernel(release: str) -> str:

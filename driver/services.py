@@ -11,7 +11,7 @@ from functools import partial
 
 import grpc.aio
 
-from driver import __version__, node, registration
+from driver import __version__, kernel, node, registration
 from driver.admin import Admin
 from driver.csi import Controller, Identity, Node
 from driver.endpoint import refuse_if_served, removed
@@ -38,8 +38,8 @@ async def serve(
 
     if text := problem():
         log.warning(f"not ready: {text}")
-    if os.getpid() == 1:
-        log.warning("FUSE programs will see 0 as the process id of every request, which some refuse: give the driver's pod hostPID: true")
+    if not kernel.sees_host_pids():
+        log.warning(node.NO_HOST_PIDS)
     csi = _bound(settings.csi_socket, "--endpoint")
     csi_pb2_grpc.add_IdentityServicer_to_server(Identity(problem), csi)
     csi_pb2_grpc.add_ControllerServicer_to_server(Controller(), csi)

@@ -181,6 +181,28 @@ def test_a_driver_that_cannot_start_says_why_in_one_line(place: Path, number: in
     assert not (place / "csi.sock").exists()
 
 
+PID_NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child")
+INIT = ("sh", "-c", '"$@"; exit $?', "init")
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "warns"),
+    [((), False), (PID_NAMESPACE, True), ((*PID_NAMESPACE, *INIT), True)],
+    ids=["the node's pids", "its own namespace", "its own namespace, with an init process"],
+)
+def test_a_driver_that_does_not_see_the_nodes_pids_says_so(place: Path, wrapper: tuple[str, ...], warns: bool) -> None:
+    driver = Driver(place)
+    driver.wrapper = wrapper
+    driver.start()
+    try:
+        assert ("hostPID: true" in driver.log) is warns
+    finally:
+        driver.end()
+    _, _, notes = check(place, *wrapper)
+    (note,) = [note for note in notes if note.startswith("pids of the node: ")]
+    assert ("hostPID: true" in note) is warns
+
+
 @contextmanager
 def publishing(driver: Driver) -> Iterator[tuple[Callable[[], object], Path]]:
     """A call that publishes a pod's volume, and its target."""
