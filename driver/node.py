@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from errno import EACCES, ENODEV, ENOSYS, ENXIO, EPERM
 
-from driver import fusemount, kernel, privileges, syscalls
+from driver import fusemount, kernel, privileges, rundir, syscalls
 from driver.device import DeviceNodes
 from fusermount3_proxy import mountinfo
 
@@ -147,10 +147,7 @@ def _node_folder(run_dir: str) -> Iterator[DeviceNodes]:
     with ExitStack() as stack:
         folder = f"{run_dir}/dev"
         if not os.path.isdir(folder):
-            place = run_dir
-            while not os.path.isdir(place):
-                place = os.path.dirname(place)
-            folder = f"{place}/mfcp-check-{secrets.token_hex(8)}"
+            folder = f"{rundir.nearest(run_dir)}/mfcp-check-{secrets.token_hex(8)}"
             os.mkdir(folder, 0o700)
             stack.callback(os.rmdir, folder)
         nodes = DeviceNodes(folder)

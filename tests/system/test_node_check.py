@@ -72,6 +72,19 @@ def test_a_node_that_lacks_nothing(place: Path) -> None:
     assert any(note.startswith("synchronous INIT: ") for note in notes)
 
 
+@pytest.mark.parametrize("options", ["rw", "ro"])
+def test_without_a_run_dir_it_leaves_nothing_behind(place: Path, options: str) -> None:
+    """It asks where a driver would keep its files, and does not make that folder."""
+    script = 'mount -t tmpfs -o "$1" run /run; shift; "$@"; echo "left: $(ls -A /run)"'
+    arguments = ("--endpoint", f"unix:{place}/csi.sock", "--pods-dir", str(place / "pods"), "check")
+    whole = ["unshare", "--mount", "sh", "-c", script, "sh", options, *command(), *arguments]
+    done = subprocess.run(whole, cwd=REPOSITORY, capture_output=True, text=True, timeout=20)
+    assert done.stderr == ""
+    assert "FAILED  FUSE device" not in done.stdout
+    assert done.stdout.endswith("left: \n")
+    assert os.listdir(place) == ["pods"]
+
+
 def test_it_says_the_same_beside_a_running_driver(place: Path) -> None:
     driver = Driver(place)
     driver.run_dir = place / "run" / "mfcp"
