@@ -64,6 +64,9 @@ class FileWatch:
             callback = self._callbacks.get(watch)
             if callback is not None and mask & _WATCHED:
                 _call(callback)
+            if mask & syscalls.IN_IGNORED:
+                # The kernel has ended the watch: the file is removed and closed everywhere.
+                self._callbacks.pop(watch, None)
 
 
 def _call(callback: Callable[[], None]) -> None:

@@ -106,6 +106,27 @@ def test_a_node_that_is_gone_is_removed_without_an_error(node: Path) -> None:
     run(main())
 
 
+def test_the_callback_of_a_file_that_is_gone_is_kept_no_longer(node: Path) -> None:
+    """As with a device node of a former driver, which is removed when its program has closed it."""
+
+    async def main() -> None:
+        closed = asyncio.Event()
+        watch = FileWatch(syscalls.inotify_init())
+
+        def remove() -> None:
+            node.unlink()
+            closed.set()
+
+        watch.on_last_close(str(node), remove)
+        os.close(os.open(node, os.O_WRONLY))
+        await closed.wait()
+        while watch._callbacks:
+            await asyncio.sleep(0.001)
+        watch.close()
+
+    run(main())
+
+
 def test_what_is_missing_cannot_be_watched(tmp_path: Path) -> None:
     async def main() -> None:
         watch = FileWatch(syscalls.inotify_init())
