@@ -1,4 +1,4 @@
-"""How a volume is, as a sentence for a person, and how full it is: for NodeGetVolumeStats and `status`."""
+"""Examines volumes: says in a sentence what is wrong, and how full they are, for NodeGetVolumeStats and `status`."""
 
 import asyncio
 import time
@@ -18,15 +18,15 @@ from driver.workerpool import NotAsked
 from fusermount3_proxy import limits
 
 _INT64_MAX = (1 << 63) - 1
-_TOLD_MAX = 5  # warnings and troubles in one sentence: the text of mountOptions could hold thousands
-_TEXT_MAX = 1000  # characters of the sentence: `status` shows those of all volumes of a node
+_WARNINGS_MAX = 5  # in one sentence: the text of mountOptions can cause thousands
+_TEXT_MAX = 1000  # characters of the sentence: `status` prints those of all volumes of a node
 _EXAMINED_AT_ONCE = 50
 _EXAMINED_OF_A_POD = 2 * limits.PROCESSES_OF_A_POD
 
 
 @dataclass(frozen=True)
 class Amount:
-    """How much there is of something; never negative, and at most what an int64 holds."""
+    """Holds how much there is of something, as numbers that an int64 holds and that are not negative."""
 
     total: int
     available: int
@@ -35,7 +35,7 @@ class Amount:
 
 @dataclass(frozen=True)
 class Usage:
-    """What statvfs(3) says of the file system at a target."""
+    """Holds what statvfs(3) says about the file system at a target."""
 
     size: Amount
     inodes: Amount
@@ -43,7 +43,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Condition:
-    """Whether something is not as it should be, and what."""
+    """Says whether something is wrong with a volume, and what."""
 
     is_abnormal: bool
     text: str
@@ -107,7 +107,7 @@ def _condition_of(volume: Volume, silence: str) -> Condition:
 
 
 def condition(state: State, past: Past, silence: str, is_closing: bool, warnings: Sequence[str]) -> Condition:
-    """What to say of a volume; `silence` is why its file system does not answer, "" where it does."""
+    """Compose a volume's condition. `silence` says why its file system did not answer, "" where it did."""
     since = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(past.since))
     if state is State.WAITING:
         text = f"waiting since {since}: {_WAITING[past.last_end]}"
@@ -119,11 +119,11 @@ def condition(state: State, past: Past, silence: str, is_closing: bool, warnings
         text = f"mounted since {since}"
     if is_closing:
         text = f"being unpublished; {text}"
-    told = [shown(warning) for warning in warnings[:_TOLD_MAX]]
-    if len(warnings) > _TOLD_MAX:
-        told.append(f"{len(warnings) - _TOLD_MAX} more, see the log")
+    reported = [shown(warning) for warning in warnings[:_WARNINGS_MAX]]
+    if len(warnings) > _WARNINGS_MAX:
+        reported.append(f"{len(warnings) - _WARNINGS_MAX} more, see the log")
     is_normal = state is State.MOUNTED and not silence and not is_closing and not warnings
-    return Condition(not is_normal, shown("; ".join([text, *told]), _TEXT_MAX))
+    return Condition(not is_normal, shown("; ".join([text, *reported]), _TEXT_MAX))
 
 
 _WAITING = {
@@ -135,10 +135,10 @@ _WAITING = {
 
 
 async def _usage(volume: Volume) -> Usage:
-    """Raises OSError; NotAsked, and TimeoutError where the FUSE program does not answer."""
+    """Return the usage. Raises OSError: TimeoutError where the FUSE program does not answer, NotAsked where it was not asked."""
     said = None
-    # The placeholder is the driver's own, and needs no process that can be left behind. Not while a program has mounted: to
-    # look what is at the target would make that mount busy for whoever unmounts it just now.
+    # The driver's own placeholder always answers, so this process may ask it. It does not look at the target while a program
+    # has mounted there: an open fd would make the mount busy for an unmount at the same time.
     if volume.mount_record is None and volume.placeholder is not None:
         said = fusemount.placeholders_usage(volume.target, volume.placeholder)
     if said is None:
@@ -151,6 +151,6 @@ async def _usage(volume: Volume) -> Usage:
 
 
 def _amount(total: int, available: int, used: int) -> Amount:
-    # All of it is the FUSE program's word.
+    # The FUSE program can answer any numbers.
     total, available, used = (max(0, min(number, _INT64_MAX)) for number in (total, available, used))
     return Amount(total, available, used)

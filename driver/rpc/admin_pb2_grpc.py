@@ -65,14 +65,14 @@ class AdminServicer:
     """Missing associated documentation comment in .proto file."""
 
     def AddVolume(self, request, context):
-        """ALREADY_EXISTS where a volume of that name exists with other options; the same again is no error.
+        """ALREADY_EXISTS where a volume of that name exists with other options. With the same options it is no error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveVolume(self, request, context):
-        """NOT_FOUND where there is none of that name.
+        """NOT_FOUND where no volume has that name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
