@@ -26,7 +26,7 @@ from driver.rpc import csi_pb2
 DRIVER_OPTIONS = ("--metrics-address", "127.0.0.1:0")
 
 PROBE_WAIT = 1.0  # seconds, as in the design's limits
-STATUS_WAIT = 3.0
+STATUS_WAIT = 5.0
 WORKER_WAIT = 5.0
 WAITS_FOR_NOBODY = 0.9 * PROBE_WAIT  # 10 to 75 ms were seen
 SLACK = 4.0  # programs are started, on a machine with little of everything
