@@ -1,4 +1,4 @@
-"""The driver's own gRPC service, on its admin socket; thin, as CSI's."""
+"""Serves the driver's own gRPC service, of rpc/admin.proto, to the commands. Each method calls the part that does the work."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from driver.volumes import Volumes
 
 
 class Admin(admin_pb2_grpc.AdminServicer):
-    """The service of admin.proto."""
+    """Implements the service of admin.proto."""
 
     def __init__(self, volumes: Volumes, standalone: Standalone, problem: Callable[[], str]) -> None:
         self._volumes = volumes
@@ -21,41 +21,46 @@ class Admin(admin_pb2_grpc.AdminServicer):
 
     @answers
     async def AddVolume(self, request: admin_pb2.AddVolumeRequest, context: Context) -> admin_pb2.Volume:
-        """Add a volume without Kubernetes."""
+        """Publish a volume without Kubernetes."""
         return message_of(self._standalone.add(request.name, request.read_only, request.options))
 
     @answers
     async def RemoveVolume(self, request: admin_pb2.RemoveVolumeRequest, context: Context) -> admin_pb2.RemoveVolumeResponse:
-        """Remove one."""
+        """Unpublish and remove a volume without Kubernetes."""
         await self._standalone.remove(request.name)
         return admin_pb2.RemoveVolumeResponse()
 
     @answers
     async def ListVolumes(self, request: admin_pb2.ListVolumesRequest, context: Context) -> admin_pb2.ListVolumesResponse:
-        """List them, looked after."""
+        """List the volumes without Kubernetes, after publishing them again, which repairs what is missing."""
         self._standalone.look_after()
         return admin_pb2.ListVolumesResponse(volumes=[message_of(volume) for volume in self._standalone.all()])
 
     @answers
     async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Context) -> admin_pb2.GetStatusResponse:
-        """The driver and every volume; those without Kubernetes looked after."""
+        """Describe the driver and every volume. Examining them ends after limits.STATUS_WAIT."""
         self._standalone.look_after()
         volumes = list(self._volumes)
-        found = await condition.examine_all(volumes)
+        conditions = await condition.examine_all(volumes)
         return admin_pb2.GetStatusResponse(
             version=__version__,
             problem=_utf8(self._problem()),
-            volumes=[message_of(volume, how) for volume, (how, _) in zip(volumes, found, strict=True)],
+            volumes=[message_of(volume, how) for volume, how in zip(volumes, conditions, strict=True)],
         )
+
+    @answers
+    async def GetReadiness(self, request: admin_pb2.GetReadinessRequest, context: Context) -> admin_pb2.GetReadinessResponse:
+        """Say why the driver cannot mount. No FUSE program is asked: a pod whose programs hang must not make the node NotReady."""
+        return admin_pb2.GetReadinessResponse(problem=_utf8(self._problem()))
 
 
 def _utf8(text: str) -> str:
-    """Text with a path in it, which may be any bytes: protobuf takes only what is UTF-8, and fails for all that it is told."""
+    """Escape what is not UTF-8, as a path may have it: protobuf would refuse the whole message."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def message_of(volume: Volume, how: Condition | None = None) -> admin_pb2.Volume:
-    """A volume as the service shows it."""
+    """Make the message that describes a volume; `how` is its condition, where it was examined."""
     publication, record = volume.publication, volume.mount_record
     return admin_pb2.Volume(
         name=publication.volume_id,

@@ -1,6 +1,8 @@
-"""meta-fuse-csi-plugin: the driver, and the commands that talk to it."""
+"""Parses the command line of meta-fuse-csi-plugin, and runs the driver or one of the commands that call it.
 
-import gc
+Each command imports what it needs when it runs: with gRPC and the driver, `--help` would take twice as long.
+"""
+
 import json
 import os
 import sys
@@ -12,13 +14,14 @@ import click
 from driver import __version__, rundir
 from driver.endpoint import socket_path
 from driver.errors import StartError
+from driver.internalerror import report_internal_error
 from driver.logs import FORMATS, configure, log, shown
 from driver.settings import Settings
 
 if TYPE_CHECKING:
     from driver.rpc import admin_pb2
 
-# What klog's users put on the command line, all of it: accepted, and without a meaning here.
+# The options of klog, which manifests for the Go plugin have. They are accepted, and do nothing.
 _KLOG = (
     "logtostderr",
     "alsologtostderr",
@@ -35,23 +38,30 @@ _KLOG = (
 )
 
 
-# Texts for --help are given as arguments: the frozen driver has no docstrings.
+# The texts of --help are arguments, because the frozen driver has no docstrings.
 @click.group(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="The CSI driver that mounts FUSE file systems for unprivileged containers. Without a command it runs the driver.",
 )
 @click.option("--endpoint", default="unix:/tmp/csi.sock", show_default=True, help="CSI endpoint, unix:PATH.")
-@click.option("--nodeid", help="Name of this node; must not be empty.")
-@click.option("--v", "verbosity", type=int, default=1, show_default=True, help="How much to log: 0 errors, 1 to 5 volumes, 6 and more all.")
+@click.option("--nodeid", help="Name of this node. It must not be empty.")
+@click.option(
+    "--v",
+    "verbosity",
+    type=int,
+    default=1,
+    show_default=True,
+    help="How much to log: 0 warnings and errors, 1 to 5 also what happens to volumes, 6 and more everything.",
+)
 @click.option("--pods-dir", default="/var/lib/kubelet/pods", show_default=True, help="kubelet's folder of pods.")
-@click.option("--run-dir", help=f"The driver's own folder.  [default: {rundir.DEFAULT}; where that is read-only, beside --endpoint]")
-@click.option("--state-dir", help="Folder of the volumes' records.  [default: state in --run-dir]")
-@click.option("--admin-socket", help="Socket of the commands below.  [default: admin.sock in --run-dir]")
+@click.option("--run-dir", help=f"The driver's own folder.  [default: {rundir.DEFAULT}, or beside --endpoint where that is read-only]")
+@click.option("--state-dir", help="Folder for the records of volumes.  [default: state in --run-dir]")
+@click.option("--admin-socket", help="Socket at which the driver serves the commands below.  [default: admin.sock in --run-dir]")
 @click.option("--kubelet-registration-path", help="Register with kubelet, which finds the --endpoint socket at this path on the node.")
 @click.option("--plugin-registration-path", default="/registration", show_default=True, help="kubelet's plugins_registry folder.")
-@click.option("--metrics-address", metavar="HOST:PORT", help="Serve metrics for Prometheus here.  [default: nowhere]")
-@click.option("--log-format", type=click.Choice(list(FORMATS)), default="text", show_default=True, help="What a line of the log is.")
+@click.option("--metrics-address", metavar="HOST:PORT", help="Serve metrics for Prometheus at this address.  [default: nowhere]")
+@click.option("--log-format", type=click.Choice(list(FORMATS)), default="text", show_default=True, help="The format of the log's lines.")
 @click.version_option(__version__, "-V", "--version", prog_name="meta-fuse-csi-plugin")
 @click.pass_context
 def main(
@@ -70,22 +80,19 @@ def main(
     log_format: str,
     **klog: str,
 ) -> None:
-    """Run the driver, or one of its commands."""
+    """Run the driver, or leave the rest to the command that was given."""
     if context.invoked_subcommand is not None:
         context.obj = admin_socket or _admin_socket(run_dir, endpoint)
         return
     if not nodeid:
         raise click.UsageError("--nodeid is missing or empty: give the name of this node")
-    # What gRPC does in a process that was forked is for one that goes on using it: it starts threads there. Ours has nothing
-    # to do with it (workers.py). Read when gRPC is imported.
+    # gRPC would start threads of its own in the processes that the driver forks (workers.py), which do not use gRPC. It reads
+    # this variable when it is imported.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     if log_format == "json":
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are no JSON
-    # What is made until the volumes are taken up stays: to look for garbage in it would be a tenth of a start.
-    gc.disable()
-    from driver import daemon  # slow to import, and --help does not need it
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own lines are not JSON
+    from driver import daemon
 
-    gc.freeze()
     configure(verbosity, log_format)
     _check_absolute(
         {
@@ -115,14 +122,16 @@ def main(
         )
     except StartError as error:
         if log_format == "json":
-            log.error(str(error))  # whoever collects the log sees why it ends there
+            log.error(str(error))
         else:
             click.ClickException(str(error)).show()
         os._exit(1)
-    except BaseException:  # a mistake of ours: what pods have queued must not keep the process from ending, and starting anew
-        log.error("the driver failed", exc_info=True)
+    except BaseException:
+        report_internal_error("running the driver")
         os._exit(1)
-    os._exit(0)  # neither threads that hang in a pod's file system nor what pods have queued can be waited for
+    # The interpreter's own end would wait for threads that hang in a pod's file system, and close what pods have queued, which
+    # may block.
+    os._exit(0)
 
 
 def _check_absolute(paths: dict[str, str | None]) -> None:
@@ -136,19 +145,20 @@ for _name in _KLOG:
 
 
 @main.group(
-    context_settings={"help_option_names": ["-h", "--help"]}, help="Volumes without Kubernetes, for Docker, Podman and plain hosts."
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Add, remove and list volumes without Kubernetes, for Docker, Podman and plain hosts.",
 )
 def volume() -> None:
-    """Run one of the commands for them."""
+    """Group the commands about volumes without Kubernetes."""
 
 
 @volume.command("add", help="Publish a volume, and print how to give it to containers.")
 @click.argument("name")
-@click.option("--read-only", is_flag=True, help="Mount it read-only, whatever the program asks.")
-@click.option("-o", "options", default="", metavar="OPTIONS", help="Mount options, comma-separated.")
+@click.option("--read-only", is_flag=True, help="Mount the volume read-only, even if the FUSE program asks for read-write.")
+@click.option("-o", "options", default="", metavar="OPTIONS", help="Mount options, separated by commas.")
 @click.pass_obj
 def volume_add(admin_socket: str, name: str, read_only: bool, options: str) -> None:
-    """volume add."""
+    """Run the command `volume add`."""
     from driver import client
     from driver.paths import DEV_FUSE
 
@@ -156,7 +166,7 @@ def volume_add(admin_socket: str, name: str, read_only: bool, options: str) -> N
     folder = os.path.dirname(added.socket_path)
     for warning in added.warnings:
         click.echo(f"warning: {warning}", err=True)
-    click.echo(f"volume {name} is there; run containers with")
+    click.echo(f"volume {name} is published; run containers with")
     click.echo(f"  applications:      -v {added.target_path}:/data:rslave")
     click.echo(f"  the FUSE program:  -v {added.target_path}:/data:rslave -v {folder}:/fusermount3-proxy -v {folder}/{DEV_FUSE}:/dev/fuse")
 
@@ -165,7 +175,7 @@ def volume_add(admin_socket: str, name: str, read_only: bool, options: str) -> N
 @click.argument("name")
 @click.pass_obj
 def volume_remove(admin_socket: str, name: str) -> None:
-    """volume remove."""
+    """Run the command `volume remove`."""
     from driver import client
 
     client.remove(admin_socket, name)
@@ -174,35 +184,71 @@ def volume_remove(admin_socket: str, name: str) -> None:
 @volume.command("list", help="List the volumes that 'volume add' made.")
 @click.pass_obj
 def volume_list(admin_socket: str) -> None:
-    """volume list."""
+    """Run the command `volume list`."""
     from driver import client
 
-    _table([[v.name, v.state, v.fs_type, v.source, v.target_path] for v in client.volumes(admin_socket)], "NAME STATE TYPE SOURCE PATH")
+    rows = [[v.name, v.state, v.fs_type, v.source, v.target_path] for v in client.volumes(admin_socket)]
+    _table(rows, ("name", "state", "type", "source", "path"))
 
 
-@main.command(help="Say how the driver is, and show every volume of this node.")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="What to print.")
+@main.command(help="Show whether the driver can mount, and the state and condition of every volume of this node.")
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="The format of the output.")
 @click.pass_obj
 def status(admin_socket: str, output: str) -> None:
-    """status."""
+    """Run the command `status`."""
     from driver import client
 
     answer = client.status(admin_socket)
+    volumes = [_status_of(volume) for volume in answer.volumes]
     if output == "json":
-        click.echo(json.dumps(_status_object(answer), indent=2))
+        click.echo(json.dumps({"version": answer.version, "problem": answer.problem, "volumes": volumes}, indent=2))
     else:
-        click.echo(f"meta-fuse-csi-plugin {answer.version}: {'not ready: ' + answer.problem if answer.problem else 'ready'}")
-        rows = [
-            [v.name, v.pod, v.state, _utc(v.since), str(v.mounts), _mode(v), v.fs_type, v.source, v.target_path, v.condition]
-            for v in answer.volumes
-        ]
-        _table(rows, "VOLUME POD STATE SINCE MOUNTS MODE TYPE SOURCE PATH CONDITION")
+        click.echo(f"meta-fuse-csi-plugin {answer.version}: {_readiness(answer.problem)}")
+        rows = [[("ro" if volume["readOnly"] else "rw") if key == "mode" else str(volume[key]) for key in _COLUMNS] for volume in volumes]
+        _table(rows, _COLUMNS)
     if answer.problem:
         sys.exit(1)
 
 
+# The keys of _status_of() that are columns of the text, and "mode" in place of readOnly. The condition tells of `abnormal`.
+_COLUMNS = ("volume", "pod", "state", "since", "mounts", "mode", "type", "source", "path", "condition")
+
+
+def _status_of(volume: "admin_pb2.Volume") -> dict[str, object]:
+    """Return a volume as the JSON of `status` has it. Programs read these keys: they stay as they are."""
+    return {
+        "volume": volume.name,
+        "pod": volume.pod,
+        "state": volume.state,
+        "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(volume.since)),
+        "mounts": volume.mounts,
+        "readOnly": volume.read_only,
+        "type": volume.fs_type,
+        "source": volume.source,
+        "path": volume.target_path,
+        "abnormal": volume.abnormal,
+        "condition": volume.condition,
+    }
+
+
+@main.command(help="Say whether the driver can mount, for probes: exit code 0, or 1 and the reason. Asks no FUSE program.")
+@click.pass_obj
+def ready(admin_socket: str) -> None:
+    """Run the command `ready`."""
+    from driver import client
+
+    problem = client.readiness(admin_socket)
+    click.echo(_readiness(problem))
+    if problem:
+        sys.exit(1)
+
+
+def _readiness(problem: str) -> str:
+    return f"not ready: {problem}" if problem else "ready"
+
+
 def _admin_socket(run_dir: str | None, endpoint: str) -> str:
-    """Where the driver listens for the commands."""
+    """Return the socket at which the driver serves the commands."""
     if run_dir:
         return f"{os.path.normpath(run_dir)}/admin.sock"
     return f"{rundir.in_use(_path_of(endpoint)) or rundir.DEFAULT}/admin.sock"
@@ -212,46 +258,15 @@ def _path_of(endpoint: str) -> str:
     return endpoint.removeprefix("unix:")
 
 
-def _status_object(answer: "admin_pb2.GetStatusResponse") -> dict[str, object]:
-    return {
-        "version": answer.version,
-        "problem": answer.problem,
-        "volumes": [
-            {
-                "volume": v.name,
-                "pod": v.pod,
-                "state": v.state,
-                "since": _utc(v.since),
-                "mounts": v.mounts,
-                "readOnly": v.read_only,
-                "type": v.fs_type,
-                "source": v.source,
-                "path": v.target_path,
-                "abnormal": v.abnormal,
-                "condition": v.condition,
-            }
-            for v in answer.volumes
-        ],
-    }
-
-
-def _utc(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
-
-
-def _mode(volume: "admin_pb2.Volume") -> str:
-    return "ro" if volume.read_only else "rw"
-
-
-@main.command(help="Say what this node lacks for the driver, and what to do about it. Needs no running driver.")
+@main.command(help="Check whether this node has what the driver needs, and say what to do where it has not. No driver has to run.")
 @click.pass_context
 def check(context: click.Context, /) -> None:
-    """check."""
+    """Run the command `check`."""
     from driver import node
 
     assert context.parent is not None
     given = context.parent.params
-    # Where a driver runs, its folder: in its container's shell nobody says its --endpoint again.
+    # Where a driver runs, its folder is found: users do not repeat its --endpoint in its container's shell.
     run_dir = given["run_dir"] or rundir.in_use(_path_of(given["endpoint"])) or rundir.default(_path_of(given["endpoint"]))
     pods_dir, run_dir = os.path.normpath(given["pods_dir"]), os.path.normpath(run_dir)
     _check_absolute({"--pods-dir": pods_dir, "--run-dir": run_dir})
@@ -265,21 +280,22 @@ def check(context: click.Context, /) -> None:
         sys.exit(1)
 
 
-def _table(rows: list[list[str]], header: str) -> None:
-    table = [header.split(), *([shown(cell) or "-" for cell in row] for row in rows)]
+def _table(rows: list[list[str]], columns: tuple[str, ...]) -> None:
+    """Print rows below a line with the columns' names."""
+    table = [[column.upper() for column in columns], *([shown(cell) or "-" for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     for row in table:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _go_style(arguments: list[str]) -> list[str]:
-    """Go's flag package takes `-endpoint=X` as well as `--endpoint=X`; what users of the Go plugin wrote goes on working."""
+    """Replace the single dash of long options by two: Go's flag package accepts both, and manifests for the Go plugin have them."""
     known = {f"-{parameter.opts[0].lstrip('-')}" for parameter in main.params if parameter.opts[0].startswith("--")}
     return [f"-{a}" if a.split("=")[0] in known and not a.startswith("--") else a for a in arguments]
 
 
 def run() -> None:
-    """The program's entry."""
+    """Run the program."""
     main.main(args=_go_style(sys.argv[1:]), prog_name="meta-fuse-csi-plugin")
 
 

@@ -1,13 +1,15 @@
-"""How a volume is, as a sentence for a person, and how full it is: for NodeGetVolumeStats and `status`."""
+"""Examines volumes: says in a sentence what is wrong, and how full they are, for NodeGetVolumeStats and `status`."""
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from errno import ENOTCONN
 
 from driver import fusemount
 from driver.history import Past
+from driver.internalerror import report_internal_error
 from driver.logs import shown
 from driver.metrics import End
 from driver.targetmount import State
@@ -16,14 +18,15 @@ from driver.workerpool import NotAsked
 from fusermount3_proxy import limits
 
 _INT64_MAX = (1 << 63) - 1
-_TOLD_MAX = 5  # warnings and troubles in one sentence: the text of mountOptions could hold thousands
-_TEXT_MAX = 1000  # characters of the sentence: `status` shows those of all volumes of a node
+_WARNINGS_MAX = 5  # in one sentence: the text of mountOptions can cause thousands
+_TEXT_MAX = 1000  # characters of the sentence: `status` prints those of all volumes of a node
 _EXAMINED_AT_ONCE = 50
+_EXAMINED_OF_A_POD = 2 * limits.PROCESSES_OF_A_POD
 
 
 @dataclass(frozen=True)
 class Amount:
-    """How much there is of something; never negative, and at most what an int64 holds."""
+    """Holds how much there is of something, as numbers that an int64 holds and that are not negative."""
 
     total: int
     available: int
@@ -32,7 +35,7 @@ class Amount:
 
 @dataclass(frozen=True)
 class Usage:
-    """What statvfs(3) says of the file system at a target."""
+    """Holds what statvfs(3) says about the file system at a target."""
 
     size: Amount
     inodes: Amount
@@ -40,7 +43,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Condition:
-    """Whether something is not as it should be, and what."""
+    """Says whether something is wrong with a volume, and what."""
 
     is_abnormal: bool
     text: str
@@ -50,9 +53,9 @@ NOTHING_KNOWN = Usage(Amount(0, 0, 0), Amount(0, 0, 0))
 
 
 async def examine(volume: Volume) -> tuple[Condition, Usage | None]:
-    """The condition of a volume, and its usage where it tells it.
+    """Return the condition of a volume, and its usage where its FUSE program reports it.
 
-    Answers within limits.PROBE_WAIT, whatever its FUSE program does, and within twice that where another question waits or
+    Answers within limits.PROBE_WAIT, whatever the FUSE program does, and within twice that where another question waits or
     other programs keep all processes; it takes limits.WORKER_WAIT more where the node has no process to ask in.
     """
     usage, silence = None, ""
@@ -63,32 +66,48 @@ async def examine(volume: Volume) -> tuple[Condition, Usage | None]:
     except TimeoutError:
         silence = f"the FUSE program does not answer within {limits.PROBE_WAIT:g} s: it hangs, or waits for something that does"
     except OSError as error:
-        # A program need not know its usage, and says so by an error: it answers.
+        # Other errors are an answer: a program need not know its usage.
         if error.errno == ENOTCONN:
-            # It may be its own word, of a server that it has lost.
+            # A program that lives may answer ENOTCONN itself, when it has lost its server.
             silence = "the FUSE program answers that it is not connected" if volume.is_held else "the FUSE program has gone"
-    warnings = [*volume.troubles.texts, *volume.policy.warnings]
-    return condition(volume.state, volume.history.past, silence, volume.is_closing, warnings), usage
+    return _condition_of(volume, silence), usage
 
 
-async def examine_all(volumes: Iterable[Volume]) -> list[tuple[Condition, Usage | None]]:
-    """The same of many, some at once."""
+async def examine_all(volumes: Sequence[Volume]) -> list[Condition]:
+    """Examine many volumes, some at once, and return their conditions within limits.STATUS_WAIT.
+
+    What is not examined by then has a condition that says so.
+    """
     few = asyncio.Semaphore(_EXAMINED_AT_ONCE)
+    # A pod whose programs hang must not keep the other pods' volumes from being examined.
+    few_of_pod: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_EXAMINED_OF_A_POD))
+    found: dict[int, Condition] = {}
 
-    async def one(volume: Volume) -> tuple[Condition, Usage | None]:
-        async with few:
+    async def one(number: int, volume: Volume) -> None:
+        async with few_of_pod[volume.publication.paths.owner], few:
             try:
-                return await examine(volume)
-            except Exception as error:  # whatever it is, it must not cost the others
-                text = shown(f"its condition cannot be told: {error!r}")
-                volume.log.error(text)
-                return Condition(True, text), None
+                found[number], _ = await examine(volume)
+            except Exception as error:  # one volume's failure must not hide the conditions of the others
+                report_internal_error("examining the volume", volume.log)
+                text = f"its condition is not known: the driver failed to examine it: {error!r}"
+                found[number] = Condition(True, shown(text))
 
-    return list(await asyncio.gather(*(one(volume) for volume in volumes)))
+    try:
+        async with asyncio.timeout(limits.STATUS_WAIT):
+            await asyncio.gather(*(one(number, volume) for number, volume in enumerate(volumes)))
+    except TimeoutError:
+        pass
+    late = f"its FUSE program was not asked: examining the volumes of this node took longer than {limits.STATUS_WAIT:g} s"
+    return [found[number] if number in found else _condition_of(volume, late) for number, volume in enumerate(volumes)]
+
+
+def _condition_of(volume: Volume, silence: str) -> Condition:
+    warnings = [*volume.troubles.texts, *volume.policy.warnings]
+    return condition(volume.state, volume.history.past, silence, volume.is_closing, warnings)
 
 
 def condition(state: State, past: Past, silence: str, is_closing: bool, warnings: Sequence[str]) -> Condition:
-    """What to say of a volume; `silence` is why its file system does not answer, "" where it does."""
+    """Compose a volume's condition. `silence` says why its file system did not answer, "" where it did."""
     since = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(past.since))
     if state is State.WAITING:
         text = f"waiting since {since}: {_WAITING[past.last_end]}"
@@ -100,11 +119,11 @@ def condition(state: State, past: Past, silence: str, is_closing: bool, warnings
         text = f"mounted since {since}"
     if is_closing:
         text = f"being unpublished; {text}"
-    told = [shown(warning) for warning in warnings[:_TOLD_MAX]]
-    if len(warnings) > _TOLD_MAX:
-        told.append(f"{len(warnings) - _TOLD_MAX} more, see the log")
+    reported = [shown(warning) for warning in warnings[:_WARNINGS_MAX]]
+    if len(warnings) > _WARNINGS_MAX:
+        reported.append(f"{len(warnings) - _WARNINGS_MAX} more, see the log")
     is_normal = state is State.MOUNTED and not silence and not is_closing and not warnings
-    return Condition(not is_normal, shown("; ".join([text, *told]), _TEXT_MAX))
+    return Condition(not is_normal, shown("; ".join([text, *reported]), _TEXT_MAX))
 
 
 _WAITING = {
@@ -116,10 +135,10 @@ _WAITING = {
 
 
 async def _usage(volume: Volume) -> Usage:
-    """Raises OSError; NotAsked, and TimeoutError where the FUSE program does not answer."""
+    """Return the usage. Raises OSError: TimeoutError where the FUSE program does not answer, NotAsked where it was not asked."""
     said = None
-    # The placeholder is the driver's own, and needs no process that can be left behind. Not while a program has mounted: to
-    # look what is at the target would make that mount busy for whoever unmounts it just now.
+    # The driver's own placeholder always answers, so this process may ask it. It does not look at the target while a program
+    # has mounted there: an open fd would make the mount busy for an unmount at the same time.
     if volume.mount_record is None and volume.placeholder is not None:
         said = fusemount.placeholders_usage(volume.target, volume.placeholder)
     if said is None:
@@ -132,6 +151,6 @@ async def _usage(volume: Volume) -> Usage:
 
 
 def _amount(total: int, available: int, used: int) -> Amount:
-    # All of it is the FUSE program's word.
+    # The FUSE program can answer any numbers.
     total, available, used = (max(0, min(number, _INT64_MAX)) for number in (total, available, used))
     return Amount(total, available, used)

@@ -1,7 +1,6 @@
 """The driver's process: puts the parts together, serves until a signal, and leaves the volumes as they are."""
 
 import asyncio
-import gc
 import os
 import resource
 import signal
@@ -87,7 +86,6 @@ async def _serve(settings: Settings, scraped: socket.socket | None, instance: in
         await listeners.quiet(_QUIET_WAIT)
         from driver import services
 
-        gc.enable()  # the command line stops it
         try:
             await services.serve(settings, volumes, standalone, files, starter, stopped)
         finally:

@@ -1,4 +1,4 @@
-"""The Unix sockets at which the driver is called."""
+"""Checks the paths of the Unix sockets at which the driver serves."""
 
 import os
 import socket
@@ -9,13 +9,13 @@ from driver.errors import StartError
 
 
 def socket_path(endpoint: str) -> str:
-    """The path of a CSI endpoint, unix:PATH or unix://PATH. Raises StartError."""
+    """Return the path of a CSI endpoint, unix:PATH or unix://PATH. Raises StartError."""
     scheme, colon, rest = endpoint.partition(":")
     path = rest[2:] if rest.startswith("//") else rest
     if scheme != "unix" or not colon or not path.strip("/"):
         raise StartError(f"--endpoint {endpoint!r} is not unix:PATH")
     if len(os.fsencode(path)) > 107:
-        raise StartError(f"--endpoint {endpoint!r}: the path is longer than the 107 bytes that a Unix socket's may have")
+        raise StartError(f"--endpoint {endpoint!r}: the path is longer than 107 bytes, the most that a Unix socket may have")
     return path
 
 
@@ -37,6 +37,6 @@ def refuse_if_served(path: str, option: str) -> None:
 
 
 def removed(paths: Iterable[str]) -> str:
-    """Why kubelet cannot reach a driver that listens at `paths`, with the remedy; "" where all are there."""
+    """Say which of the sockets at `paths` is gone, by which kubelet reaches the driver, and what to do; "" where none is."""
     gone = [path for path in paths if not os.path.lexists(path)]
-    return f"somebody has removed {' and '.join(gone)}, by which kubelet reaches the driver: start it again" if gone else ""
+    return f"somebody has removed {' and '.join(gone)}, by which kubelet reaches the driver: restart the driver" if gone else ""

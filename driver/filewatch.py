@@ -1,4 +1,4 @@
-"""Hears of the last close of a file, and of its removal: one inotify instance for all of them, no thread, no polling."""
+"""Reports the last close of a file, and its removal, by one inotify instance for all files: no thread, no polling."""
 
 import asyncio
 import os
@@ -6,27 +6,28 @@ import struct
 from collections.abc import Callable
 
 from driver import syscalls
+from driver.internalerror import report_internal_error
 from driver.logs import log
 
 _WATCHED = syscalls.IN_CLOSE_WRITE | syscalls.IN_ATTRIB
-_EVENT = struct.Struct("iIII")  # struct inotify_event, inotify(7); the watched are files, so no name follows
+_EVENT = struct.Struct("iIII")  # struct inotify_event of inotify(7); only files are watched, so no name follows
 
 
 class FileWatch:
-    """Calls back when something happens to a watched file."""
+    """Calls a function when something happens to a watched file."""
 
     def __init__(self, instance: int) -> None:
-        """Takes over an inotify instance, as syscalls.inotify_init() returns it."""
+        """Begin with an inotify instance from syscalls.inotify_init(); close() closes it."""
         self._fd = instance
         self._callbacks: dict[int, Callable[[], None]] = {}
         asyncio.get_running_loop().add_reader(self._fd, self._read)
 
     def on_last_close(self, path: str, callback: Callable[[], None]) -> int:
-        """Call back when the file, opened for writing, is closed for the last time; returns what remove() takes. Raises OSError."""
+        """Call `callback` each time the last fd that was opened for writing is closed. Return the watch, for remove(). Raises OSError."""
         return self._add(path, syscalls.IN_CLOSE_WRITE, callback)
 
     def on_unlink(self, path: str, callback: Callable[[], None]) -> int:
-        """The same when it may have been removed: when its link count or another attribute has changed."""
+        """Call `callback` when the file may have been removed: its link count or another attribute has changed. Return the watch."""
         return self._add(path, syscalls.IN_ATTRIB, callback)
 
     def _add(self, path: str, event: int, callback: Callable[[], None]) -> int:
@@ -35,7 +36,7 @@ class FileWatch:
         return watch
 
     def remove(self, watch: int) -> None:
-        """Stop watching. A watch whose file is gone is gone already."""
+        """Stop watching a file. It is no error where the kernel has ended the watch, because the file is gone."""
         if self._callbacks.pop(watch, None) is not None:
             try:
                 syscalls.inotify_rm_watch(self._fd, watch)
@@ -43,7 +44,7 @@ class FileWatch:
                 pass
 
     def close(self) -> None:
-        """Stop watching everything."""
+        """Stop watching all files."""
         asyncio.get_running_loop().remove_reader(self._fd)
         os.close(self._fd)
         self._callbacks.clear()
@@ -63,10 +64,16 @@ class FileWatch:
             callback = self._callbacks.get(watch)
             if callback is not None and mask & _WATCHED:
                 _call(callback)
+            if mask & syscalls.IN_IGNORED:
+                # The kernel has ended the watch: the file is removed and closed everywhere.
+                self._callbacks.pop(watch, None)
 
 
 def _call(callback: Callable[[], None]) -> None:
+    # A callback that fails must not keep the other files' callbacks from being called.
     try:
         callback()
-    except Exception as error:  # whatever it is, it must not cost the other files
-        log.error(f"what a file's close or removal calls for failed: {error!r}")
+    except OSError as error:
+        log.error(f"cannot handle the close or the removal of a file: {error}")
+    except Exception:
+        report_internal_error("handling the close or the removal of a file")

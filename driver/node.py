@@ -1,4 +1,4 @@
-"""Whether this node can do what the driver is for, and what to do where it cannot: one list for Probe and `check`."""
+"""Checks whether this node has what the driver needs, and says what to do where it has not: for Probe, probes and `check`."""
 
 import fcntl
 import os
@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from errno import EACCES, ENODEV, ENOSYS, ENXIO, EPERM
 
-from driver import fusemount, kernel, privileges, syscalls
+from driver import fusemount, kernel, privileges, rundir, syscalls
 from driver.device import DeviceNodes
 from fusermount3_proxy import mountinfo
 
@@ -18,12 +18,16 @@ _MOUNTS_FULL = 0.9  # of fs.mount-max
 
 _FUSE_DEV_IOC_SYNC_INIT = 0xE503  # _IO(229, 3), <linux/fuse.h>
 
+NO_HOST_PIDS = (
+    "the driver is in a pid namespace of its own, so FUSE programs see 0 as the process id of every request, and some refuse writes "
+    "then: give the driver's pod hostPID: true (Docker, Podman: --pid=host)"
+)
 _PRIVILEGED = "give the driver's container securityContext.privileged: true (Docker, Podman: --privileged)"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that the driver needs; `problem` says what is wrong with it and what to do, "" where nothing is."""
+    """Names one thing that the driver needs. `problem` says what is wrong with it and what to do; it is "" where nothing is."""
 
     name: str
     problem: str
@@ -31,7 +35,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Note:
-    """One thing that the driver can do without; `text` says what that means."""
+    """Names one thing that the driver can do without. `text` says what its absence means."""
 
     name: str
     is_there: bool
@@ -39,12 +43,12 @@ class Note:
 
 
 def checks(pods_dir: str, run_dir: str) -> Iterator[Check]:
-    """Look at everything that mounting needs, one after another. Leaves nothing behind."""
+    """Check everything that mounting needs, one after another. Leaves nothing behind."""
     yield Check("kernel", _kernel(os.uname().release))
     yield Check("file system", _fuse())
     lacking = privileges.missing()
     yield Check("capabilities", _capabilities(lacking))
-    # Without the capabilities EPERM is their lack, which has been told.
+    # Without the capabilities EPERM comes from their absence, which the check before this one reports.
     refused = {name: errno for name, errno in syscalls.refused().items() if errno != EPERM or not lacking}
     yield Check("system calls", _system_calls(refused))
     yield Check("FUSE device", _device(run_dir))
@@ -53,13 +57,13 @@ def checks(pods_dir: str, run_dir: str) -> Iterator[Check]:
 
 
 def problem(pods_dir: str, run_dir: str) -> str:
-    """Why mounts would not work, with the remedy, in one line; "" where they do."""
+    """Say in one line why mounting would fail, and what to do; "" where it would work."""
     return next((check.problem for check in checks(pods_dir, run_dir) if check.problem), "")
 
 
 def propagation(pods_dir: str) -> str:
-    """Why no container would see a mount that is made below `pods_dir`, with the remedy; "" where they do."""
-    # Without kubelet there are no pods, and volumes of `volume add` have a shared root of their own.
+    """Say why no container would see a mount below `pods_dir`, and what to do; "" where containers would see it."""
+    # Without kubelet there are no pods. Volumes of `volume add` lie on a shared mount that the driver makes.
     if not os.path.isdir(pods_dir):
         return ""
     mount = mountinfo.holding(fusemount.mount_table(), os.fsencode(os.path.realpath(pods_dir)))
@@ -73,7 +77,7 @@ def propagation(pods_dir: str) -> str:
 
 
 def notes(run_dir: str) -> Iterator[Note]:
-    """What else this node has or lacks."""
+    """Report what this node has or lacks that the driver can do without."""
     release = os.uname().release
     has_sync_init = _has_sync_init(run_dir)
     if has_sync_init is not None:
@@ -90,12 +94,7 @@ def notes(run_dir: str) -> Iterator[Note]:
         "the kernel has it from 6.12 on, and then for FUSE programs that ask for it: where it is missing, containers of pods with "
         "hostUsers: false can start before the FUSE program mounts, and not afterwards",
     )
-    yield Note(
-        "pids of the node",
-        kernel.sees_host_pids(),
-        "the driver is in a pid namespace of its own, so that FUSE programs see every request from pid 0, and some refuse "
-        "writes then: give the driver's pod hostPID: true",
-    )
+    yield Note("pids of the node", kernel.sees_host_pids(), NO_HOST_PIDS)
 
 
 def _kernel(release: str) -> str:
@@ -118,22 +117,22 @@ def _capabilities(missing: list[str]) -> str:
 def _system_calls(refused: dict[str, int]) -> str:
     if not refused:
         return ""
-    told = ", ".join(f"{name} ({os.strerror(errno)})" for name, errno in refused.items())
+    names = ", ".join(f"{name} ({os.strerror(errno)})" for name, errno in refused.items())
     return (
-        f"system calls are refused: {told}; the kernel is too old, or a seccomp filter keeps them from the driver: "
+        f"system calls are refused: {names}; the kernel is too old, or a seccomp filter blocks them: "
         f"{_PRIVILEGED}, or a seccomp profile that allows them"
     )
 
 
 def _device(run_dir: str) -> str:
-    """Make a device node and open it: a container's device policy may forbid either, whatever its capabilities."""
-    doing = "prepare a folder for device nodes"
+    """Make a device node and open it. A container's device policy may forbid either, whatever its capabilities are."""
+    step = "prepare a folder for device nodes"
     try:
         with _node_folder(run_dir) as nodes:
-            doing = "make and open a FUSE device (c 10:229)"
+            step = "make and open a FUSE device (c 10:229)"
             nodes.discard(nodes.open())
     except OSError as error:
-        text = f"cannot {doing} below {run_dir} (--run-dir): {error.strerror}"
+        text = f"cannot {step} below {run_dir} (--run-dir): {error.strerror}"
         if error.errno in (ENXIO, ENODEV):
             return f"{text}: run 'modprobe fuse' on the node"
         if error.errno in (EPERM, EACCES, ENOSYS):
@@ -144,14 +143,11 @@ def _device(run_dir: str) -> str:
 
 @contextmanager
 def _node_folder(run_dir: str) -> Iterator[DeviceNodes]:
-    """The driver's own folder of device nodes; where there is none, a new one beside its place, for the time being."""
+    """Open the driver's folder of device nodes, or, where there is none, a new one near its place that is removed at the end."""
     with ExitStack() as stack:
         folder = f"{run_dir}/dev"
         if not os.path.isdir(folder):
-            place = run_dir
-            while not os.path.isdir(place):
-                place = os.path.dirname(place)
-            folder = f"{place}/mfcp-check-{secrets.token_hex(8)}"
+            folder = f"{rundir.nearest(run_dir)}/mfcp-check-{secrets.token_hex(8)}"
             os.mkdir(folder, 0o700)
             stack.callback(os.rmdir, folder)
         nodes = DeviceNodes(folder)
@@ -164,23 +160,23 @@ def _room_for_mounts() -> str:
         with open("/proc/sys/fs/mount-max", encoding="ascii") as file:
             most = int(file.read())
     except (OSError, ValueError):
-        return ""  # not every /proc has it
+        return ""  # a /proc of a container may lack it
     with open("/proc/self/mountinfo", "rb") as table:
         there = sum(1 for _ in table)
     if there < most * _MOUNTS_FULL:
         return ""
-    return f"there are {there} mounts, of {most} that there may be: look what they are, or raise it with 'sysctl -w fs.mount-max=N'"
+    return f"there are {there} mounts, and at most {most} are allowed: find out what they are, or run 'sysctl -w fs.mount-max=N'"
 
 
 def _has_sync_init(run_dir: str) -> bool | None:
-    """None where there is no FUSE device to ask."""
+    """Ask the kernel; None where no FUSE device can be made to ask it."""
     try:
         with _node_folder(run_dir) as nodes:
             opened = nodes.open()
             try:
                 fcntl.ioctl(opened.fd, _FUSE_DEV_IOC_SYNC_INIT)
                 return True
-            except OSError:  # ENOTTY, or what a seccomp filter says
+            except OSError:  # ENOTTY, or the error of a seccomp filter
                 return False
             finally:
                 nodes.discard(opened)

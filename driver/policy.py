@@ -1,8 +1,8 @@
-"""Which mount options a FUSE file system gets: what the volume says, then what the program asks. Pure.
+"""Decides the mount options of a FUSE file system, from those of the volume and those that the program asks for. Pure.
 
-The volume speaks first (its `readOnly`, then CSI `mount_flags`, then the attribute `mountOptions`), and what it has
-said the program cannot change. Whatever anybody says, nosuid and nodev stay: the program decides what its files look
-like, and a setuid file or a device node of its making must mean nothing on the node.
+The volume's options come first (its `readOnly`, then CSI `mount_flags`, then the attribute `mountOptions`), and the program
+cannot change what they say. nosuid and nodev always apply: the program decides what its files look like, and a setuid file
+or a device node that it invents must give no rights on the node.
 """
 
 import re
@@ -14,6 +14,7 @@ from fusermount3_proxy import options
 from fusermount3_proxy.options import MountOptions, OptionError
 from fusermount3_proxy.protocol import from_wire, to_wire
 
+# The flag of mount(2) for each mount option that options.FLAGS turns on or off.
 _FLAGS = {
     "ro": syscalls.MS_RDONLY,
     "noexec": syscalls.MS_NOEXEC,
@@ -25,25 +26,26 @@ _FLAGS = {
     "strictatime": syscalls.MS_STRICTATIME,
     "lazytime": syscalls.MS_LAZYTIME,
     "nosymfollow": syscalls.MS_NOSYMFOLLOW,
+    "nosuid": syscalls.MS_NOSUID,
+    "nodev": syscalls.MS_NODEV,
 }
-_ALWAYS = syscalls.MS_NOSUID | syscalls.MS_NODEV
-_KEPT = ("nosuid", "nodev")  # the same, by name
+_ALWAYS = ("nosuid", "nodev")
 
 NO_DEFAULT_PERMISSIONS = "no_default_permissions"
 
-OPTIONS_MAX = 4096  # characters of a volume's options; mount(2) takes as many bytes
+OPTIONS_MAX = 4096  # characters of a volume's options: mount(2) takes no more bytes
 _WARNINGS_MAX = 10
 
 _NUMBER = re.compile(r"0[xX](?P<hex>[0-9a-fA-F]+)|(?P<octal>0[0-7]+)|[0-9]|[1-9][0-9]+")
 _UINT_MAX = 2**32 - 1
 _DIGITS_MAX = len(f"{_UINT_MAX:o}")
 
-_DIRECTORY = 0o40000  # rootmode: kubelet's target is one
+_DIRECTORY = 0o40000  # the rootmode of a directory, which a volume's target is
 
 
 @dataclass(frozen=True, slots=True)
 class VolumePolicy:
-    """What a volume says: `options` in fusermount3's grammar, and whether the kernel's permission checks may be left out."""
+    """Holds what a volume says: `options` in fusermount3's grammar, and whether the kernel's permission checks may be left out."""
 
     options: MountOptions
     may_drop_default_permissions: bool
@@ -52,7 +54,7 @@ class VolumePolicy:
 
 @dataclass(frozen=True)
 class KernelMount:
-    """The arguments of mount(2), but for the target and the fd that `data` begins with (see with_fd)."""
+    """Holds the arguments of mount(2), except for the target and the fd, which with_fd() adds."""
 
     source: bytes
     fstype: bytes
@@ -60,12 +62,12 @@ class KernelMount:
     data: bytes
 
     def with_fd(self, fd: int) -> bytes:
-        """The data of mount(2) for this fd."""
+        """Return the data of mount(2) for this fd."""
         return b"fd=%d," % fd + self.data
 
 
 class Refused(Exception):
-    """What the program asks for cannot be mounted. The text is fusermount3's; `errno` goes with it."""
+    """Says that what the program asks for cannot be mounted. The text is fusermount3's; `errno` goes with it."""
 
     def __init__(self, text: str, errno: int = EINVAL) -> None:
         super().__init__(text)
@@ -73,7 +75,7 @@ class Refused(Exception):
 
 
 def of_volume(read_only: bool, mount_flags: list[str], attribute: str) -> VolumePolicy:
-    """A volume's policy. What is not known is left out with a warning, as manifests for the Go plugin need it.
+    """Make a volume's policy. Unknown options are left out with a warning, because manifests for the Go plugin have some.
 
     `attribute` is the text of `mountOptions`: comma-separated, and `o=X` means X.
     """
@@ -98,7 +100,7 @@ def of_volume(read_only: bool, mount_flags: list[str], attribute: str) -> Volume
                 warnings.append(f"{where}: {text}; ignored")
                 continue
             warnings += [f"{where}: {warning}" for warning in parsed.warnings]
-            # Within one source the last word counts, as in a -o.
+            # Within one source the last of two options that contradict wins, as in a -o.
             later, source = source, parsed
             _merge(source, later)
         _merge(merged, source)
@@ -108,7 +110,7 @@ def of_volume(read_only: bool, mount_flags: list[str], attribute: str) -> Volume
 
 
 def kernel_mount(volume: VolumePolicy, asked: str, uid: int, gid: int) -> KernelMount:
-    """What to give to mount(2) for a program that asks for the options `asked` and runs as `uid` and `gid`.
+    """Return the arguments of mount(2) for a program that asks for the options `asked` and runs as `uid` and `gid`.
 
     Raises Refused.
     """
@@ -121,13 +123,14 @@ def kernel_mount(volume: VolumePolicy, asked: str, uid: int, gid: int) -> Kernel
     _merge(merged, volume.options)
     _merge(merged, program)
 
-    flags = _ALWAYS
+    # Stops a pod from giving setuid files or device nodes to the node and to other containers, whatever anybody asked for.
+    flags = _FLAGS["nosuid"] | _FLAGS["nodev"]
     for flag, on in merged.flags.items():
         if on:
-            flags |= _FLAGS.get(flag, 0)
+            flags |= _FLAGS[flag]
 
-    # The driver mounts for containers of any uid, so the kernel's "only the mounter" rule goes, and in its place the
-    # kernel checks modes, unless both the program and the volume ask it not to.
+    # Containers of any uid use the volume, so allow_other replaces the kernel's rule that only the mounter has access. In its
+    # place the kernel checks files' modes, unless both the program and the volume ask it not to.
     data = [f"rootmode={_DIRECTORY:o}", f"user_id={uid}", f"group_id={gid}", "allow_other"]
     wants_none = "allow_other" in program.access and "default_permissions" not in program.access
     if not (wants_none and volume.may_drop_default_permissions):
@@ -135,7 +138,7 @@ def kernel_mount(volume: VolumePolicy, asked: str, uid: int, gid: int) -> Kernel
     for name, texts in merged.numbers.items():
         data.append(f"{name}={_number(texts[-1])}")
 
-    # fusermount3's rule for what mount tables show.
+    # Mount tables show what fusermount3 would have them show.
     source = merged.fsname if merged.fsname is not None else merged.subtype if merged.subtype is not None else "/dev/fuse"
     fstype = "fuse" if merged.subtype is None else f"fuse.{merged.subtype}"
     if merged.subtype == "":
@@ -144,13 +147,15 @@ def kernel_mount(volume: VolumePolicy, asked: str, uid: int, gid: int) -> Kernel
 
 
 def lacking(volume: VolumePolicy, options: str, super_options: str) -> list[str]:
-    """What a volume asks for and a mount that was there before does not have; its options as mountinfo has them."""
+    """Return which options of the volume an existing mount does not have. The mount's options are given as in mountinfo."""
     there = {*options.split(","), *super_options.split(",")}
-    return [flag for flag in ("ro", "noexec", "nosuid", "nodev") if (volume.options.flags.get(flag) or flag in _KEPT) and flag not in there]
+    return [
+        flag for flag in ("ro", "noexec", "nosuid", "nodev") if (volume.options.flags.get(flag) or flag in _ALWAYS) and flag not in there
+    ]
 
 
 def _merge(into: MountOptions, more: MountOptions) -> None:
-    """Take from `more` what `into` does not say yet."""
+    """Add to `into` those options of `more` that `into` does not set yet."""
     for flag, on in more.flags.items():
         into.flags.setdefault(flag, on)
     for name, texts in more.numbers.items():
@@ -164,7 +169,7 @@ def _wire(text: str) -> str:
 
 
 def _check(said: MountOptions) -> None:
-    """Raises Refused for a volume's option that would make every mount fail."""
+    """Raise Refused for a volume's option that would make every mount fail."""
     if "blksize" in said.numbers:
         raise Refused("blksize is for block devices")
     _check_numbers(said)
@@ -180,23 +185,24 @@ def _check_numbers(said: MountOptions) -> None:
 
 
 def _number(text: str) -> int:
-    """A number as the kernel reads it, kstrtouint() with base 0.
+    """Read a number as the kernel does, with kstrtouint() and base 0. Raises Refused.
 
-    Only the number is passed on: a text could end the option and begin another one.
+    Only the number reaches mount(2). This stops a pod from adding options of its own: its text could end this option and
+    begin another one.
     """
     digits = text.removesuffix("\n").removeprefix("+")
     match = _NUMBER.fullmatch(digits)
     if match is not None:
         base = 16 if match["hex"] else 8 if match["octal"] else 10
         significant = (match["hex"] or digits).lstrip("0") or "0"
-        # int() takes no text of thousands of digits.
+        # int() raises on a text of thousands of digits.
         if len(significant) <= _DIGITS_MAX and (value := int(significant, base)) <= _UINT_MAX:
             return value
     raise Refused("mount failed: Invalid argument")
 
 
 def _split(text: str) -> list[str]:
-    # YAML's block scalars bring newlines. (strip() alone would take the ends of UTF-8 characters, too.)
+    # YAML's block scalars bring newlines. strip() without arguments would also remove bytes at the end of UTF-8 characters.
     parts = (option.strip(" \t\r\n") for option in options.split(_wire(text)))
     return [option for option in parts if option]
 

@@ -1,7 +1,6 @@
-"""Where the driver keeps its own things when the command line does not say."""
+"""Decides where the driver keeps its own files when the command line does not say."""
 
 import os
-from errno import EROFS
 
 DEFAULT = "/run/mfcp"
 _BESIDE = ".mfcp"
@@ -9,18 +8,25 @@ _DAEMON_SETS_SOCKET = "/csi/csi.sock"  # in the containers of this project's man
 
 
 def default(csi_socket: str) -> str:
-    """The folder: /run/mfcp, or .mfcp beside the CSI socket where that cannot be written.
+    """Return the folder for a new driver: /run/mfcp, or .mfcp beside the CSI socket where /run/mfcp is read-only.
 
-    That is so in a container with a read-only root and no volume at /run, as DaemonSets of the Go plugin are. The CSI
-    socket's folder is one on the node, so what lies beside it outlives the container, too.
+    It is read-only in a container with a read-only root and no volume at /run, as in DaemonSets of the Go plugin. The
+    folder of the CSI socket is one on the node, so what lies beside the socket outlives the container, too.
     """
     return _beside(csi_socket) if _is_read_only(DEFAULT) else DEFAULT
 
 
 def in_use(csi_socket: str) -> str | None:
-    """The folder of a driver that was started here without --run-dir; `csi_socket` is its endpoint, where that is known."""
+    """Return the folder of a driver that was started here without --run-dir; `csi_socket` is its endpoint, if that is known."""
     folders = (DEFAULT, _beside(csi_socket), _beside(_DAEMON_SETS_SOCKET))
     return next((folder for folder in folders if os.path.exists(f"{folder}/admin.sock")), None)
+
+
+def nearest(folder: str) -> str:
+    """Return the folder itself, or the nearest one above it that exists."""
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    return folder
 
 
 def _beside(csi_socket: str) -> str:
@@ -28,8 +34,5 @@ def _beside(csi_socket: str) -> str:
 
 
 def _is_read_only(folder: str) -> bool:
-    try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
-    except OSError as error:
-        return error.errno == EROFS  # all else is told when the folder is used
+    # The folder is not made here: `check` asks this too, and must leave nothing behind.
+    return bool(os.statvfs(nearest(folder)).f_flag & os.ST_RDONLY)

@@ -1,6 +1,7 @@
-"""The gRPC services that the driver offers, until it is told to stop.
+"""Serves CSI, the admin service and kubelet's registration over gRPC, until the driver is told to stop.
 
-Imported when the volumes are taken up: gRPC takes as long to import as hundreds of pods' requests take to be answered.
+The driver imports this module only when its volumes serve: importing gRPC takes as long as answering hundreds of pods'
+requests.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from functools import partial
 
 import grpc.aio
 
-from driver import __version__, node, registration
+from driver import __version__, kernel, node, registration
 from driver.admin import Admin
 from driver.csi import Controller, Identity, Node
 from driver.endpoint import refuse_if_served, removed
@@ -23,23 +24,23 @@ from driver.settings import Settings
 from driver.standalone import Standalone
 from driver.volumes import Volumes
 
-GRACE = 5.0  # seconds for calls at work when the driver stops
-_END = 12  # seconds, after which the process ends, with SIGALRM; GRACE comes twice before it
+GRACE = 5.0  # seconds for calls that run when the driver stops
+_END = 12  # seconds after which SIGALRM ends the process; the driver waits for GRACE twice before that
 
 
 async def serve(
     settings: Settings, volumes: Volumes, standalone: Standalone, files: FileWatch, starter: int, stopped: asyncio.Event
 ) -> None:
     """Serve until `stopped` is set. `starter` is what workerpool.begin() returned. Raises StartError."""
-    sockets: list[str] = []  # by which kubelet reaches the driver
+    sockets: list[str] = []  # the paths by which kubelet reaches the driver
 
     def problem() -> str:
         return node.problem(settings.pods_dir, settings.run_dir) or removed(sockets)
 
     if text := problem():
         log.warning(f"not ready: {text}")
-    if os.getpid() == 1:
-        log.warning("FUSE programs will see 0 as the process id of every request, which some refuse: give the driver's pod hostPID: true")
+    if not kernel.sees_host_pids():
+        log.warning(node.NO_HOST_PIDS)
     csi = _bound(settings.csi_socket, "--endpoint")
     csi_pb2_grpc.add_IdentityServicer_to_server(Identity(problem), csi)
     csi_pb2_grpc.add_ControllerServicer_to_server(Controller(), csi)
@@ -54,8 +55,8 @@ async def serve(
         await admin.start()
         servers.append(admin)
     except StartError as error:
-        # CSI does not need it, and another driver on the same node may have it.
-        log.warning(f"no admin service: {error}")
+        # CSI works without it, and another driver of this node may have the socket.
+        log.warning(f"the commands cannot call this driver: {error}")
     where = f"CSI on {settings.csi_socket}, admin on {settings.admin_socket}"
     log.info(f"meta-fuse-csi-plugin {__version__}, node {settings.node_id}, serves {where}")
     reasons: list[str] = []
@@ -66,7 +67,7 @@ async def serve(
 
     def starter_has_ended() -> None:
         asyncio.get_running_loop().remove_reader(starter)
-        give_up("the process that starts others has ended")
+        give_up("the process that starts the driver's other processes has ended: the driver has to be restarted")
 
     asyncio.get_running_loop().add_reader(starter, starter_has_ended)
 
@@ -75,36 +76,36 @@ async def serve(
         servers.append(await _register(settings.kubelet_registration_path, place, give_up))
         sockets.append(place.path)
 
-        def look() -> None:
+        def check_sockets() -> None:
             if not stopped.is_set() and (text := removed(sockets)):
                 give_up(text)
 
-        # Somebody may clear kubelet's folders. Without kubelet nobody may want the socket, and `status` tells it.
+        # Somebody may clear kubelet's folders. Where the driver does not register itself, `ready` and `status` report it.
         for path in sockets:
             try:
-                files.on_unlink(path, look)
+                files.on_unlink(path, check_sockets)
             except OSError as error:
-                log.warning(f"nobody would be told that {path} is removed: {error}")
-        look()
+                log.warning(f"cannot watch {path}: {error}; if somebody removes it, restart the driver")
+        check_sockets()
     await stopped.wait()
-    # The kernel ends this process where nothing in it goes on: gRPC that got no threads at the start never stops, nor does a
-    # log that nobody takes.
+    # The kernel ends this process if it hangs: gRPC never stops where it could not make threads at the start, and writing to
+    # a log that nobody reads blocks.
     signal.alarm(_END)
     if not reasons:
         log.info("stopping; volumes and their mounts stay as they are")
     place.remove()
     await asyncio.gather(*(server.stop(GRACE) for server in servers))
     if reasons:
-        # Whoever started this process starts it again, and then it has another starter, and kubelet asks again.
+        # kubelet or systemd starts the driver again; the new one has a starter, and kubelet registers it.
         raise StartError(reasons[0])
 
 
 async def _register(endpoint: str, place: registration.Place, give_up: Callable[[str], None]) -> grpc.aio.Server:
-    """Let kubelet know the driver, which serves CSI by now: kubelet calls it at once. Raises StartError."""
+    """Register the driver with kubelet, which calls CSI at once: it is served by now. Raises StartError."""
     refuse_if_served(place.path, "--plugin-registration-path")
 
     def refused(text: str) -> None:
-        # kubelet does not ask again until the socket is made anew.
+        # kubelet asks again only when the socket is made again.
         give_up(f"kubelet does not register the driver: {text}")
 
     server = _bound(place.bound, "--plugin-registration-path")
@@ -118,7 +119,7 @@ async def _register(endpoint: str, place: registration.Place, give_up: Callable[
 
 
 def _bound(path: str, option: str) -> grpc.aio.Server:
-    """A server that is bound to a socket, mode 0600, and not started. Raises StartError where another process listens there."""
+    """Return a server that is bound to a socket of mode 0600, and not started. Raises StartError if another process listens there."""
     folder = os.path.dirname(path) or "."
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)

@@ -1,12 +1,12 @@
-"""The grammar of `-o`, as libfuse's fusermount3 has it (3.14, and what later versions accept too).
+"""Parses the text of `-o` as libfuse's fusermount3 does: as 3.14, and with the options that later versions accept.
 
-Pure: text in, values out. The client reads it to warn and refuse in fusermount3's own words; the driver reads the same
-text again by the same rules, since a pod can send anything. What a volume's policy then allows is the driver's matter.
+Pure: text in, values out. The client parses the text to warn and refuse in fusermount3's own words. The driver parses it
+again by the same rules, since a pod can send anything, and then applies the volume's policy (driver/policy.py).
 """
 
 import posix
 
-# Each flag and the mount option that it turns on or off.
+# Each flag, with the mount option that it turns on or off. driver/policy.py has a flag of mount(2) for each of those.
 FLAGS = {
     "rw": ("ro", False),
     "ro": ("ro", True),
@@ -17,8 +17,8 @@ FLAGS = {
     "atime": ("noatime", False),
     "noatime": ("noatime", True),
     "dirsync": ("dirsync", True),
-    # 3.14 does not know these, 3.17 does: they ask for what the kernel does by itself, or for what only the asking
-    # program and its users notice.
+    # 3.17 knows these, 3.14 does not. They are harmless: they ask for what the kernel does by default, or for something
+    # that only the program and the users of its files notice.
     "diratime": ("nodiratime", False),
     "nodiratime": ("nodiratime", True),
     "lazytime": ("lazytime", True),
@@ -33,19 +33,20 @@ FLAGS = {
     "nodev": ("nodev", True),
 }
 
-# Ignored with a warning: libfuse takes them from root alone, and a pod's root is not the node's.
+# Ignored with a warning: libfuse accepts them only from root, and a pod's root is not the node's.
 UNSAFE = ("suid", "dev")
 
-# libfuse puts these in after its own failed mount(2); the one that mounts knows better.
+# libfuse adds the first four after its own mount(2) has failed; the driver uses values of its own. `x-*` options are for
+# tools that read mount tables: 3.14 refuses them as unknown, and 3.17 writes them to /etc/mtab alone.
 SKIPPED_PREFIXES = ("fd=", "rootmode=", "user_id=", "group_id=", "x-")
-SKIPPED = ("nonempty",)
+SKIPPED = ("nonempty",)  # of libfuse 2, where it allowed to mount on a folder that is not empty
 
 ACCESS = ("allow_other", "default_permissions")
 NUMBERS = ("max_read", "blksize")
 
 
 class OptionError(Exception):
-    """An option that is refused. The text is fusermount3's, without the program's name.
+    """Says that an option is refused. The text is fusermount3's, without the program's name.
 
     `warnings` are those of the options before it.
     """
@@ -56,7 +57,7 @@ class OptionError(Exception):
 
 
 class MountOptions:
-    """What one `-o` text asks for.
+    """Holds what one `-o` text asks for.
 
     `flags` maps a mount option (the values of FLAGS) to whether it is on; `access` holds the names of ACCESS that were
     given; `numbers` maps the names of NUMBERS to all texts that were given, of which the last counts and each must be a
@@ -77,7 +78,7 @@ class MountOptions:
 
 
 def parse(text: str) -> MountOptions:
-    """Read the text of one -o. The last of two that contradict wins. Raises OptionError."""
+    """Parse the text of one -o. The last of two options that contradict wins. Raises OptionError."""
     found = MountOptions()
     for option in split(text):
         name, equals, value = option.partition("=")
@@ -109,10 +110,10 @@ def parse(text: str) -> MountOptions:
 
 
 def split(text: str) -> list[str]:
-    """The options of a text, which commas separate. A comma at the end ends the last one.
+    """Split a text at its commas. A comma at the end begins no further option.
 
-    A backslash takes the meaning from a comma in the values of fsname and subtype, and nowhere else; it stays in the
-    option's text, for unescape().
+    A backslash escapes a comma in the values of fsname and subtype, and nowhere else. It stays in the option's text, for
+    unescape().
     """
     parts = []
     start = 0
@@ -135,7 +136,7 @@ def _end_of_value(text: str, start: int) -> int:
 
 
 def unescape(value: str) -> str:
-    """The value without its escapes: a backslash means the character after it; the last one of a value means itself."""
+    """Return the value without its escapes. A backslash stands for the character after it; at the end, for itself."""
     if "\\" not in value:
         return value
     out = []

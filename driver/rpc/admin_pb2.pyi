@@ -50,6 +50,16 @@ class GetStatusResponse(_message.Message):
     volumes: _containers.RepeatedCompositeFieldContainer[Volume]
     def __init__(self, version: _Optional[str] = ..., problem: _Optional[str] = ..., volumes: _Optional[_Iterable[_Union[Volume, _Mapping]]] = ...) -> None: ...
 
+class GetReadinessRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetReadinessResponse(_message.Message):
+    __slots__ = ("problem",)
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    problem: str
+    def __init__(self, problem: _Optional[str] = ...) -> None: ...
+
 class Volume(_message.Message):
     __slots__ = ("name", "pod", "target_path", "socket_path", "state", "source", "fs_type", "read_only", "warnings", "since", "mounts", "abnormal", "condition")
     NAME_FIELD_NUMBER: _ClassVar[int]

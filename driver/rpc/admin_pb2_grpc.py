@@ -54,20 +54,25 @@ class AdminStub:
                 request_serializer=driver_dot_rpc_dot_admin__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=driver_dot_rpc_dot_admin__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.GetReadiness = channel.unary_unary(
+                '/meta_fuse_csi_plugin.admin.v1.Admin/GetReadiness',
+                request_serializer=driver_dot_rpc_dot_admin__pb2.GetReadinessRequest.SerializeToString,
+                response_deserializer=driver_dot_rpc_dot_admin__pb2.GetReadinessResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
     """Missing associated documentation comment in .proto file."""
 
     def AddVolume(self, request, context):
-        """ALREADY_EXISTS where a volume of that name exists with other options; the same again is no error.
+        """ALREADY_EXISTS where a volume of that name exists with other options. With the same options it is no error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveVolume(self, request, context):
-        """NOT_FOUND where there is none of that name.
+        """NOT_FOUND where no volume has that name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -81,7 +86,15 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetStatus(self, request, context):
-        """Every volume of this node, Kubernetes' too, and the driver itself.
+        """Every volume of this node, Kubernetes' too, and the driver itself. FUSE programs are asked how they are, and it answers
+        within STATUS_WAIT of fusermount3_proxy/limits.py however many of them hang.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReadiness(self, request, context):
+        """Whether the driver can mount. It asks no FUSE program, so that nothing that a pod does makes it slow: for probes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,6 +122,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=driver_dot_rpc_dot_admin__pb2.GetStatusRequest.FromString,
                     response_serializer=driver_dot_rpc_dot_admin__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'GetReadiness': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReadiness,
+                    request_deserializer=driver_dot_rpc_dot_admin__pb2.GetReadinessRequest.FromString,
+                    response_serializer=driver_dot_rpc_dot_admin__pb2.GetReadinessResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +237,33 @@ class Admin:
             '/meta_fuse_csi_plugin.admin.v1.Admin/GetStatus',
             driver_dot_rpc_dot_admin__pb2.GetStatusRequest.SerializeToString,
             driver_dot_rpc_dot_admin__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReadiness(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meta_fuse_csi_plugin.admin.v1.Admin/GetReadiness',
+            driver_dot_rpc_dot_admin__pb2.GetReadinessRequest.SerializeToString,
+            driver_dot_rpc_dot_admin__pb2.GetReadinessResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -13,6 +13,8 @@ import yaml
 from test_files import ROOT, files
 from test_manifests import VERSIONS
 
+from fusermount3_proxy import limits
+
 PAGES = [path for path in files() if path.suffix == ".md"]
 
 each_page = pytest.mark.parametrize("page", [pytest.param(path, id=str(path.relative_to(ROOT))) for path in PAGES])
@@ -141,3 +143,12 @@ def test_the_guide_quotes_what_the_programs_say() -> None:
             text = text.replace(os.strerror(number), "...")
         wrong += [part for part in text.split("...") if part.strip() and part not in everything]
     assert wrong == []
+
+
+def test_the_bound_of_status_is_the_one_in_the_limits() -> None:
+    for name, text in {
+        "docs/operations.md": f"took longer than {limits.STATUS_WAIT:g} s",
+        "docs/decisions.md": f"ends its questions after {limits.STATUS_WAIT:g} s",
+        "CHANGELOG.md": f"`status` answers within about {limits.STATUS_WAIT:g} s",
+    }.items():
+        assert text in (ROOT / name).read_text(), name

@@ -89,6 +89,14 @@ def test_both_daemon_sets_are_the_same_but_for_the_registration() -> None:
     assert ours == with_registrar
 
 
+def test_no_probe_of_the_driver_asks_the_programs_of_pods() -> None:
+    """`status` does: pods whose programs hang would make the node NotReady, or have the driver restarted."""
+    for name in ("csi-driver-daemonset", "csi-driver-daemonset-registrar"):
+        container = yaml.safe_load((ROOT / f"deploy/{name}.yaml").read_text())["spec"]["template"]["spec"]["containers"][0]
+        commands = {kind: container[f"{kind}Probe"]["exec"]["command"][1:] for kind in ("startup", "readiness", "liveness")}
+        assert commands == {"startup": ["volume", "list"], "readiness": ["ready"], "liveness": ["volume", "list"]}
+
+
 def test_both_csi_drivers_are_the_same_but_for_persistent_volumes() -> None:
     *_, ours = yaml.safe_load_all((ROOT / "deploy/csi-driver.yaml").read_text())
     persistent = yaml.safe_load((ROOT / "deploy/csi-driver-persistent.yaml").read_text())

@@ -26,6 +26,7 @@ from driver.rpc import csi_pb2
 DRIVER_OPTIONS = ("--metrics-address", "127.0.0.1:0")
 
 PROBE_WAIT = 1.0  # seconds, as in the design's limits
+STATUS_WAIT = 5.0
 WORKER_WAIT = 5.0
 WAITS_FOR_NOBODY = 0.9 * PROBE_WAIT  # 10 to 75 ms were seen
 SLACK = 4.0  # programs are started, on a machine with little of everything
@@ -241,7 +242,13 @@ def test_many_of_one_pod_share_a_few_processes(node: Node, pod: Pod) -> None:
 @contextmanager
 def many_that_never_answer(node: Node, count: int) -> Iterator[list[Published]]:
     """Volumes of so many pods, served by one process: no test machine has room for that many containers."""
-    volumes = [node.pod().publish() for _ in range(count)]
+    with never_answering([node.pod().publish() for _ in range(count)]) as volumes:
+        yield volumes
+
+
+@contextmanager
+def never_answering(volumes: list[Published]) -> Iterator[list[Published]]:
+    """Serve the volumes by one process that answers no request."""
     fds = [mount(volume) for volume in volumes]
     command = [sys.executable, f"{SOURCES}/silent_fuse.py", *map(str, fds)]
     with subprocess.Popen(command, pass_fds=fds, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as program:
@@ -276,6 +283,28 @@ def test_many_of_many_pods_share_some_processes(node: Node) -> None:
             with within(WAITS_FOR_NOBODY, "unpublish"):
                 volume.unpublish()
     for volume in volumes:
+        volume.wait_waiting()
+        volume.unpublish()
+    recovers(node, before)
+
+
+def test_the_driver_is_ready_and_status_answers_in_time_however_many_hang(node: Node, pod: Pod) -> None:
+    """kubelet's probe must not make the node NotReady because the programs of one pod hang."""
+    before = numbers(node)
+    other = node.pod().publish()
+    fd = mount(other)
+    with never_answering([pod.publish(volume=f"v{n}", socket=f"{n}.sock") for n in range(100)]) as volumes:
+        with within(STATUS_WAIT + SLACK, "status"):
+            status = node.driver.cli("status")
+        assert status.returncode == 0
+        assert f"examining the volumes of this node took longer than {STATUS_WAIT:g} s" in status.stdout
+        (line,) = [line for line in status.stdout.splitlines() if str(other.target) in line]
+        assert "does not answer within" in line  # nobody serves it: it was asked, and did not have to wait for the hung pod
+        with within(SLACK, "ready"):  # the start of a program
+            ready = node.driver.cli("ready")
+        assert (ready.returncode, ready.stdout, ready.stderr) == (0, "ready\n", "")
+    os.close(fd)
+    for volume in [*volumes, other]:
         volume.wait_waiting()
         volume.unpublish()
     recovers(node, before)

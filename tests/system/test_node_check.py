@@ -72,6 +72,19 @@ def test_a_node_that_lacks_nothing(place: Path) -> None:
     assert any(note.startswith("synchronous INIT: ") for note in notes)
 
 
+@pytest.mark.parametrize("options", ["rw", "ro"])
+def test_without_a_run_dir_it_leaves_nothing_behind(place: Path, options: str) -> None:
+    """It asks where a driver would keep its files, and does not make that folder."""
+    script = 'mount -t tmpfs -o "$1" run /run; shift; "$@"; echo "left: $(ls -A /run)"'
+    arguments = ("--endpoint", f"unix:{place}/csi.sock", "--pods-dir", str(place / "pods"), "check")
+    whole = ["unshare", "--mount", "sh", "-c", script, "sh", options, *command(), *arguments]
+    done = subprocess.run(whole, cwd=REPOSITORY, capture_output=True, text=True, timeout=20)
+    assert done.stderr == ""
+    assert "FAILED  FUSE device" not in done.stdout
+    assert done.stdout.endswith("left: \n")
+    assert os.listdir(place) == ["pods"]
+
+
 def test_it_says_the_same_beside_a_running_driver(place: Path) -> None:
     driver = Driver(place)
     driver.run_dir = place / "run" / "mfcp"
@@ -181,6 +194,28 @@ def test_a_driver_that_cannot_start_says_why_in_one_line(place: Path, number: in
     assert not (place / "csi.sock").exists()
 
 
+PID_NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child")
+INIT = ("sh", "-c", '"$@"; exit $?', "init")
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "warns"),
+    [((), False), (PID_NAMESPACE, True), ((*PID_NAMESPACE, *INIT), True)],
+    ids=["the node's pids", "its own namespace", "its own namespace, with an init process"],
+)
+def test_a_driver_that_does_not_see_the_nodes_pids_says_so(place: Path, wrapper: tuple[str, ...], warns: bool) -> None:
+    driver = Driver(place)
+    driver.wrapper = wrapper
+    driver.start()
+    try:
+        assert ("hostPID: true" in driver.log) is warns
+    finally:
+        driver.end()
+    _, _, notes = check(place, *wrapper)
+    (note,) = [note for note in notes if note.startswith("pids of the node: ")]
+    assert ("hostPID: true" in note) is warns
+
+
 @contextmanager
 def publishing(driver: Driver) -> Iterator[tuple[Callable[[], object], Path]]:
     """A call that publishes a pod's volume, and its target."""
@@ -204,9 +239,10 @@ def test_a_driver_without_openat2_is_not_ready_and_refuses_to_publish(place: Pat
         driver.start()
     try:
         wait_until("the admin socket is there", driver.admin_socket.exists)
-        done = driver.cli("status")
-        assert done.returncode == 1
-        assert "not ready: system calls are refused: openat2" in done.stdout
+        for command in ("status", "ready"):
+            done = driver.cli(command)
+            assert done.returncode == 1
+            assert "not ready: system calls are refused: openat2" in done.stdout
         assert "not ready: system calls are refused: openat2" in driver.log
         with publishing(driver) as (publish, target), refused(grpc.StatusCode.INTERNAL) as refusal:
             publish()

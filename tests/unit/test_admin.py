@@ -1,5 +1,6 @@
 """A volume as the driver's own service shows it."""
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,6 +9,7 @@ from driver.condition import Condition
 from driver.history import History, Past
 from driver.paths import VolumePaths
 from driver.policy import of_volume
+from driver.rpc import admin_pb2
 from driver.targetmount import State
 from driver.volume import Publication
 
@@ -36,3 +38,10 @@ def test_warnings_are_shown_once() -> None:
     assert "bogus" in admin.message_of(volume("bogus")).warnings[0]
     shown = admin.message_of(volume("bogus"), Condition(True, "bogus is unknown"))
     assert (list(shown.warnings), shown.condition, shown.abnormal) == ([], "bogus is unknown", True)
+
+
+def test_readiness_looks_at_no_volume() -> None:
+    """A pod whose programs hang must not make the node NotReady."""
+    service = admin.Admin(volumes=None, standalone=None, problem=lambda: "no /dev/fuse below /x\udcff")  # type: ignore[arg-type]
+    answer = asyncio.run(service.GetReadiness(admin_pb2.GetReadinessRequest(), None))  # type: ignore[arg-type]
+    assert answer.problem == "no /dev/fuse below /x\\udcff"

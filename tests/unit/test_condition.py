@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from collections import Counter
 from errno import EAGAIN, EIO, ENOSYS, ENOTCONN
 from types import SimpleNamespace
 from typing import Any
@@ -121,10 +122,10 @@ def test_a_link_in_place_of_the_target_is_not_followed(tmp_path: Any) -> None:
     assert usage_of(str(tmp_path / "link")).size.total == os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize
 
 
-def volume(state: State = State.MOUNTED, target: str = "/target") -> Any:
+def volume(state: State = State.MOUNTED, target: str = "/target", pod: str = "pod") -> Any:
     """As much of a volume as is looked at."""
     return SimpleNamespace(
-        publication=SimpleNamespace(paths=SimpleNamespace(owner="pod")),
+        publication=SimpleNamespace(paths=SimpleNamespace(owner=pod)),
         target=target,
         policy=SimpleNamespace(warnings=()),
         history=History(Past(THEN, 1)),
@@ -204,27 +205,64 @@ def test_one_that_fails_unforeseen_costs_no_other(monkeypatch: pytest.MonkeyPatc
         return condition.NOTHING_KNOWN
 
     monkeypatch.setattr(condition, "_usage", usage)
-    found = [how for how, _ in run(condition.examine_all(volumes))]
+    found = run(condition.examine_all(volumes))
     assert [how.text.split()[0] for how in found] == ["waiting", "its", "waiting"]
     assert found[1].is_abnormal
-    assert found[1].text.startswith("its condition cannot be told: ValueError")
-    assert "cannot be told" in caplog.text
+    assert found[1].text.startswith("its condition is not known: the driver failed to examine it: ValueError")
+    assert "internal error while examining the volume" in caplog.text
+    assert "in condition" in caplog.text  # the function's line of the traceback
 
 
 def test_many_are_examined_some_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In their order, however they answer, and never more than are meant to be."""
-    running = most = 0
+    """The conditions come in the order of the volumes, and never more than the limits allow are examined at one time."""
+    running: Counter[str] = Counter()
+    most: Counter[str] = Counter()
 
-    async def usage(*_: object) -> condition.Usage:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
+    async def usage(examined: Any) -> condition.Usage:
+        for key in ("all", examined.publication.paths.owner):
+            running[key] += 1
+            most[key] = max(most[key], running[key])
         await asyncio.sleep(0.05)
-        running -= 1
+        for key in ("all", examined.publication.paths.owner):
+            running[key] -= 1
         return condition.NOTHING_KNOWN
 
     monkeypatch.setattr(condition, "_usage", usage)
-    volumes = [volume(State.MOUNTED if number % 3 else State.WAITING) for number in range(200)]
+    volumes = [volume(State.MOUNTED if number % 3 else State.WAITING, pod=f"pod {number % 8}") for number in range(200)]
     found = run(condition.examine_all(volumes))
-    assert [how.text.split()[0] for how, _ in found] == ["mounted" if number % 3 else "waiting" for number in range(200)]
-    assert most <= condition._EXAMINED_AT_ONCE
+    assert [how.text.split()[0] for how in found] == ["mounted" if number % 3 else "waiting" for number in range(200)]
+    assert most.pop("all") == condition._EXAMINED_AT_ONCE
+    assert set(most.values()) <= set(range(1, condition._EXAMINED_OF_A_POD + 1))
+
+
+def test_all_are_examined_within_the_limit_however_many_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The programs of one pod hang, and those of the other pods are asked all the same."""
+    monkeypatch.setattr(limits, "STATUS_WAIT", 0.5)
+
+    async def usage(examined: Any) -> condition.Usage:
+        if examined.publication.paths.owner == "hangs":
+            await asyncio.sleep(0.2)
+            raise TimeoutError
+        return condition.NOTHING_KNOWN
+
+    monkeypatch.setattr(condition, "_usage", usage)
+    hung = [volume(pod="hangs") for _ in range(400)]
+    healthy = [volume(pod=f"pod {number}") for number in range(100)]
+    waiting = [volume(State.WAITING, pod="hangs")]
+
+    async def main() -> list[Any]:
+        began = time.monotonic()
+        found = await condition.examine_all([*hung, *healthy, *waiting])
+        assert time.monotonic() - began < 2
+        return found
+
+    found = run(main())
+    silent, late = "does not answer within", "was not asked: examining the volumes of this node took longer than 0.5 s"
+    for how in found[:400]:
+        assert how.is_abnormal
+        assert (silent in how.text) is not (late in how.text)
+    assert silent in found[0].text
+    assert late in found[399].text
+    assert [(how.is_abnormal, how.text) for how in found[400:500]] == [(False, f"mounted {SINCE}")] * 100
+    assert found[500].text.startswith(f"waiting {SINCE}: ")
+    assert "not asked" not in found[500].text

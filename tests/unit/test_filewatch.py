@@ -106,6 +106,27 @@ def test_a_node_that_is_gone_is_removed_without_an_error(node: Path) -> None:
     run(main())
 
 
+def test_the_callback_of_a_file_that_is_gone_is_kept_no_longer(node: Path) -> None:
+    """As with a device node of a former driver, which is removed when its program has closed it."""
+
+    async def main() -> None:
+        closed = asyncio.Event()
+        watch = FileWatch(syscalls.inotify_init())
+
+        def remove() -> None:
+            node.unlink()
+            closed.set()
+
+        watch.on_last_close(str(node), remove)
+        os.close(os.open(node, os.O_WRONLY))
+        await closed.wait()
+        while watch._callbacks:
+            await asyncio.sleep(0.001)
+        watch.close()
+
+    run(main())
+
+
 def test_what_is_missing_cannot_be_watched(tmp_path: Path) -> None:
     async def main() -> None:
         watch = FileWatch(syscalls.inotify_init())
@@ -154,10 +175,19 @@ def test_where_the_kernel_lost_some_everybody_is_called(tmp_path: Path, monkeypa
     run(main())
 
 
-def test_a_callback_that_fails_costs_no_other_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(EROFS, os.strerror(EROFS)), ["cannot handle", "Read-only file system"]),
+        (KeyError("a mistake"), ["internal error", "a mistake", "in fails"]),  # with a traceback
+    ],
+)
+def test_a_callback_that_fails_costs_no_other_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception, words: list[str]
+) -> None:
     async def main() -> None:
         def fails() -> None:
-            raise OSError(EROFS, os.strerror(EROFS))
+            raise error
 
         closed = asyncio.Event()
         watch = FileWatch(syscalls.inotify_init())
@@ -166,9 +196,9 @@ def test_a_callback_that_fails_costs_no_other_file(tmp_path: Path, caplog: pytes
         watch.on_last_close(str(tmp_path / "b"), closed.set)
         for fd in fds:
             os.close(fd)
-        # Both are told in one read.
+        # One read returns both events.
         await closed.wait()
-        assert "Read-only file system" in caplog.text
+        assert all(word in caplog.text for word in words)
         watch.close()
 
     run(main())

@@ -4,6 +4,7 @@ import pytest
 
 from driver import policy, syscalls
 from driver.policy import KernelMount, Refused, VolumePolicy
+from fusermount3_proxy import options
 from fusermount3_proxy.protocol import to_wire
 
 NO_SUID_DEV = syscalls.MS_NOSUID | syscalls.MS_NODEV
@@ -49,6 +50,16 @@ def test_a_plain_mount() -> None:
 @pytest.mark.parametrize("name", sorted(MS))
 def test_a_flag_that_the_program_asks_for(name: str) -> None:
     assert flags(name) == {name}
+
+
+def test_the_driver_knows_every_flag_that_the_parser_knows() -> None:
+    assert set(policy._FLAGS) == {flag for flag, _ in options.FLAGS.values()}
+
+
+def test_a_flag_that_only_the_parser_knows_is_not_dropped_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(options.FLAGS, "unheard-of", ("unheard-of", True))
+    with pytest.raises(KeyError, match="unheard-of"):
+        kernel("unheard-of")
 
 
 @pytest.mark.parametrize("asked", ["suid", "dev", "suid,dev", "nosuid,suid", "dev,nodev", "rw,exec"])

@@ -1,6 +1,8 @@
 """Where the commands look for the driver that they talk to."""
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,3 +23,15 @@ def test_the_folder_of_the_driver_that_runs_is_found(folders: dict[str, Path], t
     folders[where].mkdir(parents=True)
     (folders[where] / "admin.sock").touch()
     assert rundir.in_use(endpoint) == str(folders[where])
+
+
+def test_asking_for_the_folder_makes_nothing(folders: dict[str, Path], tmp_path: Path) -> None:
+    assert rundir.default(str(tmp_path / "own/csi.sock")) == str(folders["usual"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_would_be_read_only_is_not_used(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rundir.os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY if path == str(tmp_path) else 0))
+    assert rundir.default(str(tmp_path / "own/csi.sock")) == str(folders["beside the endpoint"])
+    folders["usual"].mkdir()  # something is mounted there
+    assert rundir.default(str(tmp_path / "own/csi.sock")) == str(folders["usual"])

@@ -54,6 +54,15 @@ def test_an_address_is_host_and_port(address: str, expected: tuple[str, int]) ->
         "[::1]",
         "[::1]9100",
         "[host]:1",
+        "[::1]x:1",
+        "host:+1",
+        "host: 1",
+        "host:1_0",
+        "host:1\n",
+        "a\nb:1",
+        "user@host:1",
+        "host:1/metrics",
+        "host:1?x",
     ],
 )
 def test_an_address_that_is_none_is_told(address: str) -> None:

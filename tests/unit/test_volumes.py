@@ -1,6 +1,7 @@
 """What a former driver left is taken up, by a driver that meets something unforeseen."""
 
 import asyncio
+import fcntl
 import os
 import socket
 from pathlib import Path
@@ -92,5 +93,27 @@ def test_what_another_driver_kept_from_being_recorded_is_recorded_when_that_one_
         volume.give_up()
         watch.close()
         listeners.close()
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
+
+
+def test_nothing_is_kept_of_a_former_drivers_device_node_when_its_program_has_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A file stands in for the device node, which needs root.
+    monkeypatch.setattr(DeviceNodes, "is_there", lambda nodes, name: (tmp_path / "dev" / name).exists())
+    (tmp_path / "dev").mkdir(mode=0o700)
+    program = os.open(tmp_path / "dev" / "0123456789abcdef", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(program, fcntl.LOCK_SH)
+
+    async def main() -> None:
+        workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
+        listeners, watch = Listeners(), FileWatch(syscalls.inotify_init())
+        Volumes(workspace, watch, listeners, Records(str(tmp_path / "state"))).restore("/pods", "/standalone")
+        assert len(watch._callbacks) == 1
+        os.close(program)
+        while watch._callbacks:
+            await asyncio.sleep(0.001)
+        assert os.listdir(tmp_path / "dev") == []
+        listeners.close()
+        watch.close()
 
     asyncio.run(asyncio.wait_for(main(), DEADLINE))
