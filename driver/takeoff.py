@@ -14,6 +14,7 @@ from driver import fusemount, syscalls
 from driver.device import DeviceNodes
 from driver.fusemount import FuseMount
 from driver.logs import log
+from fusermount3_proxy.mountinfo import Mount
 
 # Whoever finds a mount by its path keeps it busy until the call ends, and a copy of it is made (fusemount.copy_of) behind
 # all that is mounted and unmounted just then. Seconds.
@@ -215,16 +216,47 @@ def _abort(place: str) -> None:
             raise
 
 
+class NotOurs(OSError):
+    """A target cannot be removed: what is mounted there was mounted by somebody else, and stays."""
+
+    def __init__(self, target: str, mount: Mount) -> None:
+        super().__init__(EBUSY, f"a {mount.fstype} file system of something else is mounted there", target)
+        self.mount = mount
+
+
 def remove_target(workspace: Workspace, target: str, mount: FuseMount | None, tell: Callable[[str], object] = log.error) -> None:
     """Take everything off `target`, `mount` as take_off() does, and remove the directory; one that is gone is no error.
 
-    Raises OSError with ENOTEMPTY where something lies in it: rmdir deletes no file.
+    Raises NotOurs, and changes nothing, where something is mounted there and none of it is the driver's. Raises OSError with
+    ENOTEMPTY where something lies in the directory: rmdir deletes no file.
     """
     try:
-        if mount is not None:
+        stack = fusemount.mounts_at(target)
+        if stack and not fusemount.holds_ours(stack, mount):
+            raise NotOurs(target, stack[-1])
+        if mount is not None and fusemount.is_in(stack, mount.device):
             _uncover(target, mount.device)
             take_off(workspace, target, mount, False, tell)
-        _detach_and_remove(target)
+        detach_all(target)
+        os.rmdir(target)
+    except FileNotFoundError:
+        pass
+
+
+def remove_placeholder(target: str) -> None:
+    """Do what remove_target() does, where the placeholder is on top. Raises OSError.
+
+    The mount table, which is long where there are many volumes, is not read: mostly nothing lies beneath.
+    """
+    try:
+        syscalls.umount(target, syscalls.MNT_DETACH)
+        try:
+            os.rmdir(target)
+        except OSError as error:
+            if error.errno != EBUSY:
+                raise
+            detach_all(target)  # what was there before the placeholder goes with it
+            os.rmdir(target)
     except FileNotFoundError:
         pass
 
@@ -233,19 +265,6 @@ def _uncover(target: str, device: str) -> None:
     """Take off what somebody has mounted over the file system `device`."""
     while fusemount.device_at(target) != device and fusemount.is_at(target, device):
         syscalls.umount(target, syscalls.MNT_DETACH)
-
-
-def _detach_and_remove(target: str) -> None:
-    """Mostly there is one mount, and the directory can be removed when it is off."""
-    try:
-        syscalls.umount(target, syscalls.MNT_DETACH)
-        os.rmdir(target)
-        return
-    except OSError as error:
-        if error.errno not in (EINVAL, EBUSY):  # nothing mounted; more than one
-            raise
-    detach_all(target)
-    os.rmdir(target)
 
 
 def detach_all(target: str) -> None:

@@ -55,7 +55,7 @@ class TargetMount:
         """`on_change` is called when `record` has changed."""
         self.lock = asyncio.Lock()
         self.record: FuseMount | None = None
-        self.placeholder: str | None = None  # its device number, where it is known
+        self.placeholder: str | None = None  # its identity (fusemount.identity_at), where it is known
         self.state = State.WAITING
         self.process: MountProcess | None = None  # mounts for a program that answers INIT first (sync-init)
         self._paths = paths
@@ -93,7 +93,7 @@ class TargetMount:
         if self.process is not None or self.is_taking_off or self._is_removed:
             return  # what is there changes just now
         record, is_late = self.record, self._late is not None
-        if fusemount.device_at(self._target) == (self.placeholder if record is None else record.device):
+        if self._has_placeholder_on_top() if record is None else fusemount.device_at(self._target) == record.device:
             self._troubles.end("target")
             return
         stack = fusemount.mounts_at(self._target)
@@ -105,7 +105,7 @@ class TargetMount:
         if not stack:
             self.placeholder = fusemount.mount_placeholder(self._target)
         elif fusemount.is_placeholder(stack[-1]):
-            self.placeholder = stack[-1].device  # not known yet, where a former driver had mounted it
+            self.placeholder = fusemount.identity_at(self._target)  # not known yet, where a former driver had mounted it
         if not stack or (record is not None and not is_late):
             text = "it was unmounted on the node: containers that ran then may not see what is mounted now until they restart"
             self._troubles.begin("unmounted", text, logging.WARNING)
@@ -238,12 +238,12 @@ class TargetMount:
             self._log.refusal(f"former layers of subPath binds cannot be removed: {error}")
 
     async def remove_target(self) -> None:
-        """Unmount all, and remove the target's directory. Raises OSError, TimeoutError."""
+        """Unmount all, and remove the target's directory. Raises OSError (takeoff.NotOurs, TimeoutError)."""
         record = self.record
         self._is_removed = True
-        if record is None and fusemount.device_at(self._target) == self.placeholder:
+        if record is None and self._has_placeholder_on_top():
             # Nothing of a pod's: it cannot block, and a thread would cost more than all of it.
-            takeoff.remove_target(self._workspace, self._target, None)
+            takeoff.remove_placeholder(self._target)
             return
         tell = self._log.refusal
         try:
@@ -283,6 +283,10 @@ class TargetMount:
             self._death.stop()
         if self._renewal is not None:
             self._renewal.stop()
+
+    def _has_placeholder_on_top(self) -> bool:
+        """Return whether the placeholder, where it is known, is what the target shows. Raises OSError."""
+        return self.placeholder is not None and fusemount.identity_at(self._target) == self.placeholder
 
     def _is_off(self, record: FuseMount) -> bool:
         """Whether a mount is known not to be at the target any more, nor beneath something that is."""

@@ -212,8 +212,7 @@ class Volumes:
 
     async def _clear(self, target: str) -> None:
         try:
-            stack = fusemount.mounts_at(target)
-            record = fusemount.adopt(stack) if stack and stack[-1].is_fuse else None
+            record = fusemount.adopt_beneath(fusemount.mounts_at(target))
             await Threads(1).run(limits.TAKE_OFF_WAIT, lambda: takeoff.remove_target(self._workspace, target, record))
         except OSError as error:
             raise unpublish_error(target, error) from None
