@@ -1,6 +1,8 @@
 """NodeUnpublishVolume: whatever the pod does, it ends in bounded time, and deletes no file."""
 
 import os
+import subprocess
+import sys
 import time
 
 import grpc
@@ -10,6 +12,7 @@ from harness.container import Background, Container
 from harness.events import wait_until
 from harness.kubelet import Published, refused
 from harness.pod import Node, Pod
+from harness.programs import SOURCES
 
 from driver.rpc import csi_pb2
 
@@ -246,3 +249,31 @@ def test_a_fuse_mount_on_the_bare_directory_goes(pod: Pod, layers: int) -> None:
     Published(pod.folder, pod.folder.request()).unpublish()
     assert not target.exists()
     os.close(fd)
+
+
+def test_retries_of_one_that_hangs_have_one_thread(node: Node, pod: Pod) -> None:
+    """The driver does not know the volume, and kubelet's folder is on a file system whose server never answers an rmdir."""
+    volume = pod.publish()
+    mounts.unmount(volume.target)
+    volume.target.rmdir()
+    restart_without_records(node)
+    folder = volume.target.parent
+    fd = mounts.mount_fuse(folder)
+    server = subprocess.Popen([sys.executable, SOURCES / "never_removes.py", str(fd)], pass_fds=[fd])
+    os.close(fd)
+    before = node.driver.threads()
+    try:
+        for _ in range(3):
+            with refused(grpc.StatusCode.DEADLINE_EXCEEDED):
+                volume.unpublish()
+            assert node.driver.threads() == before + 1
+        with refused(grpc.StatusCode.ABORTED):  # what that thread removes must not be a new volume's
+            volume.republish()
+    finally:
+        server.kill()
+        server.wait()
+        mounts.unmount_lazily(folder)
+    wait_until("the thread has ended", lambda: node.driver.threads() == before)
+    volume.republish()
+    volume.unpublish()
+    assert node.driver.threads() == before
