@@ -10,6 +10,7 @@ from driver.bounded import Threads
 from driver.errors import Code, VolumeError
 from driver.filewatch import FileWatch
 from driver.history import Past
+from driver.internalerror import report_internal_error
 from driver.listeners import Listeners
 from driver.logs import VolumeLog, log
 from driver.paths import BadPath
@@ -105,9 +106,9 @@ class Volumes:
             try:
                 volume = self._new(record.publication, record.past)
                 is_there = volume.restore(record.mount, fusemount.mounts_at(target, by_path))
-            except Exception as error:  # whatever it is, it must not cost the others
-                text = f"the volume at {target} cannot be taken up ({error!r}); it is known again when kubelet publishes it"
-                VolumeLog(record.publication.pod, record.publication.volume_id).error(text)
+            except Exception:  # whatever it is, it must not cost the others
+                text = f"restoring the volume at {target}, which serves no program until kubelet publishes it again"
+                report_internal_error(text, VolumeLog(record.publication.pod, record.publication.volume_id))
                 if volume is not None:
                     volume.give_up()
                 continue
