@@ -56,7 +56,7 @@ def mount_placeholder(target: str) -> str:
             return identity_at(target)
         except ConnectionAbortedError:
             raise
-        except OSError:
+        except BaseException:
             syscalls.umount(target, syscalls.MNT_DETACH)
             raise
     finally:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from enum import Enum
 
-from driver import apart, fusemount, subpathrenewal, subpaths, takeoff
+from driver import apart, fusemount, subpathrenewal, subpaths, syscalls, takeoff
 from driver.apart import Caller
 from driver.bounded import Threads
 from driver.deathwatch import DeathWatch
@@ -80,8 +80,11 @@ class TargetMount:
     def mount(self, mountpoint: bytes, kernel: KernelMount) -> int:
         """Mount FUSE on the placeholder. Returns the fd to serve it by. Raises OSError."""
         record, fd = fusemount.mount_fuse(self._workspace.nodes, self._target, mountpoint, kernel)
-        self._history.mounted()
-        self.take_over(record)
+        try:
+            self._begin(record)
+        except BaseException:
+            os.close(fd)
+            raise
         return fd
 
     def put_right(self) -> None:
@@ -148,15 +151,43 @@ class TargetMount:
                 record = fusemount.record_of(opened, self._target, before, mountpoint, kernel)
             except OSError:
                 record = None  # nothing is mounted, or the target is gone
+            except BaseException:
+                self._undo(opened.node)
+                os.close(opened.fd)
+                raise
             if record is None:
                 self.discard(opened)
                 return
-            self._history.mounted()
-            self.take_over(record)
-            os.close(opened.fd)  # after the watch was set, which hears of it where it is the last one
+            try:
+                self._begin(record)
+            finally:
+                os.close(opened.fd)  # after the watch was set, which hears of it where it is the last one
 
         self.process = MountProcess(opened.fd, self._target, kernel, end)
         return self.process
+
+    def _begin(self, record: FuseMount) -> None:
+        """Note and watch a mount that was made just now; it is unmounted again where that raises anything, which goes on."""
+        try:
+            self._history.mounted()
+            self.take_over(record)
+        except BaseException:
+            self._undo(record.node)
+            raise
+
+    def _undo(self, node: str | None) -> None:
+        """Unmount a new mount after a mistake of the driver's own: nobody would notice its end, and no other program could mount."""
+        self.release()
+        self._death = self._renewal = self.record = None
+        self.state = State.WAITING
+        try:
+            stack = fusemount.mounts_at(self._target)
+            if stack and stack[-1].is_fuse:
+                syscalls.umount(self._target, syscalls.MNT_DETACH)
+        except OSError as error:
+            self._log.error(f"a new mount at {self._target} cannot be unmounted, and no program can mount until it is: {error.strerror}")
+        if node is not None:
+            self._workspace.nodes.remove(node)
 
     async def end_process(self, process: MountProcess) -> None:
         """Kill a process of mount_opened(), and wait for its end. Raises TimeoutError."""
