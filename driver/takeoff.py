@@ -27,25 +27,30 @@ _TARGET_SUFFIX = ".target"
 class Workspace:
     """The driver's own places for mounting: device nodes, and a private tmpfs whose mounts reach nobody else."""
 
-    def __init__(self, folder: str) -> None:
-        """Make them below `folder`, and clear away what a driver that was killed left there. Raises OSError."""
+    def __init__(self, folder: str, is_alone: bool) -> None:
+        """Make them below `folder`. Raises OSError.
+
+        `is_alone` says that no other driver has the folder; then what one that was killed left there is cleared away.
+        """
         os.makedirs(folder, mode=0o700, exist_ok=True)
         self.nodes = DeviceNodes(f"{folder}/dev")
-        for name in os.listdir(folder):
+        for name in os.listdir(folder) if is_alone else ():
             if name.startswith(_PRIVATE_PREFIX):
                 _clear_away(f"{folder}/{name}")
         self._private = f"{folder}/{_PRIVATE_PREFIX}{secrets.token_hex(8)}"
         os.mkdir(self._private, 0o700)
+        # Both are held as long as the process lives, and tell other drivers whose this is: the lock of the directory is seen
+        # from every mount namespace, and that of the tmpfs by drivers of former versions, which know no other.
+        self._owned = [_locked(self._private)]
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
         syscalls.mount("mfcp-private", self._private, "tmpfs", flags, "mode=0700")
         syscalls.mount(None, self._private, None, syscalls.MS_PRIVATE)
-        # Held as long as the process lives: it tells another driver, or the next one, whose this is.
-        self._owned = os.open(self._private, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(self._owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._owned.append(_locked(self._private))
 
     def close(self) -> None:
         """Leave nothing of it in the mount table."""
-        os.close(self._owned)
+        for fd in self._owned:
+            os.close(fd)
         _clear_away(self._private)
 
     def new_place(self, target: str) -> str:
@@ -64,6 +69,13 @@ def drop_place(place: str) -> None:
     os.unlink(f"{place}{_TARGET_SUFFIX}")
 
 
+def _locked(path: str) -> int:
+    """Return an fd of a directory, locked. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return fd
+
+
 def _clear_away(path: str) -> None:
     """_remove_private(), where that can be done: what stays costs no driver its start, nor its end."""
     try:
@@ -74,10 +86,12 @@ def _clear_away(path: str) -> None:
 
 def _remove_private(path: str) -> None:
     """Remove a private tmpfs, unless a driver that runs owns it. Raises OSError, also where something else has its name."""
+    beneath = _open_beneath(path)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(beneath, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if fusemount.mounts_at(path):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for name in os.listdir(fd):
                 if name.endswith(_TARGET_SUFFIX):
                     _finish_take_off(f"{path}/{name.removesuffix(_TARGET_SUFFIX)}", os.readlink(name, dir_fd=fd))
@@ -88,12 +102,23 @@ def _remove_private(path: str) -> None:
             for name in os.listdir(fd):
                 if name.endswith(_TARGET_SUFFIX):
                     _remove_place(fd, name)
+        detach_all(path)
+        os.rmdir(path)
     except BlockingIOError:
         return
     finally:
         os.close(fd)
-    detach_all(path)
-    os.rmdir(path)
+        os.close(beneath)
+
+
+def _open_beneath(path: str) -> int:
+    """Return an fd of the directory `path` itself, whatever is mounted on it here. Raises OSError."""
+    folder, name = os.path.split(path)
+    copy = syscalls.open_tree(folder, syscalls.OPEN_TREE_CLONE)  # of one mount, without those on it
+    try:
+        return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=copy)
+    finally:
+        os.close(copy)
 
 
 def _remove_place(directory: int, link: str) -> None:
