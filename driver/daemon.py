@@ -10,12 +10,13 @@ from errno import EACCES, EPERM
 
 from driver import metrics, node, privileges, scrape, syscalls, workerpool
 from driver.bounded import NUDGE
-from driver.endpoint import refuse_if_served
+from driver.endpoint import Served, listener_at, refuse_if_served
 from driver.errors import StartError
 from driver.filewatch import FileWatch
 from driver.listeners import Listeners
 from driver.logs import log
 from driver.records import Records
+from driver.rundir import Claim
 from driver.settings import Settings
 from driver.standalone import Standalone
 from driver.takeoff import Workspace
@@ -47,7 +48,7 @@ def serve(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings, scraped: socket.socket | None, instance: int, starter: int) -> None:
-    refuse_if_served(settings.csi_socket, "--endpoint")
+    await refuse_if_served(settings.csi_socket, "--endpoint")
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
@@ -57,10 +58,10 @@ async def _serve(settings: Settings, scraped: socket.socket | None, instance: in
             # First of all: the records are usually in it, and where it cannot be made that is said of --run-dir.
             os.makedirs(settings.run_dir, mode=0o700, exist_ok=True)
             records = _open_records(settings.state_dir)
-            await _former_driver_ends(records, settings.state_dir, stopped)
+            is_alone = await _former_driver_ends(settings, Claim(settings.run_dir), records, stopped)
             if stopped.is_set():
                 return
-            workspace = Workspace(settings.run_dir)
+            workspace = Workspace(settings.run_dir, is_alone)
             stack.callback(workspace.close)
             files = FileWatch(instance)
             stack.callback(files.close)
@@ -101,22 +102,39 @@ def _open_records(folder: str) -> Records:
         raise StartError(f"cannot prepare {folder} (--state-dir): {error.strerror}; give a folder on a tmpfs of the node") from None
 
 
-async def _former_driver_ends(records: Records, folder: str, stopped: asyncio.Event) -> None:
-    """Wait for a driver that does not serve any more and still has the records.
+async def _former_driver_ends(settings: Settings, claim: Claim, records: Records, stopped: asyncio.Event) -> bool:
+    """Wait for a driver that does not serve any more and still has the run folder or the records. Raises Served where one serves.
 
     It finishes what is under way when it is stopped, and whoever deletes its pod by force has the next one started meanwhile.
+    Returns whether it has ended; it may hang in the kernel for ever, which must not keep this one from serving.
     """
-    end = asyncio.get_running_loop().time() + _FORMER_WAIT
-    if not records.own():
-        log.info(f"another driver has {folder}: waiting for its end")
-    while not records.own() and not stopped.is_set():
-        if asyncio.get_running_loop().time() >= end:
-            log.warning(
-                f"another driver has {folder}: its volumes are known here when kubelet publishes them, and until it has ended a "
-                "restart of this one will not know any (give each driver a --state-dir of its own)"
-            )
-            return
+    loop = asyncio.get_running_loop()
+    end = loop.time() + _FORMER_WAIT
+    is_told = False
+    while True:
+        listener = await listener_at(settings.own_socket)
+        if listener is not None and listener.answers:
+            text = f"another driver ({listener}) serves from {settings.run_dir} (--run-dir)"
+            raise Served(f"{text}: stop it first, or give each driver a --run-dir of its own")
+        is_stuck = listener is not None  # one that is stopping has removed its sockets
+        has_folder, has_records = claim.own(), records.own()
+        if (has_folder and has_records) or stopped.is_set():
+            return has_folder and has_records
+        folder = settings.run_dir if has_records else settings.state_dir
+        if is_stuck or loop.time() >= end:
+            break
+        if not is_told:
+            is_told = True
+            log.info(f"another driver has {folder}: waiting for its end")
         await asyncio.sleep(_FORMER_RETRY)
+    if has_records:
+        log.warning(f"another driver has {folder} and does not serve: this one leaves what is there as it is")
+    else:
+        log.warning(
+            f"another driver has {folder}: its volumes are known here when kubelet publishes them, and until it has ended a "
+            "restart of this one will not know any (give each driver a --state-dir of its own)"
+        )
+    return False
 
 
 def _listen_for_scrapes(address: str | None) -> socket.socket | None:

@@ -39,7 +39,7 @@ class FuseMount:
 def mount_placeholder(target: str) -> str:
     """Mount what a volume is without its FUSE file system: an empty directory in which nothing can be created.
 
-    Returns its device number. Raises OSError, NotADirectoryError for a symlink too.
+    Returns its identity (identity_at). Raises OSError, NotADirectoryError for a symlink too.
 
     With one inode, what an application writes too early fails with ENOSPC instead of landing on the node's disk. The
     mode lets programs mount on it that first ask whether they could write.
@@ -52,10 +52,11 @@ def mount_placeholder(target: str) -> str:
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
         syscalls.mount(PLACEHOLDER_SOURCE, path, _PLACEHOLDER_TYPE, flags, "nr_inodes=1,size=4k,mode=0777")
         try:
-            return _mounted(target, syscalls.device_of(directory))
+            _mounted(target, syscalls.device_of(directory))
+            return identity_at(target)
         except ConnectionAbortedError:
             raise
-        except OSError:
+        except BaseException:
             syscalls.umount(target, syscalls.MNT_DETACH)
             raise
     finally:
@@ -77,6 +78,16 @@ def _mounted(target: str, *beneath: str) -> str:
 def is_placeholder(mount: Mount) -> bool:
     """Whether a line of mountinfo is a placeholder."""
     return mount.fstype == _PLACEHOLDER_TYPE and mount.source == PLACEHOLDER_SOURCE.encode()
+
+
+def holds_ours(stack: list[Mount], known: FuseMount | None) -> bool:
+    """Return whether one of the mounts at a target (`stack`) is the driver's, whatever lies over it or beneath.
+
+    The driver's are placeholders, the FUSE file system `known`, and one that publish would adopt: on the bare directory, as the
+    Go plugin mounts it, or on top of everything.
+    """
+    is_known = known is not None and is_in(stack, known.device)
+    return is_known or any(map(is_placeholder, stack)) or any(mount.is_fuse for mount in (*stack[:1], *stack[-1:]))
 
 
 def mount_fd(target: str, source: bytes, fstype: bytes, flags: int, data: bytes, fd: int) -> None:
@@ -127,11 +138,33 @@ def adopt(stack: list[Mount]) -> FuseMount:
     return FuseMount(top.path, top.device, source, top.fstype, None, any(is_placeholder(mount) for mount in stack))
 
 
+def adopt_beneath(stack: list[Mount]) -> FuseMount | None:
+    """Return the record of the topmost FUSE file system of a target that nobody knows; None where there is none, or all is foreign."""
+    fuse = [i for i, mount in enumerate(stack) if mount.is_fuse]
+    return adopt(stack[: fuse[-1] + 1]) if fuse and holds_ours(stack, None) else None
+
+
 def device_at(target: str) -> str:
     """MAJOR:MINOR of the topmost file system at `target`, without asking it. Raises OSError."""
     fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         return _device_of(fd) or _device_by_table(fd)
+    finally:
+        os.close(fd)
+
+
+def identity_at(target: str) -> str:
+    """Return what tells the placeholder at `target` from all that is ever mounted there, without asking it. Raises OSError.
+
+    A device number alone does not: the next file system that is mounted after an unmount gets the same one.
+    """
+    fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return syscalls.device_and_change_of(fd)
+    except OSError as error:
+        if error.errno != EIO:
+            raise
+        return ""  # a FUSE file system with a bad root (_device_of), so no placeholder
     finally:
         os.close(fd)
 
@@ -214,11 +247,11 @@ def usage(target: str) -> tuple[int, ...]:
         os.close(fd)
 
 
-def placeholders_usage(target: str, device: str) -> tuple[int, ...] | None:
-    """The same of the placeholder `device`, which does not block; None where something else is at `target`. Raises OSError."""
+def placeholders_usage(target: str, identity: str) -> tuple[int, ...] | None:
+    """The same of the placeholder `identity`, which does not block; None where something else is at `target`. Raises OSError."""
     fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        return _usage(fd) if syscalls.device_of(fd) == device else None
+        return _usage(fd) if syscalls.device_and_change_of(fd) == identity else None
     finally:
         os.close(fd)
 

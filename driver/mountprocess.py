@@ -11,6 +11,7 @@ from collections.abc import Callable
 from errno import EINTR, EIO
 
 from driver import fusemount, workerpool
+from driver.internalerror import report_internal_error
 from driver.policy import KernelMount
 
 
@@ -42,9 +43,14 @@ class MountProcess:
             errno = 0
         except OSError as error:
             errno = error.errno or errno
+        except Exception:
+            report_internal_error("mounting in a process of its own; the request is refused")
         finally:
             try:
                 on_end()
+            except Exception:
+                errno = EIO
+                report_internal_error("beginning to watch a new mount, which is unmounted; the request is refused")
             finally:
                 self.ended.set_result(errno)
 

@@ -64,7 +64,11 @@ class PodRequests:
                 fd = self._mount.mount(from_wire(request.mountpoint), kernel)
             except OSError as error:
                 raise _mount_failed(error) from None
-        self._log_mounted(request, peer, kernel, took)
+        try:
+            self._log_mounted(request, peer, kernel, took)
+        except BaseException:
+            os.close(fd)  # nobody else has it, so the mount is taken off as that of a program that has died
+            raise
         return fd
 
     async def prepare(self, request: MountRequest, peer: Peer) -> "PreparedMount":

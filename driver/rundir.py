@@ -1,10 +1,27 @@
 """Decides where the driver keeps its own files when the command line does not say."""
 
+import fcntl
 import os
 
 DEFAULT = "/run/mfcp"
 _BESIDE = ".mfcp"
 _DAEMON_SETS_SOCKET = "/csi/csi.sock"  # in the containers of this project's manifests and the Go plugin's
+
+
+class Claim:
+    """The lock on a run folder. Every mount namespace sees it, and it is held until the driver's process ends."""
+
+    def __init__(self, folder: str) -> None:
+        """Open the folder, which is there. Raises OSError."""
+        self._fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def own(self) -> bool:
+        """Return whether the folder is this driver's, from now on. It is not while another driver has it."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            return False
 
 
 def default(csi_socket: str) -> str:

@@ -15,7 +15,7 @@ import grpc.aio
 from driver import __version__, kernel, node, registration
 from driver.admin import Admin
 from driver.csi import Controller, Identity, Node
-from driver.endpoint import refuse_if_served, removed
+from driver.endpoint import Served, refuse_if_served, removed
 from driver.errors import StartError
 from driver.filewatch import FileWatch
 from driver.logs import log
@@ -41,7 +41,8 @@ async def serve(
         log.warning(f"not ready: {text}")
     if not kernel.sees_host_pids():
         log.warning(node.NO_HOST_PIDS)
-    csi = _bound(settings.csi_socket, "--endpoint")
+    csi = grpc.aio.server()
+    await _bind(csi, settings.csi_socket, "--endpoint")
     csi_pb2_grpc.add_IdentityServicer_to_server(Identity(problem), csi)
     csi_pb2_grpc.add_ControllerServicer_to_server(Controller(), csi)
     propagation = partial(node.propagation, settings.pods_dir)
@@ -49,14 +50,11 @@ async def serve(
     await csi.start()
     sockets.append(settings.csi_socket)
     servers = [csi]
-    try:
-        admin = _bound(settings.admin_socket, "--admin-socket")
-        admin_pb2_grpc.add_AdminServicer_to_server(Admin(volumes, standalone, problem), admin)
+    admin = grpc.aio.server()
+    admin_pb2_grpc.add_AdminServicer_to_server(Admin(volumes, standalone, problem), admin)
+    if await _bind_admin(admin, settings):
         await admin.start()
         servers.append(admin)
-    except StartError as error:
-        # CSI works without it, and another driver of this node may have the socket.
-        log.warning(f"the commands cannot call this driver: {error}")
     where = f"CSI on {settings.csi_socket}, admin on {settings.admin_socket}"
     log.info(f"meta-fuse-csi-plugin {__version__}, node {settings.node_id}, serves {where}")
     reasons: list[str] = []
@@ -102,13 +100,14 @@ async def serve(
 
 async def _register(endpoint: str, place: registration.Place, give_up: Callable[[str], None]) -> grpc.aio.Server:
     """Register the driver with kubelet, which calls CSI at once: it is served by now. Raises StartError."""
-    refuse_if_served(place.path, "--plugin-registration-path")
+    await refuse_if_served(place.path, "--plugin-registration-path")
 
     def refused(text: str) -> None:
         # kubelet asks again only when the socket is made again.
         give_up(f"kubelet does not register the driver: {text}")
 
-    server = _bound(place.bound, "--plugin-registration-path")
+    server = grpc.aio.server()
+    await _bind(server, place.bound, "--plugin-registration-path")
     pluginregistration_pb2_grpc.add_RegistrationServicer_to_server(registration.Registration(endpoint, refused), server)
     await server.start()
     try:
@@ -118,17 +117,30 @@ async def _register(endpoint: str, place: registration.Place, give_up: Callable[
     return server
 
 
-def _bound(path: str, option: str) -> grpc.aio.Server:
-    """Return a server that is bound to a socket of mode 0600, and not started. Raises StartError if another process listens there."""
+async def _bind_admin(admin: grpc.aio.Server, settings: Settings) -> bool:
+    """Bind the admin service to its sockets. Returns whether there is one. Raises Served where another driver has the run folder."""
+    is_bound = False
+    for path, option in {settings.own_socket: "--run-dir", settings.admin_socket: "--admin-socket"}.items():
+        try:
+            await _bind(admin, path, option)
+            is_bound = True
+        except StartError as error:
+            if isinstance(error, Served) and path == settings.own_socket:
+                raise
+            # CSI does not need it, and another driver on the same node may have the socket that --admin-socket names.
+            log.warning(f"the commands cannot call this driver: {error}")
+    return is_bound
+
+
+async def _bind(server: grpc.aio.Server, path: str, option: str) -> None:
+    """Bind a server that is not started to a socket, mode 0600. Raises StartError, Served where another process serves there."""
     folder = os.path.dirname(path) or "."
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        refuse_if_served(path, option)
+        await refuse_if_served(path, option)
         if os.path.lexists(path):
             os.unlink(path)
-        server = grpc.aio.server()
         server.add_insecure_port(f"unix:{path}")
         os.chmod(path, 0o600)
-        return server
     except (OSError, RuntimeError) as error:
         raise StartError(f"{option}: cannot listen at {path}: {error}") from None

@@ -52,6 +52,7 @@ RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 
+STATX_CTIME = 0x80
 STATX_BASIC_STATS = 0x7FF
 
 IN_ATTRIB = 0x04
@@ -147,6 +148,13 @@ def device_of(fd: int) -> str:
     buffer = (ctypes.c_uint32 * 64)()  # struct statx has 256 bytes; stx_dev_major and _minor are words 34 and 35
     _check(_libc.statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, 0, buffer), f"/proc/self/fd/{fd}")
     return f"{buffer[34]}:{buffer[35]}"
+
+
+def device_and_change_of(fd: int) -> str:
+    """Return device_of(), with the time at which the file that `fd` is open on last changed; asks the file system nothing either."""
+    buffer = (ctypes.c_uint32 * 64)()  # stx_ctime is words 24 to 26
+    _check(_libc.statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_CTIME, buffer), f"/proc/self/fd/{fd}")
+    return f"{buffer[34]}:{buffer[35]} {buffer[24] | buffer[25] << 32}.{buffer[26]:09}"
 
 
 def ask_for_attributes(fd: int) -> None:

@@ -14,6 +14,7 @@ from driver import fusemount, syscalls
 from driver.device import DeviceNodes
 from driver.fusemount import FuseMount
 from driver.logs import log
+from fusermount3_proxy.mountinfo import Mount
 
 # Whoever finds a mount by its path keeps it busy until the call ends, and a copy of it is made (fusemount.copy_of) behind
 # all that is mounted and unmounted just then. Seconds.
@@ -26,25 +27,30 @@ _TARGET_SUFFIX = ".target"
 class Workspace:
     """The driver's own places for mounting: device nodes, and a private tmpfs whose mounts reach nobody else."""
 
-    def __init__(self, folder: str) -> None:
-        """Make them below `folder`, and clear away what a driver that was killed left there. Raises OSError."""
+    def __init__(self, folder: str, is_alone: bool) -> None:
+        """Make them below `folder`. Raises OSError.
+
+        `is_alone` says that no other driver has the folder; then what one that was killed left there is cleared away.
+        """
         os.makedirs(folder, mode=0o700, exist_ok=True)
         self.nodes = DeviceNodes(f"{folder}/dev")
-        for name in os.listdir(folder):
+        for name in os.listdir(folder) if is_alone else ():
             if name.startswith(_PRIVATE_PREFIX):
                 _clear_away(f"{folder}/{name}")
         self._private = f"{folder}/{_PRIVATE_PREFIX}{secrets.token_hex(8)}"
         os.mkdir(self._private, 0o700)
+        # Both are held as long as the process lives, and tell other drivers whose this is: the lock of the directory is seen
+        # from every mount namespace, and that of the tmpfs by drivers of former versions, which know no other.
+        self._owned = [_locked(self._private)]
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
         syscalls.mount("mfcp-private", self._private, "tmpfs", flags, "mode=0700")
         syscalls.mount(None, self._private, None, syscalls.MS_PRIVATE)
-        # Held as long as the process lives: it tells another driver, or the next one, whose this is.
-        self._owned = os.open(self._private, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(self._owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._owned.append(_locked(self._private))
 
     def close(self) -> None:
         """Leave nothing of it in the mount table."""
-        os.close(self._owned)
+        for fd in self._owned:
+            os.close(fd)
         _clear_away(self._private)
 
     def new_place(self, target: str) -> str:
@@ -63,6 +69,13 @@ def drop_place(place: str) -> None:
     os.unlink(f"{place}{_TARGET_SUFFIX}")
 
 
+def _locked(path: str) -> int:
+    """Return an fd of a directory, locked. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return fd
+
+
 def _clear_away(path: str) -> None:
     """_remove_private(), where that can be done: what stays costs no driver its start, nor its end."""
     try:
@@ -73,10 +86,12 @@ def _clear_away(path: str) -> None:
 
 def _remove_private(path: str) -> None:
     """Remove a private tmpfs, unless a driver that runs owns it. Raises OSError, also where something else has its name."""
+    beneath = _open_beneath(path)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(beneath, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if fusemount.mounts_at(path):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for name in os.listdir(fd):
                 if name.endswith(_TARGET_SUFFIX):
                     _finish_take_off(f"{path}/{name.removesuffix(_TARGET_SUFFIX)}", os.readlink(name, dir_fd=fd))
@@ -87,12 +102,23 @@ def _remove_private(path: str) -> None:
             for name in os.listdir(fd):
                 if name.endswith(_TARGET_SUFFIX):
                     _remove_place(fd, name)
+        detach_all(path)
+        os.rmdir(path)
     except BlockingIOError:
         return
     finally:
         os.close(fd)
-    detach_all(path)
-    os.rmdir(path)
+        os.close(beneath)
+
+
+def _open_beneath(path: str) -> int:
+    """Return an fd of the directory `path` itself, whatever is mounted on it here. Raises OSError."""
+    folder, name = os.path.split(path)
+    copy = syscalls.open_tree(folder, syscalls.OPEN_TREE_CLONE)  # of one mount, without those on it
+    try:
+        return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=copy)
+    finally:
+        os.close(copy)
 
 
 def _remove_place(directory: int, link: str) -> None:
@@ -215,16 +241,47 @@ def _abort(place: str) -> None:
             raise
 
 
+class NotOurs(OSError):
+    """A target cannot be removed: what is mounted there was mounted by somebody else, and stays."""
+
+    def __init__(self, target: str, mount: Mount) -> None:
+        super().__init__(EBUSY, f"a {mount.fstype} file system of something else is mounted there", target)
+        self.mount = mount
+
+
 def remove_target(workspace: Workspace, target: str, mount: FuseMount | None, tell: Callable[[str], object] = log.error) -> None:
     """Take everything off `target`, `mount` as take_off() does, and remove the directory; one that is gone is no error.
 
-    Raises OSError with ENOTEMPTY where something lies in it: rmdir deletes no file.
+    Raises NotOurs, and changes nothing, where something is mounted there and none of it is the driver's. Raises OSError with
+    ENOTEMPTY where something lies in the directory: rmdir deletes no file.
     """
     try:
-        if mount is not None:
+        stack = fusemount.mounts_at(target)
+        if stack and not fusemount.holds_ours(stack, mount):
+            raise NotOurs(target, stack[-1])
+        if mount is not None and fusemount.is_in(stack, mount.device):
             _uncover(target, mount.device)
             take_off(workspace, target, mount, False, tell)
-        _detach_and_remove(target)
+        detach_all(target)
+        os.rmdir(target)
+    except FileNotFoundError:
+        pass
+
+
+def remove_placeholder(target: str) -> None:
+    """Do what remove_target() does, where the placeholder is on top. Raises OSError.
+
+    The mount table, which is long where there are many volumes, is not read: mostly nothing lies beneath.
+    """
+    try:
+        syscalls.umount(target, syscalls.MNT_DETACH)
+        try:
+            os.rmdir(target)
+        except OSError as error:
+            if error.errno != EBUSY:
+                raise
+            detach_all(target)  # what was there before the placeholder goes with it
+            os.rmdir(target)
     except FileNotFoundError:
         pass
 
@@ -233,19 +290,6 @@ def _uncover(target: str, device: str) -> None:
     """Take off what somebody has mounted over the file system `device`."""
     while fusemount.device_at(target) != device and fusemount.is_at(target, device):
         syscalls.umount(target, syscalls.MNT_DETACH)
-
-
-def _detach_and_remove(target: str) -> None:
-    """Mostly there is one mount, and the directory can be removed when it is off."""
-    try:
-        syscalls.umount(target, syscalls.MNT_DETACH)
-        os.rmdir(target)
-        return
-    except OSError as error:
-        if error.errno not in (EINVAL, EBUSY):  # nothing mounted; more than one
-            raise
-    detach_all(target)
-    os.rmdir(target)
 
 
 def detach_all(target: str) -> None:

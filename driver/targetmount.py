@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from enum import Enum
 
-from driver import apart, fusemount, subpathrenewal, subpaths, takeoff
+from driver import apart, fusemount, subpathrenewal, subpaths, syscalls, takeoff
 from driver.apart import Caller
 from driver.bounded import Threads
 from driver.deathwatch import DeathWatch
@@ -55,7 +55,7 @@ class TargetMount:
         """`on_change` is called when `record` has changed."""
         self.lock = asyncio.Lock()
         self.record: FuseMount | None = None
-        self.placeholder: str | None = None  # its device number, where it is known
+        self.placeholder: str | None = None  # its identity (fusemount.identity_at), where it is known
         self.state = State.WAITING
         self.process: MountProcess | None = None  # mounts for a program that answers INIT first (sync-init)
         self._paths = paths
@@ -80,8 +80,11 @@ class TargetMount:
     def mount(self, mountpoint: bytes, kernel: KernelMount) -> int:
         """Mount FUSE on the placeholder. Returns the fd to serve it by. Raises OSError."""
         record, fd = fusemount.mount_fuse(self._workspace.nodes, self._target, mountpoint, kernel)
-        self._history.mounted()
-        self.take_over(record)
+        try:
+            self._begin(record)
+        except BaseException:
+            os.close(fd)
+            raise
         return fd
 
     def put_right(self) -> None:
@@ -93,7 +96,7 @@ class TargetMount:
         if self.process is not None or self.is_taking_off or self._is_removed:
             return  # what is there changes just now
         record, is_late = self.record, self._late is not None
-        if fusemount.device_at(self._target) == (self.placeholder if record is None else record.device):
+        if self._has_placeholder_on_top() if record is None else fusemount.device_at(self._target) == record.device:
             self._troubles.end("target")
             return
         stack = fusemount.mounts_at(self._target)
@@ -105,7 +108,7 @@ class TargetMount:
         if not stack:
             self.placeholder = fusemount.mount_placeholder(self._target)
         elif fusemount.is_placeholder(stack[-1]):
-            self.placeholder = stack[-1].device  # not known yet, where a former driver had mounted it
+            self.placeholder = fusemount.identity_at(self._target)  # not known yet, where a former driver had mounted it
         if not stack or (record is not None and not is_late):
             text = "it was unmounted on the node: containers that ran then may not see what is mounted now until they restart"
             self._troubles.begin("unmounted", text, logging.WARNING)
@@ -148,15 +151,43 @@ class TargetMount:
                 record = fusemount.record_of(opened, self._target, before, mountpoint, kernel)
             except OSError:
                 record = None  # nothing is mounted, or the target is gone
+            except BaseException:
+                self._undo(opened.node)
+                os.close(opened.fd)
+                raise
             if record is None:
                 self.discard(opened)
                 return
-            self._history.mounted()
-            self.take_over(record)
-            os.close(opened.fd)  # after the watch was set, which hears of it where it is the last one
+            try:
+                self._begin(record)
+            finally:
+                os.close(opened.fd)  # after the watch was set, which hears of it where it is the last one
 
         self.process = MountProcess(opened.fd, self._target, kernel, end)
         return self.process
+
+    def _begin(self, record: FuseMount) -> None:
+        """Note and watch a mount that was made just now; it is unmounted again where that raises anything, which goes on."""
+        try:
+            self._history.mounted()
+            self.take_over(record)
+        except BaseException:
+            self._undo(record.node)
+            raise
+
+    def _undo(self, node: str | None) -> None:
+        """Unmount a new mount after a mistake of the driver's own: nobody would notice its end, and no other program could mount."""
+        self.release()
+        self._death = self._renewal = self.record = None
+        self.state = State.WAITING
+        try:
+            stack = fusemount.mounts_at(self._target)
+            if stack and stack[-1].is_fuse:
+                syscalls.umount(self._target, syscalls.MNT_DETACH)
+        except OSError as error:
+            self._log.error(f"a new mount at {self._target} cannot be unmounted, and no program can mount until it is: {error.strerror}")
+        if node is not None:
+            self._workspace.nodes.remove(node)
 
     async def end_process(self, process: MountProcess) -> None:
         """Kill a process of mount_opened(), and wait for its end. Raises TimeoutError."""
@@ -238,12 +269,12 @@ class TargetMount:
             self._log.refusal(f"former layers of subPath binds cannot be removed: {error}")
 
     async def remove_target(self) -> None:
-        """Unmount all, and remove the target's directory. Raises OSError, TimeoutError."""
+        """Unmount all, and remove the target's directory. Raises OSError (takeoff.NotOurs, TimeoutError)."""
         record = self.record
         self._is_removed = True
-        if record is None and fusemount.device_at(self._target) == self.placeholder:
+        if record is None and self._has_placeholder_on_top():
             # Nothing of a pod's: it cannot block, and a thread would cost more than all of it.
-            takeoff.remove_target(self._workspace, self._target, None)
+            takeoff.remove_placeholder(self._target)
             return
         tell = self._log.refusal
         try:
@@ -283,6 +314,10 @@ class TargetMount:
             self._death.stop()
         if self._renewal is not None:
             self._renewal.stop()
+
+    def _has_placeholder_on_top(self) -> bool:
+        """Return whether the placeholder, where it is known, is what the target shows. Raises OSError."""
+        return self.placeholder is not None and fusemount.identity_at(self._target) == self.placeholder
 
     def _is_off(self, record: FuseMount) -> bool:
         """Whether a mount is known not to be at the target any more, nor beneath something that is."""

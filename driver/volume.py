@@ -25,7 +25,7 @@ from driver.paths import VolumePaths
 from driver.podrequests import PodRequests
 from driver.podsockets import NameTaken, NoDirectory, PodSockets
 from driver.policy import VolumePolicy, lacking
-from driver.takeoff import Workspace
+from driver.takeoff import NotOurs, Workspace
 from driver.targetmount import State, TargetMount, foreign
 from driver.troubles import Troubles
 from fusermount3_proxy import limits
@@ -93,7 +93,7 @@ class Volume:
 
     @property
     def placeholder(self) -> str | None:
-        """The placeholder's device number, where it is known."""
+        """The placeholder's identity (fusemount.identity_at), where it is known."""
         return self._mount.placeholder
 
     @property
@@ -254,7 +254,7 @@ class Volume:
             except NotADirectoryError:
                 raise VolumeError(Code.FAILED_PRECONDITION, _no_directory(self.target)) from None
         elif fusemount.is_placeholder(stack[-1]):
-            self._mount.placeholder = stack[-1].device
+            self._mount.placeholder = fusemount.identity_at(self.target)
         elif not stack[-1].is_fuse:
             raise VolumeError(Code.FAILED_PRECONDITION, foreign(self.target, stack[-1]))
         else:
@@ -329,6 +329,8 @@ def unpublish_error(target: str, error: OSError) -> VolumeError:
         return VolumeError(
             Code.DEADLINE_EXCEEDED, f"{target}: the FUSE file system could not be unmounted within {limits.TAKE_OFF_WAIT:g} s"
         )
+    if isinstance(error, NotOurs):
+        return VolumeError(Code.FAILED_PRECONDITION, f"{foreign(target, error.mount)}: unmount it on the node")
     if error.errno in (ENOTEMPTY, EEXIST):
         return VolumeError(
             Code.FAILED_PRECONDITION, f"{target} is not empty; its files are not deleted: look at them and remove them by hand"

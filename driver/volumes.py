@@ -10,6 +10,7 @@ from driver.bounded import Threads
 from driver.errors import Code, VolumeError
 from driver.filewatch import FileWatch
 from driver.history import Past
+from driver.internalerror import report_internal_error
 from driver.listeners import Listeners
 from driver.logs import VolumeLog, log
 from driver.paths import BadPath
@@ -32,6 +33,7 @@ class Volumes:
         self._by_target: dict[str, Volume] = {}
         self._by_sockets: dict[tuple[str, str, str], Volume] = {}
         self._unpublishing: dict[str, asyncio.Task[None]] = {}
+        self._clearing: dict[str, asyncio.Future[None]] = {}  # by the targets of unknown volumes, each in a thread that may hang
 
     def __iter__(self) -> Iterator[Volume]:
         return iter(list(self._by_target.values()))
@@ -54,7 +56,7 @@ class Volumes:
     def publish(self, publication: Publication) -> Volume:
         """Publish, or look after what is published already. Raises VolumeError."""
         target = publication.paths.target_path
-        if target in self._unpublishing:
+        if target in self._unpublishing or target in self._clearing:  # what is removed there must not be the new volume's
             raise VolumeError(Code.ABORTED, f"{target} is being unpublished")
         volume = self._by_target.get(target)
         if volume is None:
@@ -104,9 +106,9 @@ class Volumes:
             try:
                 volume = self._new(record.publication, record.past)
                 is_there = volume.restore(record.mount, fusemount.mounts_at(target, by_path))
-            except Exception as error:  # whatever it is, it must not cost the others
-                text = f"the volume at {target} cannot be taken up ({error!r}); it is known again when kubelet publishes it"
-                VolumeLog(record.publication.pod, record.publication.volume_id).error(text)
+            except Exception:  # whatever it is, it must not cost the others
+                text = f"restoring the volume at {target}, which serves no program until kubelet publishes it again"
+                report_internal_error(text, VolumeLog(record.publication.pod, record.publication.volume_id))
                 if volume is not None:
                     volume.give_up()
                 continue
@@ -212,11 +214,21 @@ class Volumes:
 
     async def _clear(self, target: str) -> None:
         try:
-            stack = fusemount.mounts_at(target)
-            record = fusemount.adopt(stack) if stack and stack[-1].is_fuse else None
-            await Threads(1).run(limits.TAKE_OFF_WAIT, lambda: takeoff.remove_target(self._workspace, target, record))
+            cleared = self._clearing.get(target)
+            if cleared is None:
+                record = fusemount.adopt_beneath(fusemount.mounts_at(target))
+                cleared = Threads(1).finish(lambda: takeoff.remove_target(self._workspace, target, record))
+                self._clearing[target] = cleared
+                cleared.add_done_callback(lambda ended: self._end_clearing(target, ended))
+            # A retry waits for the thread of the first call: where that one hangs, a second thread would hang too.
+            await asyncio.wait_for(asyncio.shield(cleared), limits.TAKE_OFF_WAIT)
         except OSError as error:
             raise unpublish_error(target, error) from None
+
+    def _end_clearing(self, target: str, cleared: "asyncio.Future[None]") -> None:
+        del self._clearing[target]
+        if not cleared.cancelled():
+            cleared.exception()  # the call that waits, if there is one, has reported it
 
 
 def _check_places(publication: Publication, pods_dir: str, standalone_root: str) -> None:

@@ -1,13 +1,18 @@
 """NodeUnpublishVolume: whatever the pod does, it ends in bounded time, and deletes no file."""
 
+import os
+import subprocess
+import sys
 import time
 
 import grpc
 import pytest
+from harness import mounts
 from harness.container import Background, Container
 from harness.events import wait_until
 from harness.kubelet import Published, refused
 from harness.pod import Node, Pod
+from harness.programs import SOURCES
 
 from driver.rpc import csi_pb2
 
@@ -133,3 +138,142 @@ def test_what_the_pod_put_beside_the_sockets_stays(pod: Pod) -> None:
     own.write_text("the pod's\n")
     volume.unpublish()
     assert own.read_text() == "the pod's\n"
+
+
+FOREIGN = "a tmpfs file system of something else is mounted there"
+
+
+def restart_without_records(node: Node) -> None:
+    """Start the driver anew, so that it knows no volume."""
+    node.driver.stop()
+    for record in (node.driver.run_dir / "state").glob("*.json"):
+        record.unlink()
+    node.driver.start()
+
+
+def is_refused_until_unmounted(volume: Published) -> None:
+    """Unpublish leaves what is mounted at the target, says what to do, and succeeds when that is done."""
+    (before,) = volume.mounts
+    for _ in range(2):
+        with refused(grpc.StatusCode.FAILED_PRECONDITION) as refusal:
+            volume.unpublish()
+        assert refusal.text == f"{volume.target}: a {before.fstype} file system of something else is mounted there: unmount it on the node"
+        assert volume.mounts == [before]
+    mounts.unmount(volume.target)
+    volume.unpublish()
+    assert not volume.target.exists()
+
+
+def test_what_publish_refused_to_work_on_stays(pod: Pod) -> None:
+    pod.folder.empty_dir()
+    request = pod.folder.request()
+    volume = Published(pod.folder, request)
+    volume.target.mkdir()
+    mounts.mount("-t", "tmpfs", "something", volume.target)
+    with refused(grpc.StatusCode.FAILED_PRECONDITION) as refusal:
+        pod.folder.publish(request)
+    assert refusal.text == f"{volume.target}: {FOREIGN}"
+    is_refused_until_unmounted(volume)
+
+
+@pytest.mark.parametrize("how", ["republished", "at once", "restarted", "unknown"])
+def test_what_somebody_mounted_in_place_of_the_placeholder_stays(node: Node, pod: Pod, how: str) -> None:
+    """The kernel gives it the placeholder's device number."""
+    volume = pod.publish()
+    (placeholder,) = volume.mounts
+    mounts.unmount(volume.target)
+    mounts.mount("-t", "tmpfs", "something", volume.target)
+    (something,) = volume.mounts
+    assert something.device == placeholder.device
+    if how == "republished":
+        volume.republish()
+        assert FOREIGN in volume.condition
+    elif how == "restarted":
+        node.driver.stop()
+        node.driver.start()
+    elif how == "unknown":
+        restart_without_records(node)
+    is_refused_until_unmounted(volume)
+
+
+def test_what_somebody_mounted_in_place_of_a_fuse_mount_stays(pod: Pod) -> None:
+    """The kernel gives it the device number of the FUSE file system or of the placeholder, which are both free."""
+    volume = pod.publish()
+    program = mounted(volume, pod.fuse(volume))
+    for _ in range(2):
+        mounts.unmount_lazily(volume.target)
+    for _ in range(2):
+        mounts.mount("-t", "tmpfs", "something", volume.target)
+    before = volume.mounts
+    with refused(grpc.StatusCode.FAILED_PRECONDITION) as refusal:
+        volume.unpublish()
+    assert FOREIGN in refusal.text
+    assert volume.mounts == before
+    for _ in range(2):
+        mounts.unmount(volume.target)
+    volume.unpublish()
+    program.wait()
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_what_somebody_mounted_over_the_placeholder_goes(node: Node, pod: Pod, is_known: bool) -> None:
+    volume = pod.publish()
+    for _ in range(2):
+        mounts.mount("-t", "tmpfs", "something", volume.target)
+    if not is_known:
+        restart_without_records(node)
+    volume.unpublish()
+    assert not volume.target.exists()
+
+
+def test_a_fuse_mount_beneath_something_else_goes_when_nobody_knows_it(node: Node, pod: Pod) -> None:
+    """From all containers, and its program ends."""
+    volume = pod.publish()
+    program = mounted(volume, pod.fuse(volume))
+    application = pod.application(volume)
+    mounts.mount("-t", "tmpfs", "something", volume.target)
+    restart_without_records(node)
+    volume.unpublish()
+    program.wait()
+    assert application.check("ls -A /data") == ""
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_a_fuse_mount_on_the_bare_directory_goes(pod: Pod, layers: int) -> None:
+    """The Go plugin's driver mounts so, and publish would adopt it."""
+    target = pod.folder.target()
+    target.mkdir()
+    fd = mounts.mount_fuse(target)
+    for _ in range(layers):
+        mounts.mount("-t", "tmpfs", "something", target)
+    Published(pod.folder, pod.folder.request()).unpublish()
+    assert not target.exists()
+    os.close(fd)
+
+
+def test_retries_of_one_that_hangs_have_one_thread(node: Node, pod: Pod) -> None:
+    """The driver does not know the volume, and kubelet's folder is on a file system whose server never answers an rmdir."""
+    volume = pod.publish()
+    mounts.unmount(volume.target)
+    volume.target.rmdir()
+    restart_without_records(node)
+    folder = volume.target.parent
+    fd = mounts.mount_fuse(folder)
+    server = subprocess.Popen([sys.executable, SOURCES / "never_removes.py", str(fd)], pass_fds=[fd])
+    os.close(fd)
+    before = node.driver.threads()
+    try:
+        for _ in range(3):
+            with refused(grpc.StatusCode.DEADLINE_EXCEEDED):
+                volume.unpublish()
+            assert node.driver.threads() == before + 1
+        with refused(grpc.StatusCode.ABORTED):  # what that thread removes must not be a new volume's
+            volume.republish()
+    finally:
+        server.kill()
+        server.wait()
+        mounts.unmount_lazily(folder)
+    wait_until("the thread has ended", lambda: node.driver.threads() == before)
+    volume.republish()
+    volume.unpublish()
+    assert node.driver.threads() == before

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -140,9 +141,17 @@ def test_what_users_of_klog_write_is_taken() -> None:
     check_mistake(run(*options, "--add_dir_header", "--skip_headers", "--nodeid=n", "--endpoint=bad"), 1, "--endpoint")
 
 
+def answer(server: socket.socket) -> None:
+    connection, _ = server.accept()
+    connection.send(b"\0")
+    connection.recv(1000)
+    connection.recv(1)  # until the other side has closed it
+
+
 def test_an_endpoint_that_somebody_has_is_told_before_anything_is_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with listen(f"{tmp_path}/served", socket.SOCK_STREAM):
+    with listen(f"{tmp_path}/served", socket.SOCK_STREAM) as server:
+        threading.Thread(target=answer, args=(server,), daemon=True).start()
         for name, word in (("file", "no socket"), ("served", "another process serves")):
             ended = run("--nodeid", "n", "--endpoint", f"unix:{tmp_path}/{name}", "--run-dir", tmp_path / "run")
             check_mistake(ended, 1, "--endpoint", f"{tmp_path}/{name}", word)

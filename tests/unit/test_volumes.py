@@ -32,7 +32,9 @@ def answers(path: Path) -> bool:
         return True
 
 
-def test_a_volume_that_cannot_be_taken_up_serves_nobody_and_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_volume_that_cannot_be_taken_up_serves_nobody_and_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A pod must not be served for a volume that nobody can unpublish."""
     pods = tmp_path / "pods"
     records = Records(str(tmp_path / "state"))
@@ -65,6 +67,12 @@ def test_a_volume_that_cannot_be_taken_up_serves_nobody_and_costs_no_other(tmp_p
         watch.close()
 
     asyncio.run(asyncio.wait_for(main(), DEADLINE))
+    (told,) = [line for line in caplog.records if line.exc_info]
+    assert told.getMessage() == (
+        f"internal error while restoring the volume at {pods}/bad/mount, which serves no program until kubelet publishes it again; "
+        "please report it with the traceback"
+    )
+    assert "unforeseen" in caplog.text and told.__dict__["volume"] == "bad"
 
 
 def test_what_another_driver_kept_from_being_recorded_is_recorded_when_that_one_has_ended(

@@ -1,0 +1,129 @@
+"""Two drivers with one run folder, in two mount namespaces: a package on the host, say, and a DaemonSet that mounts /run/mfcp."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import hostile
+from harness.driver import Driver
+from harness.events import wait_until
+from harness.kubelet import Kubelet, Published
+from harness.pod import Node
+
+OWN_NAMESPACE = ("unshare", "--mount", "--propagation", "unchanged")
+AT_ONCE = 10.0  # seconds; a former driver that is stopping is waited for 15
+
+
+@pytest.fixture(params=[(OWN_NAMESPACE, ()), ((), OWN_NAMESPACE), ((), ())], ids=["first apart", "second apart", "together"])
+def second(module_node: Node, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Driver]:
+    """A driver that does not run yet, with the node's run folder and another endpoint. The node's driver runs."""
+    first = module_node.driver
+    first.stop()
+    place = module_node.folder / "second"
+    place.mkdir()
+    second = Driver(place)
+    second.pods_dir, second.run_dir = first.pods_dir, first.run_dir
+    first.wrapper, second.wrapper = request.param
+    first.start()
+    try:
+        yield second
+    finally:
+        second.end()
+        first.wrapper = ()
+        first.end()
+        first.start()
+        module_node.delete_pods()
+        for path in place.iterdir():
+            path.unlink()
+        place.rmdir()
+
+
+def folders(driver: Driver) -> set[Path]:
+    return set(driver.run_dir.glob("private-*"))
+
+
+def ends_well(volume: Published, fd: int) -> None:
+    """The volume's driver takes the mount off, for which it needs its private folder."""
+    os.close(fd)
+    volume.wait_waiting()
+
+
+@pytest.mark.parametrize("state_dir", [False, True])
+def test_the_second_does_not_start_while_the_first_serves(module_node: Node, second: Driver, tmp_path: Path, state_dir: bool) -> None:
+    first = module_node.driver
+    if state_dir:
+        second.options = ("--state-dir", str(tmp_path / "state"))
+    volume = module_node.pod().publish()
+    fd = hostile.mount(volume)
+    before = folders(first)
+    began = time.monotonic()
+    second.begin()
+    assert second.wait() == 1
+    assert time.monotonic() - began < AT_ONCE
+    (told,) = second.log.splitlines()
+    assert told == (
+        f"Error: another driver (pid {first.pid}) serves from {first.run_dir} (--run-dir): "
+        "stop it first, or give each driver a --run-dir of its own"
+    )
+    assert folders(first) == before
+    ends_well(volume, fd)
+    hostile.mount_and_end(volume)
+
+
+def test_one_that_does_not_answer_is_no_reason_and_keeps_what_it_uses(module_node: Node, second: Driver) -> None:
+    first = module_node.driver
+    volume = module_node.pod().publish()
+    fd = hostile.mount(volume)
+    before = folders(first)
+    first.signal(signal.SIGSTOP)
+    try:
+        second.start()
+        wait_until("all of it serves", lambda: "serves CSI on" in second.log)
+        assert f"a process (pid {first.pid}) has {first.run_dir}/admin.sock and does not answer" in second.log
+        assert before < folders(first)
+    finally:
+        first.signal(signal.SIGCONT)
+    ends_well(volume, fd)
+    assert second.stop() == 0, second.log
+    assert folders(first) == before
+    hostile.mount_and_end(volume)
+
+
+def test_nor_is_one_that_was_killed(module_node: Node, second: Driver) -> None:
+    """The second goes on with its volumes."""
+    first = module_node.driver
+    volume = module_node.pod().publish()
+    fd = hostile.mount(volume)
+    first.stop(signal.SIGKILL)
+    second.start()
+    assert len(folders(second)) == 1
+    assert str(volume.target) in second.cli("status").stdout
+    volume.pod.kubelet = Kubelet(second.csi_socket, second.pods_dir)
+    ends_well(volume, fd)
+    volume.unpublish()
+
+
+def test_a_third_keeps_what_one_uses_that_could_not_lock_the_run_folder(module_node: Node, second: Driver) -> None:
+    """The second took the place of one that did not answer, does not answer itself now, and lives on."""
+    first = module_node.driver
+    firsts = folders(first)
+    first.signal(signal.SIGSTOP)
+    second.start()
+    wait_until("all of it serves", lambda: "serves CSI on" in second.log)
+    seconds = folders(first) - firsts
+    folder = Kubelet(second.csi_socket, second.pods_dir).pod()
+    folder.empty_dir()
+    volume = folder.publish()
+    fd = hostile.mount(volume)
+    first.stop(signal.SIGKILL)
+    second.signal(signal.SIGSTOP)
+    try:
+        first.start()
+        assert seconds < folders(first) and not firsts & folders(first)
+    finally:
+        second.signal(signal.SIGCONT)
+    ends_well(volume, fd)
+    folder.delete()
