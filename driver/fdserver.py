@@ -21,6 +21,7 @@ from typing import Protocol
 
 from driver import metrics, queues
 from driver.bounded import Threads, without
+from driver.internalerror import report_internal_error
 from driver.listeners import Listeners
 from driver.logs import VolumeLog
 from driver.metrics import Reason
@@ -147,8 +148,7 @@ class FdServer:
                 self._listeners.add(sock.fileno(), accept)
         except OSError as error:  # pods of root's share the node's limit of epoll watches with the driver
             self._log.refusal(f"cannot listen for connections: {error.strerror}")
-            self._pause()
-            asyncio.get_running_loop().call_later(_ACCEPT_PAUSE, self._listen)
+            self._pause_for_a_moment()
 
     def _pause(self) -> None:
         if self._is_listening:
@@ -156,8 +156,23 @@ class FdServer:
             for sock in (self._sockets.v1, self._sockets.original):
                 self._listeners.remove(sock.fileno())
 
+    def _pause_for_a_moment(self) -> None:
+        self._pause()
+        asyncio.get_running_loop().call_later(_ACCEPT_PAUSE, self._listen)
+
     def _accept(self, listener: int) -> None:
         """Take one connection, and the next one when other volumes have had their turn: a pod may flood its socket."""
+        try:
+            self._accept_one(listener)
+        except OSError as error:
+            self._log.refusal(f"cannot accept a connection: {error.strerror}")
+            self._pause_for_a_moment()
+        except Exception:
+            report_internal_error("accepting a connection", self._log)
+            # The connection may still wait there, and would call this method in each turn of the event loop.
+            self._pause_for_a_moment()
+
+    def _accept_one(self, listener: int) -> None:
         # It must not fill the driver's memory either.
         if self._capacity.connections >= _CONNECTIONS_MAX:
             self._pause()
@@ -166,11 +181,6 @@ class FdServer:
         try:
             connection, _ = (self._sockets.v1 if is_v1 else self._sockets.original).accept()
         except BlockingIOError:
-            return
-        except OSError as error:
-            self._log.refusal(f"cannot accept a connection: {error.strerror}")
-            self._pause()
-            asyncio.get_running_loop().call_later(_ACCEPT_PAUSE, self._listen)
             return
         connection.setblocking(False)
         self._capacity.connections += 1
@@ -193,8 +203,10 @@ class FdServer:
                 metrics.refused(Reason.TOO_MANY)
         except (BrokenPipeError, ConnectionResetError):
             self._log.debug("a client went before it had its answer")
-        except Exception as error:
-            self._log.refusal(f"a request failed: {error!r}")
+        except OSError as error:
+            self._log.refusal(f"a request failed: {error}")
+        except Exception:
+            report_internal_error("serving a request", self._log)
         if is_v1 and not self._capacity.is_slow and self._closed_at_once(connection):
             self._one_less()
         else:
@@ -258,7 +270,7 @@ class FdServer:
         except ProtocolError as error:
             self._log.refusal(f"bad request: {error}")
             self._refuse(connection, f"bad request: {error}", EPROTO)
-        except TimeoutError:
+        except TooLate:
             metrics.refused(Reason.LATE)
             self._log.refusal("a client connected and did not send in time what it wants")
         except (BrokenPipeError, ConnectionResetError):
@@ -266,6 +278,9 @@ class FdServer:
         except OSError as error:
             self._log.refusal(f"a request failed: {error}")
             self._refuse(connection, f"the driver failed: {error.strerror}", error.errno or EIO, Reason.FAILED)
+        except Exception:
+            report_internal_error("serving a request", self._log)
+            self._refuse(connection, "the driver failed by a mistake of its own; its log has the details", EIO, Reason.FAILED)
 
     async def _serve_sync_init(self, connection: socket.socket, request: MountRequest) -> None:
         """The fd first; the client says when its program is ready to answer INIT, and hears how the mount went."""
@@ -315,19 +330,21 @@ class FdServer:
         fdpass.send_with_fds(connection, protocol.encode_reply(Reply(error=text, errno=errno)), [])
 
     async def _receive(self, connection: socket.socket, limit: float) -> bytes:
-        """One packet, without the fds that are with it; empty where the client has gone. Raises ProtocolError, TimeoutError."""
-        async with asyncio.timeout(limit):
-            while (brings := _next_brings(connection)) is None:
-                await self._readable(connection)
-            try:
+        """Receive one packet, without the fds that are with it; empty where the client has gone. Raises ProtocolError, TooLate."""
+        try:
+            async with asyncio.timeout(limit):
+                while (brings := _next_brings(connection)) is None:
+                    await self._readable(connection)
                 if brings is Brings.NOTHING:
                     return b""
                 if brings is Brings.DATA:
                     return _packet(connection)
                 # The kernel drops the fds here, and that may block.
                 return await self._capacity.threads.run(limits.REQUEST_WAIT, lambda: _packet(connection))
-            except fdpass.Truncated:
-                raise ProtocolError(f"the packet is longer than {limits.PACKET_MAX} bytes") from None
+        except fdpass.Truncated:
+            raise ProtocolError(f"the packet is longer than {limits.PACKET_MAX} bytes") from None
+        except TimeoutError:
+            raise TooLate from None
 
     async def _readable(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -339,6 +356,10 @@ class FdServer:
         finally:
             loop.remove_reader(connection.fileno())
             self._waiting = without(self._waiting, readable)
+
+
+class TooLate(Exception):
+    """The client did not send a packet within the time limit."""
 
 
 class Brings(Enum):

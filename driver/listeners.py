@@ -7,7 +7,7 @@ import asyncio
 import select
 from collections.abc import Callable
 
-from driver.logs import log
+from driver.internalerror import report_internal_error
 
 _MOMENT = 0.005  # seconds
 
@@ -53,5 +53,5 @@ class Listeners:
                 continue  # one before it has removed it
             try:
                 callback(fd)
-            except Exception as error:  # whatever it is, it must not cost the other volumes
-                log.error(f"a connection cannot be taken: {error!r}")
+            except Exception:  # a mistake in one volume's callback must not stop the other volumes
+                report_internal_error("calling back for a listening socket")

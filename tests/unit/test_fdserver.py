@@ -2,9 +2,11 @@
 
 import array
 import asyncio
+import logging
 import os
 import socket
-from errno import EBUSY, EMFILE, ENOSPC, EPROTO
+from collections.abc import Callable
+from errno import EBUSY, EIO, EMFILE, ENOSPC, EPROTO
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from fd_service import (
 from open_fds import same_file
 from standin_driver import DEADLINE, receive
 
-from driver import fdserver
+from driver import fdserver, metrics
 from driver.fdserver import Brings, Peer
+from driver.logs import log
 from driver.policy import Refused
 from fusermount3_proxy import limits, protocol
 from fusermount3_proxy.protocol import UnmountRequest
@@ -196,19 +199,88 @@ def test_an_oserror_of_the_driver_is_answered(folder: Path) -> None:
     run(main())
 
 
+@pytest.fixture
+def internal_errors(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
+    """Counts the mistakes of the driver that were reported; each is also in caplog's text, with its traceback."""
+    monkeypatch.setattr(log, "propagate", True)
+    monkeypatch.setattr(metrics, "_instruments", None)
+    metrics.start(dict, lambda: 0)
+
+    def number() -> int:
+        (line,) = [line for line in metrics.text().decode().splitlines() if line.startswith("mfcp_internal_errors_total ")]
+        return int(float(line.split()[1]))
+
+    return number
+
+
 @pytest.mark.parametrize("suffix", ["", ".v1"])
-def test_a_mistake_of_the_driver_costs_one_connection(folder: Path, suffix: str) -> None:
+@pytest.mark.parametrize("mistake", [ZeroDivisionError("a mistake"), KeyError("a mistake"), TypeError("a mistake")])
+def test_a_mistake_of_the_driver_is_reported_as_its_own_and_costs_one_connection(
+    folder: Path, suffix: str, mistake: Exception, internal_errors: Callable[[], int], caplog: pytest.LogCaptureFixture
+) -> None:
     async def main() -> None:
         async with serving(folder) as served:
-            served.handler.outcome = ZeroDivisionError("a mistake")
+            served.handler.outcome = mistake
             with served.connect(suffix) as client:
                 if suffix:
                     send(client, MOUNT)
+                    text = "the driver failed by a mistake of its own; its log has the details"
+                    assert await answer(client) == ({"error": text, "errno": EIO}, [])
                 assert await is_closed(client)
             served.handler.outcome = None
             assert (await served.ask(UNMOUNT))[0] == {}
 
     run(main())
+    assert internal_errors() == 1
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert "internal error while serving a request" in record.getMessage()
+    assert "in _work" in caplog.text  # the traceback
+
+
+def test_a_client_that_is_gone_is_no_mistake_of_the_driver(folder: Path, internal_errors: Callable[[], int]) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            served.handler.go_on.clear()
+            for suffix in ("", ".v1"):
+                with served.connect(suffix) as client:
+                    if suffix:
+                        send(client, UNMOUNT)
+                    await soon(served.handler.began.acquire())
+            served.handler.go_on.set()
+            assert (await served.ask(UNMOUNT))[0] == {}
+
+    run(main())
+    assert internal_errors() == 0
+
+
+class Mistaken(socket.socket):
+    """A listening socket at which the driver makes a mistake, for the first accepts."""
+
+    mistakes = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if Mistaken.mistakes:
+            Mistaken.mistakes -= 1
+            raise KeyError("a mistake")
+        return super().accept()
+
+
+def test_a_mistake_of_the_driver_while_it_accepts_is_reported_as_its_own(
+    folder: Path, internal_errors: Callable[[], int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fdserver, "_ACCEPT_PAUSE", 0.01)
+
+    async def main() -> None:
+        async with serving(folder, Mistaken) as served:
+            Mistaken.mistakes = 2
+            assert (await served.ask(UNMOUNT))[0] == {}
+            assert Mistaken.mistakes == 0
+
+    run(main())
+    assert internal_errors() == 2
+    assert "internal error while accepting a connection" in caplog.text
+    assert {getattr(record, "volume", None) for record in caplog.records} == {"csi-1"}
 
 
 # ---- what a hostile pod sends
