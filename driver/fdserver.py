@@ -33,7 +33,6 @@ from fusermount3_proxy.protocol import MountRequest, ProtocolError, Reply, Unmou
 _UCRED = struct.Struct("iII")  # struct ucred, unix(7): pid, uid, gid
 _ACCEPT_PAUSE = 0.1  # seconds, after accept(2) failed for want of fds
 _SLOW = 0.005  # seconds
-_CONNECTIONS_MAX = limits.REQUESTS_AT_ONCE + 64  # the surplus is only closed, in its turn
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,8 @@ class Capacity:
     __slots__ = ("connections", "is_slow", "listener_thread", "on_room", "threads")  # each volume has one
 
     def __init__(self) -> None:
-        self.threads = Threads(limits.REQUESTS_AT_ONCE, nudge=limits.PROBE_WAIT)
-        self.listener_thread = Threads(1, nudge=limits.PROBE_WAIT)
+        self.threads = Threads(limits.CONNECTION_THREADS, nudge=limits.PROBE_WAIT)
+        self.listener_thread = Threads(limits.LISTENER_THREADS, nudge=limits.PROBE_WAIT)
         self.connections = 0
         self.is_slow = False  # its connections are closed in threads
         self.on_room: Callable[[], None] | None = None  # called when there is one less
@@ -139,7 +138,7 @@ class FdServer:
             self._log.warning("the sockets are not closed yet; clients have queued file descriptors that block whoever drops them")
 
     def _listen(self) -> None:
-        if self._is_closed or self._is_listening or self._capacity.connections >= _CONNECTIONS_MAX:
+        if self._is_closed or self._is_listening or self._capacity.connections >= limits.CONNECTIONS_MAX:
             return
         self._is_listening = True
         accept = self._accept
@@ -174,7 +173,7 @@ class FdServer:
 
     def _accept_one(self, listener: int) -> None:
         # It must not fill the driver's memory either.
-        if self._capacity.connections >= _CONNECTIONS_MAX:
+        if self._capacity.connections >= limits.CONNECTIONS_MAX:
             self._pause()
             return
         is_v1 = listener == self._sockets.v1.fileno()
@@ -284,7 +283,7 @@ class FdServer:
 
     async def _serve_sync_init(self, connection: socket.socket, request: MountRequest) -> None:
         """The fd first; the client says when its program is ready to answer INIT, and hears how the mount went."""
-        if self._preparing >= limits.REQUESTS_AT_ONCE:  # each has an fd and a device node
+        if self._preparing >= limits.PREPARED_AT_ONCE:
             raise Refused("mount failed: too many programs are about to mount", EBUSY)
         self._preparing += 1
         try:

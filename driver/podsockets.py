@@ -14,6 +14,7 @@ from socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQPACKET, SOCK_ST
 
 from driver import syscalls
 from driver.paths import DEV_FUSE, VolumePaths
+from fusermount3_proxy import limits
 from fusermount3_proxy.protocol import V1_SUFFIX
 
 Identity = bytes  # devices and inodes of the directory and both sockets; numbers would take five times as much of each volume
@@ -22,7 +23,6 @@ _NUMBERS = struct.Struct("6Q")
 
 _TRIES = 3
 _BIND_NAME = ".mfcp-bind"  # sun_path is too short for long names: bound under this one, then renamed
-_BACKLOG = 64
 
 
 class NoDirectory(Exception):
@@ -58,7 +58,7 @@ class PodSockets:
                         # Not before: a pod that removes them again and again would queue what blocks whoever closes them,
                         # and those that are not kept are closed here.
                         for sock in sockets:
-                            sock.listen(_BACKLOG)
+                            sock.listen(limits.CONNECTIONS_IN_QUEUE)
                         return PodSockets(original=sockets[1], v1=sockets[0], _identity=identity)
                 except BaseException:
                     _remove(directory, name)

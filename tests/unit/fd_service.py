@@ -20,7 +20,7 @@ from driver.listeners import Listeners
 from driver.logs import VolumeLog
 from driver.podsockets import PodSockets
 from driver.policy import Refused
-from fusermount3_proxy import protocol
+from fusermount3_proxy import limits, protocol
 from fusermount3_proxy.protocol import MountRequest, UnmountRequest
 
 T = TypeVar("T")
@@ -163,7 +163,7 @@ async def soon(what: "asyncio.Future[T] | Any") -> Any:
 def listening(path: Path, suffix: str, kind: type[socket.socket] = socket.socket) -> socket.socket:
     sock = kind(socket.AF_UNIX, (socket.SOCK_SEQPACKET if suffix else socket.SOCK_STREAM) | socket.SOCK_NONBLOCK)
     sock.bind(f"{path}{suffix}")
-    sock.listen(64)
+    sock.listen(limits.CONNECTIONS_IN_QUEUE)
     return sock
 
 

@@ -449,7 +449,7 @@ def test_a_flood_of_connections_leaves_the_volume_usable(folder: Path) -> None:
 
             highest: list[int] = []
             await in_thread(flood)
-            assert max(highest) <= fdserver._CONNECTIONS_MAX
+            assert max(highest) <= limits.CONNECTIONS_MAX
             reply: dict[str, Any] = {"error": "nothing yet"}
             # The last of the flood may still have the places; each is closed when the server looks at it.
             deadline = asyncio.get_running_loop().time() + DEADLINE

@@ -1,5 +1,6 @@
 """Connections and sockets that cannot be closed, for what their clients have queued in them."""
 
+import asyncio
 import select
 import socket
 import threading
@@ -11,7 +12,7 @@ import pytest
 from fd_service import UNMOUNT, answer, in_thread, listening, run, send, serving, soon, until
 from standin_driver import DEADLINE
 
-from driver import fdserver, queues
+from driver import queues
 from driver.fdserver import FdServer
 from driver.logs import VolumeLog
 from driver.podsockets import PodSockets
@@ -72,7 +73,7 @@ def test_connections_that_cannot_be_closed_hang_nobody_else(folder: Path, monkey
 
 def test_room_comes_back_when_connections_can_be_closed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "REQUEST_WAIT", 0.1)
-    monkeypatch.setattr(fdserver, "_CONNECTIONS_MAX", 20)
+    monkeypatch.setattr(limits, "CONNECTIONS_MAX", 20)
 
     async def main() -> None:
         async with serving(folder, AcceptsStuckOnes) as served:
@@ -91,10 +92,55 @@ def test_room_comes_back_when_connections_can_be_closed_again(folder: Path, monk
     run(main())
 
 
+def connect_at_once(path: Path) -> socket.socket | None:
+    """A connection, or None where the socket's queue is full."""
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    client.setblocking(False)
+    try:
+        client.connect(f"{path}.v1")
+    except BlockingIOError:
+        client.close()
+        return None
+    return client
+
+
+def test_of_many_connections_some_are_served_some_are_to_be_closed_and_some_wait_in_the_queue(folder: Path) -> None:
+    async def main() -> None:
+        async with serving(folder, AcceptsStuckOnes) as served:
+            AcceptsStuckOnes.stuck = 1000
+            served.handler.go_on.clear()
+            clients = []
+            for _ in range(limits.REQUESTS_AT_ONCE):
+                clients.append(served.connect())
+                send(clients[-1], UNMOUNT)
+                await soon(served.handler.began.acquire())
+            accepted = limits.REQUESTS_AT_ONCE + limits.CONNECTIONS_TO_CLOSE
+            while len(clients) < accepted:
+                clients.append(served.connect())
+                await until(lambda: served.server._capacity.connections == len(clients))
+            while (client := connect_at_once(folder / "s")) is not None:
+                clients.append(client)
+                await asyncio.sleep(0)
+            assert served.server._capacity.connections == accepted == limits.CONNECTIONS_MAX
+            assert len(served.server._connections) == limits.REQUESTS_AT_ONCE
+            # The kernel takes one more than the backlog says.
+            assert len(clients) - accepted == limits.CONNECTIONS_IN_QUEUE + 1
+            AcceptsStuckOnes.stuck = 0
+            Stuck.go_on.set()
+            served.handler.go_on.set()
+            for client in clients[: limits.REQUESTS_AT_ONCE]:
+                assert (await answer(client))[0] == {}
+            for client in clients:
+                client.close()
+            await until(lambda: served.server._capacity.connections == 0)
+
+    run(main())
+
+
 def test_the_next_server_has_what_the_former_one_left(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pod that removes the sockets gets new ones, and no more threads or connections by that."""
     monkeypatch.setattr(limits, "REQUEST_WAIT", 0.1)
-    monkeypatch.setattr(fdserver, "_CONNECTIONS_MAX", 10)
+    monkeypatch.setattr(limits, "CONNECTIONS_MAX", 10)
 
     async def main() -> None:
         async with serving(folder, AcceptsStuckOnes) as served:
