@@ -1,17 +1,17 @@
 """Serves one volume's sockets: takes requests from whoever connects, and hands out /dev/fuse fds.
 
-Everything that arrives is from the pod, so it has a size, a time, and a number at once. Fds that a client sends along
-are dropped by the kernel, and never installed here. But the drop itself can block whoever makes it, for as long as the
-pod likes (a lingering TCP socket, a file of a file system that the pod serves), and closing a connection drops what was
-queued in it. So both happen in threads of the volume's own, unless there is seen to be nothing to drop, and where these are
-all stuck the volume accepts no more until one of them is free.
+Everything that arrives is from the pod, so there are limits for its size, its time and its number. The kernel drops the fds
+that a client sends along, and never installs them here. But dropping an fd can block the thread that does it for as long as
+the pod likes (a lingering TCP socket, a file of a file system that the pod serves), and closing a connection drops the fds
+that are queued in it. So connections are always closed in threads of the volume's own, and packets that bring fds are
+received there. Where all these threads are stuck, the connections that wait for one of them fill the volume's limit, and it
+accepts no more until a thread is free.
 """
 
 import asyncio
 import os
 import socket
 import struct
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -19,7 +19,7 @@ from errno import EBUSY, EIO, EPROTO
 from functools import partial
 from typing import Protocol
 
-from driver import metrics, queues
+from driver import metrics
 from driver.bounded import Threads, without
 from driver.internalerror import report_internal_error
 from driver.listeners import Listeners
@@ -32,7 +32,6 @@ from fusermount3_proxy.protocol import MountRequest, ProtocolError, Reply, Unmou
 
 _UCRED = struct.Struct("iII")  # struct ucred, unix(7): pid, uid, gid
 _ACCEPT_PAUSE = 0.1  # seconds, after accept(2) failed for want of fds
-_SLOW = 0.005  # seconds
 
 
 @dataclass(frozen=True)
@@ -77,13 +76,12 @@ class Capacity:
     It outlives the volume's servers. A pod can make each of them hang, and remove the sockets so that there is a next one.
     """
 
-    __slots__ = ("connections", "is_slow", "listener_thread", "on_room", "threads")  # each volume has one
+    __slots__ = ("connections", "listener_thread", "on_room", "threads")  # each volume has one
 
     def __init__(self) -> None:
         self.threads = Threads(limits.CONNECTION_THREADS, nudge=limits.PROBE_WAIT)
         self.listener_thread = Threads(limits.LISTENER_THREADS, nudge=limits.PROBE_WAIT)
         self.connections = 0
-        self.is_slow = False  # its connections are closed in threads
         self.on_room: Callable[[], None] | None = None  # called when there is one less
 
 
@@ -118,22 +116,12 @@ class FdServer:
         for waiting in self._waiting:
             _settle(waiting, ConnectionResetError("the volume is being unpublished"))
 
-    async def close(self, patience: float = 0) -> None:
-        """Stop, and close the listening sockets with all that is queued in them; `patience` as for Threads.finish()."""
+    async def close(self) -> None:
+        """Stop, and close the listening sockets with all that is queued in them."""
         self.stop()
-        waiting = queues.first_waiting([self._sockets.v1, self._sockets.original])
-        if waiting is None:
-            self._sockets.close()
-            return
-
-        def close_all() -> None:
-            for connection in waiting:
-                connection.close()
-            self._sockets.close()
-
-        closed = self._capacity.listener_thread.finish(close_all, patience)
-        if not closed.done():
-            await asyncio.wait({closed}, timeout=limits.PROBE_WAIT)
+        # In a thread: a pod may have queued fds there that block the thread which drops them.
+        closed = self._capacity.listener_thread.finish(self._sockets.close)
+        await asyncio.wait({closed}, timeout=limits.PROBE_WAIT)
         if not closed.done():
             self._log.warning("the sockets are not closed yet; clients have queued file descriptors that block whoever drops them")
 
@@ -206,35 +194,17 @@ class FdServer:
             self._log.refusal(f"a request failed: {error}")
         except Exception:
             report_internal_error("serving a request", self._log)
-        if is_v1 and not self._capacity.is_slow and self._closed_at_once(connection):
-            self._one_less()
-        else:
-            self._close_in_thread(connection)
-
-    def _closed_at_once(self, connection: socket.socket) -> bool:
-        """Close a connection in which nothing is queued; False where something is."""
-        began = time.monotonic()
-        try:
-            if not queues.holds_nothing(connection):
-                return False
-            connection.close()
-            return True
-        finally:
-            # Whoever closes wakes all that poll(2) at the other end, and a pod can have a million of them.
-            self._capacity.is_slow = time.monotonic() - began > _SLOW
+        self._close_in_thread(connection)
 
     def _close_in_thread(self, connection: socket.socket) -> None:
-        """Close a connection, with all that is queued in it, which may block whoever does it."""
+        """Close a connection, with all that is queued in it: fds that block the thread which drops them may be among it."""
         text = "a client's connection cannot be closed; it holds file descriptors that block whoever drops them"
         late = asyncio.get_running_loop().call_later(limits.REQUEST_WAIT, self._log.refusal, text)
         self._capacity.threads.finish(connection.close).add_done_callback(partial(self._closed, late))
 
     def _closed(self, late: asyncio.TimerHandle, closed: "asyncio.Future[None]") -> None:
         late.cancel()
-        closed.exception()  # close(2) fails of what it has closed
-        self._one_less()
-
-    def _one_less(self) -> None:
+        closed.exception()  # close(2) has closed it, whatever it says
         self._capacity.connections -= 1
         if self._capacity.on_room is not None:
             self._capacity.on_room()

@@ -31,8 +31,6 @@ from driver.troubles import Troubles
 from fusermount3_proxy import limits
 from fusermount3_proxy.mountinfo import Mount
 
-_CLOSE_PATIENCE = 0.001  # seconds; once in a volume's life, and nearly always a tenth of it is enough
-
 
 @dataclass(frozen=True, slots=True)
 class Publication:
@@ -195,7 +193,7 @@ class Volume:
         took = Timer(Operation.UNPUBLISH)
         # Until they are closed the sockets keep a memory emptyDir busy.
         if (server := self._take_sockets_away()) is not None:
-            await server.close(_CLOSE_PATIENCE)
+            await server.close()
         if self._closing:
             await asyncio.wait(self._closing)
         async with self._mount.lock:

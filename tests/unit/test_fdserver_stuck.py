@@ -12,7 +12,6 @@ import pytest
 from fd_service import UNMOUNT, answer, in_thread, listening, run, send, serving, soon, until
 from standin_driver import DEADLINE
 
-from driver import queues
 from driver.fdserver import FdServer
 from driver.logs import VolumeLog
 from driver.podsockets import PodSockets
@@ -44,9 +43,8 @@ class AcceptsStuckOnes(socket.socket):
 
 
 @pytest.fixture(autouse=True)
-def stuck_until_the_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each socket is closed as if something were queued in it. Nothing stays stuck when a test has ended, or failed."""
-    monkeypatch.setattr(queues, "_closes_collect", True)
+def stuck_until_the_end() -> Iterator[None]:
+    """Nothing stays stuck when a test has ended, or failed."""
     Stuck.go_on.clear()
     yield
     Stuck.go_on.set()
