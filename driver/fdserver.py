@@ -20,7 +20,7 @@ from functools import partial
 from typing import Protocol
 
 from driver import metrics
-from driver.bounded import Threads, without
+from driver.bounded import Threads
 from driver.internalerror import report_internal_error
 from driver.listeners import Listeners
 from driver.logs import VolumeLog
@@ -99,10 +99,11 @@ class FdServer:
         self._listeners = listeners
         self._serving = 0
         self._preparing = 0
-        self._connections: tuple[asyncio.Task[None], ...] = ()
-        self._waiting: tuple[asyncio.Future[None], ...] = ()
+        self._connections: set[asyncio.Task[None]] = set()
+        self._waiting: set[asyncio.Future[None]] = set()
         self._is_listening = False
-        self._is_closed = False
+        self._is_stopped = False
+        self._closed: asyncio.Future[None] | None = None  # settled when the listening sockets are closed
         capacity.on_room = self._listen
         self._listen()
 
@@ -111,22 +112,27 @@ class FdServer:
 
         A request at work goes on: half an unmount would be worse, and the volume's lock makes others wait for it.
         """
-        self._is_closed = True
+        self._is_stopped = True
         self._pause()
         for waiting in self._waiting:
             _settle(waiting, ConnectionResetError("the volume is being unpublished"))
 
-    async def close(self) -> None:
-        """Stop, and close the listening sockets with all that is queued in them."""
+    def close(self) -> None:
+        """Stop, and begin to close the listening sockets with all that is queued in them; wait_closed() waits for the end."""
         self.stop()
         # In a thread: a pod may have queued fds there that block the thread which drops them.
-        closed = self._capacity.listener_thread.finish(self._sockets.close)
-        await asyncio.wait({closed}, timeout=limits.PROBE_WAIT)
-        if not closed.done():
+        self._closed = self._capacity.listener_thread.finish(self._sockets.close)
+
+    async def wait_closed(self) -> None:
+        """Wait until the listening sockets are closed, or for a limited time. close() comes first."""
+        assert self._closed is not None
+        if not self._closed.done():
+            await asyncio.wait({self._closed}, timeout=limits.PROBE_WAIT)
+        if not self._closed.done():
             self._log.warning("the sockets are not closed yet; clients have queued file descriptors that block whoever drops them")
 
     def _listen(self) -> None:
-        if self._is_closed or self._is_listening or self._capacity.connections >= limits.CONNECTIONS_MAX:
+        if self._is_stopped or self._is_listening or self._capacity.connections >= limits.CONNECTIONS_MAX:
             return
         self._is_listening = True
         accept = self._accept
@@ -172,11 +178,8 @@ class FdServer:
         connection.setblocking(False)
         self._capacity.connections += 1
         task = asyncio.get_running_loop().create_task(self._run(connection, is_v1))
-        self._connections += (task,)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        self._connections = without(self._connections, task)
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
 
     async def _run(self, connection: socket.socket, is_v1: bool) -> None:
         try:
@@ -200,9 +203,9 @@ class FdServer:
         """Close a connection, with all that is queued in it: fds that block the thread which drops them may be among it."""
         text = "a client's connection cannot be closed; it holds file descriptors that block whoever drops them"
         late = asyncio.get_running_loop().call_later(limits.REQUEST_WAIT, self._log.refusal, text)
-        self._capacity.threads.finish(connection.close).add_done_callback(partial(self._closed, late))
+        self._capacity.threads.finish(connection.close).add_done_callback(partial(self._connection_closed, late))
 
-    def _closed(self, late: asyncio.TimerHandle, closed: "asyncio.Future[None]") -> None:
+    def _connection_closed(self, late: asyncio.TimerHandle, closed: "asyncio.Future[None]") -> None:
         late.cancel()
         closed.exception()  # close(2) has closed it, whatever it says
         self._capacity.connections -= 1
@@ -318,13 +321,13 @@ class FdServer:
     async def _readable(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         readable = loop.create_future()
-        self._waiting += (readable,)
+        self._waiting.add(readable)
         try:
             loop.add_reader(connection.fileno(), _settle, readable)
             await readable
         finally:
             loop.remove_reader(connection.fileno())
-            self._waiting = without(self._waiting, readable)
+            self._waiting.discard(readable)
 
 
 class TooLate(Exception):

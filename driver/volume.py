@@ -12,7 +12,6 @@ from errno import EBUSY, EEXIST, ENOTEMPTY
 
 from driver import fusemount
 from driver.apart import Caller
-from driver.bounded import without
 from driver.errors import Code, VolumeError
 from driver.fdserver import Capacity, FdServer
 from driver.filewatch import FileWatch
@@ -77,7 +76,7 @@ class Volume:
         self._server: FdServer | None = None
         self._listeners = listeners
         self._capacity = Capacity()
-        self._closing: tuple[asyncio.Task[None], ...] = ()
+        self._closing: set[asyncio.Task[None]] = set()
 
     @property
     def state(self) -> State:
@@ -191,11 +190,21 @@ class Volume:
         """Take everything away. Raises VolumeError; a second call goes on where the first one stopped."""
         self._requests.is_closing = True
         took = Timer(Operation.UNPUBLISH)
-        # Until they are closed the sockets keep a memory emptyDir busy.
-        if (server := self._take_sockets_away()) is not None:
-            await server.close()
-        if self._closing:
-            await asyncio.wait(self._closing)
+        server = self._take_sockets_away()
+        if server is not None:
+            server.close()
+        try:
+            await self._remove_target()
+        finally:
+            # Not before the target is removed, which takes a thread as well. Until they are closed the sockets keep a memory
+            # emptyDir busy.
+            if server is not None:
+                await server.wait_closed()
+            if self._closing:
+                await asyncio.wait(self._closing)
+        self.log.info(f"unpublished in {took.stop()}")
+
+    async def _remove_target(self) -> None:
         async with self._mount.lock:
             if self._mount.process is not None:
                 try:
@@ -208,7 +217,6 @@ class Volume:
                 pass
             except OSError as error:
                 raise unpublish_error(self.target, error) from None
-        self.log.info(f"unpublished in {took.stop()}")
 
     def release(self) -> None:
         """The driver stops: take no more requests, and leave target, mount and sockets as they are for the next one."""
@@ -283,12 +291,10 @@ class Volume:
 
     def _stop_listening(self) -> None:
         if (server := self._take_sockets_away()) is not None:
-            task = asyncio.get_running_loop().create_task(server.close())
-            self._closing += (task,)
-            task.add_done_callback(self._end_closing)
-
-    def _end_closing(self, task: "asyncio.Task[None]") -> None:
-        self._closing = without(self._closing, task)
+            server.close()
+            task = asyncio.get_running_loop().create_task(server.wait_closed())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     def _take_sockets_away(self) -> FdServer | None:
         """Remove the sockets from the pod's folder, and take no more requests. Returns the server, to be closed."""

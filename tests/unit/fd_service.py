@@ -184,7 +184,8 @@ async def serving(folder: Path, kind: type[socket.socket] = socket.socket) -> As
             for task in list(server._connections):
                 await soon(task)
             await until(lambda: server._capacity.connections == 0)
-            await soon(server.close())
+            server.close()
+            await soon(server.wait_closed())
             listeners.close()
             for suffix in ("", ".v1"):
                 os.unlink(f"{path}{suffix}")

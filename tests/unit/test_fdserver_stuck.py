@@ -155,7 +155,8 @@ def test_the_next_server_has_what_the_former_one_left(folder: Path, monkeypatch:
                 assert not (await in_thread(lambda: select.select([client], [], [], 0.3)))[0]
                 Stuck.go_on.set()
                 assert (await answer(client))[0] == {}
-            await soon(server.close())
+            server.close()
+            await soon(server.wait_closed())
             for client in clients:
                 client.close()
             await until(lambda: served.server._capacity.connections == 0)
@@ -177,7 +178,8 @@ def test_closing_ends_where_the_sockets_cannot_be_closed(folder: Path, monkeypat
 
     async def main() -> None:
         async with serving(folder, StuckListener) as served:
-            await soon(served.server.close())
+            served.server.close()
+            await soon(served.server.wait_closed())
             assert served.sockets.v1.fileno() >= 0
             Stuck.go_on.set()
             await until(lambda: served.sockets.v1.fileno() < 0 and served.sockets.original.fileno() < 0)
