@@ -22,7 +22,6 @@ from typing import Protocol
 from driver import metrics
 from driver.bounded import Threads
 from driver.internalerror import report_internal_error
-from driver.listeners import Listeners
 from driver.logs import VolumeLog
 from driver.metrics import Reason
 from driver.podsockets import PodSockets
@@ -76,27 +75,23 @@ class Capacity:
     It outlives the volume's servers. A pod can make each of them hang, and remove the sockets so that there is a next one.
     """
 
-    __slots__ = ("connections", "listener_thread", "on_room", "threads")  # each volume has one
-
     def __init__(self) -> None:
         self.threads = Threads(limits.CONNECTION_THREADS, nudge=limits.PROBE_WAIT)
         self.listener_thread = Threads(limits.LISTENER_THREADS, nudge=limits.PROBE_WAIT)
         self.connections = 0
+        self.accepted = 0  # connections since the driver started
         self.on_room: Callable[[], None] | None = None  # called when there is one less
 
 
 class FdServer:
     """Two listening sockets, which it owns, and the requests on them."""
 
-    def __init__(
-        self, handler: Handler, sockets: PodSockets, volume_name: str, log: VolumeLog, capacity: Capacity, listeners: Listeners
-    ) -> None:
+    def __init__(self, handler: Handler, sockets: PodSockets, volume_name: str, log: VolumeLog, capacity: Capacity) -> None:
         self._handler = handler
         self._capacity = capacity
         self._sockets = sockets
         self._volume_name = volume_name
         self._log = log
-        self._listeners = listeners
         self._serving = 0
         self._preparing = 0
         self._connections: set[asyncio.Task[None]] = set()
@@ -135,10 +130,10 @@ class FdServer:
         if self._is_stopped or self._is_listening or self._capacity.connections >= limits.CONNECTIONS_MAX:
             return
         self._is_listening = True
-        accept = self._accept
+        loop = asyncio.get_running_loop()
         try:
-            for sock in (self._sockets.v1, self._sockets.original):
-                self._listeners.add(sock.fileno(), accept)
+            loop.add_reader(self._sockets.v1.fileno(), self._accept, self._sockets.v1)
+            loop.add_reader(self._sockets.original.fileno(), self._accept, self._sockets.original)
         except OSError as error:  # pods of root's share the node's limit of epoll watches with the driver
             self._log.refusal(f"cannot listen for connections: {error.strerror}")
             self._pause_for_a_moment()
@@ -146,15 +141,16 @@ class FdServer:
     def _pause(self) -> None:
         if self._is_listening:
             self._is_listening = False
-            for sock in (self._sockets.v1, self._sockets.original):
-                self._listeners.remove(sock.fileno())
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._sockets.v1.fileno())
+            loop.remove_reader(self._sockets.original.fileno())
 
     def _pause_for_a_moment(self) -> None:
         self._pause()
         asyncio.get_running_loop().call_later(_ACCEPT_PAUSE, self._listen)
 
-    def _accept(self, listener: int) -> None:
-        """Take one connection, and the next one when other volumes have had their turn: a pod may flood its socket."""
+    def _accept(self, listener: socket.socket) -> None:
+        """Accept one connection. The next one is accepted in the next turn of the event loop, since a pod may flood its socket."""
         try:
             self._accept_one(listener)
         except OSError as error:
@@ -165,19 +161,19 @@ class FdServer:
             # The connection may still wait there, and would call this method in each turn of the event loop.
             self._pause_for_a_moment()
 
-    def _accept_one(self, listener: int) -> None:
+    def _accept_one(self, listener: socket.socket) -> None:
         # It must not fill the driver's memory either.
         if self._capacity.connections >= limits.CONNECTIONS_MAX:
             self._pause()
             return
-        is_v1 = listener == self._sockets.v1.fileno()
         try:
-            connection, _ = (self._sockets.v1 if is_v1 else self._sockets.original).accept()
+            connection, _ = listener.accept()
         except BlockingIOError:
             return
         connection.setblocking(False)
         self._capacity.connections += 1
-        task = asyncio.get_running_loop().create_task(self._run(connection, is_v1))
+        self._capacity.accepted += 1
+        task = asyncio.get_running_loop().create_task(self._run(connection, is_v1=listener is self._sockets.v1))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
 

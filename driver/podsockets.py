@@ -7,7 +7,6 @@ beneath the pods folder without following symlinks, and everything in it is used
 import os
 import socket
 import stat
-import struct
 from dataclasses import dataclass
 from errno import EADDRINUSE, EAGAIN, ELOOP, ENOENT, ENOTDIR, EXDEV
 from socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQPACKET, SOCK_STREAM
@@ -17,9 +16,7 @@ from driver.paths import DEV_FUSE, VolumePaths
 from fusermount3_proxy import limits
 from fusermount3_proxy.protocol import V1_SUFFIX
 
-Identity = bytes  # devices and inodes of the directory and both sockets; numbers would take five times as much of each volume
-
-_NUMBERS = struct.Struct("6Q")
+Identity = tuple[int, ...]  # devices and inodes of the directory and of both sockets
 
 _TRIES = 3
 _BIND_NAME = ".mfcp-bind"  # sun_path is too short for long names: bound under this one, then renamed
@@ -33,7 +30,7 @@ class NameTaken(Exception):
     """Something that is no socket has a socket's name. The text says what to remove."""
 
 
-@dataclass(slots=True)
+@dataclass
 class PodSockets:
     """The listening sockets, and which inodes they and their directory are."""
 
@@ -196,7 +193,7 @@ def _identity(directory: int, name: str) -> Identity | None:
         original, v1 = (os.stat(each, dir_fd=directory, follow_symlinks=False) for each in (name, name + V1_SUFFIX))
     except FileNotFoundError:
         return None
-    return _NUMBERS.pack(here.st_dev, here.st_ino, original.st_dev, original.st_ino, v1.st_dev, v1.st_ino)
+    return here.st_dev, here.st_ino, original.st_dev, original.st_ino, v1.st_dev, v1.st_ino
 
 
 def put_dev_fuse(directory: int) -> None:

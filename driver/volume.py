@@ -17,7 +17,6 @@ from driver.fdserver import Capacity, FdServer
 from driver.filewatch import FileWatch
 from driver.fusemount import FuseMount
 from driver.history import History, Past
-from driver.listeners import Listeners
 from driver.logs import VolumeLog
 from driver.metrics import Operation, Timer
 from driver.paths import VolumePaths
@@ -57,7 +56,6 @@ class Volume:
         policy: VolumePolicy,
         workspace: Workspace,
         files: FileWatch,
-        listeners: Listeners,
         past: Past | None,
         on_change: Callable[["Volume"], None],
     ) -> None:
@@ -74,7 +72,6 @@ class Volume:
         self._requests = PodRequests(self._mount, policy, self.log)
         self._sockets: PodSockets | None = None
         self._server: FdServer | None = None
-        self._listeners = listeners
         self._capacity = Capacity()
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -107,6 +104,11 @@ class Volume:
     def is_closing(self) -> bool:
         """Whether unpublish has begun, and what pods ask is refused."""
         return self._requests.is_closing
+
+    @property
+    def accepted_connections(self) -> int:
+        """How many connections its sockets have accepted since the driver started."""
+        return self._capacity.accepted
 
     # ---- published and unpublished
 
@@ -287,7 +289,7 @@ class Volume:
             raise VolumeError(Code.FAILED_PRECONDITION, str(error)) from None
         except OSError as error:
             raise VolumeError(Code.INTERNAL, f"cannot make the fd-passing sockets: {error}") from None
-        self._server = FdServer(self._requests, self._sockets, publication.paths.volume_name, self.log, self._capacity, self._listeners)
+        self._server = FdServer(self._requests, self._sockets, publication.paths.volume_name, self.log, self._capacity)
 
     def _stop_listening(self) -> None:
         if (server := self._take_sockets_away()) is not None:

@@ -16,7 +16,6 @@ from open_fds import nothing_leaked
 from standin_driver import DEADLINE, receive
 
 from driver.fdserver import Capacity, FdServer, Peer
-from driver.listeners import Listeners
 from driver.logs import VolumeLog
 from driver.podsockets import PodSockets
 from driver.policy import Refused
@@ -96,9 +95,8 @@ class Prepared:
 class Served:
     """A server that runs, and clients of it."""
 
-    def __init__(self, handler: Handler, server: FdServer, path: Path, sockets: PodSockets, listeners: Listeners) -> None:
+    def __init__(self, handler: Handler, server: FdServer, path: Path, sockets: PodSockets) -> None:
         self.handler = handler
-        self.listeners = listeners
         self.server = server
         self.sockets = sockets
         self._path = path
@@ -172,12 +170,11 @@ async def serving(folder: Path, kind: type[socket.socket] = socket.socket) -> As
     """A server until the block's end; nothing of its own is left then."""
     path = folder / "s"
     with nothing_leaked():
-        sockets = PodSockets(listening(path, ""), listening(path, ".v1", kind), b"")
+        sockets = PodSockets(listening(path, ""), listening(path, ".v1", kind), ())
         handler = Handler()
-        listeners = Listeners()
-        server = FdServer(handler, sockets, "data", VolumeLog("default/pod", "csi-1"), Capacity(), listeners)
+        server = FdServer(handler, sockets, "data", VolumeLog("default/pod", "csi-1"), Capacity())
         try:
-            yield Served(handler, server, path, sockets, listeners)
+            yield Served(handler, server, path, sockets)
         finally:
             server.stop()
             handler.go_on.set()
@@ -186,7 +183,6 @@ async def serving(folder: Path, kind: type[socket.socket] = socket.socket) -> As
             await until(lambda: server._capacity.connections == 0)
             server.close()
             await soon(server.wait_closed())
-            listeners.close()
             for suffix in ("", ".v1"):
                 os.unlink(f"{path}{suffix}")
 

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from errno import EBUSY, EIO, EMFILE, ENOSPC, EPROTO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from fd_service import (
@@ -73,24 +73,55 @@ def test_the_original_socket_mounts_for_whoever_connects(folder: Path) -> None:
     run(main())
 
 
-def test_where_no_epoll_watch_is_to_be_had_it_listens_when_there_is_one(folder: Path) -> None:
+def test_where_there_is_no_epoll_watch_it_listens_when_there_is_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pods that run as root share the limit with the driver."""
 
     async def main() -> None:
         async with serving(folder) as served:
-            fail, add = [False, True] * 2, served.listeners.add
+            loop = asyncio.get_running_loop()
+            fail, add = [False, True] * 2, loop.add_reader
 
-            def refuses(fd: int, callback: Any) -> None:
+            def refuses(fd: int, callback: Any, *arguments: Any) -> None:
                 if fail and fail.pop(0):
                     raise OSError(ENOSPC, os.strerror(ENOSPC))
-                add(fd, callback)
+                add(fd, callback, *arguments)
 
             served.server._pause()
-            served.listeners.add = refuses  # type: ignore[method-assign]
+            monkeypatch.setattr(loop, "add_reader", refuses)
             served.server._listen()
             reply, (fd,) = await served.ask(MOUNT)
             assert (reply, fail) == (NAME, [])
             os.close(fd)
+
+    run(main())
+
+
+class Noted(socket.socket):
+    """A listening socket that notes in which order the driver accepts."""
+
+    accepted: ClassVar[list[int]] = []
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        found = super().accept()
+        Noted.accepted.append(self.fileno())
+        return found
+
+
+def test_a_flooded_volume_takes_turns_with_another(folder: Path) -> None:
+    async def main() -> None:
+        for name in ("flooded", "other"):
+            (folder / name).mkdir()
+        async with serving(folder / "flooded", Noted) as flooded, serving(folder / "other", Noted) as other:
+            Noted.accepted.clear()
+            clients = [flooded.connect() for _ in range(50)]
+            with other.connect() as client:
+                send(client, UNMOUNT)
+                assert await answer(client) == ({}, [])
+            # Each turn of the event loop accepts one connection of each.
+            assert Noted.accepted.index(other.sockets.v1.fileno()) <= 1
+            for client in clients:
+                client.close()
+            await until(lambda: flooded.server._capacity.connections == 0)
 
     run(main())
 

@@ -146,8 +146,8 @@ def test_the_next_server_has_what_the_former_one_left(folder: Path, monkeypatch:
             clients = [served.connect() for _ in range(10)]
             await until(lambda: served.server._capacity.connections == 10 and not served.server._connections)
             path = folder / "next"
-            sockets = PodSockets(listening(path, ""), listening(path, ".v1"), b"")
-            server = FdServer(served.handler, sockets, "data", VolumeLog("default/pod", "csi-1"), served.server._capacity, served.listeners)
+            sockets = PodSockets(listening(path, ""), listening(path, ".v1"), ())
+            server = FdServer(served.handler, sockets, "data", VolumeLog("default/pod", "csi-1"), served.server._capacity)
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
                 client.settimeout(DEADLINE)
                 client.connect(f"{path}.v1")
