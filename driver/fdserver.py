@@ -86,8 +86,18 @@ class Capacity:
 class FdServer:
     """Two listening sockets, which it owns, and the requests on them."""
 
-    def __init__(self, handler: Handler, sockets: PodSockets, volume_name: str, log: VolumeLog, capacity: Capacity) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        sockets: PodSockets,
+        volume_name: str,
+        log: VolumeLog,
+        capacity: Capacity,
+        accepted_fds: tuple[str, ...],
+    ) -> None:
+        """`accepted_fds` has the names of the fds that a request may say are attached to it; others are refused."""
         self._handler = handler
+        self._accepted_fds = accepted_fds
         self._capacity = capacity
         self._sockets = sockets
         self._volume_name = volume_name
@@ -224,6 +234,7 @@ class FdServer:
             if not packet:
                 return
             request = protocol.decode_request(packet)
+            protocol.check_fds(request, self._accepted_fds)
             if isinstance(request, MountRequest) and request.sync_init:
                 await self._serve_sync_init(connection, request)
             elif isinstance(request, MountRequest):

@@ -21,13 +21,15 @@ from driver.logs import VolumeLog
 from driver.metrics import Operation, Timer
 from driver.paths import VolumePaths
 from driver.podrequests import PodRequests
-from driver.podsockets import NameTaken, NoDirectory, PodSockets
+from driver.podsockets import FolderBeneath, NameTaken, NoDirectory, PodSockets, SocketFolder
 from driver.policy import VolumePolicy, lacking
 from driver.takeoff import Workspace
 from driver.targetmount import State, TargetMount, foreign
 from driver.troubles import Troubles
 from fusermount3_proxy import limits
 from fusermount3_proxy.mountinfo import Mount
+
+_ACCEPTED_FDS: tuple[str, ...] = ()  # a volume's requests need none, and the kernel drops those that are attached
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class Volume:
         self._on_change = on_change
         self._mount = TargetMount(publication.paths, workspace, files, self.log, self.history, self.troubles, self._mount_changed)
         self._requests = PodRequests(self._mount, policy, self.log)
+        self._socket_folder: SocketFolder = FolderBeneath(publication.paths.root, publication.paths.sockets)
         self._sockets: PodSockets | None = None
         self._server: FdServer | None = None
         self._capacity = Capacity()
@@ -161,7 +164,7 @@ class Volume:
         Returns no error: kubelet could remove the target of a volume whose publish failed.
         """
         try:
-            if self._sockets is None or not self._sockets.are_in_place(self.publication.paths, self.publication.socket_name):
+            if self._sockets is None or not self._sockets.are_in_place():
                 self.log.refusal("the sockets in the emptyDir are gone or replaced; making them again")
                 if self._capacity.listener_thread.is_busy:
                     # Or a pod that fills their queues with what blocks, and removes them, would have more of them each time.
@@ -281,7 +284,7 @@ class Volume:
     def _listen(self) -> None:
         publication = self.publication
         try:
-            self._sockets = PodSockets.listen(publication.paths, publication.socket_name)
+            self._sockets = PodSockets.listen(self._socket_folder, publication.socket_name)
         except NoDirectory as error:
             hint = ": does fdPassingEmptyDirName name an emptyDir volume of this pod?" if publication.paths.is_pods else ""
             raise VolumeError(Code.FAILED_PRECONDITION, f"no directory for the fd-passing sockets, {error}{hint}") from None
@@ -289,7 +292,9 @@ class Volume:
             raise VolumeError(Code.FAILED_PRECONDITION, str(error)) from None
         except OSError as error:
             raise VolumeError(Code.INTERNAL, f"cannot make the fd-passing sockets: {error}") from None
-        self._server = FdServer(self._requests, self._sockets, publication.paths.volume_name, self.log, self._capacity)
+        self._server = FdServer(
+            self._requests, self._sockets, publication.paths.volume_name, self.log, self._capacity, accepted_fds=_ACCEPTED_FDS
+        )
 
     def _stop_listening(self) -> None:
         if (server := self._take_sockets_away()) is not None:
@@ -302,7 +307,7 @@ class Volume:
         """Remove the sockets from the pod's folder, and take no more requests. Returns the server, to be closed."""
         if self._sockets is not None:
             try:
-                self._sockets.remove(self.publication.paths, self.publication.socket_name)
+                self._sockets.remove()
             except OSError as error:
                 # Their files stay, and nobody answers there.
                 self.log.warning(f"cannot remove the sockets: {error}")

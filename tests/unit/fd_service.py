@@ -17,7 +17,7 @@ from standin_driver import DEADLINE, receive
 
 from driver.fdserver import Capacity, FdServer, Peer
 from driver.logs import VolumeLog
-from driver.podsockets import PodSockets
+from driver.podsockets import NoDirectory, PodSockets
 from driver.policy import Refused
 from fusermount3_proxy import limits, protocol
 from fusermount3_proxy.protocol import MountRequest, UnmountRequest
@@ -90,6 +90,13 @@ class Prepared:
 
     def discard(self) -> None:
         os.close(self.fd)
+
+
+class NoFolder:
+    """Stands in for the folder of sockets that a test has bound itself."""
+
+    def open(self) -> int:
+        raise NoDirectory("nobody asks for it")
 
 
 class Served:
@@ -166,13 +173,13 @@ def listening(path: Path, suffix: str, kind: type[socket.socket] = socket.socket
 
 
 @asynccontextmanager
-async def serving(folder: Path, kind: type[socket.socket] = socket.socket) -> AsyncIterator[Served]:
+async def serving(folder: Path, kind: type[socket.socket] = socket.socket, accepted_fds: tuple[str, ...] = ()) -> AsyncIterator[Served]:
     """A server until the block's end; nothing of its own is left then."""
     path = folder / "s"
     with nothing_leaked():
-        sockets = PodSockets(listening(path, ""), listening(path, ".v1", kind), ())
+        sockets = PodSockets(listening(path, ""), listening(path, ".v1", kind), NoFolder(), "s", ())
         handler = Handler()
-        server = FdServer(handler, sockets, "data", VolumeLog("default/pod", "csi-1"), Capacity())
+        server = FdServer(handler, sockets, "data", VolumeLog("default/pod", "csi-1"), Capacity(), accepted_fds)
         try:
             yield Served(handler, server, path, sockets)
         finally:

@@ -33,7 +33,7 @@ from driver.fdserver import Brings, Peer
 from driver.logs import log
 from driver.policy import Refused
 from fusermount3_proxy import limits, protocol
-from fusermount3_proxy.protocol import UnmountRequest
+from fusermount3_proxy.protocol import MountRequest, UnmountRequest
 
 # ---- what is served
 
@@ -373,6 +373,37 @@ def test_fds_that_come_with_a_packet_are_never_taken(folder: Path, packet: bytes
                 served.handler.go_on.set()
                 for fd in (await answer(client))[1]:
                     os.close(fd)
+
+    run(main())
+
+
+NAMED_FD = protocol.encode_request(MountRequest("/m", "ro", fds=("mountpoint",)))
+
+
+def test_a_request_that_names_an_fd_is_refused_where_the_socket_accepts_none(folder: Path) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            reader, writer = os.pipe()
+            refusal = {"error": "bad request: fds names 'mountpoint'; this socket accepts no file descriptors", "errno": EPROTO}
+            assert await served.ask(NAMED_FD, writer) == (refusal, [])
+            assert await served.ask(NAMED_FD) == (refusal, [])
+            os.close(writer)
+            assert await nobody_holds_the_other_end(reader)
+            os.close(reader)
+            assert served.handler.mounts == []
+            assert (await served.ask(UNMOUNT))[0] == {}
+
+    run(main())
+
+
+def test_the_kind_of_socket_says_which_fds_a_request_may_name(folder: Path) -> None:
+    async def main() -> None:
+        async with serving(folder, accepted_fds=("mountpoint",)) as served:
+            reply, (fd,) = await served.ask(NAMED_FD)
+            assert reply == NAME
+            os.close(fd)
+            reply, fds = await served.ask(protocol.encode_request(UnmountRequest("/m", fds=("other",))))
+            assert (reply["error"], fds) == ("bad request: fds names 'other'; this socket accepts mountpoint", [])
 
     run(main())
 

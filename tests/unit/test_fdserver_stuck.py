@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fd_service import UNMOUNT, answer, in_thread, listening, run, send, serving, soon, until
+from fd_service import UNMOUNT, NoFolder, answer, in_thread, listening, run, send, serving, soon, until
 from standin_driver import DEADLINE
 
 from driver.fdserver import FdServer
@@ -146,8 +146,8 @@ def test_the_next_server_has_what_the_former_one_left(folder: Path, monkeypatch:
             clients = [served.connect() for _ in range(10)]
             await until(lambda: served.server._capacity.connections == 10 and not served.server._connections)
             path = folder / "next"
-            sockets = PodSockets(listening(path, ""), listening(path, ".v1"), ())
-            server = FdServer(served.handler, sockets, "data", VolumeLog("default/pod", "csi-1"), served.server._capacity)
+            sockets = PodSockets(listening(path, ""), listening(path, ".v1"), NoFolder(), "next", ())
+            server = FdServer(served.handler, sockets, "data", VolumeLog("default/pod", "csi-1"), served.server._capacity, ())
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
                 client.settimeout(DEADLINE)
                 client.connect(f"{path}.v1")
