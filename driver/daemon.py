@@ -13,7 +13,6 @@ from driver.bounded import NUDGE
 from driver.endpoint import Served, listener_at, refuse_if_served
 from driver.errors import StartError
 from driver.filewatch import FileWatch
-from driver.listeners import Listeners
 from driver.logs import log
 from driver.records import Records
 from driver.rundir import Claim
@@ -65,9 +64,7 @@ async def _serve(settings: Settings, scraped: socket.socket | None, instance: in
             stack.callback(workspace.close)
             files = FileWatch(instance)
             stack.callback(files.close)
-            listeners = Listeners()
-            stack.callback(listeners.close)
-            volumes = Volumes(workspace, files, listeners, records)
+            volumes = Volumes(workspace, files, records)
             stack.callback(volumes.release)
             standalone = Standalone(volumes, f"{settings.run_dir}/volumes")
             standalone.prepare()
@@ -84,7 +81,7 @@ async def _serve(settings: Settings, scraped: socket.socket | None, instance: in
             await scrapes.start(scraped)
             log.info(f"metrics are at {scrape.url(scraped)}")
         # Pods have waited since the former driver ended. kubelet waits for this one as well, but asks again.
-        await listeners.quiet(_QUIET_WAIT)
+        await volumes.quiet(_QUIET_WAIT)
         from driver import services
 
         try:

@@ -1,17 +1,17 @@
 """Serves one volume's sockets: takes requests from whoever connects, and hands out /dev/fuse fds.
 
-Everything that arrives is from the pod, so it has a size, a time, and a number at once. Fds that a client sends along
-are dropped by the kernel, and never installed here. But the drop itself can block whoever makes it, for as long as the
-pod likes (a lingering TCP socket, a file of a file system that the pod serves), and closing a connection drops what was
-queued in it. So both happen in threads of the volume's own, unless there is seen to be nothing to drop, and where these are
-all stuck the volume accepts no more until one of them is free.
+Everything that arrives is from the pod, so there are limits for its size, its time and its number. The kernel drops the fds
+that a client sends along, and never installs them here. But dropping an fd can block the thread that does it for as long as
+the pod likes (a lingering TCP socket, a file of a file system that the pod serves), and closing a connection drops the fds
+that are queued in it. So connections are always closed in threads of the volume's own, and packets that bring fds are
+received there. Where all these threads are stuck, the connections that wait for one of them fill the volume's limit, and it
+accepts no more until a thread is free.
 """
 
 import asyncio
 import os
 import socket
 import struct
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -19,9 +19,9 @@ from errno import EBUSY, EIO, EPROTO
 from functools import partial
 from typing import Protocol
 
-from driver import metrics, queues
-from driver.bounded import Threads, without
-from driver.listeners import Listeners
+from driver import metrics
+from driver.bounded import Threads
+from driver.internalerror import report_internal_error
 from driver.logs import VolumeLog
 from driver.metrics import Reason
 from driver.podsockets import PodSockets
@@ -31,8 +31,6 @@ from fusermount3_proxy.protocol import MountRequest, ProtocolError, Reply, Unmou
 
 _UCRED = struct.Struct("iII")  # struct ucred, unix(7): pid, uid, gid
 _ACCEPT_PAUSE = 0.1  # seconds, after accept(2) failed for want of fds
-_SLOW = 0.005  # seconds
-_CONNECTIONS_MAX = limits.REQUESTS_AT_ONCE + 64  # the surplus is only closed, in its turn
 
 
 @dataclass(frozen=True)
@@ -77,13 +75,11 @@ class Capacity:
     It outlives the volume's servers. A pod can make each of them hang, and remove the sockets so that there is a next one.
     """
 
-    __slots__ = ("connections", "is_slow", "listener_thread", "on_room", "threads")  # each volume has one
-
     def __init__(self) -> None:
-        self.threads = Threads(limits.REQUESTS_AT_ONCE, nudge=limits.PROBE_WAIT)
-        self.listener_thread = Threads(1, nudge=limits.PROBE_WAIT)
+        self.threads = Threads(limits.CONNECTION_THREADS, nudge=limits.PROBE_WAIT)
+        self.listener_thread = Threads(limits.LISTENER_THREADS, nudge=limits.PROBE_WAIT)
         self.connections = 0
-        self.is_slow = False  # its connections are closed in threads
+        self.accepted = 0  # connections since the driver started
         self.on_room: Callable[[], None] | None = None  # called when there is one less
 
 
@@ -91,20 +87,28 @@ class FdServer:
     """Two listening sockets, which it owns, and the requests on them."""
 
     def __init__(
-        self, handler: Handler, sockets: PodSockets, volume_name: str, log: VolumeLog, capacity: Capacity, listeners: Listeners
+        self,
+        handler: Handler,
+        sockets: PodSockets,
+        volume_name: str,
+        log: VolumeLog,
+        capacity: Capacity,
+        accepted_fds: tuple[str, ...],
     ) -> None:
+        """`accepted_fds` has the names of the fds that a request may say are attached to it; others are refused."""
         self._handler = handler
+        self._accepted_fds = accepted_fds
         self._capacity = capacity
         self._sockets = sockets
         self._volume_name = volume_name
         self._log = log
-        self._listeners = listeners
         self._serving = 0
         self._preparing = 0
-        self._connections: tuple[asyncio.Task[None], ...] = ()
-        self._waiting: tuple[asyncio.Future[None], ...] = ()
+        self._connections: set[asyncio.Task[None]] = set()
+        self._waiting: set[asyncio.Future[None]] = set()
         self._is_listening = False
-        self._is_closed = False
+        self._is_stopped = False
+        self._closed: asyncio.Future[None] | None = None  # settled when the listening sockets are closed
         capacity.on_room = self._listen
         self._listen()
 
@@ -113,73 +117,75 @@ class FdServer:
 
         A request at work goes on: half an unmount would be worse, and the volume's lock makes others wait for it.
         """
-        self._is_closed = True
+        self._is_stopped = True
         self._pause()
         for waiting in self._waiting:
             _settle(waiting, ConnectionResetError("the volume is being unpublished"))
 
-    async def close(self, patience: float = 0) -> None:
-        """Stop, and close the listening sockets with all that is queued in them; `patience` as for Threads.finish()."""
+    def close(self) -> None:
+        """Stop, and begin to close the listening sockets with all that is queued in them; wait_closed() waits for the end."""
         self.stop()
-        waiting = queues.first_waiting([self._sockets.v1, self._sockets.original])
-        if waiting is None:
-            self._sockets.close()
-            return
+        # In a thread: a pod may have queued fds there that block the thread which drops them.
+        self._closed = self._capacity.listener_thread.finish(self._sockets.close)
 
-        def close_all() -> None:
-            for connection in waiting:
-                connection.close()
-            self._sockets.close()
-
-        closed = self._capacity.listener_thread.finish(close_all, patience)
-        if not closed.done():
-            await asyncio.wait({closed}, timeout=limits.PROBE_WAIT)
-        if not closed.done():
+    async def wait_closed(self) -> None:
+        """Wait until the listening sockets are closed, or for a limited time. close() comes first."""
+        assert self._closed is not None
+        if not self._closed.done():
+            await asyncio.wait({self._closed}, timeout=limits.PROBE_WAIT)
+        if not self._closed.done():
             self._log.warning("the sockets are not closed yet; clients have queued file descriptors that block whoever drops them")
 
     def _listen(self) -> None:
-        if self._is_closed or self._is_listening or self._capacity.connections >= _CONNECTIONS_MAX:
+        if self._is_stopped or self._is_listening or self._capacity.connections >= limits.CONNECTIONS_MAX:
             return
         self._is_listening = True
-        accept = self._accept
+        loop = asyncio.get_running_loop()
         try:
-            for sock in (self._sockets.v1, self._sockets.original):
-                self._listeners.add(sock.fileno(), accept)
+            loop.add_reader(self._sockets.v1.fileno(), self._accept, self._sockets.v1)
+            loop.add_reader(self._sockets.original.fileno(), self._accept, self._sockets.original)
         except OSError as error:  # pods of root's share the node's limit of epoll watches with the driver
             self._log.refusal(f"cannot listen for connections: {error.strerror}")
-            self._pause()
-            asyncio.get_running_loop().call_later(_ACCEPT_PAUSE, self._listen)
+            self._pause_for_a_moment()
 
     def _pause(self) -> None:
         if self._is_listening:
             self._is_listening = False
-            for sock in (self._sockets.v1, self._sockets.original):
-                self._listeners.remove(sock.fileno())
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._sockets.v1.fileno())
+            loop.remove_reader(self._sockets.original.fileno())
 
-    def _accept(self, listener: int) -> None:
-        """Take one connection, and the next one when other volumes have had their turn: a pod may flood its socket."""
-        # It must not fill the driver's memory either.
-        if self._capacity.connections >= _CONNECTIONS_MAX:
-            self._pause()
-            return
-        is_v1 = listener == self._sockets.v1.fileno()
+    def _pause_for_a_moment(self) -> None:
+        self._pause()
+        asyncio.get_running_loop().call_later(_ACCEPT_PAUSE, self._listen)
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Accept one connection. The next one is accepted in the next turn of the event loop, since a pod may flood its socket."""
         try:
-            connection, _ = (self._sockets.v1 if is_v1 else self._sockets.original).accept()
-        except BlockingIOError:
-            return
+            self._accept_one(listener)
         except OSError as error:
             self._log.refusal(f"cannot accept a connection: {error.strerror}")
+            self._pause_for_a_moment()
+        except Exception:
+            report_internal_error("accepting a connection", self._log)
+            # The connection may still wait there, and would call this method in each turn of the event loop.
+            self._pause_for_a_moment()
+
+    def _accept_one(self, listener: socket.socket) -> None:
+        # It must not fill the driver's memory either.
+        if self._capacity.connections >= limits.CONNECTIONS_MAX:
             self._pause()
-            asyncio.get_running_loop().call_later(_ACCEPT_PAUSE, self._listen)
+            return
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
             return
         connection.setblocking(False)
         self._capacity.connections += 1
-        task = asyncio.get_running_loop().create_task(self._run(connection, is_v1))
-        self._connections += (task,)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        self._connections = without(self._connections, task)
+        self._capacity.accepted += 1
+        task = asyncio.get_running_loop().create_task(self._run(connection, is_v1=listener is self._sockets.v1))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
 
     async def _run(self, connection: socket.socket, is_v1: bool) -> None:
         try:
@@ -193,37 +199,21 @@ class FdServer:
                 metrics.refused(Reason.TOO_MANY)
         except (BrokenPipeError, ConnectionResetError):
             self._log.debug("a client went before it had its answer")
-        except Exception as error:
-            self._log.refusal(f"a request failed: {error!r}")
-        if is_v1 and not self._capacity.is_slow and self._closed_at_once(connection):
-            self._one_less()
-        else:
-            self._close_in_thread(connection)
-
-    def _closed_at_once(self, connection: socket.socket) -> bool:
-        """Close a connection in which nothing is queued; False where something is."""
-        began = time.monotonic()
-        try:
-            if not queues.holds_nothing(connection):
-                return False
-            connection.close()
-            return True
-        finally:
-            # Whoever closes wakes all that poll(2) at the other end, and a pod can have a million of them.
-            self._capacity.is_slow = time.monotonic() - began > _SLOW
+        except OSError as error:
+            self._log.refusal(f"a request failed: {error}")
+        except Exception:
+            report_internal_error("serving a request", self._log)
+        self._close_in_thread(connection)
 
     def _close_in_thread(self, connection: socket.socket) -> None:
-        """Close a connection, with all that is queued in it, which may block whoever does it."""
+        """Close a connection, with all that is queued in it: fds that block the thread which drops them may be among it."""
         text = "a client's connection cannot be closed; it holds file descriptors that block whoever drops them"
         late = asyncio.get_running_loop().call_later(limits.REQUEST_WAIT, self._log.refusal, text)
-        self._capacity.threads.finish(connection.close).add_done_callback(partial(self._closed, late))
+        self._capacity.threads.finish(connection.close).add_done_callback(partial(self._connection_closed, late))
 
-    def _closed(self, late: asyncio.TimerHandle, closed: "asyncio.Future[None]") -> None:
+    def _connection_closed(self, late: asyncio.TimerHandle, closed: "asyncio.Future[None]") -> None:
         late.cancel()
-        closed.exception()  # close(2) fails of what it has closed
-        self._one_less()
-
-    def _one_less(self) -> None:
+        closed.exception()  # close(2) has closed it, whatever it says
         self._capacity.connections -= 1
         if self._capacity.on_room is not None:
             self._capacity.on_room()
@@ -244,6 +234,7 @@ class FdServer:
             if not packet:
                 return
             request = protocol.decode_request(packet)
+            protocol.check_fds(request, self._accepted_fds)
             if isinstance(request, MountRequest) and request.sync_init:
                 await self._serve_sync_init(connection, request)
             elif isinstance(request, MountRequest):
@@ -258,7 +249,7 @@ class FdServer:
         except ProtocolError as error:
             self._log.refusal(f"bad request: {error}")
             self._refuse(connection, f"bad request: {error}", EPROTO)
-        except TimeoutError:
+        except TooLate:
             metrics.refused(Reason.LATE)
             self._log.refusal("a client connected and did not send in time what it wants")
         except (BrokenPipeError, ConnectionResetError):
@@ -266,10 +257,13 @@ class FdServer:
         except OSError as error:
             self._log.refusal(f"a request failed: {error}")
             self._refuse(connection, f"the driver failed: {error.strerror}", error.errno or EIO, Reason.FAILED)
+        except Exception:
+            report_internal_error("serving a request", self._log)
+            self._refuse(connection, "the driver failed by a mistake of its own; its log has the details", EIO, Reason.FAILED)
 
     async def _serve_sync_init(self, connection: socket.socket, request: MountRequest) -> None:
         """The fd first; the client says when its program is ready to answer INIT, and hears how the mount went."""
-        if self._preparing >= limits.REQUESTS_AT_ONCE:  # each has an fd and a device node
+        if self._preparing >= limits.PREPARED_AT_ONCE:
             raise Refused("mount failed: too many programs are about to mount", EBUSY)
         self._preparing += 1
         try:
@@ -315,30 +309,36 @@ class FdServer:
         fdpass.send_with_fds(connection, protocol.encode_reply(Reply(error=text, errno=errno)), [])
 
     async def _receive(self, connection: socket.socket, limit: float) -> bytes:
-        """One packet, without the fds that are with it; empty where the client has gone. Raises ProtocolError, TimeoutError."""
-        async with asyncio.timeout(limit):
-            while (brings := _next_brings(connection)) is None:
-                await self._readable(connection)
-            try:
+        """Receive one packet, without the fds that are with it; empty where the client has gone. Raises ProtocolError, TooLate."""
+        try:
+            async with asyncio.timeout(limit):
+                while (brings := _next_brings(connection)) is None:
+                    await self._readable(connection)
                 if brings is Brings.NOTHING:
                     return b""
                 if brings is Brings.DATA:
                     return _packet(connection)
                 # The kernel drops the fds here, and that may block.
                 return await self._capacity.threads.run(limits.REQUEST_WAIT, lambda: _packet(connection))
-            except fdpass.Truncated:
-                raise ProtocolError(f"the packet is longer than {limits.PACKET_MAX} bytes") from None
+        except fdpass.Truncated:
+            raise ProtocolError(f"the packet is longer than {limits.PACKET_MAX} bytes") from None
+        except TimeoutError:
+            raise TooLate from None
 
     async def _readable(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         readable = loop.create_future()
-        self._waiting += (readable,)
+        self._waiting.add(readable)
         try:
             loop.add_reader(connection.fileno(), _settle, readable)
             await readable
         finally:
             loop.remove_reader(connection.fileno())
-            self._waiting = without(self._waiting, readable)
+            self._waiting.discard(readable)
+
+
+class TooLate(Exception):
+    """The client did not send a packet within the time limit."""
 
 
 class Brings(Enum):

@@ -45,8 +45,6 @@ class PreparedMount:
 class PodRequests:
     """The requests for one target's mount, one after another. Whoever sets `is_closing` has all further ones refused."""
 
-    __slots__ = ("_log", "_mount", "_policy", "is_closing")  # each volume has one
-
     def __init__(self, mount: TargetMount, policy: VolumePolicy, log: VolumeLog) -> None:
         self.is_closing = False
         self._mount = mount

@@ -1,53 +1,83 @@
-"""A volume's two sockets in the pod's emptyDir, and `dev-fuse` beside them.
+"""Makes two sockets in a directory that a pod sees, and `dev-fuse` beside them.
 
-The pod owns that directory: it can swap, link and delete everything in it at any moment. So the way to it is opened
-beneath the pods folder without following symlinks, and everything in it is used through that fd, by single names.
+The directory of a volume's sockets is the pod's emptyDir, and the pod owns it: it can swap, link and delete everything in it
+at any moment. So the way to it is opened beneath a trusted folder without following symlinks, and everything in it is used
+through that fd, by single names.
 """
 
 import os
 import socket
 import stat
-import struct
 from dataclasses import dataclass
 from errno import EADDRINUSE, EAGAIN, ELOOP, ENOENT, ENOTDIR, EXDEV
 from socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQPACKET, SOCK_STREAM
+from typing import Protocol
 
 from driver import syscalls
-from driver.paths import DEV_FUSE, VolumePaths
+from driver.paths import DEV_FUSE
+from fusermount3_proxy import limits
 from fusermount3_proxy.protocol import V1_SUFFIX
 
-Identity = bytes  # devices and inodes of the directory and both sockets; numbers would take five times as much of each volume
-
-_NUMBERS = struct.Struct("6Q")
+Identity = tuple[int, ...]  # devices and inodes of the directory and of both sockets
 
 _TRIES = 3
 _BIND_NAME = ".mfcp-bind"  # sun_path is too short for long names: bound under this one, then renamed
-_BACKLOG = 64
 
 
 class NoDirectory(Exception):
     """The directory for the sockets is not there, or not one. The text says which."""
 
 
+class SocketFolder(Protocol):
+    """A directory in which sockets are made."""
+
+    def open(self) -> int:
+        """Open the directory with O_PATH. Raises NoDirectory and OSError."""
+
+
+@dataclass(frozen=True)
+class FolderBeneath:
+    """The directory at `path` below `root`: `root` is trusted, and a pod may change everything below it."""
+
+    root: str
+    path: str
+
+    def open(self) -> int:
+        """Open the directory with O_PATH. Raises NoDirectory and OSError."""
+        try:
+            root = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                # openat2 stops a pod that swaps a part of the way for a link to somewhere else on the node.
+                return syscalls.openat2(root, self.path, os.O_PATH | os.O_DIRECTORY)
+            finally:
+                os.close(root)
+        except OSError as error:
+            if error.errno in (ENOENT, ENOTDIR, ELOOP, EXDEV):
+                raise NoDirectory(f"{self.root}/{self.path}: {error.strerror}") from None
+            raise
+
+
 class NameTaken(Exception):
     """Something that is no socket has a socket's name. The text says what to remove."""
 
 
-@dataclass(slots=True)
+@dataclass
 class PodSockets:
-    """The listening sockets, and which inodes they and their directory are."""
+    """The listening sockets, where they are, and which inodes they and their directory have."""
 
     original: socket.socket
     v1: socket.socket
+    _folder: SocketFolder
+    _name: str
     _identity: Identity
 
     @staticmethod
-    def listen(paths: VolumePaths, name: str) -> "PodSockets":
-        """Make both sockets, replacing ones that a former driver left.
+    def listen(folder: SocketFolder, name: str) -> "PodSockets":
+        """Make both sockets in the folder, NAME and NAME.v1, and replace those that a former driver left.
 
         Raises NoDirectory, NameTaken and OSError, and then leaves no socket behind.
         """
-        directory = _open_directory(paths)
+        directory = folder.open()
         try:
             for _ in range(_TRIES):
                 sockets = _bind_both(directory, name)
@@ -58,8 +88,8 @@ class PodSockets:
                         # Not before: a pod that removes them again and again would queue what blocks whoever closes them,
                         # and those that are not kept are closed here.
                         for sock in sockets:
-                            sock.listen(_BACKLOG)
-                        return PodSockets(original=sockets[1], v1=sockets[0], _identity=identity)
+                            sock.listen(limits.CONNECTIONS_IN_QUEUE)
+                        return PodSockets(sockets[1], sockets[0], folder, name, identity)
                 except BaseException:
                     _remove(directory, name)
                     _close(sockets)
@@ -70,49 +100,35 @@ class PodSockets:
         finally:
             os.close(directory)
 
-    def are_in_place(self, paths: VolumePaths, name: str) -> bool:
+    def are_in_place(self) -> bool:
         """Whether the pod still sees these sockets: kubelet may have mounted a memory emptyDir, the pod removed them.
 
         Raises OSError where that cannot be told.
         """
         try:
-            directory = _open_directory(paths)
+            directory = self._folder.open()
         except NoDirectory:
             return False
         try:
-            return _identity(directory, name) == self._identity
+            return _identity(directory, self._name) == self._identity
         finally:
             os.close(directory)
 
-    def remove(self, paths: VolumePaths, name: str) -> None:
+    def remove(self) -> None:
         """Remove the sockets' files, where they still are the same ones. Raises OSError."""
         try:
-            directory = _open_directory(paths)
+            directory = self._folder.open()
         except NoDirectory:
             return
         try:
-            if _identity(directory, name) == self._identity:
-                _remove(directory, name)
+            if _identity(directory, self._name) == self._identity:
+                _remove(directory, self._name)
         finally:
             os.close(directory)
 
     def close(self) -> None:
         """Stop listening. May block: what clients have queued is dropped with it."""
         _close([self.original, self.v1])
-
-
-def _open_directory(paths: VolumePaths) -> int:
-    try:
-        root = os.open(paths.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            # openat2 stops a pod that swaps a part of the way for a link to somewhere else on the node.
-            return syscalls.openat2(root, paths.sockets, os.O_PATH | os.O_DIRECTORY)
-        finally:
-            os.close(root)
-    except OSError as error:
-        if error.errno in (ENOENT, ENOTDIR, ELOOP, EXDEV):
-            raise NoDirectory(f"{paths.root}/{paths.sockets}: {error.strerror}") from None
-        raise
 
 
 def _bind_both(directory: int, name: str) -> list[socket.socket]:
@@ -196,7 +212,7 @@ def _identity(directory: int, name: str) -> Identity | None:
         original, v1 = (os.stat(each, dir_fd=directory, follow_symlinks=False) for each in (name, name + V1_SUFFIX))
     except FileNotFoundError:
         return None
-    return _NUMBERS.pack(here.st_dev, here.st_ino, original.st_dev, original.st_ino, v1.st_dev, v1.st_ino)
+    return here.st_dev, here.st_ino, original.st_dev, original.st_ino, v1.st_dev, v1.st_ino
 
 
 def put_dev_fuse(directory: int) -> None:

@@ -12,18 +12,16 @@ from errno import EBUSY, EEXIST, ENOTEMPTY
 
 from driver import fusemount
 from driver.apart import Caller
-from driver.bounded import without
 from driver.errors import Code, VolumeError
 from driver.fdserver import Capacity, FdServer
 from driver.filewatch import FileWatch
 from driver.fusemount import FuseMount
 from driver.history import History, Past
-from driver.listeners import Listeners
 from driver.logs import VolumeLog
 from driver.metrics import Operation, Timer
 from driver.paths import VolumePaths
 from driver.podrequests import PodRequests
-from driver.podsockets import NameTaken, NoDirectory, PodSockets
+from driver.podsockets import FolderBeneath, NameTaken, NoDirectory, PodSockets, SocketFolder
 from driver.policy import VolumePolicy, lacking
 from driver.takeoff import NotOurs, Workspace
 from driver.targetmount import State, TargetMount, foreign
@@ -31,7 +29,7 @@ from driver.troubles import Troubles
 from fusermount3_proxy import limits
 from fusermount3_proxy.mountinfo import Mount
 
-_CLOSE_PATIENCE = 0.001  # seconds; once in a volume's life, and nearly always a tenth of it is enough
+_ACCEPTED_FDS: tuple[str, ...] = ()  # a volume's requests need none, and the kernel drops those that are attached
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,6 @@ class Volume:
         policy: VolumePolicy,
         workspace: Workspace,
         files: FileWatch,
-        listeners: Listeners,
         past: Past | None,
         on_change: Callable[["Volume"], None],
     ) -> None:
@@ -75,11 +72,11 @@ class Volume:
         self._on_change = on_change
         self._mount = TargetMount(publication.paths, workspace, files, self.log, self.history, self.troubles, self._mount_changed)
         self._requests = PodRequests(self._mount, policy, self.log)
+        self._socket_folder: SocketFolder = FolderBeneath(publication.paths.root, publication.paths.sockets)
         self._sockets: PodSockets | None = None
         self._server: FdServer | None = None
-        self._listeners = listeners
         self._capacity = Capacity()
-        self._closing: tuple[asyncio.Task[None], ...] = ()
+        self._closing: set[asyncio.Task[None]] = set()
 
     @property
     def state(self) -> State:
@@ -110,6 +107,11 @@ class Volume:
     def is_closing(self) -> bool:
         """Whether unpublish has begun, and what pods ask is refused."""
         return self._requests.is_closing
+
+    @property
+    def accepted_connections(self) -> int:
+        """How many connections its sockets have accepted since the driver started."""
+        return self._capacity.accepted
 
     # ---- published and unpublished
 
@@ -162,7 +164,7 @@ class Volume:
         Returns no error: kubelet could remove the target of a volume whose publish failed.
         """
         try:
-            if self._sockets is None or not self._sockets.are_in_place(self.publication.paths, self.publication.socket_name):
+            if self._sockets is None or not self._sockets.are_in_place():
                 self.log.refusal("the sockets in the emptyDir are gone or replaced; making them again")
                 if self._capacity.listener_thread.is_busy:
                     # Or a pod that fills their queues with what blocks, and removes them, would have more of them each time.
@@ -193,11 +195,21 @@ class Volume:
         """Take everything away. Raises VolumeError; a second call goes on where the first one stopped."""
         self._requests.is_closing = True
         took = Timer(Operation.UNPUBLISH)
-        # Until they are closed the sockets keep a memory emptyDir busy.
-        if (server := self._take_sockets_away()) is not None:
-            await server.close(_CLOSE_PATIENCE)
-        if self._closing:
-            await asyncio.wait(self._closing)
+        server = self._take_sockets_away()
+        if server is not None:
+            server.close()
+        try:
+            await self._remove_target()
+        finally:
+            # Not before the target is removed, which takes a thread as well. Until they are closed the sockets keep a memory
+            # emptyDir busy.
+            if server is not None:
+                await server.wait_closed()
+            if self._closing:
+                await asyncio.wait(self._closing)
+        self.log.info(f"unpublished in {took.stop()}")
+
+    async def _remove_target(self) -> None:
         async with self._mount.lock:
             if self._mount.process is not None:
                 try:
@@ -210,7 +222,6 @@ class Volume:
                 pass
             except OSError as error:
                 raise unpublish_error(self.target, error) from None
-        self.log.info(f"unpublished in {took.stop()}")
 
     def release(self) -> None:
         """The driver stops: take no more requests, and leave target, mount and sockets as they are for the next one."""
@@ -273,7 +284,7 @@ class Volume:
     def _listen(self) -> None:
         publication = self.publication
         try:
-            self._sockets = PodSockets.listen(publication.paths, publication.socket_name)
+            self._sockets = PodSockets.listen(self._socket_folder, publication.socket_name)
         except NoDirectory as error:
             hint = ": does fdPassingEmptyDirName name an emptyDir volume of this pod?" if publication.paths.is_pods else ""
             raise VolumeError(Code.FAILED_PRECONDITION, f"no directory for the fd-passing sockets, {error}{hint}") from None
@@ -281,22 +292,22 @@ class Volume:
             raise VolumeError(Code.FAILED_PRECONDITION, str(error)) from None
         except OSError as error:
             raise VolumeError(Code.INTERNAL, f"cannot make the fd-passing sockets: {error}") from None
-        self._server = FdServer(self._requests, self._sockets, publication.paths.volume_name, self.log, self._capacity, self._listeners)
+        self._server = FdServer(
+            self._requests, self._sockets, publication.paths.volume_name, self.log, self._capacity, accepted_fds=_ACCEPTED_FDS
+        )
 
     def _stop_listening(self) -> None:
         if (server := self._take_sockets_away()) is not None:
-            task = asyncio.get_running_loop().create_task(server.close())
-            self._closing += (task,)
-            task.add_done_callback(self._end_closing)
-
-    def _end_closing(self, task: "asyncio.Task[None]") -> None:
-        self._closing = without(self._closing, task)
+            server.close()
+            task = asyncio.get_running_loop().create_task(server.wait_closed())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     def _take_sockets_away(self) -> FdServer | None:
         """Remove the sockets from the pod's folder, and take no more requests. Returns the server, to be closed."""
         if self._sockets is not None:
             try:
-                self._sockets.remove(self.publication.paths, self.publication.socket_name)
+                self._sockets.remove()
             except OSError as error:
                 # Their files stay, and nobody answers there.
                 self.log.warning(f"cannot remove the sockets: {error}")

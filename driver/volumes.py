@@ -11,7 +11,6 @@ from driver.errors import Code, VolumeError
 from driver.filewatch import FileWatch
 from driver.history import Past
 from driver.internalerror import report_internal_error
-from driver.listeners import Listeners
 from driver.logs import VolumeLog, log
 from driver.paths import BadPath
 from driver.policy import VolumePolicy, of_volume
@@ -21,14 +20,15 @@ from driver.targetmount import State
 from driver.volume import Publication, Volume, unpublish_error
 from fusermount3_proxy import limits
 
+_MOMENT = 0.005  # seconds without a connection, after which pods are taken for served
+
 
 class Volumes:
     """Publishes and unpublishes. One volume id may be published at many targets (PersistentVolumes)."""
 
-    def __init__(self, workspace: Workspace, files: FileWatch, listeners: Listeners, records: Records) -> None:
+    def __init__(self, workspace: Workspace, files: FileWatch, records: Records) -> None:
         self._workspace = workspace
         self._files = files
-        self._listeners = listeners
         self._records = records
         self._by_target: dict[str, Volume] = {}
         self._by_sockets: dict[tuple[str, str, str], Volume] = {}
@@ -181,9 +181,18 @@ class Volumes:
             await asyncio.sleep(0.01)
         return True
 
+    async def quiet(self, limit: float) -> None:
+        """Wait until no pod has connected for a moment, or for `limit` seconds."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limit
+        before = -1
+        while (accepted := sum(volume.accepted_connections for volume in self)) != before and loop.time() < end:
+            before = accepted
+            await asyncio.sleep(_MOMENT)
+
     def _new(self, publication: Publication, past: Past | None = None) -> Volume:
         policy = _policy(publication.read_only, publication.mount_flags, publication.mount_options)
-        return Volume(publication, policy, self._workspace, self._files, self._listeners, past, self._changed)
+        return Volume(publication, policy, self._workspace, self._files, past, self._changed)
 
     def _changed(self, volume: Volume) -> None:
         # Not of one that is being published: a record of a volume that could not be published must not stay.

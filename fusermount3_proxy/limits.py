@@ -11,7 +11,15 @@ MOUNT_ANSWER_WAIT = 50.0  # for a mount that waits for the program (sync-init): 
 REQUEST_WAIT = 5.0
 PROCEED_WAIT = 300.0  # for sync-init's proceed, as long as libfuse's helper waits; the client waits as long for the program
 SYNC_MOUNT_WAIT = 30.0  # mount(2) of sync-init, until the program has answered INIT
-REQUESTS_AT_ONCE = 8  # per volume; further connections are closed
+
+# The driver, for the connections of one volume. One counts until it is closed, and what a pod has queued in it can delay that.
+REQUESTS_AT_ONCE = 8  # are served
+CONNECTIONS_TO_CLOSE = 64  # more are accepted, and closed without an answer
+CONNECTIONS_MAX = REQUESTS_AT_ONCE + CONNECTIONS_TO_CLOSE
+CONNECTIONS_IN_QUEUE = 64  # more wait in the kernel's queue of each socket (the backlog of listen(2)), until one is closed
+PREPARED_AT_ONCE = 8  # mounts of sync-init whose client has not said `proceed`: each has an fd and a device node
+CONNECTION_THREADS = 8  # receive packets with fds, and close connections
+LISTENER_THREADS = 1  # close listening sockets
 
 # The driver, for file systems that pods serve.
 PROBE_WAIT = 1.0  # one touch of a served file system

@@ -24,28 +24,32 @@ class MountRequest:
 
     `mountpoint` is what the program asked for, absolute, "" from fuse-starter; `options` is the text of its -o. With
     `sync_init` the answer's fd is not mounted yet: the driver mounts it after PROCEED.
+    `fds` has the names of the attached fds, in their order.
     """
 
-    __slots__ = ("mountpoint", "options", "sync_init")
+    __slots__ = ("fds", "mountpoint", "options", "sync_init")
 
-    def __init__(self, mountpoint: str, options: str, sync_init: bool = False) -> None:
+    def __init__(self, mountpoint: str, options: str, sync_init: bool = False, fds: tuple[str, ...] = ()) -> None:
         self.mountpoint = mountpoint
         self.options = options
         self.sync_init = sync_init
+        self.fds = fds
 
 
 class UnmountRequest:
     """Unmount the volume of this socket, if its mount is the one at `mountpoint`.
 
     `device` is MAJOR:MINOR of the FUSE file system that the client sees at `mountpoint`, None where it sees none.
+    `fds` has the names of the attached fds, in their order.
     """
 
-    __slots__ = ("device", "lazy", "mountpoint")
+    __slots__ = ("device", "fds", "lazy", "mountpoint")
 
-    def __init__(self, mountpoint: str, lazy: bool = False, device: str | None = None) -> None:
+    def __init__(self, mountpoint: str, lazy: bool = False, device: str | None = None, fds: tuple[str, ...] = ()) -> None:
         self.mountpoint = mountpoint
         self.lazy = lazy
         self.device = device
+        self.fds = fds
 
 
 class Reply:
@@ -83,7 +87,7 @@ def encode_request(request: MountRequest | UnmountRequest) -> bytes:
     else:
         head = f'"op":"unmount","mountpoint":{quote(request.mountpoint)},"lazy":{"true" if request.lazy else "false"}'
         tail = f',"dev":{quote(request.device) if request.device is not None else "null"}'
-    packet = f'{{{head},"fds":[]{tail}}}'.encode("ascii")
+    packet = f'{{{head},"fds":[{",".join(map(quote, request.fds))}]{tail}}}'.encode("ascii")
     if len(packet) > PACKET_MAX:  # where most of the characters have to be escaped
         raise ProtocolError(f"mountpoint and options are too long: the request has {len(packet)} bytes, at most {PACKET_MAX} can be sent")
     return packet
@@ -97,14 +101,22 @@ def decode_request(packet: bytes) -> MountRequest | UnmountRequest:
         raise ProtocolError(f"op is {_shown(op)}; this driver knows mount and unmount")
     mountpoint = _text(fields, "mountpoint")
     _check_bytes("the mountpoint", mountpoint, MOUNTPOINT_MAX)
+    fds = _names(fields, "fds")
     if op == "mount":
         options = _text(fields, "options", "")
         _check_bytes("the text of the options", options, OPTIONS_MAX)
-        return MountRequest(mountpoint, options, _flag(fields, "syncInit"))
+        return MountRequest(mountpoint, options, _flag(fields, "syncInit"), fds)
     device = fields.get("dev")
     if device is not None and not isinstance(device, str):
         raise ProtocolError(f"dev is {_shown(device)}; it must be MAJOR:MINOR or null")
-    return UnmountRequest(mountpoint, _flag(fields, "lazy"), device)
+    return UnmountRequest(mountpoint, _flag(fields, "lazy"), device, fds)
+
+
+def check_fds(request: MountRequest | UnmountRequest, accepted: tuple[str, ...]) -> None:
+    """Raise ProtocolError where the request names an attached fd that is not among the `accepted` names."""
+    for name in request.fds:
+        if name not in accepted:
+            raise ProtocolError(f"fds names {_shown(name)}; this socket accepts {', '.join(accepted) or 'no file descriptors'}")
 
 
 def check_proceed(packet: bytes) -> None:
@@ -182,6 +194,13 @@ def _text(fields: dict[str, object], name: str, default: str | None = None) -> s
     if not isinstance(value, str):
         raise ProtocolError(f"{name} is {_shown(value)}; it must be a string")
     return value
+
+
+def _names(fields: dict[str, object], name: str) -> tuple[str, ...]:
+    value = fields.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise ProtocolError(f"{name} must be a list of strings")
+    return tuple(value)
 
 
 def _check_bytes(what: str, text: str, most: int) -> None:

@@ -40,6 +40,7 @@ def test_nothing_but_its_own_error_leaves_the_reading_of_a_request(packet: bytes
         assert "\n" not in str(error)
         return
     # What was taken can be used as bytes and numbers.
+    assert all(isinstance(name, str) for name in request.fds)
     protocol.from_wire(request.mountpoint)
     if isinstance(request, MountRequest):
         protocol.from_wire(request.options)

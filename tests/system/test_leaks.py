@@ -25,7 +25,8 @@ CYCLES = 12  # at least
 
 UNMOUNT = b'{"op":"unmount","mountpoint":"/data","lazy":true,"fds":[],"dev":null}'
 ELSEWHERE = b'{"op":"unmount","mountpoint":"/elsewhere","lazy":true,"fds":[],"dev":null}'
-AUTO_UNMOUNT = b'{"op":"mount","mountpoint":"/data","options":"auto_unmount","fds":["comm"]}'
+AUTO_UNMOUNT = b'{"op":"mount","mountpoint":"/data","options":"auto_unmount","fds":[]}'
+NAMES_AN_FD = b'{"op":"mount","mountpoint":"/data","options":"","fds":["comm"]}'
 
 
 def dies(node: Node, volume: Published) -> None:
@@ -90,6 +91,7 @@ def is_refused(node: Node, volume: Published) -> None:
 def sends_fds(node: Node, volume: Published) -> None:
     read, write = os.pipe()
     assert "error" in request(volume, b"{}", [read, write] * 50)[0]
+    assert "error" in request(volume, NAMES_AN_FD, [read, write])[0]
     os.close(read)
     os.close(write)
 

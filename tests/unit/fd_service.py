@@ -16,11 +16,10 @@ from open_fds import nothing_leaked
 from standin_driver import DEADLINE, receive
 
 from driver.fdserver import Capacity, FdServer, Peer
-from driver.listeners import Listeners
 from driver.logs import VolumeLog
-from driver.podsockets import PodSockets
+from driver.podsockets import NoDirectory, PodSockets
 from driver.policy import Refused
-from fusermount3_proxy import protocol
+from fusermount3_proxy import limits, protocol
 from fusermount3_proxy.protocol import MountRequest, UnmountRequest
 
 T = TypeVar("T")
@@ -93,12 +92,18 @@ class Prepared:
         os.close(self.fd)
 
 
+class NoFolder:
+    """Stands in for the folder of sockets that a test has bound itself."""
+
+    def open(self) -> int:
+        raise NoDirectory("nobody asks for it")
+
+
 class Served:
     """A server that runs, and clients of it."""
 
-    def __init__(self, handler: Handler, server: FdServer, path: Path, sockets: PodSockets, listeners: Listeners) -> None:
+    def __init__(self, handler: Handler, server: FdServer, path: Path, sockets: PodSockets) -> None:
         self.handler = handler
-        self.listeners = listeners
         self.server = server
         self.sockets = sockets
         self._path = path
@@ -163,29 +168,28 @@ async def soon(what: "asyncio.Future[T] | Any") -> Any:
 def listening(path: Path, suffix: str, kind: type[socket.socket] = socket.socket) -> socket.socket:
     sock = kind(socket.AF_UNIX, (socket.SOCK_SEQPACKET if suffix else socket.SOCK_STREAM) | socket.SOCK_NONBLOCK)
     sock.bind(f"{path}{suffix}")
-    sock.listen(64)
+    sock.listen(limits.CONNECTIONS_IN_QUEUE)
     return sock
 
 
 @asynccontextmanager
-async def serving(folder: Path, kind: type[socket.socket] = socket.socket) -> AsyncIterator[Served]:
+async def serving(folder: Path, kind: type[socket.socket] = socket.socket, accepted_fds: tuple[str, ...] = ()) -> AsyncIterator[Served]:
     """A server until the block's end; nothing of its own is left then."""
     path = folder / "s"
     with nothing_leaked():
-        sockets = PodSockets(listening(path, ""), listening(path, ".v1", kind), b"")
+        sockets = PodSockets(listening(path, ""), listening(path, ".v1", kind), NoFolder(), "s", ())
         handler = Handler()
-        listeners = Listeners()
-        server = FdServer(handler, sockets, "data", VolumeLog("default/pod", "csi-1"), Capacity(), listeners)
+        server = FdServer(handler, sockets, "data", VolumeLog("default/pod", "csi-1"), Capacity(), accepted_fds)
         try:
-            yield Served(handler, server, path, sockets, listeners)
+            yield Served(handler, server, path, sockets)
         finally:
             server.stop()
             handler.go_on.set()
             for task in list(server._connections):
                 await soon(task)
             await until(lambda: server._capacity.connections == 0)
-            await soon(server.close())
-            listeners.close()
+            server.close()
+            await soon(server.wait_closed())
             for suffix in ("", ".v1"):
                 os.unlink(f"{path}{suffix}")
 

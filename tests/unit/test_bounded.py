@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 @pytest.fixture
 def release() -> Iterator[threading.Event]:
     """What work hangs on, until the test's end at the latest. No thread is left then."""
-    before = _thread._count()  # threading knows of its own alone
+    before = _thread._count()
     event = threading.Event()
     yield event
     event.set()
@@ -146,6 +146,23 @@ def test_the_wait_for_a_thread_counts(release: threading.Event) -> None:
     asyncio.run(main())
 
 
+def test_nothing_is_kept_of_those_who_waited_for_a_thread_and_gave_up(release: threading.Event) -> None:
+    """kubelet calls again and again where a volume cannot be unmounted."""
+
+    async def main() -> None:
+        threads = Threads(1)
+        first = threads.finish(hangs(release))
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await threads.run(0.01, hangs(release))
+            assert threads._jobs == []
+        release.set()
+        assert await first == "late"
+        assert not threads.is_busy
+
+    asyncio.run(main())
+
+
 def test_whoever_makes_its_own_threads_hang_takes_nobody_elses(release: threading.Event) -> None:
     async def main() -> None:
         with pytest.raises(TimeoutError):
@@ -192,7 +209,7 @@ def test_where_no_thread_can_be_made_it_says_so_and_goes_on_later(monkeypatch: p
     async def main() -> None:
         threads = Threads(1)
         with monkeypatch.context() as without:
-            without.setattr(bounded._thread, "start_new_thread", no_thread)
+            without.setattr(_thread, "start_new_thread", no_thread)
             for _ in range(3):
                 with pytest.raises(OSError, match="can't start new thread"):
                     await threads.run(DEADLINE, lambda: 7)
@@ -201,72 +218,45 @@ def test_where_no_thread_can_be_made_it_says_so_and_goes_on_later(monkeypatch: p
     asyncio.run(main())
 
 
-def test_with_patience_nothing_else_runs_until_the_work_has_ended() -> None:
-    async def main() -> list[str]:
-        happened: list[str] = []
-        asyncio.get_running_loop().call_soon(happened.append, "another")
-        assert Threads(1).finish(lambda: happened.append("the work"), patience=DEADLINE).done()
-        await asyncio.sleep(0)
-        return happened
-
-    assert asyncio.run(main()) == ["the work", "another"]
-
-
-def test_with_patience_what_fails_is_told() -> None:
-    async def main() -> None:
-        with pytest.raises(ZeroDivisionError):
-            Threads(1).finish(lambda: 1 / 0 and None, patience=DEADLINE).result()
-
-    asyncio.run(main())
-
-
-def test_work_that_outlasts_the_patience_is_waited_for_as_usual(release: threading.Event) -> None:
-    async def main() -> None:
-        threads = Threads(1)
-        began = time.monotonic()
-        done = threads.finish(lambda: hangs(release)() and None, patience=0.01)
-        assert 0.01 <= time.monotonic() - began < DEADLINE
-        assert not done.done() and threads.is_busy
-        # Nor is there patience for what has to wait for a thread.
-        after = threads.finish(lambda: None, patience=DEADLINE)
-        release.set()
-        await asyncio.wait_for(asyncio.gather(done, after), DEADLINE)
-        assert not threads.is_busy
-
-    asyncio.run(main())
-
-
-def test_work_that_ends_with_the_patience_is_settled_once() -> None:
-    async def main() -> None:
-        threads = Threads(1)
-        for number in range(300):
-            pause = number % 30 * 1e-5
-            await asyncio.wait_for(threads.finish(lambda pause=pause: time.sleep(pause), patience=1e-4), DEADLINE)
-            assert not threads.is_busy
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize("patience", [0, 1e-9])
-def test_with_patience_too_it_is_tried_again_where_no_thread_can_be_made(monkeypatch: pytest.MonkeyPatch, patience: float) -> None:
+def test_it_is_tried_again_where_no_thread_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounded, "_RETRY", 0.01)
     start = _thread.start_new_thread
-    fails = 3
+    fails = 30
 
-    def may_fail(work: Callable[[], None], arguments: tuple[()]) -> int:
+    def may_fail(body: Callable[[], None], arguments: tuple[()]) -> int:
         nonlocal fails
         if fails:
             fails -= 1
             raise RuntimeError("can't start new thread")
-        return start(work, arguments)
+        return start(body, arguments)
 
     monkeypatch.setattr(_thread, "start_new_thread", may_fail)
 
     async def main() -> None:
-        await asyncio.wait_for(Threads(1).finish(lambda: None, patience), DEADLINE)
+        threads = Threads(1)
+        all_of_them = [threads.finish(lambda: None) for _ in range(10)]
+        assert fails == 20
+        await asyncio.wait_for(asyncio.gather(*all_of_them), DEADLINE)
 
     asyncio.run(main())
     assert fails == 0
+
+
+def test_what_is_to_be_finished_is_finished_although_whoever_waits_gives_up(release: threading.Event) -> None:
+    finished = threading.Event()
+
+    async def main() -> None:
+        threads = Threads(1)
+        first = threads.finish(hangs(release))
+        second = threads.finish(finished.set)
+        second.cancel()
+        await asyncio.sleep(0.01)
+        release.set()
+        assert await first == "late"
+        await until(lambda: not threads.is_busy)
+        assert finished.is_set()
+
+    asyncio.run(main())
 
 
 def test_what_is_to_be_finished_waits_for_a_thread_and_is_held_until_then(release: threading.Event) -> None:
@@ -279,7 +269,7 @@ def test_what_is_to_be_finished_waits_for_a_thread_and_is_held_until_then(releas
 
     async def main() -> None:
         threads = Threads(1)
-        first = threads.finish(lambda: hangs(release)() and None)
+        first = threads.finish(hangs(release))
         held = Held()
         second = threads.finish(held.close)
         assert threads.is_busy

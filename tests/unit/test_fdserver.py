@@ -2,11 +2,13 @@
 
 import array
 import asyncio
+import logging
 import os
 import socket
-from errno import EBUSY, EMFILE, ENOSPC, EPROTO
+from collections.abc import Callable
+from errno import EBUSY, EIO, EMFILE, ENOSPC, EPROTO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from fd_service import (
@@ -26,11 +28,12 @@ from fd_service import (
 from open_fds import same_file
 from standin_driver import DEADLINE, receive
 
-from driver import fdserver
+from driver import fdserver, metrics
 from driver.fdserver import Brings, Peer
+from driver.logs import log
 from driver.policy import Refused
 from fusermount3_proxy import limits, protocol
-from fusermount3_proxy.protocol import UnmountRequest
+from fusermount3_proxy.protocol import MountRequest, UnmountRequest
 
 # ---- what is served
 
@@ -70,24 +73,55 @@ def test_the_original_socket_mounts_for_whoever_connects(folder: Path) -> None:
     run(main())
 
 
-def test_where_no_epoll_watch_is_to_be_had_it_listens_when_there_is_one(folder: Path) -> None:
+def test_where_there_is_no_epoll_watch_it_listens_when_there_is_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pods that run as root share the limit with the driver."""
 
     async def main() -> None:
         async with serving(folder) as served:
-            fail, add = [False, True] * 2, served.listeners.add
+            loop = asyncio.get_running_loop()
+            fail, add = [False, True] * 2, loop.add_reader
 
-            def refuses(fd: int, callback: Any) -> None:
+            def refuses(fd: int, callback: Any, *arguments: Any) -> None:
                 if fail and fail.pop(0):
                     raise OSError(ENOSPC, os.strerror(ENOSPC))
-                add(fd, callback)
+                add(fd, callback, *arguments)
 
             served.server._pause()
-            served.listeners.add = refuses  # type: ignore[method-assign]
+            monkeypatch.setattr(loop, "add_reader", refuses)
             served.server._listen()
             reply, (fd,) = await served.ask(MOUNT)
             assert (reply, fail) == (NAME, [])
             os.close(fd)
+
+    run(main())
+
+
+class Noted(socket.socket):
+    """A listening socket that notes in which order the driver accepts."""
+
+    accepted: ClassVar[list[int]] = []
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        found = super().accept()
+        Noted.accepted.append(self.fileno())
+        return found
+
+
+def test_a_flooded_volume_takes_turns_with_another(folder: Path) -> None:
+    async def main() -> None:
+        for name in ("flooded", "other"):
+            (folder / name).mkdir()
+        async with serving(folder / "flooded", Noted) as flooded, serving(folder / "other", Noted) as other:
+            Noted.accepted.clear()
+            clients = [flooded.connect() for _ in range(50)]
+            with other.connect() as client:
+                send(client, UNMOUNT)
+                assert await answer(client) == ({}, [])
+            # Each turn of the event loop accepts one connection of each.
+            assert Noted.accepted.index(other.sockets.v1.fileno()) <= 1
+            for client in clients:
+                client.close()
+            await until(lambda: flooded.server._capacity.connections == 0)
 
     run(main())
 
@@ -196,19 +230,88 @@ def test_an_oserror_of_the_driver_is_answered(folder: Path) -> None:
     run(main())
 
 
+@pytest.fixture
+def internal_errors(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
+    """Counts the mistakes of the driver that were reported; each is also in caplog's text, with its traceback."""
+    monkeypatch.setattr(log, "propagate", True)
+    monkeypatch.setattr(metrics, "_instruments", None)
+    metrics.start(dict, lambda: 0)
+
+    def number() -> int:
+        (line,) = [line for line in metrics.text().decode().splitlines() if line.startswith("mfcp_internal_errors_total ")]
+        return int(float(line.split()[1]))
+
+    return number
+
+
 @pytest.mark.parametrize("suffix", ["", ".v1"])
-def test_a_mistake_of_the_driver_costs_one_connection(folder: Path, suffix: str) -> None:
+@pytest.mark.parametrize("mistake", [ZeroDivisionError("a mistake"), KeyError("a mistake"), TypeError("a mistake")])
+def test_a_mistake_of_the_driver_is_reported_as_its_own_and_costs_one_connection(
+    folder: Path, suffix: str, mistake: Exception, internal_errors: Callable[[], int], caplog: pytest.LogCaptureFixture
+) -> None:
     async def main() -> None:
         async with serving(folder) as served:
-            served.handler.outcome = ZeroDivisionError("a mistake")
+            served.handler.outcome = mistake
             with served.connect(suffix) as client:
                 if suffix:
                     send(client, MOUNT)
+                    text = "the driver failed by a mistake of its own; its log has the details"
+                    assert await answer(client) == ({"error": text, "errno": EIO}, [])
                 assert await is_closed(client)
             served.handler.outcome = None
             assert (await served.ask(UNMOUNT))[0] == {}
 
     run(main())
+    assert internal_errors() == 1
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert "internal error while serving a request" in record.getMessage()
+    assert "in _work" in caplog.text  # the traceback
+
+
+def test_a_client_that_is_gone_is_no_mistake_of_the_driver(folder: Path, internal_errors: Callable[[], int]) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            served.handler.go_on.clear()
+            for suffix in ("", ".v1"):
+                with served.connect(suffix) as client:
+                    if suffix:
+                        send(client, UNMOUNT)
+                    await soon(served.handler.began.acquire())
+            served.handler.go_on.set()
+            assert (await served.ask(UNMOUNT))[0] == {}
+
+    run(main())
+    assert internal_errors() == 0
+
+
+class Mistaken(socket.socket):
+    """A listening socket at which the driver makes a mistake, for the first accepts."""
+
+    mistakes = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if Mistaken.mistakes:
+            Mistaken.mistakes -= 1
+            raise KeyError("a mistake")
+        return super().accept()
+
+
+def test_a_mistake_of_the_driver_while_it_accepts_is_reported_as_its_own(
+    folder: Path, internal_errors: Callable[[], int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fdserver, "_ACCEPT_PAUSE", 0.01)
+
+    async def main() -> None:
+        async with serving(folder, Mistaken) as served:
+            Mistaken.mistakes = 2
+            assert (await served.ask(UNMOUNT))[0] == {}
+            assert Mistaken.mistakes == 0
+
+    run(main())
+    assert internal_errors() == 2
+    assert "internal error while accepting a connection" in caplog.text
+    assert {getattr(record, "volume", None) for record in caplog.records} == {"csi-1"}
 
 
 # ---- what a hostile pod sends
@@ -270,6 +373,37 @@ def test_fds_that_come_with_a_packet_are_never_taken(folder: Path, packet: bytes
                 served.handler.go_on.set()
                 for fd in (await answer(client))[1]:
                     os.close(fd)
+
+    run(main())
+
+
+NAMED_FD = protocol.encode_request(MountRequest("/m", "ro", fds=("mountpoint",)))
+
+
+def test_a_request_that_names_an_fd_is_refused_where_the_socket_accepts_none(folder: Path) -> None:
+    async def main() -> None:
+        async with serving(folder) as served:
+            reader, writer = os.pipe()
+            refusal = {"error": "bad request: fds names 'mountpoint'; this socket accepts no file descriptors", "errno": EPROTO}
+            assert await served.ask(NAMED_FD, writer) == (refusal, [])
+            assert await served.ask(NAMED_FD) == (refusal, [])
+            os.close(writer)
+            assert await nobody_holds_the_other_end(reader)
+            os.close(reader)
+            assert served.handler.mounts == []
+            assert (await served.ask(UNMOUNT))[0] == {}
+
+    run(main())
+
+
+def test_the_kind_of_socket_says_which_fds_a_request_may_name(folder: Path) -> None:
+    async def main() -> None:
+        async with serving(folder, accepted_fds=("mountpoint",)) as served:
+            reply, (fd,) = await served.ask(NAMED_FD)
+            assert reply == NAME
+            os.close(fd)
+            reply, fds = await served.ask(protocol.encode_request(UnmountRequest("/m", fds=("other",))))
+            assert (reply["error"], fds) == ("bad request: fds names 'other'; this socket accepts mountpoint", [])
 
     run(main())
 
@@ -377,7 +511,7 @@ def test_a_flood_of_connections_leaves_the_volume_usable(folder: Path) -> None:
 
             highest: list[int] = []
             await in_thread(flood)
-            assert max(highest) <= fdserver._CONNECTIONS_MAX
+            assert max(highest) <= limits.CONNECTIONS_MAX
             reply: dict[str, Any] = {"error": "nothing yet"}
             # The last of the flood may still have the places; each is closed when the server looks at it.
             deadline = asyncio.get_running_loop().time() + DEADLINE

@@ -10,8 +10,7 @@ import pytest
 from open_fds import nothing_leaked
 
 from driver import podsockets
-from driver.paths import VolumePaths
-from driver.podsockets import NameTaken, NoDirectory, PodSockets
+from driver.podsockets import FolderBeneath, NameTaken, NoDirectory, PodSockets
 
 NAME = "fuse.sock"
 
@@ -29,8 +28,8 @@ def directory(root: Path) -> Path:
 
 
 @pytest.fixture
-def paths(root: Path) -> VolumePaths:
-    return VolumePaths(str(root), "pod/target", "pod/volumes/empty", "data")
+def place(root: Path) -> FolderBeneath:
+    return FolderBeneath(str(root), "pod/volumes/empty")
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +38,10 @@ def no_fd_is_left() -> Iterator[None]:
         yield
 
 
-def test_both_sockets_and_dev_fuse_are_for_everybody(paths: VolumePaths, directory: Path) -> None:
+def test_both_sockets_and_dev_fuse_are_for_everybody(place: FolderBeneath, directory: Path) -> None:
     umask = os.umask(0o077)
     try:
-        sockets = PodSockets.listen(paths, NAME)
+        sockets = PodSockets.listen(place, NAME)
         assert os.umask(0o077) == 0o077
     finally:
         os.umask(umask)
@@ -54,12 +53,12 @@ def test_both_sockets_and_dev_fuse_are_for_everybody(paths: VolumePaths, directo
     dev_fuse = (directory / "dev-fuse").stat()
     assert stat.S_ISREG(dev_fuse.st_mode)
     assert (stat.S_IMODE(dev_fuse.st_mode), dev_fuse.st_size) == (0o666, 0)
-    assert sockets.are_in_place(paths, NAME)
+    assert sockets.are_in_place()
     sockets.close()
 
 
-def test_they_are_a_stream_and_a_packet_socket_that_listen(paths: VolumePaths, directory: Path) -> None:
-    sockets = PodSockets.listen(paths, NAME)
+def test_they_are_a_stream_and_a_packet_socket_that_listen(place: FolderBeneath, directory: Path) -> None:
+    sockets = PodSockets.listen(place, NAME)
     for name, kind, listener in ((NAME, socket.SOCK_STREAM, sockets.original), (f"{NAME}.v1", socket.SOCK_SEQPACKET, sockets.v1)):
         assert not listener.getblocking()
         assert not listener.get_inheritable()
@@ -71,38 +70,38 @@ def test_they_are_a_stream_and_a_packet_socket_that_listen(paths: VolumePaths, d
     sockets.close()
 
 
-def test_its_files_are_removed(paths: VolumePaths, directory: Path) -> None:
-    sockets = PodSockets.listen(paths, NAME)
-    sockets.remove(paths, NAME)
+def test_its_files_are_removed(place: FolderBeneath, directory: Path) -> None:
+    sockets = PodSockets.listen(place, NAME)
+    sockets.remove()
     # Nothing that a client queues now would ever be looked at.
     sockets.close()
     assert os.listdir(directory) == ["dev-fuse"]
 
 
-def test_a_name_of_any_length_is_bound(paths: VolumePaths, directory: Path) -> None:
+def test_a_name_of_any_length_is_bound(place: FolderBeneath, directory: Path) -> None:
     name = "n" * 252
-    sockets = PodSockets.listen(paths, name)
-    assert sockets.are_in_place(paths, name)
+    sockets = PodSockets.listen(place, name)
+    assert sockets.are_in_place()
     assert sorted(os.listdir(directory)) == ["dev-fuse", name, f"{name}.v1"]
     sockets.close()
 
 
-def test_sockets_of_a_former_driver_are_replaced(paths: VolumePaths, directory: Path) -> None:
-    former = PodSockets.listen(paths, NAME)
+def test_sockets_of_a_former_driver_are_replaced(place: FolderBeneath, directory: Path) -> None:
+    former = PodSockets.listen(place, NAME)
     inode = (directory / NAME).stat().st_ino
-    sockets = PodSockets.listen(paths, NAME)
-    former_is_there = former.are_in_place(paths, NAME)
+    sockets = PodSockets.listen(place, NAME)
+    former_is_there = former.are_in_place()
     # Its end does not take the new ones along.
-    former.remove(paths, NAME)
+    former.remove()
     former.close()
     assert not former_is_there or inode == (directory / NAME).stat().st_ino
-    assert sockets.are_in_place(paths, NAME)
+    assert sockets.are_in_place()
     sockets.close()
 
 
 @pytest.mark.parametrize("name", [NAME, f"{NAME}.v1"])
 @pytest.mark.parametrize("kind", ["file", "folder", "link", "dangling link", "fifo"])
-def test_what_is_no_socket_is_the_pods_and_stays(paths: VolumePaths, directory: Path, name: str, kind: str) -> None:
+def test_what_is_no_socket_is_the_pods_and_stays(place: FolderBeneath, directory: Path, name: str, kind: str) -> None:
     there = directory / name
     if kind == "file":
         there.write_text("precious")
@@ -114,36 +113,36 @@ def test_what_is_no_socket_is_the_pods_and_stays(paths: VolumePaths, directory: 
         there.symlink_to("/dev/null" if kind == "link" else "nowhere")
     before = there.lstat()
     with pytest.raises(NameTaken, match="no socket"):
-        PodSockets.listen(paths, NAME)
+        PodSockets.listen(place, NAME)
     assert (there.lstat().st_ino, there.lstat().st_mode) == (before.st_ino, before.st_mode)
 
 
 @pytest.mark.parametrize("part", ["pod", "pod/volumes", "pod/volumes/empty"])
-def test_a_link_on_the_way_is_not_followed(root: Path, paths: VolumePaths, part: str) -> None:
+def test_a_link_on_the_way_is_not_followed(root: Path, place: FolderBeneath, part: str) -> None:
     # A pod that swaps a part of the way leads to somewhere else on the node.
     real = root / part
     moved = root / "elsewhere"
     real.rename(moved)
     real.symlink_to(moved)
     with pytest.raises(NoDirectory):
-        PodSockets.listen(paths, NAME)
+        PodSockets.listen(place, NAME)
     assert [name for _, _, names in os.walk(root) for name in names] == []
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "socket"])
-def test_what_is_no_directory_is_told(paths: VolumePaths, directory: Path, kind: str) -> None:
+def test_what_is_no_directory_is_told(place: FolderBeneath, directory: Path, kind: str) -> None:
     directory.rmdir()
     if kind == "file":
         directory.touch()
     with pytest.raises(NoDirectory) as caught:
-        PodSockets.listen(paths, NAME)
+        PodSockets.listen(place, NAME)
     assert str(directory) in str(caught.value)
 
 
 @pytest.mark.parametrize("change", ["original gone", "v1 gone", "replaced", "directory gone", "directory replaced", "directory a link"])
-def test_what_the_pod_changes_is_noticed_and_left_alone(paths: VolumePaths, directory: Path, change: str) -> None:
-    sockets = PodSockets.listen(paths, NAME)
-    assert sockets.are_in_place(paths, NAME)
+def test_what_the_pod_changes_is_noticed_and_left_alone(place: FolderBeneath, directory: Path, change: str) -> None:
+    sockets = PodSockets.listen(place, NAME)
+    assert sockets.are_in_place()
     moved = directory.with_name("moved")
     if change == "original gone":
         (directory / NAME).unlink()
@@ -160,22 +159,22 @@ def test_what_the_pod_changes_is_noticed_and_left_alone(paths: VolumePaths, dire
         elif change == "directory a link":
             directory.symlink_to(moved)
     before = sorted(os.listdir(directory)) if directory.exists() else None
-    assert not sockets.are_in_place(paths, NAME)
-    sockets.remove(paths, NAME)
+    assert not sockets.are_in_place()
+    sockets.remove()
     sockets.close()
     assert (sorted(os.listdir(directory)) if directory.exists() else None) == before
 
 
-def test_a_failure_closes_what_was_opened(paths: VolumePaths, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_closes_what_was_opened(place: FolderBeneath, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(directory: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(podsockets, "put_dev_fuse", fails)
     with pytest.raises(OSError, match="No space left"):
-        PodSockets.listen(paths, NAME)
+        PodSockets.listen(place, NAME)
 
 
-def test_nobody_can_connect_to_sockets_that_may_not_be_kept(paths: VolumePaths, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_can_connect_to_sockets_that_may_not_be_kept(place: FolderBeneath, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are closed in the event loop, which what a client has queued in them could block for ever."""
     refused = 0
 
@@ -188,22 +187,22 @@ def test_nobody_can_connect_to_sockets_that_may_not_be_kept(paths: VolumePaths, 
 
     monkeypatch.setattr(podsockets, "_identity", is_removed_meanwhile)
     with pytest.raises(OSError, match="the pod removes them"):
-        PodSockets.listen(paths, NAME)
+        PodSockets.listen(place, NAME)
     assert refused == 2 * podsockets._TRIES
     assert os.listdir(directory) == ["dev-fuse"]
 
 
-def test_an_empty_directory_in_place_of_dev_fuse_is_replaced(paths: VolumePaths, directory: Path) -> None:
+def test_an_empty_directory_in_place_of_dev_fuse_is_replaced(place: FolderBeneath, directory: Path) -> None:
     """Docker makes one where a container binds it that was started before the volume was there."""
     there = directory / "dev-fuse"
     there.mkdir()
-    PodSockets.listen(paths, NAME).close()
+    PodSockets.listen(place, NAME).close()
     assert there.is_file()
     assert stat.S_IMODE(there.stat().st_mode) == 0o666
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "directory"])
-def test_a_dev_fuse_of_the_pods_own_stays(paths: VolumePaths, directory: Path, kind: str) -> None:
+def test_a_dev_fuse_of_the_pods_own_stays(place: FolderBeneath, directory: Path, kind: str) -> None:
     there = directory / "dev-fuse"
     if kind == "directory":
         there.mkdir()
@@ -214,7 +213,7 @@ def test_a_dev_fuse_of_the_pods_own_stays(paths: VolumePaths, directory: Path, k
     else:
         (directory / "victim").touch(mode=0o600)
         there.symlink_to("victim")
-    PodSockets.listen(paths, NAME).close()
+    PodSockets.listen(place, NAME).close()
     if kind == "directory":
         assert (there / "file").is_file()
     elif kind == "file":
@@ -222,3 +221,24 @@ def test_a_dev_fuse_of_the_pods_own_stays(paths: VolumePaths, directory: Path, k
         assert stat.S_IMODE(there.stat().st_mode) == 0o600
     else:
         assert stat.S_IMODE((directory / "victim").stat().st_mode) == 0o600
+
+
+class OwnFolder:
+    """A folder of the driver's own, which is at no place below a pods folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def open(self) -> int:
+        return os.open(self._path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def test_another_kind_of_folder_serves_as_well(tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    sockets = PodSockets.listen(OwnFolder(folder), "socket")
+    assert sorted(os.listdir(folder)) == ["dev-fuse", "socket", "socket.v1"]
+    assert sockets.are_in_place()
+    (folder / "socket").unlink()
+    assert not sockets.are_in_place()
+    sockets.close()

@@ -18,6 +18,10 @@ def as_tuple(thing: object) -> tuple[object, ...]:
     [
         (MountRequest("/m", "ro"), {"op": "mount", "mountpoint": "/m", "options": "ro", "fds": []}),
         (MountRequest("", "", sync_init=True), {"op": "mount", "mountpoint": "", "options": "", "fds": [], "syncInit": True}),
+        (
+            MountRequest("/m", "", fds=("mountpoint", 'a"b')),
+            {"op": "mount", "mountpoint": "/m", "options": "", "fds": ["mountpoint", 'a"b']},
+        ),
         (UnmountRequest("/m"), {"op": "unmount", "mountpoint": "/m", "lazy": False, "dev": None, "fds": []}),
         (UnmountRequest("/m", True, "0:45"), {"op": "unmount", "mountpoint": "/m", "lazy": True, "dev": "0:45", "fds": []}),
     ],
@@ -61,9 +65,36 @@ def test_characters_that_are_no_bytes_are_refused(field: str) -> None:
 
 
 def test_fields_that_are_not_known_are_ignored() -> None:
-    packet = json.dumps({"op": "mount", "mountpoint": "/m", "options": "", "fds": ["later"], "later": {"x": 1}}).encode()
+    packet = json.dumps({"op": "mount", "mountpoint": "/m", "options": "", "later": {"x": 1}}).encode()
     assert as_tuple(protocol.decode_request(packet)) == as_tuple(MountRequest("/m", ""))
     assert as_tuple(protocol.decode_reply(b'{"volumeName":"v","later":[]}')) == as_tuple(Reply(volume_name="v"))
+
+
+@pytest.mark.parametrize("rest", ["", ',"fds":[]'])
+@pytest.mark.parametrize("op", ["mount", "unmount"])
+def test_without_a_name_no_fd_is_attached(op: str, rest: str) -> None:
+    request = protocol.decode_request(f'{{"op":"{op}","mountpoint":"/m"{rest}}}'.encode())
+    assert request.fds == ()
+    protocol.check_fds(request, ())
+
+
+@pytest.mark.parametrize("op", ["mount", "unmount"])
+def test_a_named_fd_is_refused_where_the_socket_does_not_accept_it(op: str) -> None:
+    request = protocol.decode_request(json.dumps({"op": op, "mountpoint": "/m", "fds": ["mountpoint", "other"]}).encode())
+    assert request.fds == ("mountpoint", "other")
+    protocol.check_fds(request, ("other", "mountpoint"))
+    with pytest.raises(ProtocolError, match=r"^fds names 'mountpoint'; this socket accepts no file descriptors$"):
+        protocol.check_fds(request, ())
+    with pytest.raises(ProtocolError, match=r"^fds names 'other'; this socket accepts mountpoint$"):
+        protocol.check_fds(request, ("mountpoint",))
+
+
+def test_the_refusal_of_any_name_is_one_short_line() -> None:
+    for name in ("x" * 60000, "a\nb", "\u0100", "\ud800"):
+        with pytest.raises(ProtocolError) as caught:
+            protocol.check_fds(protocol.decode_request(json.dumps({"op": "unmount", "mountpoint": "/m", "fds": [name]}).encode()), ())
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 200
 
 
 def test_options_may_be_left_out_and_space_put_around() -> None:
@@ -95,6 +126,11 @@ def test_options_may_be_left_out_and_space_put_around() -> None:
         b'{"op":"mount","mountpoint":"\\ud800"}',
         b'{"op":"mount","mountpoint":NaN}',
         b'{"op":"umount","mountpoint":"/m"}',
+        b'{"op":"mount","mountpoint":"/m","fds":null}',
+        b'{"op":"mount","mountpoint":"/m","fds":"mountpoint"}',
+        b'{"op":"mount","mountpoint":"/m","fds":{}}',
+        b'{"op":"mount","mountpoint":"/m","fds":[7]}',
+        b'{"op":"unmount","mountpoint":"/m","fds":[["mountpoint"]]}',
         b'{"op":["mount"],"mountpoint":"/m"}',
         b'{"op":"unmount"}',
         b'{"op":"unmount","mountpoint":"/m","lazy":"yes"}',
@@ -181,7 +217,15 @@ def test_an_original_message_without_a_volume_name_is_refused(message: bytes) ->
         protocol.decode_original(message)
 
 
-@pytest.mark.parametrize("packet", ['{"op":%s}', '{"op":"mount","mountpoint":%s}', '{"op":"unmount","mountpoint":"/x","lazy":%s}'])
+@pytest.mark.parametrize(
+    "packet",
+    [
+        '{"op":%s}',
+        '{"op":"mount","mountpoint":%s}',
+        '{"op":"unmount","mountpoint":"/x","lazy":%s}',
+        '{"op":"mount","mountpoint":"/x","fds":[%s]}',
+    ],
+)
 def test_a_value_that_is_nested_as_deeply_as_json_may_be_is_told(packet: str) -> None:
     for depth in range(1, 1100):
         for opening, closing in (("[", "]"), ('{"a":', "}")):

@@ -13,7 +13,6 @@ import pytest
 from driver import syscalls
 from driver.device import DeviceNodes
 from driver.filewatch import FileWatch
-from driver.listeners import Listeners
 from driver.paths import VolumePaths, standalone
 from driver.records import Record, Records
 from driver.targetmount import TargetMount
@@ -53,8 +52,8 @@ def test_a_volume_that_cannot_be_taken_up_serves_nobody_and_costs_no_other(
 
     async def main() -> None:
         workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
-        listeners, watch = Listeners(), FileWatch(syscalls.inotify_init())
-        volumes = Volumes(workspace, watch, listeners, records)
+        watch = FileWatch(syscalls.inotify_init())
+        volumes = Volumes(workspace, watch, records)
         volumes.restore("/pods", str(pods))
         assert [volume.publication.volume_id for volume in volumes] == ["good"]
         assert answers(pods / "good" / "sock" / "fuse.sock.v1")
@@ -63,7 +62,6 @@ def test_a_volume_that_cannot_be_taken_up_serves_nobody_and_costs_no_other(
         for volume in volumes:
             volume.give_up()
             await asyncio.gather(*volume._closing)
-        listeners.close()
         watch.close()
 
     asyncio.run(asyncio.wait_for(main(), DEADLINE))
@@ -88,8 +86,8 @@ def test_what_another_driver_kept_from_being_recorded_is_recorded_when_that_one_
 
     async def main() -> None:
         workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
-        listeners, watch, records = Listeners(), FileWatch(syscalls.inotify_init()), Records(state)
-        volumes = Volumes(workspace, watch, listeners, records)
+        watch, records = FileWatch(syscalls.inotify_init()), Records(state)
+        volumes = Volumes(workspace, watch, records)
         volume = volumes.publish(publication)
         (told,) = volume.troubles.texts
         assert told.startswith("the volume cannot be recorded")
@@ -100,7 +98,49 @@ def test_what_another_driver_kept_from_being_recorded_is_recorded_when_that_one_
         assert [each.publication for each in records.load()] == [publication]
         volume.give_up()
         watch.close()
-        listeners.close()
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
+
+
+def test_it_is_quiet_when_nobody_connects_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = VolumePaths(str(tmp_path), "uid/mount", "uid/empty", "data")
+    (tmp_path / paths.sockets).mkdir(parents=True)
+    monkeypatch.setattr("driver.fusemount.mount_placeholder", lambda target: "0:1")  # nothing of it needs root
+    monkeypatch.chdir(tmp_path / paths.sockets)  # a socket's address holds 107 bytes
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
+        watch = FileWatch(syscalls.inotify_init())
+        volumes = Volumes(workspace, watch, Records(str(tmp_path / "state")))
+        volume = volumes.publish(Publication("csi-1", paths, "fuse.sock", False, (), "", ""))
+        await asyncio.wait_for(volumes.quiet(DEADLINE), DEADLINE / 2)
+
+        connections = 0
+
+        def connect() -> None:
+            nonlocal connections
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+                client.connect("fuse.sock.v1")
+            connections += 1
+
+        async def connect_again_and_again() -> None:
+            while True:
+                connect()
+                await asyncio.sleep(0.001)
+
+        # As long as somebody connects again and again, the limit ends the wait.
+        flood = loop.create_task(connect_again_and_again())
+        began = loop.time()
+        await volumes.quiet(0.2)
+        assert loop.time() - began >= 0.2
+        assert connections > 1
+        flood.cancel()
+        await asyncio.wait_for(volumes.quiet(DEADLINE), DEADLINE / 2)
+        assert volume.accepted_connections == connections
+        volume.give_up()
+        await asyncio.gather(*volume._closing)
+        watch.close()
 
     asyncio.run(asyncio.wait_for(main(), DEADLINE))
 

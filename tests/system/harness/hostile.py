@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fusermount3_proxy import limits
 from harness.events import wait_until
 from harness.kubelet import Published
 from harness.pod import Node
@@ -21,11 +22,11 @@ PROCEED = b'{"op":"proceed"}'
 _TIMEOUT = 20.0  # seconds
 _PAUSE = 0.01  # seconds from one honest mount to the next
 
-# The limits that docs/security.md tells of, of one volume.
+# The limits of one volume; docs/security.md says the same.
 LISTENERS = 2
-CONNECTIONS = 72
-PREPARED = 8
-THREADS = 11
+CONNECTIONS = limits.CONNECTIONS_MAX
+PREPARED = limits.PREPARED_AT_ONCE
+THREADS = limits.CONNECTION_THREADS + limits.LISTENER_THREADS + 1  # one unmounts
 CHILDREN = 4
 MEMORY = 24 << 20  # bytes that an attack may make the driver grow by
 

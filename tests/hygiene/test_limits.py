@@ -1,0 +1,67 @@
+"""The pages say the limits that the code has: each sentence here is one of a page, with the numbers from the code put in."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from driver import logs, policy  # noqa: E402
+from fusermount3_proxy import limits  # noqa: E402
+from fusermount3_proxy.limits import (  # noqa: E402
+    CONNECTION_THREADS,
+    CONNECTIONS_IN_QUEUE,
+    CONNECTIONS_MAX,
+    CONNECTIONS_TO_CLOSE,
+    LISTENER_THREADS,
+    REQUESTS_AT_ONCE,
+)
+
+KIB = 1024
+UNMOUNTING_THREADS = 1
+WORDS = {8: "eight"}
+
+SECURITY = [
+    f"| {CONNECTIONS_MAX} are accepted: {REQUESTS_AT_ONCE} are served, and {CONNECTIONS_TO_CLOSE} more are closed without an answer; "
+    f"{CONNECTIONS_IN_QUEUE} more wait in the kernel's queue of each socket |",
+    f", {limits.PREPARED_AT_ONCE} of prepared mounts,",
+    f"| threads | {CONNECTION_THREADS + LISTENER_THREADS + UNMOUNTING_THREADS}: {CONNECTION_THREADS} receive and close, "
+    f"{LISTENER_THREADS} closes listening sockets, {UNMOUNTING_THREADS} unmounts |",
+    f"| a packet, and the time for it | {limits.PACKET_MAX // KIB} KiB, {limits.REQUEST_WAIT:g} s |",
+    f"| log | {logs._LINES_MAX} refusals, {logs._LINES_MAX} lines about mounts, and {logs._LINES_MAX} about what is wrong, a minute; "
+    f"{logs._TEXT_MAX} characters each |",
+    f"| mount options of a volume | {policy.OPTIONS_MAX} characters; {policy._WARNINGS_MAX} warnings about them |",
+    f"one of the {WORDS[CONNECTION_THREADS]} of the volume that it was sent to",
+]
+
+OPERATIONS = [
+    f"`late`, no request within {limits.REQUEST_WAIT:g} s; `too_many`, a connection while {REQUESTS_AT_ONCE} of the volume are served;",
+    f"At most {limits.SCRAPES_AT_ONCE} connections are served at once, and each for {limits.SCRAPE_WAIT:g} s at most.",
+]
+
+PROTOCOL = [
+    f"A client waits up to {limits.SOCKET_WAIT:g} s for a socket",
+    f"on standard error after {limits.SOCKET_WAIT_SILENT:g} s.",
+    f"one message of at most {limits.ORIGINAL_MESSAGE_MAX} bytes",
+    f"A packet is one JSON object (UTF-8), at most {limits.PACKET_MAX // KIB} KiB.",
+    f"M has at most {limits.MOUNTPOINT_MAX} bytes, O {limits.OPTIONS_MAX // KIB} KiB.",
+    f"until the program has answered INIT, {limits.SYNC_MOUNT_WAIT:g} s at the most;",
+    f"| nothing for {limits.REQUEST_WAIT:g} s | closes |",
+    f"| no `proceed` for {limits.PROCEED_WAIT:g} s,",
+    f"| INIT is not answered for {limits.SYNC_MOUNT_WAIT:g} s,",
+    f"| a connection while {REQUESTS_AT_ONCE} of the same volume are served | closes it without an answer |",
+    f"| a connection while {CONNECTIONS_MAX} of the same volume are not closed yet | leaves it in the kernel's queue until one is closed; "
+    f"{CONNECTIONS_IN_QUEUE} wait there,",
+]
+
+DECISIONS = [f"threads of the volume's own, {WORDS[CONNECTION_THREADS]} at the most,"]
+
+
+@pytest.mark.parametrize(
+    ("page", "sentences"), [("security", SECURITY), ("operations", OPERATIONS), ("protocol", PROTOCOL), ("decisions", DECISIONS)]
+)
+def test_a_page_says_the_limits_of_the_code(page: str, sentences: list[str]) -> None:
+    text = " ".join((ROOT / f"docs/{page}.md").read_text().split())
+    assert [sentence for sentence in sentences if sentence not in text] == []
