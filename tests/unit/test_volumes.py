@@ -154,8 +154,8 @@ def test_nothing_is_kept_of_a_former_drivers_device_node_when_its_program_has_go
 
     async def main() -> None:
         workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
-        listeners, watch = Listeners(), FileWatch(syscalls.inotify_init())
-        Volumes(workspace, watch, listeners, Records(str(tmp_path / "state"))).restore("/pods", "/standalone")
+        watch = FileWatch(syscalls.inotify_init())
+        Volumes(workspace, watch, Records(str(tmp_path / "state"))).restore("/pods", "/standalone")
         assert len(watch._callbacks) == 1
         os.close(program)
         while watch._callbacks:
