@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
 from driver import workers
+from driver.internalerror import report_internal_error
 from fusermount3_proxy import limits
 
 T = TypeVar("T", bound=bool | int | tuple[int, ...] | None)
@@ -91,13 +92,26 @@ class Worker:
             said = b""
         if not said:
             self._is_lost = True
-        value, number, path = marshal.loads(said) if said else (None, errno.EINTR, None)
+        value, number, path, mistake = marshal.loads(said) if said else (None, errno.EINTR, None, "")
+        if mistake:
+            _report(mistake)
         if not number:
             work.set_result(value)
             return
         # Of EINTR that is InterruptedError.
         work.set_exception(OSError(number, os.strerror(number), path))
         work.exception()  # seen, where nobody waits any more
+
+
+class _MistakeApart(Exception):
+    """The traceback of a mistake of ours in a worker."""
+
+
+def _report(mistake: str) -> None:
+    try:
+        raise _MistakeApart(mistake)
+    except _MistakeApart:
+        report_internal_error("working in a process of its own")
 
 
 class _Starter:

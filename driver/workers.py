@@ -4,12 +4,15 @@ They are forked by the starter, which was forked before the driver had anything 
 driver itself would begin with a copy of every fd that the driver has: it could be the last to drop what another pod has
 queued in a connection and block there, and it would keep alive what others think is closed.
 
+None of them has a stream or a folder of the driver's: one that is left behind with a silent FUSE program, when the driver is
+killed, would keep the container's output open, and the engine would say that the container still runs.
+
 A worker goes from one pod's volume to the next one's. So what it does leaves nothing behind: an fd that it kept, of one
 volume, would keep that one's mount busy for as long as another one's program makes it wait.
 
 The driver sends the starter MAKE_ONE with a worker's end of a socket pair, and gets MADE with its pidfd, or an errno. To that
-worker it sends (module, function, arguments) with fds, and gets (result, errno, path). Each is one packet, in marshal's form:
-all of these processes are the same program.
+worker it sends (module, function, arguments) with fds, and gets (result, errno, path, traceback of a mistake of ours). Each is
+one packet, in marshal's form: all of these processes are the same program.
 """
 
 import errno
@@ -27,8 +30,9 @@ import prctl
 
 MAKE_ONE = b"\0"
 MADE = b"\0"  # in marshal's form it would be "nothing", which is no errno
-RESULT_MAX = 4096  # bytes
+RESULT_MAX = 8192  # bytes
 _PACKET_MAX = 1 << 17  # the work's arguments: mount options, which come in a packet of half of that, and a path
+_TRACEBACK_MAX = RESULT_MAX // 8  # characters, each of up to four bytes; the last lines say the most
 _FD_MAX = 1 << 20
 
 
@@ -39,6 +43,7 @@ def fork_starter() -> tuple[socket.socket, int]:
     pid = os.fork()
     if pid == 0:
         ours.close()
+        _leave_the_drivers_files()
         _live(driver, theirs.fileno(), _start_workers)
     theirs.close()
     return ours, os.pidfd_open(pid)
@@ -116,15 +121,14 @@ def _work(requests: socket.socket) -> None:
 def _result(packet: bytes, fds: list[int]) -> bytes:
     module, name, arguments = marshal.loads(packet)
     try:
-        return marshal.dumps((getattr(sys.modules[module], name)(*arguments, *fds), 0, None))
+        return marshal.dumps((getattr(sys.modules[module], name)(*arguments, *fds), 0, None, ""))
     except OSError as error:
         number = error.errno or errno.EIO
-        said = marshal.dumps((None, number, error.filename))
+        said = marshal.dumps((None, number, error.filename, ""))
         # A path inside a pod's file system is of any length.
-        return said if len(said) <= RESULT_MAX else marshal.dumps((None, number, None))
-    except Exception:  # a mistake of ours: told, and not taken for the program's silence
-        traceback.print_exc()
-        return marshal.dumps((None, errno.EIO, None))
+        return said if len(said) <= RESULT_MAX else marshal.dumps((None, number, None, ""))
+    except Exception:  # a mistake of ours: the driver logs it, and does not take it for the program's silence
+        return marshal.dumps((None, errno.EIO, None, traceback.format_exc()[-_TRACEBACK_MAX:]))
 
 
 def _end_with(parent: int) -> bool:
@@ -133,6 +137,15 @@ def _end_with(parent: int) -> bool:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # a terminal's are for the driver, which ends it
     return os.getppid() == parent
+
+
+def _leave_the_drivers_files() -> None:
+    """Replace the driver's standard streams by /dev/null, and its working directory by the root."""
+    null = os.open("/dev/null", os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    os.close(null)
+    os.chdir("/")
 
 
 def _keep(kept: int) -> None:

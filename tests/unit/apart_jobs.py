@@ -51,6 +51,10 @@ def is_a_mistake() -> int:
     return 1 // 0
 
 
+def is_a_long_mistake() -> int:
+    raise RuntimeError("\U0001f41b" * 100_000)
+
+
 def sleeps() -> int:
     time.sleep(1000)
     return 0

@@ -176,10 +176,18 @@ def script(*lines: str) -> list[str]:
     ]
 
 
-def test_a_mistake_is_told() -> None:
-    lines = ["try: await done_apart(apart_jobs.is_a_mistake)", "except OSError: pass"]
-    done = subprocess.run(script(*lines), stderr=subprocess.PIPE, text=True, timeout=DEADLINE)
-    assert done.stderr.splitlines()[-1].startswith("ZeroDivisionError")
+def test_a_mistake_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(OSError):
+        run(done_apart(apart_jobs.is_a_mistake))
+    assert "internal error while working in a process of its own" in caplog.text
+    assert "in is_a_mistake" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_the_traceback_of_a_mistake_may_be_of_any_length(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(OSError):
+        run(done_apart(apart_jobs.is_a_long_mistake))
+    assert "\U0001f41b" * 100 in caplog.text
 
 
 def test_it_does_not_outlive_the_driver() -> None:
