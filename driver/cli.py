@@ -77,7 +77,7 @@ def main(
     if not nodeid:
         raise click.UsageError("--nodeid is missing or empty: give the name of this node")
     # What gRPC does in a process that was forked is for one that goes on using it: it starts threads there. Ours has nothing
-    # to do with it (workers.py). Read when gRPC is imported.
+    # to do with it (starter.py). Read when gRPC is imported.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     if log_format == "json":
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are no JSON

@@ -10,15 +10,15 @@ from driver import fusemount
 from driver.history import Past
 from driver.logs import shown
 from driver.metrics import End
+from driver.processes import NotAsked
 from driver.targetmount import State
 from driver.volume import Volume
-from driver.workerpool import NotAsked
 from fusermount3_proxy import limits
 
 _INT64_MAX = (1 << 63) - 1
 _TOLD_MAX = 5  # warnings and troubles in one sentence: the text of mountOptions could hold thousands
 _TEXT_MAX = 1000  # characters of the sentence: `status` shows those of all volumes of a node
-_EXAMINED_AT_ONCE = 50
+_EXAMINED_AT_ONCE = limits.PROCESSES_THAT_ASK  # more would wait for a process, and be told that others do not answer
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,15 @@ import socket
 from contextlib import ExitStack
 from errno import EACCES, EPERM
 
-from driver import metrics, node, privileges, scrape, syscalls, workerpool
+from driver import metrics, node, privileges, scrape, syscalls
 from driver.bounded import NUDGE
+from driver.calls import Bounds
 from driver.endpoint import refuse_if_served
 from driver.errors import StartError
 from driver.filewatch import FileWatch
 from driver.listeners import Listeners
 from driver.logs import log
+from driver.processes import Starter
 from driver.records import Records
 from driver.settings import Settings
 from driver.standalone import Standalone
@@ -39,7 +41,7 @@ def serve(settings: Settings) -> None:
         privileges.drop()
     except OSError as error:
         raise StartError(f"cannot drop privileges: {error}") from None
-    starter = workerpool.begin()
+    starter = Starter()
     # Not asyncio.run(): it would cancel what waits for pods and close their connections right here, where what is queued
     # in one may block for as long as the pod likes. The caller ends the process instead, with all that there is.
     _loop = asyncio.new_event_loop()
@@ -47,7 +49,7 @@ def serve(settings: Settings) -> None:
     _loop.run_until_complete(_serve(settings, scraped, instance, starter))
 
 
-async def _serve(settings: Settings, scraped: socket.socket | None, instance: int, starter: int) -> None:
+async def _serve(settings: Settings, scraped: socket.socket | None, instance: int, starter: Starter) -> None:
     refuse_if_served(settings.csi_socket, "--endpoint")
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -67,7 +69,7 @@ async def _serve(settings: Settings, scraped: socket.socket | None, instance: in
             stack.callback(files.close)
             listeners = Listeners()
             stack.callback(listeners.close)
-            volumes = Volumes(workspace, files, listeners, records)
+            volumes = Volumes(workspace, files, listeners, records, Bounds(starter))
             stack.callback(volumes.release)
             standalone = Standalone(volumes, f"{settings.run_dir}/volumes")
             standalone.prepare()

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from with_processes import the_starter
 
 from driver import syscalls
+from driver.calls import Bounds
 from driver.device import DeviceNodes
 from driver.filewatch import FileWatch
 from driver.listeners import Listeners
@@ -51,7 +53,7 @@ def test_a_volume_that_cannot_be_taken_up_serves_nobody_and_costs_no_other(tmp_p
     async def main() -> None:
         workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
         listeners, watch = Listeners(), FileWatch(syscalls.inotify_init())
-        volumes = Volumes(workspace, watch, listeners, records)
+        volumes = Volumes(workspace, watch, listeners, records, Bounds(the_starter()))
         volumes.restore("/pods", str(pods))
         assert [volume.publication.volume_id for volume in volumes] == ["good"]
         assert answers(pods / "good" / "sock" / "fuse.sock.v1")
@@ -80,7 +82,7 @@ def test_what_another_driver_kept_from_being_recorded_is_recorded_when_that_one_
     async def main() -> None:
         workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
         listeners, watch, records = Listeners(), FileWatch(syscalls.inotify_init()), Records(state)
-        volumes = Volumes(workspace, watch, listeners, records)
+        volumes = Volumes(workspace, watch, listeners, records, Bounds(the_starter()))
         volume = volumes.publish(publication)
         (told,) = volume.troubles.texts
         assert told.startswith("the volume cannot be recorded")

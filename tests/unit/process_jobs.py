@@ -1,4 +1,4 @@
-"""What the tests have done in processes of driver.workerpool: functions of a module, found there by their names."""
+"""What the tests have done in processes of driver.processes: functions of a module, found there by their names."""
 
 import os
 import signal
