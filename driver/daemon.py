@@ -51,6 +51,7 @@ def serve(settings: Settings) -> None:
 
 async def _serve(settings: Settings, scraped: socket.socket | None, instance: int, starter: Starter) -> None:
     refuse_if_served(settings.csi_socket, "--endpoint")
+    starter.keep_spare()
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)

@@ -7,8 +7,10 @@ from driver.device import DeviceNodes
 from driver.filewatch import FileWatch
 from fusermount3_proxy import limits
 
-# __fput() tells inotify before it drops the lock, and drops the lock before it ends the connection: a look may come too early.
-_LOOKS = (0, 0.001, 0.01, 0.1, 0.5)
+# __fput() tells inotify before it drops the lock, a moment that lasts where the closing process has to wait for a processor.
+# Each look comes at most twice as late as the lock was dropped. The kernel would wake who waits in flock(2); but a program
+# that lives can open and close its own device node as often as it likes, and would keep a process waiting for each.
+_STEPS = (0, *(0.001 * 2**number for number in range(10)))  # seconds
 
 
 class DeathWatch:
@@ -67,9 +69,10 @@ class DeathWatch:
         while True:
             look_again.clear()
             is_held: bool | None = None
-            for delay in _LOOKS if is_told else _LOOKS[:1]:
-                await asyncio.sleep(delay)
+            for step in _STEPS if is_told else (0,):
+                await asyncio.sleep(step)
                 is_held = self.is_held()
+                # The connection may end a moment after the lock: who asks then waits for that.
                 if is_held is False and await self._has_ended():
                     return
             if is_held and self._watch_id is not None and not look_again.is_set():

@@ -22,6 +22,9 @@ from fusermount3_proxy import limits
 
 T = TypeVar("T", bound=bool | int | tuple[int, ...] | None)
 
+# Seconds until the next spare process is forked. At once, it would take the processor from what the last one is for.
+_SPARE_AFTER = 0.02
+
 NO_PROCESS = "no process can be had for it"
 
 
@@ -105,9 +108,23 @@ class Starter:
         """Fork it: after all imports and when privileges are dropped, before there are threads and fds of pods."""
         self._requests, self.pidfd = starter.fork_starter()
         self._requests.setblocking(False)
+        self._spare: asyncio.Task[Process] | None = None
+
+    def keep_spare(self) -> None:
+        """Have a process ready from now on, for who comes next: to fork it takes longer than to notice a program's death."""
+        self._spare = asyncio.get_running_loop().create_task(self._start())
 
     async def process(self) -> Process:
-        """Start a process. Raises NotAsked where none can be made within limits.WORKER_WAIT."""
+        """Return a new process, or the spare one. Raises NotAsked where none can be made within limits.WORKER_WAIT."""
+        if self._spare is None or not self._spare.done():
+            return await self._start()
+        spare, self._spare = self._spare, None
+        asyncio.get_running_loop().call_later(_SPARE_AFTER, self.keep_spare)
+        if spare.exception() is None and not spare.result().ended.done():
+            return spare.result()
+        return await self._start()
+
+    async def _start(self) -> Process:
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:

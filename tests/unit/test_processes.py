@@ -185,6 +185,56 @@ def test_who_gives_up_before_there_is_a_process_leaves_none(starter: Starter) ->
     run(main())
 
 
+def test_the_spare_process_is_used_once_and_followed_by_another() -> None:
+    async def main() -> None:
+        spared = Starter()
+        spared.keep_spare()
+        try:
+            pids = set()
+            for _ in range(3):
+                while spared._spare is None or not spared._spare.done():
+                    await asyncio.sleep(0.001)
+                process = spared._spare.result()
+                signal.pidfd_send_signal(spared.pidfd, signal.SIGSTOP)  # nobody makes one now
+                used = await spared.process()
+                signal.pidfd_send_signal(spared.pidfd, signal.SIGCONT)
+                assert used is process
+                pids.add(await used.do(process_jobs.pid))
+            assert len(pids) == 3
+        finally:
+            await end(spared)
+
+    run(main())
+
+
+def test_a_spare_process_that_has_ended_is_not_used() -> None:
+    async def main() -> None:
+        spared = Starter()
+        spared.keep_spare()
+        try:
+            assert await done_apart(spared, process_jobs.same, 7) == 7  # there is none yet
+            while spared._spare is None or not spared._spare.done():
+                await asyncio.sleep(0.001)
+            spared._spare.result().kill()
+            await spared._spare.result().ended
+            assert await done_apart(spared, process_jobs.same, 7) == 7
+        finally:
+            await end(spared)
+
+    run(main())
+
+
+async def end(spared: Starter) -> None:
+    """End a starter of a test's own, with its spare process."""
+    while spared._spare is None or not spared._spare.done():
+        await asyncio.sleep(0.001)
+    pid = pid_of(spared)
+    spared._requests.close()
+    os.waitpid(pid, 0)
+    await spared._spare.result().ended
+    os.close(spared.pidfd)
+
+
 def test_one_whose_starter_is_stopped_is_waited_for_without_blocking(starter: Starter) -> None:
     async def main() -> None:
         signal.pidfd_send_signal(starter.pidfd, signal.SIGSTOP)
