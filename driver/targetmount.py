@@ -260,12 +260,12 @@ class TargetMount:
     def look(self) -> None:
         """Look whether the program has died, now or soon, and take its mount off then."""
         if self._death is not None:
-            self._death.look()
+            self._death.check()
 
     def look_unless_held(self) -> None:
         """The same, where nobody is known to hold the program's fd."""
         if self._death is not None and not self.is_held:
-            self._death.look()
+            self._death.check()
 
     def renew_sub_paths(self) -> None:
         """Give kubelet's subPath binds the present file system, in the background, where they do not show it yet."""

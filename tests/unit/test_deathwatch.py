@@ -82,11 +82,28 @@ def test_a_lock_that_is_dropped_after_the_kernel_has_told_is_noticed_soon(tmp_pa
     run(main)
 
 
+def test_an_end_soon_after_a_false_alarm_is_noticed_at_once(tmp_path: Path) -> None:
+    """A program that lives can open and close its own device node, and die then."""
+
+    async def main() -> None:
+        mount = Mount(tmp_path)
+        mount.watch.begin()
+        mount.close()
+        await asyncio.sleep(0.6)  # the next check of that alarm is far
+        mount.nodes.held = False
+        mount.close()
+        began = time.monotonic()
+        await mount.asked.get()
+        assert time.monotonic() - began < 0.2
+
+    run(main)
+
+
 def test_after_stop_nobody_is_asked_and_nothing_is_kept(tmp_path: Path) -> None:
     async def main() -> None:
         mount = Mount(tmp_path)
         mount.watch.begin()
-        mount.watch.look()
+        mount.watch.check()
         await asyncio.sleep(0)  # it is at it
         mount.nodes.held = False
         mount.close()
