@@ -86,7 +86,7 @@ def main(
         return
     if not nodeid:
         raise click.UsageError("--nodeid is missing or empty: give the name of this node")
-    # gRPC would start threads of its own in the processes that the driver forks (workers.py), which do not use gRPC. It reads
+    # gRPC would start threads of its own in the processes that the driver forks (starter.py), which do not use gRPC. It reads
     # this variable when it is imported.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     if log_format == "json":

@@ -12,15 +12,15 @@ from driver.history import Past
 from driver.internalerror import report_internal_error
 from driver.logs import shown
 from driver.metrics import End
+from driver.processes import NotAsked
 from driver.targetmount import State
 from driver.volume import Volume
-from driver.workerpool import NotAsked
 from fusermount3_proxy import limits
 
 _INT64_MAX = (1 << 63) - 1
 _WARNINGS_MAX = 5  # in one sentence: the text of mountOptions can cause thousands
 _TEXT_MAX = 1000  # characters of the sentence: `status` prints those of all volumes of a node
-_EXAMINED_AT_ONCE = 50
+_EXAMINED_AT_ONCE = limits.PROCESSES_THAT_ASK  # more would wait for a process, and their conditions would say so
 _EXAMINED_OF_A_POD = 2 * limits.PROCESSES_OF_A_POD
 
 

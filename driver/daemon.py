@@ -8,12 +8,14 @@ import socket
 from contextlib import ExitStack
 from errno import EACCES, EPERM
 
-from driver import metrics, node, privileges, scrape, syscalls, workerpool
+from driver import metrics, node, privileges, scrape, syscalls
 from driver.bounded import NUDGE
+from driver.calls import Bounds
 from driver.endpoint import Served, listener_at, refuse_if_served
 from driver.errors import StartError
 from driver.filewatch import FileWatch
 from driver.logs import log
+from driver.processes import Starter
 from driver.records import Records
 from driver.rundir import Claim
 from driver.settings import Settings
@@ -38,7 +40,7 @@ def serve(settings: Settings) -> None:
         privileges.drop()
     except OSError as error:
         raise StartError(f"cannot drop privileges: {error}") from None
-    starter = workerpool.begin()
+    starter = Starter()
     # Not asyncio.run(): it would cancel what waits for pods and close their connections right here, where what is queued
     # in one may block for as long as the pod likes. The caller ends the process instead, with all that there is.
     _loop = asyncio.new_event_loop()
@@ -46,8 +48,9 @@ def serve(settings: Settings) -> None:
     _loop.run_until_complete(_serve(settings, scraped, instance, starter))
 
 
-async def _serve(settings: Settings, scraped: socket.socket | None, instance: int, starter: int) -> None:
+async def _serve(settings: Settings, scraped: socket.socket | None, instance: int, starter: Starter) -> None:
     await refuse_if_served(settings.csi_socket, "--endpoint")
+    starter.keep_spare()
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
@@ -64,7 +67,7 @@ async def _serve(settings: Settings, scraped: socket.socket | None, instance: in
             stack.callback(workspace.close)
             files = FileWatch(instance)
             stack.callback(files.close)
-            volumes = Volumes(workspace, files, records)
+            volumes = Volumes(workspace, files, records, Bounds(starter))
             stack.callback(volumes.release)
             standalone = Standalone(volumes, f"{settings.run_dir}/volumes")
             standalone.prepare()

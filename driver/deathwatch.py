@@ -7,75 +7,82 @@ from driver.device import DeviceNodes
 from driver.filewatch import FileWatch
 from fusermount3_proxy import limits
 
-# __fput() tells inotify before it drops the lock, and drops the lock before it ends the connection: a look may come too early.
-_LOOKS = (0, 0.001, 0.01, 0.1, 0.5)
+# __fput() tells inotify before it drops the lock, a moment that lasts where the closing process has to wait for a processor.
+# Each check comes at most twice as late as the lock was dropped. The kernel would wake who waits in flock(2); but a program
+# that lives can open and close its own device node as often as it likes, and would keep a process waiting for each.
+_STEPS = tuple(0.001 * 2**number for number in range(10))  # seconds
 
 
 class DeathWatch:
-    """Looks after one mount, from when it is there until stop()."""
+    """Watches one mount for the end of its program, until stop() is called."""
 
-    __slots__ = ("_files", "_has_ended", "_look_again", "_looking", "_node", "_nodes", "_watch_id")
+    __slots__ = ("_check_again", "_checking", "_files", "_has_ended", "_node", "_nodes", "_watch_id")
 
     def __init__(self, node: str | None, nodes: DeviceNodes, files: FileWatch, has_ended: Callable[[], Awaitable[bool]]) -> None:
-        """`node` is the mount's device node, None where that is not known. `has_ended` is called when nobody may hold the fd
-        any more: it makes sure, does what is to be done then, and returns whether that is all.
+        """`node` is the mount's device node, None where that is not known.
+
+        `has_ended` is called when nobody seems to hold the fd any more. It asks the kernel, takes the mount off, and returns
+        whether the mount is gone.
         """
         self._node = node
         self._nodes = nodes
         self._files = files
         self._has_ended = has_ended
         self._watch_id: int | None = None
-        self._looking: asyncio.Task[None] | None = None
-        self._look_again: asyncio.Event | None = None  # from the first look on: most mounts never need it
+        self._checking: asyncio.Task[None] | None = None
+        self._check_again: asyncio.Event | None = None  # from the first check on: most mounts never need it
 
     def begin(self) -> None:
-        """Have the kernel tell of the last close. Raises OSError where it does not; then it is looked from time to time."""
+        """Have the kernel tell of the last close. Raises OSError where it cannot; then the mount is checked from time to time."""
         try:
             if self._node is not None:
-                self._watch_id = self._files.on_last_close(self._nodes.path(self._node), self.look)
+                self._watch_id = self._files.on_last_close(self._nodes.path(self._node), self.check)
         finally:
             if self._watch_id is None:
-                self.look()
+                self.check()
 
     def is_held(self) -> bool | None:
-        """Whether the program's fd is known to be open; None where there is no fd left to ask with."""
+        """Return whether the program's fd is open; None where this process has no fd left to find out with."""
         try:
             return self._node is not None and self._nodes.is_held(self._node)
         except OSError:
             return None
 
-    def look(self) -> None:
-        """Look whether the program has died, now or soon."""
-        if self._look_again is None:
-            self._look_again = asyncio.Event()
-        self._look_again.set()
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.get_running_loop().create_task(self._look(self._look_again))
+    def check(self) -> None:
+        """Check in the background whether the program has died."""
+        if self._check_again is None:
+            self._check_again = asyncio.Event()
+        self._check_again.set()
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.get_running_loop().create_task(self._check(self._check_again))
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         if self._watch_id is not None:
             self._files.remove(self._watch_id)
             self._watch_id = None
-        if self._looking is not None and self._looking is not asyncio.current_task():
-            self._looking.cancel()
-        self._looking = None
+        if self._checking is not None and self._checking is not asyncio.current_task():
+            self._checking.cancel()
+        self._checking = None
 
-    async def _look(self, look_again: asyncio.Event) -> None:
-        """Until it has ended, or the kernel will tell. Where nobody would tell of it, again and again."""
-        is_told = True
+    async def _check(self, check_again: asyncio.Event) -> None:
+        """Check until the program has ended, or the kernel will tell of it; where nobody will, check again and again."""
+        steps = iter(_STEPS)
         while True:
-            look_again.clear()
-            is_held: bool | None = None
-            for delay in _LOOKS if is_told else _LOOKS[:1]:
-                await asyncio.sleep(delay)
-                is_held = self.is_held()
-                if is_held is False and await self._has_ended():
-                    return
-            if is_held and self._watch_id is not None and not look_again.is_set():
-                return  # it tells
+            check_again.clear()
+            is_held = self.is_held()
+            # The connection may end a moment after the lock: who asks then waits for that.
+            if is_held is False and await self._has_ended():
+                return
+            step = next(steps, None)
+            if step is not None and not is_held:
+                # A program that lives without its lock costs a process each time, so it cannot have the checks come sooner.
+                await asyncio.sleep(step)
+                continue
+            if step is None and is_held and self._watch_id is not None and not check_again.is_set():
+                return
             try:
-                await asyncio.wait_for(look_again.wait(), limits.LOOK_AGAIN)
-                is_told = True
+                await asyncio.wait_for(check_again.wait(), step or limits.LOOK_AGAIN)
+                steps = iter(_STEPS)
             except TimeoutError:
-                is_told = False
+                pass

@@ -1,7 +1,7 @@
 """One FUSE connection at one target: mounting it, asking whether it lives. takeoff.py takes it off.
 
 Everything here blocks at most as long as the kernel works, but for what touches what a pod serves: call `is_gone` and `usage`
-through apart.Caller.
+through calls.Caller.
 """
 
 import os
@@ -212,7 +212,7 @@ def is_gone(target: str, device: str) -> bool:
     """Whether the mount `device` has lost its program, or is not at `target` any more (somebody unmounted it on the node).
 
     Blocks as long as a program that lives does not answer. One that has something else mounted over it is not gone for all
-    that is known.
+    that is known. The copy of the mount stays open until the process ends: closing it can take longer than all the rest.
     """
     try:
         fd = copy_of(target)
@@ -230,21 +230,15 @@ def is_gone(target: str, device: str) -> bool:
     except OSError as error:
         # ECONNABORTED: the question was on its way when the connection ended.
         return error.errno in (ENOTCONN, ECONNABORTED)
-    finally:
-        os.close(fd)
     return False
 
 
 def usage(target: str) -> tuple[int, ...]:
     """statvfs(3) of what is at `target`: fragment size, blocks, free and available ones, inodes, free and available ones.
 
-    Blocks as long as the program does not answer. Raises OSError.
+    Blocks as long as the program does not answer. The copy stays open as in is_gone(). Raises OSError.
     """
-    fd = copy_of(target)
-    try:
-        return _usage(fd)
-    finally:
-        os.close(fd)
+    return _usage(copy_of(target))
 
 
 def placeholders_usage(target: str, identity: str) -> tuple[int, ...] | None:

@@ -10,15 +10,16 @@ import os
 from collections.abc import Callable
 from errno import EINTR, EIO
 
-from driver import fusemount, workerpool
+from driver import fusemount
 from driver.internalerror import report_internal_error
 from driver.policy import KernelMount
+from driver.processes import Process, Starter
 
 
 class MountProcess:
-    """One such mount, from its beginning on."""
+    """Makes one such mount."""
 
-    def __init__(self, fd: int, target: str, kernel: KernelMount, on_end: Callable[[], None]) -> None:
+    def __init__(self, starter: Starter, fd: int, target: str, kernel: KernelMount, on_end: Callable[[], None]) -> None:
         """Mount `fd` at `target`, in a process as soon as there is one; until `on_end` is called `fd` stays open.
 
         `on_end` is called when it has ended, however it ended, and before `ended` is set.
@@ -26,20 +27,20 @@ class MountProcess:
         # 0, or the errno of mount(2), or of what it would need (EAGAIN where there is no process in time).
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.is_killed = False
-        self._worker: workerpool.Worker | None = None
-        self._mounting = asyncio.get_running_loop().create_task(self._mount(fd, target, kernel, on_end))
+        self._process: Process | None = None
+        self._mounting = asyncio.get_running_loop().create_task(self._mount(starter, fd, target, kernel, on_end))
 
     def kill(self) -> None:
         """Make it end, soon."""
         if not self.ended.done() and not self.is_killed:
             self.is_killed = True
-            if self._worker is not None:
-                self._worker.kill()
+            if self._process is not None:
+                self._process.kill()
 
-    async def _mount(self, fd: int, target: str, kernel: KernelMount, on_end: Callable[[], None]) -> None:
+    async def _mount(self, starter: Starter, fd: int, target: str, kernel: KernelMount, on_end: Callable[[], None]) -> None:
         errno = EIO  # of a mistake, which must not keep the volume either
         try:
-            await self._mount_apart(fd, target, kernel)
+            await self._mount_apart(starter, fd, target, kernel)
             errno = 0
         except OSError as error:
             errno = error.errno or errno
@@ -54,13 +55,8 @@ class MountProcess:
             finally:
                 self.ended.set_result(errno)
 
-    async def _mount_apart(self, fd: int, target: str, kernel: KernelMount) -> None:
-        worker = await workerpool.worker()
-        try:
+    async def _mount_apart(self, starter: Starter, fd: int, target: str, kernel: KernelMount) -> None:
+        with await starter.process() as self._process:
             if self.is_killed:
                 raise InterruptedError(EINTR, os.strerror(EINTR))
-            self._worker = worker
-            await worker.do(fusemount.mount_fd, target, kernel.source, kernel.fstype, kernel.flags, kernel.data, fds=[fd])
-        finally:
-            self._worker = None
-            worker.release()
+            await self._process.do(fusemount.mount_fd, target, kernel.source, kernel.fstype, kernel.flags, kernel.data, fds=[fd])

@@ -19,6 +19,7 @@ from driver.endpoint import Served, refuse_if_served, removed
 from driver.errors import StartError
 from driver.filewatch import FileWatch
 from driver.logs import log
+from driver.processes import Starter
 from driver.rpc import admin_pb2_grpc, csi_pb2_grpc, pluginregistration_pb2_grpc
 from driver.settings import Settings
 from driver.standalone import Standalone
@@ -29,9 +30,9 @@ _END = 12  # seconds after which SIGALRM ends the process; the driver waits for 
 
 
 async def serve(
-    settings: Settings, volumes: Volumes, standalone: Standalone, files: FileWatch, starter: int, stopped: asyncio.Event
+    settings: Settings, volumes: Volumes, standalone: Standalone, files: FileWatch, starter: Starter, stopped: asyncio.Event
 ) -> None:
-    """Serve until `stopped` is set. `starter` is what workerpool.begin() returned. Raises StartError."""
+    """Serve until `stopped` is set. Raises StartError."""
     sockets: list[str] = []  # the paths by which kubelet reaches the driver
 
     def problem() -> str:
@@ -64,10 +65,11 @@ async def serve(
         stopped.set()
 
     def starter_has_ended() -> None:
-        asyncio.get_running_loop().remove_reader(starter)
+        asyncio.get_running_loop().remove_reader(starter.pidfd)
+        starter.report_mistake()
         give_up("the process that starts the driver's other processes has ended: the driver has to be restarted")
 
-    asyncio.get_running_loop().add_reader(starter, starter_has_ended)
+    asyncio.get_running_loop().add_reader(starter.pidfd, starter_has_ended)
 
     place = registration.Place(settings.plugin_registration_path)
     if settings.kubelet_registration_path is not None:

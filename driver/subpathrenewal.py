@@ -5,7 +5,7 @@ import logging
 import os
 
 from driver import subpaths
-from driver.apart import Caller
+from driver.calls import Caller
 from driver.fusemount import FuseMount
 from driver.logs import VolumeLog
 from driver.paths import VolumePaths

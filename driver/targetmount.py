@@ -10,9 +10,9 @@ import os
 from collections.abc import Callable
 from enum import Enum
 
-from driver import apart, fusemount, subpathrenewal, subpaths, syscalls, takeoff
-from driver.apart import Caller
+from driver import fusemount, subpathrenewal, subpaths, syscalls, takeoff
 from driver.bounded import Threads
+from driver.calls import Bounds, Caller
 from driver.deathwatch import DeathWatch
 from driver.device import Opened
 from driver.filewatch import FileWatch
@@ -23,10 +23,10 @@ from driver.metrics import End, Operation, Timer
 from driver.mountprocess import MountProcess
 from driver.paths import VolumePaths
 from driver.policy import KernelMount
+from driver.processes import NotAsked
 from driver.subpathrenewal import SubPathRenewal
 from driver.takeoff import Workspace
 from driver.troubles import Troubles
-from driver.workerpool import NotAsked
 from fusermount3_proxy import limits
 from fusermount3_proxy.mountinfo import Mount
 
@@ -47,6 +47,7 @@ class TargetMount:
         paths: VolumePaths,
         workspace: Workspace,
         files: FileWatch,
+        bounds: Bounds,
         log: VolumeLog,
         history: History,
         troubles: Troubles,
@@ -62,6 +63,7 @@ class TargetMount:
         self._target = paths.target_path
         self._workspace = workspace
         self._files = files
+        self._starter = bounds.starter
         self._log = log
         self._history = history
         self._troubles = troubles
@@ -70,10 +72,10 @@ class TargetMount:
         self._death: DeathWatch | None = None
         self._renewal: SubPathRenewal | None = None
         # A program that does not answer holds one of each for ever, and so each has one.
-        self._prober = Caller(apart.LOOKS)
-        self._prober_without_lock = Caller(apart.LOOKS_WITHOUT_LOCK)
+        self._prober = Caller(bounds.checks)
+        self._prober_without_lock = Caller(bounds.checks_without_lock)
         self._remover = Threads(1)
-        self._renewer = Caller(apart.RENEWALS)
+        self._renewer = Caller(bounds.renewals)
         self._late: End | None = None  # how the mount ends whose take-off takes longer than its limit
         self._is_removed = False
 
@@ -163,7 +165,7 @@ class TargetMount:
             finally:
                 os.close(opened.fd)  # after the watch was set, which hears of it where it is the last one
 
-        self.process = MountProcess(opened.fd, self._target, kernel, end)
+        self.process = MountProcess(self._starter, opened.fd, self._target, kernel, end)
         return self.process
 
     def _begin(self, record: FuseMount) -> None:
@@ -289,12 +291,12 @@ class TargetMount:
     def look(self) -> None:
         """Look whether the program has died, now or soon, and take its mount off then."""
         if self._death is not None:
-            self._death.look()
+            self._death.check()
 
     def look_unless_held(self) -> None:
         """The same, where nobody is known to hold the program's fd."""
         if self._death is not None and not self.is_held:
-            self._death.look()
+            self._death.check()
 
     def renew_sub_paths(self) -> None:
         """Give kubelet's subPath binds the present file system, in the background, where they do not show it yet."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from errno import EBUSY, EEXIST, ENOTEMPTY
 
 from driver import fusemount
-from driver.apart import Caller
+from driver.calls import Bounds, Caller
 from driver.errors import Code, VolumeError
 from driver.fdserver import Capacity, FdServer
 from driver.filewatch import FileWatch
@@ -58,6 +58,7 @@ class Volume:
         policy: VolumePolicy,
         workspace: Workspace,
         files: FileWatch,
+        bounds: Bounds,
         past: Past | None,
         on_change: Callable[["Volume"], None],
     ) -> None:
@@ -68,9 +69,9 @@ class Volume:
         self.log = VolumeLog(publication.pod, publication.volume_id)
         self.history = History(past)
         self.troubles = Troubles(self.log)
-        self.examiner = Caller()  # whoever asks its file system how it is
+        self.examiner = Caller(bounds.questions)  # whoever asks its file system how it is
         self._on_change = on_change
-        self._mount = TargetMount(publication.paths, workspace, files, self.log, self.history, self.troubles, self._mount_changed)
+        self._mount = TargetMount(publication.paths, workspace, files, bounds, self.log, self.history, self.troubles, self._mount_changed)
         self._requests = PodRequests(self._mount, policy, self.log)
         self._socket_folder: SocketFolder = FolderBeneath(publication.paths.root, publication.paths.sockets)
         self._sockets: PodSockets | None = None

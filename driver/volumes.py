@@ -7,6 +7,7 @@ from functools import lru_cache, partial
 
 from driver import fusemount, paths, takeoff
 from driver.bounded import Threads
+from driver.calls import Bounds
 from driver.errors import Code, VolumeError
 from driver.filewatch import FileWatch
 from driver.history import Past
@@ -26,10 +27,11 @@ _MOMENT = 0.005  # seconds without a connection, after which pods are taken for 
 class Volumes:
     """Publishes and unpublishes. One volume id may be published at many targets (PersistentVolumes)."""
 
-    def __init__(self, workspace: Workspace, files: FileWatch, records: Records) -> None:
+    def __init__(self, workspace: Workspace, files: FileWatch, records: Records, bounds: Bounds) -> None:
         self._workspace = workspace
         self._files = files
         self._records = records
+        self._bounds = bounds
         self._by_target: dict[str, Volume] = {}
         self._by_sockets: dict[tuple[str, str, str], Volume] = {}
         self._unpublishing: dict[str, asyncio.Task[None]] = {}
@@ -192,7 +194,7 @@ class Volumes:
 
     def _new(self, publication: Publication, past: Past | None = None) -> Volume:
         policy = _policy(publication.read_only, publication.mount_flags, publication.mount_options)
-        return Volume(publication, policy, self._workspace, self._files, past, self._changed)
+        return Volume(publication, policy, self._workspace, self._files, self._bounds, past, self._changed)
 
     def _changed(self, volume: Volume) -> None:
         # Not of one that is being published: a record of a volume that could not be published must not stay.

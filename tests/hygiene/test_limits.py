@@ -37,23 +37,26 @@ SECURITY = [
 ]
 
 OPERATIONS = [
-    f"`late`, no request within {limits.REQUEST_WAIT:g} s; `too_many`, a connection while {REQUESTS_AT_ONCE} of the volume are served;",
-    f"At most {limits.SCRAPES_AT_ONCE} connections are served at once, and each for {limits.SCRAPE_WAIT:g} s at most.",
+    f"No request arrived within {limits.REQUEST_WAIT:g} s, or a mount with synchronous INIT was not continued within "
+    f"{limits.PROCEED_WAIT:g} s.",
+    f"A connection arrived while {REQUESTS_AT_ONCE} of the same volume were served.",
+    f"At most {limits.SCRAPES_AT_ONCE} connections are served at once, each for {limits.SCRAPE_WAIT:g} s at most.",
 ]
 
 PROTOCOL = [
-    f"A client waits up to {limits.SOCKET_WAIT:g} s for a socket",
-    f"on standard error after {limits.SOCKET_WAIT_SILENT:g} s.",
+    f"waits up to {limits.SOCKET_WAIT:g} s for a socket",
+    f"After {limits.SOCKET_WAIT_SILENT:g} s the client prints on standard error",
     f"one message of at most {limits.ORIGINAL_MESSAGE_MAX} bytes",
-    f"A packet is one JSON object (UTF-8), at most {limits.PACKET_MAX // KIB} KiB.",
-    f"M has at most {limits.MOUNTPOINT_MAX} bytes, O {limits.OPTIONS_MAX // KIB} KiB.",
-    f"until the program has answered INIT, {limits.SYNC_MOUNT_WAIT:g} s at the most;",
-    f"| nothing for {limits.REQUEST_WAIT:g} s | closes |",
-    f"| no `proceed` for {limits.PROCEED_WAIT:g} s,",
-    f"| INIT is not answered for {limits.SYNC_MOUNT_WAIT:g} s,",
-    f"| a connection while {REQUESTS_AT_ONCE} of the same volume are served | closes it without an answer |",
-    f"| a connection while {CONNECTIONS_MAX} of the same volume are not closed yet | leaves it in the kernel's queue until one is closed; "
-    f"{CONNECTIONS_IN_QUEUE} wait there,",
+    f"A packet is one JSON object (UTF-8) of at most {limits.PACKET_MAX // KIB} KiB.",
+    f"as its mountpoint. It has at most {limits.MOUNTPOINT_MAX} bytes.",
+    f"the text of the program's `-o`. It has at most {limits.OPTIONS_MAX // KIB} KiB.",
+    f"until the program has answered INIT, {limits.SYNC_MOUNT_WAIT:g} s at most.",
+    f"| nothing for {limits.REQUEST_WAIT:g} s | It closes the connection. |",
+    f"| no `proceed` for {limits.PROCEED_WAIT:g} s | It closes the connection. |",
+    f"| no answer to INIT for {limits.SYNC_MOUNT_WAIT:g} s,",
+    f"| a connection while {REQUESTS_AT_ONCE} of the same volume are served | It closes the connection without an answer. |",
+    f"| a connection while {CONNECTIONS_MAX} of the same volume are not closed yet | It leaves the connection in the kernel's queue until "
+    f"one is closed. {CONNECTIONS_IN_QUEUE} wait in that queue,",
 ]
 
 DECISIONS = [f"threads of the volume's own, {WORDS[CONNECTION_THREADS]} at the most,"]

@@ -137,6 +137,31 @@ def test_the_driver_can_be_replaced_whatever_a_server_does(node: Node, pod: Pod,
     served.volume.unpublish()
 
 
+def test_a_process_that_is_left_behind_keeps_nothing_of_the_drivers(node: Node, pod: Pod) -> None:
+    """With the driver's output it would keep its container: the engine says that it runs as long as somebody could write."""
+    served = Served(pod, "never-anything")
+    stats(node, served.volume)
+    starter, *left = [*map(str, node.driver.own_processes() - {node.driver.pid}), *node.driver.children()]
+    assert left, "no process waits for the program"
+
+    def opened(pid: str) -> dict[str, str]:
+        return {fd: os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+
+    streams = {str(fd): "/dev/null" for fd in range(3)}
+    assert {fd: what for fd, what in opened(starter).items() if not what.startswith(("socket:", "anon_inode:[pidfd]"))} == streams
+    node.driver.stop(signal.SIGKILL)
+    try:
+        for pid in left:
+            own = opened(pid)
+            (answers,) = [fd for fd, what in own.items() if what.startswith("socket:")]
+            # What it asks about, which is a copy of the mount and so has no path but "/".
+            assert {fd: what for fd, what in own.items() if fd != answers and what != "/"} == streams
+            assert os.readlink(f"/proc/{pid}/cwd") == "/"
+    finally:
+        node.driver.start()
+        served.volume.unpublish()
+
+
 def test_one_that_takes_its_lock_off_is_not_taken_for_dead(node: Node, pod: Pod) -> None:
     served = Served(pod, "unlocks")
     for _ in range(3):

@@ -337,6 +337,9 @@ def test_without_a_process_to_ask_in_it_is_said_that_nobody_was_asked(node: Node
     (starter,) = node.driver.own_processes() - {node.driver.pid}
     wait_until("no process is left", lambda: not node.driver.children())
     os.kill(starter, signal.SIGSTOP)
+    for spare in node.driver.spares():
+        os.kill(spare, signal.SIGKILL)
+    wait_until("the spare process is gone, too", lambda: not node.driver.spares())
     try:
         with within(WORKER_WAIT + SLACK, "stats"):
             assert "its FUSE program was not asked: no process can be had for it" in stats(node, volume)

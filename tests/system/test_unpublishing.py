@@ -178,13 +178,10 @@ def test_what_publish_refused_to_work_on_stays(pod: Pod) -> None:
 
 @pytest.mark.parametrize("how", ["republished", "at once", "restarted", "unknown"])
 def test_what_somebody_mounted_in_place_of_the_placeholder_stays(node: Node, pod: Pod, how: str) -> None:
-    """The kernel gives it the placeholder's device number."""
+    """The kernel mostly gives it the placeholder's device number."""
     volume = pod.publish()
-    (placeholder,) = volume.mounts
     mounts.unmount(volume.target)
     mounts.mount("-t", "tmpfs", "something", volume.target)
-    (something,) = volume.mounts
-    assert something.device == placeholder.device
     if how == "republished":
         volume.republish()
         assert FOREIGN in volume.condition
@@ -197,7 +194,7 @@ def test_what_somebody_mounted_in_place_of_the_placeholder_stays(node: Node, pod
 
 
 def test_what_somebody_mounted_in_place_of_a_fuse_mount_stays(pod: Pod) -> None:
-    """The kernel gives it the device number of the FUSE file system or of the placeholder, which are both free."""
+    """The kernel mostly gives it the device number of the FUSE file system or of the placeholder, which are both free."""
     volume = pod.publish()
     program = mounted(volume, pod.fuse(volume))
     for _ in range(2):

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from open_fds import nothing_leaked
 from standin_driver import fuse_fd
+from with_processes import the_starter
 
-from driver import workerpool
+from driver.processes import Starter
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -42,14 +43,14 @@ def fuse(tmp_path: Path) -> Iterator[int]:
         yield fd
 
 
-@pytest.fixture(scope="module")
-def starter() -> None:
-    """What starts the processes of driver.workerpool."""
-    workerpool.begin()
+@pytest.fixture
+def starter() -> Starter:
+    """What starts the processes of driver.processes."""
+    return the_starter()
 
 
 @pytest.fixture
-def nothing_is_left(starter: None) -> Iterator[None]:
+def nothing_is_left(starter: Starter) -> Iterator[None]:
     """No fd is left of what a test has those processes do."""
     with nothing_leaked():
         yield

@@ -5,12 +5,11 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 from pod_programs import ROOT
-from standin_driver import listen
+from standin_driver import answer_once, listen
 
 from driver import __version__, cli
 from driver.logs import FORMATS
@@ -141,17 +140,10 @@ def test_what_users_of_klog_write_is_taken() -> None:
     check_mistake(run(*options, "--add_dir_header", "--skip_headers", "--nodeid=n", "--endpoint=bad"), 1, "--endpoint")
 
 
-def answer(server: socket.socket) -> None:
-    connection, _ = server.accept()
-    connection.send(b"\0")
-    connection.recv(1000)
-    connection.recv(1)  # until the other side has closed it
-
-
 def test_an_endpoint_that_somebody_has_is_told_before_anything_is_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with listen(f"{tmp_path}/served", socket.SOCK_STREAM) as server:
-        threading.Thread(target=answer, args=(server,), daemon=True).start()
+        answer_once(server)
         for name, word in (("file", "no socket"), ("served", "another process serves")):
             ended = run("--nodeid", "n", "--endpoint", f"unix:{tmp_path}/{name}", "--run-dir", tmp_path / "run")
             check_mistake(ended, 1, "--endpoint", f"{tmp_path}/{name}", word)

@@ -8,22 +8,20 @@ from errno import EAGAIN, EIO, ENOSYS, ENOTCONN
 from types import SimpleNamespace
 from typing import Any
 
-import apart_jobs
+import process_jobs
 import pytest
-from with_workers import DEADLINE, run
+from with_processes import DEADLINE, run, the_starter
 
 from driver import condition
-from driver.apart import Caller
+from driver.calls import Bounds, Caller
 from driver.condition import Amount
 from driver.history import History, Past
 from driver.logs import VolumeLog
 from driver.metrics import End
+from driver.processes import NotAsked
 from driver.targetmount import State
 from driver.troubles import Troubles
-from driver.workerpool import NotAsked
 from fusermount3_proxy import limits
-
-pytestmark = pytest.mark.usefixtures("starter")
 
 THEN = 1_700_000_000.0
 SINCE = "since 2023-11-14 22:13:20Z"
@@ -135,7 +133,7 @@ def volume(state: State = State.MOUNTED, target: str = "/target", pod: str = "po
         is_held=False,
         placeholder=None,
         is_closing=False,
-        examiner=Caller(),
+        examiner=Caller(Bounds(the_starter()).questions),
         log=VolumeLog("default/pod", "csi-1"),
     )
 
@@ -144,7 +142,7 @@ def test_a_program_that_hangs_is_told_within_the_limit(monkeypatch: pytest.Monke
     monkeypatch.setattr(limits, "PROBE_WAIT", 0.1)
 
     async def usage(volume: Any) -> None:
-        await volume.examiner.call("pod", limits.PROBE_WAIT, apart_jobs.sleeps)
+        await volume.examiner.call("pod", limits.PROBE_WAIT, process_jobs.sleeps)
 
     monkeypatch.setattr(condition, "_usage", usage)
     examined = volume()
@@ -153,7 +151,7 @@ def test_a_program_that_hangs_is_told_within_the_limit(monkeypatch: pytest.Monke
         began = time.monotonic()
         found = [await condition.examine(examined) for _ in range(3)]
         assert time.monotonic() - began < 5
-        assert await examined.examiner.call("pod", DEADLINE, apart_jobs.same, 7) == 7  # the process of the former one has ended
+        assert await examined.examiner.call("pod", DEADLINE, process_jobs.same, 7) == 7  # the process of the former one has ended
         return found
 
     found = run(main())

@@ -1,6 +1,7 @@
 """The end of a program is noticed, with plain files for device nodes: what the kernel says of real ones, system tests tell."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,41 @@ def test_the_last_close_is_the_end_and_is_told_once(tmp_path: Path) -> None:
         mount.nodes.held = False
         mount.close()
         await mount.asked.get()
-        await asyncio.sleep(0.7)  # longer than all looks take
+        await asyncio.sleep(1.2)  # longer than all looks take
         assert mount.asked.empty()
+
+    run(main)
+
+
+def test_a_lock_that_is_dropped_after_the_kernel_has_told_is_noticed_soon(tmp_path: Path) -> None:
+    """The closing process had to wait for a processor in between: at most as long again passes until its end is noticed."""
+
+    async def main() -> None:
+        mount = Mount(tmp_path)
+        mount.watch.begin()
+        mount.close()
+        began = time.monotonic()
+        await asyncio.sleep(0.15)
+        mount.nodes.held = False
+        await mount.asked.get()
+        assert time.monotonic() - began < 0.5
+
+    run(main)
+
+
+def test_an_end_soon_after_a_false_alarm_is_noticed_at_once(tmp_path: Path) -> None:
+    """A program that lives can open and close its own device node, and die then."""
+
+    async def main() -> None:
+        mount = Mount(tmp_path)
+        mount.watch.begin()
+        mount.close()
+        await asyncio.sleep(0.6)  # the next check of that alarm is far
+        mount.nodes.held = False
+        mount.close()
+        began = time.monotonic()
+        await mount.asked.get()
+        assert time.monotonic() - began < 0.2
 
     run(main)
 
@@ -69,12 +103,12 @@ def test_after_stop_nobody_is_asked_and_nothing_is_kept(tmp_path: Path) -> None:
     async def main() -> None:
         mount = Mount(tmp_path)
         mount.watch.begin()
-        mount.watch.look()
+        mount.watch.check()
         await asyncio.sleep(0)  # it is at it
         mount.nodes.held = False
         mount.close()
         mount.watch.stop()
-        await asyncio.sleep(0.7)
+        await asyncio.sleep(1.2)
         assert mount.asked.empty()
         assert mount.files._callbacks == {}
 
@@ -95,7 +129,7 @@ def test_where_the_kernel_does_not_tell_it_is_looked_again_and_again(
         else:
             with pytest.raises(FileNotFoundError):
                 mount.watch.begin()
-        for _ in range(len(deathwatch._LOOKS) + 2):
+        for _ in range(len(deathwatch._STEPS) + 2):
             await mount.asked.get()
         mount.watch.stop()
 

@@ -75,6 +75,7 @@ def test_one_whose_queue_was_full_answers(path: str) -> None:
             server.accept()[0].close()
             connection, _ = server.accept()
             with connection:
+                connection.recv(4096)
                 connection.send(b"\0")
 
         timer = threading.Timer(WAIT / 3, serve)

@@ -6,34 +6,33 @@ from collections.abc import Coroutine
 from errno import EAGAIN, EINTR, EIO, ENOENT, ENOTBLK, EPERM
 from pathlib import Path
 
-import apart_jobs
+import process_jobs
 import pytest
-import with_workers
+import with_processes
 from open_fds import nothing_leaked
 
-from driver import fusemount, workerpool
+from driver import fusemount
 from driver.mountprocess import MountProcess
 from driver.policy import KernelMount
-
-pytestmark = pytest.mark.usefixtures("starter")
+from driver.processes import NotAsked, Process, Starter
 
 KERNEL = KernelMount(b"source", b"fuse", 0, b"rootmode=40000,user_id=0,group_id=0")
 
 
 def run(main: Coroutine[object, object, None]) -> None:
     with nothing_leaked():
-        with_workers.run(main)
+        with_processes.run(main)
 
 
 def null() -> int:
     return os.open("/dev/null", os.O_RDWR)
 
 
-def test_its_end_is_the_errno_of_the_mount(tmp_path: Path) -> None:
+def test_its_end_is_the_errno_of_the_mount(starter: Starter, tmp_path: Path) -> None:
     async def main() -> None:
         told: list[bool] = []
         fd = null()
-        process = MountProcess(fd, f"{tmp_path}/missing", KERNEL, lambda: told.append(process.ended.done()))
+        process = MountProcess(starter, fd, f"{tmp_path}/missing", KERNEL, lambda: told.append(process.ended.done()))
         assert await process.ended in (ENOENT, EPERM, ENOTBLK)  # without privileges the kernel looks no further
         # Whoever waits for its end finds everything done.
         assert told == [False]
@@ -46,12 +45,12 @@ def test_its_end_is_the_errno_of_the_mount(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 0.001, 0.05], ids=lambda after: f"after {after}")  # before there is a process, and while it works
-def test_one_that_does_not_end_is_killed(after: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fusemount, "mount_fd", apart_jobs.sleeps_in_place_of_a_mount)
+def test_one_that_does_not_end_is_killed(starter: Starter, after: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fusemount, "mount_fd", process_jobs.sleeps_in_place_of_a_mount)
 
     async def main() -> None:
         fd = null()
-        process = MountProcess(fd, "/nowhere", KERNEL, lambda: os.close(fd))
+        process = MountProcess(starter, fd, "/nowhere", KERNEL, lambda: os.close(fd))
         await asyncio.sleep(after)
         assert not process.ended.done()
         process.kill()
@@ -61,28 +60,30 @@ def test_one_that_does_not_end_is_killed(after: float, monkeypatch: pytest.Monke
     run(main())
 
 
-def test_without_a_process_it_may_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def none() -> workerpool.Worker:
-        raise workerpool.NotAsked(EAGAIN, "no process can be had")
+def test_without_a_process_it_may_be_tried_again(starter: Starter, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def none() -> Process:
+        raise NotAsked(EAGAIN, "no process can be had")
 
-    monkeypatch.setattr(workerpool, "worker", none)
+    monkeypatch.setattr(starter, "process", none)
 
     async def main() -> None:
         fd = null()
-        assert await MountProcess(fd, "/nowhere", KERNEL, lambda: os.close(fd)).ended == EAGAIN
+        assert await MountProcess(starter, fd, "/nowhere", KERNEL, lambda: os.close(fd)).ended == EAGAIN
 
     run(main())
 
 
-def test_a_mistake_before_it_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    async def mistake() -> workerpool.Worker:
+def test_a_mistake_before_it_keeps_nobody_waiting(
+    starter: Starter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def mistake() -> Process:
         raise RuntimeError
 
-    monkeypatch.setattr(workerpool, "worker", mistake)
+    monkeypatch.setattr(starter, "process", mistake)
 
     async def main() -> None:
         told: list[bool] = []
-        process = MountProcess(0, "/nowhere", KERNEL, lambda: told.append(True))
+        process = MountProcess(starter, 0, "/nowhere", KERNEL, lambda: told.append(True))
         assert await process.ended == EIO
         assert told
 
@@ -90,12 +91,12 @@ def test_a_mistake_before_it_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatc
     assert "internal error while mounting" in caplog.text and "RuntimeError" in caplog.text
 
 
-def test_a_mistake_at_its_end_keeps_nobody_waiting(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_a_mistake_at_its_end_keeps_nobody_waiting(starter: Starter, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     """And is no success: nobody knows of the mount."""
 
     async def main() -> None:
         fd = null()
-        process = MountProcess(fd, f"{tmp_path}/missing", KERNEL, lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+        process = MountProcess(starter, fd, f"{tmp_path}/missing", KERNEL, lambda: 1 // 0)  # type: ignore[arg-type, return-value]
         assert await process.ended == EIO
         os.close(fd)
 

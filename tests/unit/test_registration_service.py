@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from standin_driver import listen
+from standin_driver import answer_once, listen
 
 from driver import csi, registration, services
 from driver.errors import StartError
@@ -87,8 +87,10 @@ def test_the_socket_of_whoever_took_the_place_stays(folder: Path) -> None:
 
 
 def test_a_place_that_another_process_has_is_told(folder: Path) -> None:
-    with listen(registration.Place(str(folder)).path, socket.SOCK_STREAM), pytest.raises(StartError, match="another process"):
-        ask(folder)
+    with listen(registration.Place(str(folder)).path, socket.SOCK_STREAM) as server:
+        answer_once(server)
+        with pytest.raises(StartError, match="another process"):
+            ask(folder)
 
 
 @pytest.mark.parametrize("error", ["", "the reason\nof kubelet"])

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from with_processes import the_starter
 
 from driver import syscalls
+from driver.calls import Bounds
 from driver.device import DeviceNodes
 from driver.filewatch import FileWatch
 from driver.paths import VolumePaths, standalone
@@ -53,7 +55,7 @@ def test_a_volume_that_cannot_be_taken_up_serves_nobody_and_costs_no_other(
     async def main() -> None:
         workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
         watch = FileWatch(syscalls.inotify_init())
-        volumes = Volumes(workspace, watch, records)
+        volumes = Volumes(workspace, watch, records, Bounds(the_starter()))
         volumes.restore("/pods", str(pods))
         assert [volume.publication.volume_id for volume in volumes] == ["good"]
         assert answers(pods / "good" / "sock" / "fuse.sock.v1")
@@ -87,7 +89,7 @@ def test_what_another_driver_kept_from_being_recorded_is_recorded_when_that_one_
     async def main() -> None:
         workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
         watch, records = FileWatch(syscalls.inotify_init()), Records(state)
-        volumes = Volumes(workspace, watch, records)
+        volumes = Volumes(workspace, watch, records, Bounds(the_starter()))
         volume = volumes.publish(publication)
         (told,) = volume.troubles.texts
         assert told.startswith("the volume cannot be recorded")
@@ -112,7 +114,7 @@ def test_it_is_quiet_when_nobody_connects_any_more(tmp_path: Path, monkeypatch: 
         loop = asyncio.get_running_loop()
         workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
         watch = FileWatch(syscalls.inotify_init())
-        volumes = Volumes(workspace, watch, Records(str(tmp_path / "state")))
+        volumes = Volumes(workspace, watch, Records(str(tmp_path / "state")), Bounds(the_starter()))
         volume = volumes.publish(Publication("csi-1", paths, "fuse.sock", False, (), "", ""))
         await asyncio.wait_for(volumes.quiet(DEADLINE), DEADLINE / 2)
 
@@ -155,13 +157,12 @@ def test_nothing_is_kept_of_a_former_drivers_device_node_when_its_program_has_go
     async def main() -> None:
         workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
         watch = FileWatch(syscalls.inotify_init())
-        Volumes(workspace, watch, Records(str(tmp_path / "state"))).restore("/pods", "/standalone")
+        Volumes(workspace, watch, Records(str(tmp_path / "state")), Bounds(the_starter())).restore("/pods", "/standalone")
         assert len(watch._callbacks) == 1
         os.close(program)
         while watch._callbacks:
             await asyncio.sleep(0.001)
         assert os.listdir(tmp_path / "dev") == []
-        listeners.close()
         watch.close()
 
     asyncio.run(asyncio.wait_for(main(), DEADLINE))

@@ -157,9 +157,23 @@ class Driver:
         return sum(int(line.split()[1]) << 10 for text in texts for line in text.splitlines() if line.startswith("RssAnon:"))
 
     def children(self) -> list[str]:
-        """Processes that were started for it."""
+        """Processes that were started for it, and that have something to do."""
+        return [child for child in self._started() if not self._is_spare(child)]
+
+    def spares(self) -> set[int]:
+        """The process that waits for something to do, if there is one just now."""
+        return {int(child) for child in self._started() if self._is_spare(child)}
+
+    def _started(self) -> list[str]:
         started = [self._of_threads("children", pid) for pid in self.own_processes() - {self.pid}]
         return [child for threads in started for children in threads for child in children.split()]
+
+    @staticmethod
+    def _is_spare(child: str) -> bool:
+        try:
+            return Path(f"/proc/{child}/wchan").read_text() == "__skb_wait_for_more_packets"  # net/core/datagram.c
+        except (FileNotFoundError, ProcessLookupError):
+            return False
 
     def waits_for_a_fuse_program(self) -> bool:
         """Whether one of its children waits for an answer from a FUSE program."""

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ SINGLE_FILE = REPOSITORY / "dist" / "fusermount3"
 PLACE = "/opt/mfcp"
 SOCKETS = "/fusermount3-proxy"
 DATA = "/data"
+_SPARE_WAIT = 0.2  # seconds
 VARIABLE = "FUSERMOUNT3PROXY_FDPASSING_SOCKPATH"
 _PRIVATE = re.compile(r"-[0-9a-f]{16}$")  # of the driver's own tmpfs: each life of it has another one
 
@@ -142,9 +144,13 @@ class Node:
             pod.delete()
 
     def snapshot(self) -> Snapshot:
+        # The driver makes another spare process a moment after it has used one; former versions have none.
+        deadline = time.monotonic() + _SPARE_WAIT
+        while not (spares := self.driver.spares()) and time.monotonic() < deadline:
+            time.sleep(0.01)
         return Snapshot(
             mounts=_names(mount for mount in mounts.table() if not self.engine.owns(mount.path)),
-            processes=frozenset(_processes(self.driver.own_processes())),
+            processes=frozenset(_processes(self.driver.own_processes() | spares)),
             fds=self.driver.fds(),
             state=self.driver.state(),
             files=frozenset(_files(self.driver.pods_dir)),

@@ -1,4 +1,4 @@
-"""What the tests have done in processes of driver.workerpool: functions of a module, found there by their names."""
+"""What the tests have done in processes of driver.processes: functions of a module, found there by their names."""
 
 import os
 import signal
@@ -49,6 +49,10 @@ def dies() -> int:
 
 def is_a_mistake() -> int:
     return 1 // 0
+
+
+def is_a_long_mistake() -> int:
+    raise RuntimeError("\U0001f41b" * 100_000)
 
 
 def sleeps() -> int:

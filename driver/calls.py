@@ -1,4 +1,4 @@
-"""Questions that a pod's FUSE program may never answer, asked in processes of workerpool.py.
+"""Bounds the questions that a pod's FUSE program may never answer, each of which is asked in a process of its own.
 
 Each process has memory of its own, more than a mebibyte of it, and a pod may have any number of volumes: so the calls for
 one pod's share a few. Where a server that many pods use is gone, all of them hang: so the calls of one kind have a number
@@ -12,36 +12,38 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import TypeVar
 
-from driver import workerpool
-from driver.workerpool import NotAsked, Worker
+from driver.processes import NO_PROCESS, NotAsked, Process, Starter
 from fusermount3_proxy import limits
 
 T = TypeVar("T", bound=bool | int | tuple[int, ...] | None)
 
 
 class Bound:
-    """How many processes the calls of one kind may have: those of a pod, and those of all."""
+    """Limits how many processes the calls of one kind have: those of a pod, and those of all."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, starter: Starter, most: int) -> None:
+        self._starter = starter
         self._most = most
         self._taken: Counter[str] = Counter()  # by pods that have any
         self._unmade = 0  # those of them that wait for their process
         self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()  # those for whom there is no room
 
-    async def worker(self, pod: str, limit: float) -> Worker:
-        """Take one, which is given back by give_back().
+    async def acquire(self, pod: str, limit: float) -> Process:
+        """Start a process, which counts until it has ended.
 
-        Raises NotAsked where there is none for `limit` seconds, or where none can be made, which may take limits.WORKER_WAIT.
+        Raises NotAsked where there is no room for `limit` seconds, or where none can be made, which may take limits.WORKER_WAIT.
         """
         await self._take(pod, limit)
         self._unmade += 1
         try:
-            return await workerpool.worker()
+            process = await self._starter.process()
         except BaseException:
-            self.give_back(pod)
+            self._give_back(pod)
             raise
         finally:
             self._unmade -= 1
+        process.ended.add_done_callback(lambda _: self._give_back(pod))
+        return process
 
     async def _take(self, pod: str, limit: float) -> None:
         if self._has_room(pod):
@@ -56,12 +58,12 @@ class Bound:
             if one in self._waiting:
                 self._waiting.remove(one)
             else:
-                self.give_back(pod)
+                self._give_back(pod)
             if isinstance(error, TimeoutError):
                 raise NotAsked(errno.EAGAIN, self._reason(pod)) from None
             raise
 
-    def give_back(self, pod: str) -> None:
+    def _give_back(self, pod: str) -> None:
         """Give one back. Those who have waited longest and for whom there is room now get theirs.
 
         That may be two: the pod that has none now may have one of the second half.
@@ -84,35 +86,42 @@ class Bound:
 
     def _reason(self, pod: str) -> str:
         if self._unmade:
-            return workerpool.NO_PROCESS
+            return NO_PROCESS
         if self._taken.get(pod, 0) >= limits.PROCESSES_OF_A_POD:
             return "other programs of the same pod do not answer"
         return "too many FUSE programs of this node do not answer"
 
 
-# Where a server that many pods use is gone, all kinds are full but LOOKS: what that asks about has mostly died, and answers.
-QUESTIONS = Bound(limits.PROCESSES_THAT_ASK)
-RENEWALS = Bound(limits.PROCESSES_THAT_RENEW)
-LOOKS = Bound(limits.PROCESSES_THAT_LOOK)
-LOOKS_WITHOUT_LOCK = Bound(limits.PROCESSES_THAT_LOOK_WITHOUT_LOCK)
+class Bounds:
+    """Holds the bound of each kind of call. The driver has one of these.
+
+    Where a server that many pods use is gone, all kinds are full but `checks`: what that asks about has mostly died, and answers.
+    """
+
+    def __init__(self, starter: Starter) -> None:
+        self.starter = starter  # for a mount, of which each volume has one at most
+        self.questions = Bound(starter, limits.PROCESSES_THAT_ASK)  # how full a file system is
+        self.renewals = Bound(starter, limits.PROCESSES_THAT_RENEW)  # of subPath binds
+        self.checks = Bound(starter, limits.PROCESSES_THAT_LOOK)  # whether a program has died whose lock is gone
+        self.checks_without_lock = Bound(starter, limits.PROCESSES_THAT_LOOK_WITHOUT_LOCK)
 
 
 class Caller:
-    """Calls of one kind for one volume, one at a time: what its pod's program never answers keeps one process at most."""
+    """Makes calls of one kind for one volume, one at a time: what its pod's program never answers keeps one process at most."""
 
     __slots__ = ("_at_work", "_bound")  # each volume has some
 
-    def __init__(self, bound: Bound = QUESTIONS) -> None:
+    def __init__(self, bound: Bound) -> None:
         """`bound` is that of all calls of the kind."""
         self._bound = bound
         self._at_work: asyncio.Future[None] | None = None
 
     async def call(self, pod: str, limit: float, function: Callable[..., T], *arguments: object) -> T:
-        """The result of `function(*arguments)`, done in a process of its own; or the OSError that it raised.
+        """Return the result of `function(*arguments)`, done in a process of its own, or raise the OSError that it raised.
 
-        Raises TimeoutError where a former call keeps its process for `limit` seconds from now, or this one from the start of
-        its work. Raises NotAsked where others keep all processes for `limit` seconds from now; where none can be made, which
-        may take limits.WORKER_WAIT more; and where it has ended without a result.
+        Raises TimeoutError where a former call's process has not ended for `limit` seconds from now, or this one's has not
+        answered for as long from the start of its work. Raises NotAsked where others keep all processes for `limit` seconds
+        from now; where none can be made, which may take limits.WORKER_WAIT more; and where it has ended without a result.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + limit
@@ -122,29 +131,17 @@ class Caller:
                 raise _timed_out()
         self._at_work = loop.create_future()
         try:
-            one = await self._bound.worker(pod, end - loop.time())
+            process = await self._bound.acquire(pod, end - loop.time())
         except BaseException:
             self._end()
             raise
-        work: asyncio.Future[T] | None = None
-        try:
-            work = one.do(function, *arguments)
-            await asyncio.wait([work], timeout=limit)  # which does not cancel it
-            if not work.done():
+        process.ended.add_done_callback(lambda _: self._end())
+        with process:
+            answer = process.do(function, *arguments)
+            await asyncio.wait([answer], timeout=limit)  # which does not cancel it
+            if not answer.done():
                 raise _timed_out()
-            if one.has_ended:  # by whoever killed it: nobody knows how far it came
-                raise NotAsked(errno.EIO, "the process that was to ask it has ended")
-            return work.result()
-        finally:
-            one.release()
-            if work is None:
-                self._end_call(pod)
-            else:
-                work.add_done_callback(lambda _: self._end_call(pod))
-
-    def _end_call(self, pod: str) -> None:
-        self._bound.give_back(pod)
-        self._end()
+            return answer.result()
 
     def _end(self) -> None:
         at_work, self._at_work = self._at_work, None
