@@ -198,7 +198,7 @@ def test_all_inotify_instances_of_root(node: Node, pod: Pod) -> None:
     volume = pod.publish()
     fuse, attacker = pod.fuse(volume), pod.container()
     program = fuse.start("bindfs -f /srv /data")
-    volume.wait_mounted(program)
+    volume.wait_served(program)
     attack = attacker.start(f"python3 -c {shlex.quote(_TAKE_INOTIFY)}")
     wait_until("all are taken", lambda: attack.out, 10)
     node.driver.stop(signal.SIGKILL)
