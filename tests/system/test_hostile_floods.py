@@ -16,6 +16,8 @@ from harness.hostile import MOUNT, PREPARED, PROCEED, SYNC_MOUNT, attacked, conn
 from harness.kubelet import Published
 from harness.pod import Node, Pod
 
+pytestmark = pytest.mark.alone
+
 _CONNECTIONS = 10_000
 _REQUESTS_AT_ONCE = PREPARED
 
