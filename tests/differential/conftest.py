@@ -63,6 +63,7 @@ def folder() -> Iterator[Path]:
     path.chmod(0o755)
     # With device nodes.
     mounts.mount("-t", "tmpfs", "-o", "nosuid,mode=0755", "mfcp-test", path)
+    _provide_mtab(path)
     try:
         yield path
     finally:
@@ -88,6 +89,15 @@ def place(folder: Path) -> Place:
 def _bind_places(place: Place, root: Path) -> None:
     mounts.mount("--bind", place.device, root / "dev/fuse")
     mounts.mount("--bind", place.conf, root / "etc/fuse.conf")
+
+
+def _provide_mtab(folder: Path) -> None:
+    """Make /etc/mtab where the machine has none, in this namespace alone: libfuse's fusermount3 finds what to unmount there."""
+    mtab = Path("/etc/mtab")
+    if not mtab.exists():
+        _overlay(folder, mtab.parent, mtab.parent)
+        mtab.unlink(missing_ok=True)  # a link that leads nowhere
+        mtab.symlink_to("../proc/self/mounts")
 
 
 def _overlay(folder: Path, lower: Path, at: Path) -> None:

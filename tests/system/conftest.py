@@ -23,14 +23,17 @@ from harness.kubelet import Kubelet
 from harness.pod import Node, Pod
 from harness.programs import check_installed
 from harness.table import Table, is_everything_run
+from sidebyside import rank
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: tests/run --all alone runs it")
+    config.addinivalue_line("markers", "alone: it measures time, so that tests/run runs nothing beside it")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests that take long, or build what takes long, are not selected without --all; pytest counts them as deselected."""
+    items.sort(key=lambda item: rank(item.path))
     if is_everything_run():
         return
     long = [item for item in items if item.get_closest_marker("long")]

@@ -184,7 +184,7 @@ def test_the_end_of_a_mount_that_was_never_recorded_is_noticed_at_once(node: Nod
     records = {path: path.read_bytes() for path in (node.driver.run_dir / "state").glob("*.json")}
     application, fuse = pod.application(volume), pod.fuse(volume)
     program = fuse.start("bindfs -f /srv /data")
-    volume.wait_mounted(program)
+    volume.wait_served(program)
     node.driver.stop(signal.SIGKILL)
     for path, content in records.items():
         path.write_bytes(content)

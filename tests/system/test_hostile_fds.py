@@ -19,6 +19,8 @@ from harness.kubelet import Published
 from harness.pod import Node, Pod
 from harness.programs import SOURCES
 
+pytestmark = pytest.mark.alone
+
 _MOST = 253  # fds in one message, SCM_MAX_FD of <net/scm.h>
 _LINGER = 3600  # seconds
 

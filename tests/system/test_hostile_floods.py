@@ -16,6 +16,8 @@ from harness.hostile import MOUNT, PREPARED, PROCEED, SYNC_MOUNT, attacked, conn
 from harness.kubelet import Published
 from harness.pod import Node, Pod
 
+pytestmark = pytest.mark.alone
+
 _CONNECTIONS = 10_000
 _REQUESTS_AT_ONCE = PREPARED
 
@@ -198,7 +200,7 @@ def test_all_inotify_instances_of_root(node: Node, pod: Pod) -> None:
     volume = pod.publish()
     fuse, attacker = pod.fuse(volume), pod.container()
     program = fuse.start("bindfs -f /srv /data")
-    volume.wait_mounted(program)
+    volume.wait_served(program)
     attack = attacker.start(f"python3 -c {shlex.quote(_TAKE_INOTIFY)}")
     wait_until("all are taken", lambda: attack.out, 10)
     node.driver.stop(signal.SIGKILL)

@@ -6,10 +6,12 @@ unpublishes. The normal run takes some of the calls, and MFCP_ALL=1 takes them a
 """
 
 import contextlib
+import functools
 import os
 import random
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -27,6 +29,8 @@ from harness.programs import path_of
 
 ALL = bool(os.environ.get("MFCP_ALL"))
 SEED = int(os.environ.get("MFCP_SEED", "1"))
+FIRES = 5.0  # seconds: by then the driver has made the call at which it is killed, if it makes it at all
+TRIES = 3  # for one call: which thread makes it may differ
 SAMPLE = 1  # of each scenario, besides
 ALWAYS = {  # what once left something behind
     "mount": [("flock", 2)],  # a device node that is not locked yet
@@ -50,38 +54,62 @@ class Traced:
     """strace on a driver, which it kills at the `n`th call of `name` that one of its threads makes; never, without a name."""
 
     def __init__(self, node: Node, name: str = "", n: int = 0, calls: str = CHANGES) -> None:
+        self.has_fired = False
+        self._node = node
         self._driver = node.driver
         self._output = node.folder / "strace.out"
         self._output.unlink(missing_ok=True)
         self._command = [path_of("strace"), "-f", "-q", "-o", str(self._output), "-e", f"trace={calls}"]
+        self._fires = bool(name)
         if name:
             self._command += ["-e", f"inject={name}:signal=SIGKILL:when={n}"]
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
-        """Attached to the driver that runs."""
+        """Attach to the driver that runs. At the end it is dead: killed by strace, or by this where strace has not fired."""
         command = [part for part in self._command if part != "-q"]
         with subprocess.Popen([*command, "-p", str(self._driver.pid)], stderr=subprocess.PIPE, text=True) as strace:
             assert strace.stderr is not None
             line = strace.stderr.readline()
-            assert "attached" in line, line
             try:
-                yield
+                assert "attached" in line, line
+                with self._firing():
+                    yield
             finally:
                 self._driver.signal(signal.SIGKILL)  # strace ends with it
+                self._driver.wait()
 
     def start(self) -> None:
-        """A driver that is killed while it starts, or right after that."""
+        """Start a driver. At the end it is dead: killed by strace, or by this where strace has not fired."""
         self._driver.wrapper = tuple(self._command)
         try:
-            with contextlib.suppress(AssertionError):
+            with self._firing():
                 self._driver.start()
-            with contextlib.suppress(FileNotFoundError):  # strace has ended with it
+        finally:
+            if is_alive(self._node):
                 for driver in self._driver.own_processes() - {self._driver.pid}:
                     os.kill(driver, signal.SIGKILL)
-            assert self._driver.wait() == -signal.SIGKILL
-        finally:
+            assert self._driver.wait() == -signal.SIGKILL  # strace ends as the driver did
             self._driver.wrapper = ()
+
+    @contextlib.contextmanager
+    def _firing(self) -> Iterator[None]:
+        """Wait until strace has killed the driver, if it is to. The block may fail where it has, and nowhere else."""
+        try:
+            yield
+        except (grpc.RpcError, AssertionError):
+            if not self._kills():
+                raise
+        else:
+            self._kills()
+
+    def _kills(self) -> bool:
+        if self._fires:
+            deadline = time.monotonic() + FIRES
+            while is_alive(self._node) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            self.has_fired = not is_alive(self._node)
+        return self.has_fired
 
     def calls(self) -> Counter[str]:
         """How often it called what, the most that one thread did."""
@@ -193,6 +221,10 @@ def act_death(stage: Stage) -> None:
     wait_until("it is taken off, or not", lambda: stage.published.fuse is None or not is_alive(stage.node))
 
 
+def act_fail(stage: Stage) -> None:
+    raise AssertionError("the act")
+
+
 def act_unpublish(stage: Stage) -> None:
     stage.published.unpublish()
 
@@ -279,38 +311,54 @@ def points(calls: Counter[str], scenario: str) -> list[tuple[str, int]]:
     return [*ALWAYS.get(scenario, []), *((name, chosen.randint(1, calls[name])) for name in names)]
 
 
-def perform(stage: Stage, scenario: str, traced: Traced) -> None:
-    """Do it, until it is done or the driver is dead; then it is dead in either case."""
-    # The call of a driver that dies fails; kubelet tries again.
-    with traced.attached(), contextlib.suppress(grpc.RpcError, AssertionError):
-        SCENARIOS[scenario][1](stage)
-    assert stage.node.driver.stop(signal.SIGKILL) == -signal.SIGKILL
+def kill_at_each(scenario: str, trace: Callable[..., Traced], once: Callable[[Traced], None]) -> None:
+    """Record what the driver calls, and kill it at each of those calls. A call at which it is never killed fails the test."""
+    recorded = []
+    for _ in range(2):
+        traced = trace()
+        once(traced)
+        recorded.append(traced.calls())
+    # How often a thread wakes up, and reads, differs from run to run: what both runs have is made.
+    for name, n in points(recorded[0] & recorded[1], scenario):
+        kill_at(name, n, trace, once)
+
+
+def kill_at(name: str, n: int, trace: Callable[..., Traced], once: Callable[[Traced], None]) -> None:
+    """Kill the driver at the `n`th call of `name`."""
+    for _ in range(TRIES):
+        print(f"killed at {name} {n}")
+        traced = trace(name, n)
+        once(traced)
+        if traced.has_fired:
+            return
+    pytest.fail(f"strace has not killed the driver at call {n} of {name}: it was not made in {TRIES} runs")
+
+
+def in_scenario(node: Node, fleet: Fleet, bystander: Bystander, scenario: str, traced: Traced) -> None:
+    """Play one scenario under strace, and see that all goes on with the next driver."""
+    before = node.snapshot()
+    stage = Stage(node, fleet, node.pod())
+    prepare, act = SCENARIOS[scenario]
+    try:
+        prepare(stage)
+        with traced.attached():
+            act(stage)
+        node.driver.start()
+        answers_everything(stage)
+        bystander.is_undisturbed()
+    finally:
+        stage.end()
+        if not node.driver.is_running:
+            node.driver.start()
+    node.delete_pods([bystander.pod])
+    node.expect(before)
 
 
 @pytest.mark.timeout(3600 if ALL else 120)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_at_any_system_call_of(module_node: Node, fleet: Fleet, bystander: Bystander, scenario: str) -> None:
-    node = module_node
-    before = node.snapshot()
-
-    def once(traced: Traced) -> None:
-        stage = Stage(node, fleet, node.pod())
-        try:
-            SCENARIOS[scenario][0](stage)
-            perform(stage, scenario, traced)
-            node.driver.start()
-            answers_everything(stage)
-            bystander.is_undisturbed()
-        finally:
-            stage.end()
-        node.delete_pods([bystander.pod])
-        node.expect(before)
-
-    recorded = Traced(node)
-    once(recorded)
-    for name, n in points(recorded.calls(), scenario):
-        print(f"killed at {name} {n}")
-        once(Traced(node, name, n))
+    once = functools.partial(in_scenario, module_node, fleet, bystander, scenario)
+    kill_at_each(scenario, functools.partial(Traced, module_node), once)
 
 
 @pytest.mark.timeout(3600 if ALL else 120)
@@ -341,11 +389,32 @@ def test_at_any_system_call_of_its_start(module_node: Node, fleet: Fleet, bystan
         finally:
             for stage in stages:
                 stage.end()
+            if not node.driver.is_running:
+                node.driver.start()
         node.delete_pods([bystander.pod])
         node.expect(before)
 
-    recorded = Traced(node, calls=CHANGES_AT_START)
-    once(recorded)
-    for name, n in points(recorded.calls(), "start"):
-        print(f"killed at {name} {n}")
-        once(Traced(node, name, n, calls=CHANGES_AT_START))
+    kill_at_each("start", functools.partial(Traced, node, calls=CHANGES_AT_START), once)
+
+
+# ---- the test itself
+
+
+def test_a_call_that_is_never_made_fails_the_test(
+    module_node: Node, fleet: Fleet, bystander: Bystander, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.FIRES", 0.1)
+    once = functools.partial(in_scenario, module_node, fleet, bystander, "publish")
+    with pytest.raises(pytest.fail.Exception, match="at call 1 of swapon"):
+        kill_at("swapon", 1, functools.partial(Traced, module_node), once)
+
+
+def test_what_fails_while_the_driver_lives_fails_the_test(
+    module_node: Node, fleet: Fleet, bystander: Bystander, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.FIRES", 0.1)
+    monkeypatch.setitem(SCENARIOS, "fails", (prepare_published, act_fail))
+    for traced in (Traced(module_node), Traced(module_node, "swapon", 1)):
+        with pytest.raises(AssertionError, match="the act"):
+            in_scenario(module_node, fleet, bystander, "fails", traced)
+    module_node.delete_pods([bystander.pod])

@@ -30,6 +30,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from driver.rpc import csi_pb2
 
+pytestmark = pytest.mark.alone
+
 T = TypeVar("T")
 
 PART = SECONDS * 2 / 5

@@ -223,6 +223,14 @@ class Published:
 
         return wait_until(f"{program.command} has mounted at {self.target}", mounted, timeout)
 
+    def wait_served(self, program: Background) -> None:
+        """Wait until `program` has mounted and answers.
+
+        A mount is in the mount table before its program has the fd. A driver that is killed in between takes the mount with it.
+        """
+        self.wait_mounted(program)
+        wait_until(f"{program.command} answers", lambda: _is_answered(self.target))
+
     def wait_waiting(self, timeout: float = 5.0) -> None:
         """Wait until the placeholder alone is there, for containers that started after the mount as well."""
         wait_until("the placeholder alone is at the target", lambda: [m.fstype for m in self.mounts] == ["tmpfs"], timeout)
@@ -234,3 +242,11 @@ class Published:
         """NodeGetVolumeStats' sentence."""
         request = csi_pb2.NodeGetVolumeStatsRequest(volume_id=self.request.volume_id, volume_path=self.request.target_path)
         return str(self.pod.kubelet.node().NodeGetVolumeStats(request).volume_condition.message)
+
+
+def _is_answered(target: Path) -> bool:
+    try:
+        os.statvfs(target)
+    except OSError:
+        return False
+    return True
