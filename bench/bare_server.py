@@ -8,7 +8,7 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # as in the driver
 
 import grpc.aio
 
-from driver.rpc import csi_pb2, csi_pb2_grpc
+from driver.api.rpc import csi_pb2, csi_pb2_grpc
 
 
 class Node(csi_pb2_grpc.NodeServicer):

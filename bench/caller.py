@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests/system")]
 import grpc  # noqa: E402
 from harness.kubelet import Kubelet  # noqa: E402
 
-from driver.rpc import csi_pb2, csi_pb2_grpc  # noqa: E402
+from driver.api.rpc import csi_pb2, csi_pb2_grpc  # noqa: E402
 
 _TIMEOUT = 60.0  # seconds
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from bench.place import BenchError
 from bench.servers import Server, socket_of
-from fusermount3_proxy import driver_socket, limits, protocol
-from fusermount3_proxy.protocol import MountRequest, UnmountRequest
+from fusermount3_proxy import driver_socket
+from fusermount3_proxy.wire import protocol
+from fusermount3_proxy.wire.protocol import MountRequest, UnmountRequest
 
 _MOUNTPOINT = "/bench"
 _WAIT = 10.0  # seconds
@@ -50,7 +51,7 @@ def wait_until_all_answer(targets: list[Path]) -> None:
             sock.settimeout(_WAIT)
             sock.send(request)
         for sock in asked:
-            if not sock.recv(limits.PACKET_MAX):
+            if not sock.recv(protocol.PACKET_MAX):
                 raise BenchError("the driver closed a connection without an answer")
 
 

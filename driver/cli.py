@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import click
 
 from driver import __version__, rundir
-from driver.endpoint import socket_path
-from driver.errors import StartError
-from driver.internalerror import report_internal_error
-from driver.logs import FORMATS, configure, log, shown
-from driver.settings import Settings
+from driver.api.endpoint import socket_path
+from driver.model.errors import StartError
+from driver.model.settings import Settings
+from driver.observe.internalerror import report_internal_error
+from driver.observe.logs import FORMATS, configure, log, shown
 
 if TYPE_CHECKING:
-    from driver.rpc import admin_pb2
+    from driver.api.rpc import admin_pb2
 
 # The options of klog, which manifests for the Go plugin have. They are accepted, and do nothing.
 _KLOG = (
@@ -159,10 +159,10 @@ def volume() -> None:
 @click.pass_obj
 def volume_add(admin_socket: str, name: str, read_only: bool, options: str) -> None:
     """Run the command `volume add`."""
-    from driver import client
-    from driver.paths import DEV_FUSE
+    from driver import adminclient
+    from driver.model.paths import DEV_FUSE
 
-    added = client.add(admin_socket, name, read_only, options)
+    added = adminclient.add(admin_socket, name, read_only, options)
     folder = os.path.dirname(added.socket_path)
     for warning in added.warnings:
         click.echo(f"warning: {warning}", err=True)
@@ -176,18 +176,18 @@ def volume_add(admin_socket: str, name: str, read_only: bool, options: str) -> N
 @click.pass_obj
 def volume_remove(admin_socket: str, name: str) -> None:
     """Run the command `volume remove`."""
-    from driver import client
+    from driver import adminclient
 
-    client.remove(admin_socket, name)
+    adminclient.remove(admin_socket, name)
 
 
 @volume.command("list", help="List the volumes that 'volume add' made.")
 @click.pass_obj
 def volume_list(admin_socket: str) -> None:
     """Run the command `volume list`."""
-    from driver import client
+    from driver import adminclient
 
-    rows = [[v.name, v.state, v.fs_type, v.source, v.target_path] for v in client.volumes(admin_socket)]
+    rows = [[v.name, v.state, v.fs_type, v.source, v.target_path] for v in adminclient.volumes(admin_socket)]
     _table(rows, ("name", "state", "type", "source", "path"))
 
 
@@ -196,9 +196,9 @@ def volume_list(admin_socket: str) -> None:
 @click.pass_obj
 def status(admin_socket: str, output: str) -> None:
     """Run the command `status`."""
-    from driver import client
+    from driver import adminclient
 
-    answer = client.status(admin_socket)
+    answer = adminclient.status(admin_socket)
     volumes = [_status_of(volume) for volume in answer.volumes]
     if output == "json":
         click.echo(json.dumps({"version": answer.version, "problem": answer.problem, "volumes": volumes}, indent=2))
@@ -235,9 +235,9 @@ def _status_of(volume: "admin_pb2.Volume") -> dict[str, object]:
 @click.pass_obj
 def ready(admin_socket: str) -> None:
     """Run the command `ready`."""
-    from driver import client
+    from driver import adminclient
 
-    problem = client.readiness(admin_socket)
+    problem = adminclient.readiness(admin_socket)
     click.echo(_readiness(problem))
     if problem:
         sys.exit(1)
@@ -262,7 +262,7 @@ def _path_of(endpoint: str) -> str:
 @click.pass_context
 def check(context: click.Context, /) -> None:
     """Run the command `check`."""
-    from driver import node
+    from driver import nodecheck
 
     assert context.parent is not None
     given = context.parent.params
@@ -271,10 +271,10 @@ def check(context: click.Context, /) -> None:
     pods_dir, run_dir = os.path.normpath(given["pods_dir"]), os.path.normpath(run_dir)
     _check_absolute({"--pods-dir": pods_dir, "--run-dir": run_dir})
     failed = False
-    for found in node.checks(pods_dir, run_dir):
+    for found in nodecheck.checks(pods_dir, run_dir):
         click.echo(f"{'FAILED' if found.problem else 'ok':6}  {found.name}{': ' + found.problem if found.problem else ''}")
         failed = failed or bool(found.problem)
-    for note in node.notes(run_dir):
+    for note in nodecheck.notes(run_dir):
         click.echo(f"note    {note.name}: {'yes' if note.is_there else 'no; ' + note.text}")
     if failed:
         sys.exit(1)

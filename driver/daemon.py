@@ -7,21 +7,25 @@ import signal
 import socket
 from contextlib import ExitStack
 from errno import EACCES, EPERM
+from functools import partial
 
-from driver import metrics, node, privileges, scrape, syscalls
-from driver.bounded import NUDGE
-from driver.calls import Bounds
-from driver.endpoint import Served, listener_at, refuse_if_served
-from driver.errors import StartError
-from driver.filewatch import FileWatch
-from driver.logs import log
-from driver.processes import Starter
-from driver.records import Records
+from driver import nodecheck
+from driver.api.endpoint import Served, listener_at, refuse_if_served
+from driver.blocking.calls import Bounds
+from driver.blocking.processes import Starter
+from driver.blocking.threads import NUDGE
+from driver.linux import features, privileges, syscalls
+from driver.linux.filewatch import FileWatch
+from driver.model.errors import StartError
+from driver.model.settings import Settings
+from driver.mounts.workspace import Workspace
+from driver.observe import metrics, metricspage
+from driver.observe.internalerror import handle_loop_exception
+from driver.observe.logs import log
 from driver.rundir import Claim
-from driver.settings import Settings
-from driver.standalone import Standalone
-from driver.takeoff import Workspace
-from driver.volumes import Volumes
+from driver.volumes.records import Records
+from driver.volumes.standalone import Standalone
+from driver.volumes.volumes import Volumes
 
 _QUIET_WAIT = 0.5  # seconds, where pods do not stop asking
 _FORMER_WAIT = 15.0  # seconds; a driver that is told to stop ends within services.GRACE twice
@@ -45,6 +49,7 @@ def serve(settings: Settings) -> None:
     # in one may block for as long as the pod likes. The caller ends the process instead, with all that there is.
     _loop = asyncio.new_event_loop()
     asyncio.set_event_loop(_loop)
+    _loop.set_exception_handler(handle_loop_exception)
     _loop.run_until_complete(_serve(settings, scraped, instance, starter))
 
 
@@ -73,22 +78,26 @@ async def _serve(settings: Settings, scraped: socket.socket | None, instance: in
             standalone.prepare()
             volumes.restore(settings.pods_dir, standalone.root)
         except OSError as error:
-            reason = node.problem(settings.pods_dir, settings.run_dir)
+            reason = nodecheck.problem(settings.pods_dir, settings.run_dir)
             if not reason and error.errno in (EPERM, EACCES):
                 reason = "the driver needs root with CAP_SYS_ADMIN"
             raise StartError(f"cannot prepare {settings.run_dir} (--run-dir): {error}{'; ' if reason else ''}{reason}") from None
-        scrapes = scrape.Scrapes()
+        scrapes = metricspage.Scrapes()
         stack.callback(scrapes.stop)
         if scraped is not None:
             metrics.start(volumes.by_state, volumes.troubled)
             await scrapes.start(scraped)
-            log.info(f"metrics are at {scrape.url(scraped)}")
+            log.info(f"metrics are at {metricspage.url(scraped)}")
         # Pods have waited since the former driver ended. kubelet waits for this one as well, but asks again.
         await volumes.quiet(_QUIET_WAIT)
-        from driver import services
+        from driver.api import services
 
+        if not features.sees_host_pids():
+            log.warning(nodecheck.NO_HOST_PIDS)
+        node_problem = partial(nodecheck.problem, settings.pods_dir, settings.run_dir)
+        propagation_problem = partial(nodecheck.propagation, settings.pods_dir)
         try:
-            await services.serve(settings, volumes, standalone, files, starter, stopped)
+            await services.serve(settings, volumes, standalone, files, starter, node_problem, propagation_problem, stopped)
         finally:
             volumes.release()
             if not await volumes.settle(services.GRACE):
@@ -141,8 +150,8 @@ def _listen_for_scrapes(address: str | None) -> socket.socket | None:
     if address is None:
         return None
     try:
-        return scrape.listen(address)
-    except scrape.BadAddress as error:
+        return metricspage.listen(address)
+    except metricspage.BadAddress as error:
         raise StartError(f"--metrics-address: {error}") from None
 
 

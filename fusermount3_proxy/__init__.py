@@ -1,5 +1,5 @@
-"""What runs inside the pod, and what both sides of the socket share.
+"""The programs in the container: fusermount3, fuse-starter and install.
 
-Everything here is on the path that libfuse takes at each mount, so it imports built-in modules alone
-(`posix`, `_socket`, `_json`): see docs/decisions.md, "Start-up".
+FUSE libraries run fusermount3 at each mount and wait for it, so everything here imports built-in modules alone (`posix`,
+`_socket`, `_signal`, `_json`): docs/decisions.md, "Start-up".
 """

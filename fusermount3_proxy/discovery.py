@@ -6,7 +6,7 @@ import posix
 import sys
 
 from fusermount3_proxy import procfs
-from fusermount3_proxy.protocol import V1_SUFFIX
+from fusermount3_proxy.wire.protocol import V1_SUFFIX
 
 VARIABLE = "FUSERMOUNT3PROXY_FDPASSING_SOCKPATH"
 FOLDER = "/fusermount3-proxy"  # where the examples and the Go plugin's manifests mount the emptyDir

@@ -5,8 +5,9 @@ from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, SOCK_STREAM, socket
 from errno import EAGAIN, ECONNREFUSED, ENOENT
 from time import monotonic, sleep
 
-from fusermount3_proxy import fdpass, limits, protocol
-from fusermount3_proxy.protocol import MountRequest, ProtocolError, Reply, UnmountRequest
+from fusermount3_proxy import limits
+from fusermount3_proxy.wire import fdpass, protocol
+from fusermount3_proxy.wire.protocol import MountRequest, ProtocolError, Reply, UnmountRequest
 
 TYPE_CHECKING = False  # typing's, without importing typing
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class PreparedMount:
 
     def answer(self) -> Reply:
         """How the mount went; waits for it. Raises DriverError."""
-        message, fds = _receive(self.socket, limits.PACKET_MAX, is_v1=True)
+        message, fds = _receive(self.socket, protocol.PACKET_MAX, is_v1=True)
         fdpass.close_all(fds)
         return _decode(message, True)
 
@@ -79,7 +80,7 @@ class PreparedMount:
 
 
 def _receive_mount(sock: socket, is_v1: bool) -> tuple[Reply, int]:
-    message, fds = _receive(sock, limits.PACKET_MAX if is_v1 else limits.ORIGINAL_MESSAGE_MAX, is_v1)
+    message, fds = _receive(sock, protocol.PACKET_MAX if is_v1 else protocol.ORIGINAL_MESSAGE_MAX, is_v1)
     try:
         reply = _decode(message, is_v1)
         if reply.error is None and (reply.volume_name is None or len(fds) != 1):
@@ -99,7 +100,7 @@ def unmount(path: str, request: UnmountRequest, wait: float, say: "Callable[[str
     sock, _ = _connect(path, wait, say, may_be_original=False)
     try:
         _send(sock, packet)
-        message, fds = _receive(sock, limits.PACKET_MAX, is_v1=True)
+        message, fds = _receive(sock, protocol.PACKET_MAX, is_v1=True)
     finally:
         sock.close()
     fdpass.close_all(fds)

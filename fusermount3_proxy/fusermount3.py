@@ -9,14 +9,15 @@ import sys
 from _socket import AF_UNIX, SO_DOMAIN, SOL_SOCKET, socket
 from errno import EBADF, EINVAL
 
-from fusermount3_proxy import autounmount, commandline, driver_socket, fdpass, limits, mountpoint, options, program, protocol, syncinit
+from fusermount3_proxy import autounmount, commandline, driver_socket, limits, mountpoint, program, syncinit
 from fusermount3_proxy.commandline import Command, CommandLineError
 from fusermount3_proxy.discovery import NoSocket, find_socket
 from fusermount3_proxy.driver_socket import DriverError, OriginalProtocolOnly
-from fusermount3_proxy.options import OptionError
 from fusermount3_proxy.program import to_bytes, to_text
-from fusermount3_proxy.protocol import MountRequest, UnmountRequest
 from fusermount3_proxy.syncinit import SyncInitError
+from fusermount3_proxy.wire import fdpass, options, protocol
+from fusermount3_proxy.wire.options import OptionError
+from fusermount3_proxy.wire.protocol import MountRequest, UnmountRequest
 
 # Programs compare it to know what the helper can do; 3.14 is the version whose behaviour this one has.
 VERSION = "fusermount3 version: 3.14.0\n"

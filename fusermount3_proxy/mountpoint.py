@@ -3,7 +3,8 @@
 import posix
 from errno import ENAMETOOLONG, ENOENT
 
-from fusermount3_proxy import mountinfo, procfs
+from fusermount3_proxy import procfs
+from fusermount3_proxy.wire import mountinfo
 
 _LOOK = posix.O_PATH | posix.O_CLOEXEC
 

@@ -16,7 +16,7 @@ from errno import EACCES, ENOENT, ENOEXEC, ENOTDIR
 from fusermount3_proxy import driver_socket, limits, program
 from fusermount3_proxy.driver_socket import DriverError
 from fusermount3_proxy.program import to_bytes
-from fusermount3_proxy.protocol import MountRequest
+from fusermount3_proxy.wire.protocol import MountRequest
 
 FUSE_FD = 3  # the programs name it /dev/fd/3
 

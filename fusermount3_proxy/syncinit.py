@@ -14,12 +14,13 @@ from _socket import socket
 from errno import EIO
 from select import POLLIN, poll
 
-from fusermount3_proxy import fdpass, limits
+from fusermount3_proxy import limits
 from fusermount3_proxy.driver_socket import DriverError, PreparedMount
+from fusermount3_proxy.wire import fdpass, protocol
 
 TYPE_CHECKING = False  # typing's, without importing typing
 if TYPE_CHECKING:
-    from fusermount3_proxy.protocol import Reply
+    from fusermount3_proxy.wire.protocol import Reply
 
 
 class SyncInitError(Exception):
@@ -52,9 +53,9 @@ def mount(comm: socket, fuse_fd: int, prepared: PreparedMount) -> None:
 
 def _wait_for_the_word(comm: socket, prepared: PreparedMount) -> None:
     # The driver says nothing before it is asked, so what comes from there is its end.
-    ready = _wait(limits.PROCEED_WAIT, comm, prepared.socket)
+    ready = _wait(protocol.PROCEED_WAIT, comm, prepared.socket)
     if not ready:
-        raise SyncInitError(f"the FUSE program did not go on within {limits.PROCEED_WAIT:g} s")
+        raise SyncInitError(f"the FUSE program did not go on within {protocol.PROCEED_WAIT:g} s")
     try:
         if comm.fileno() in ready and comm.recv(1):
             return

@@ -105,7 +105,7 @@ def build_single(program: str, out: Path, scratch: Path) -> None:
 
 def inputs() -> list[Path]:
     """Every file that the result depends on, besides the locked packages."""
-    return [*sorted((ROOT / PACKAGE).glob("*.py")), *sorted(HERE.glob("*.py")), HERE / "trampoline.c", *system_inputs()]
+    return [*sorted((ROOT / PACKAGE).rglob("*.py")), *sorted(HERE.glob("*.py")), HERE / "trampoline.c", *system_inputs()]
 
 
 def system_inputs() -> list[Path]:

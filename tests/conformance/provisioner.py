@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 
-from driver.rpc import csi_pb2
+from driver.api.rpc import csi_pb2
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from harness.programs import REPOSITORY
 from launcher import COMM
 from sides import Ended, Line, Outcome
 
-from fusermount3_proxy import commandline, limits
+from fusermount3_proxy import commandline
 from fusermount3_proxy.commandline import CommandLineError
+from fusermount3_proxy.wire import protocol
 
 TABLE = REPOSITORY / "docs" / "compatibility.md"
 HEADING = "## Differences from fusermount3"
@@ -310,8 +311,8 @@ def _long_requests(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome
     if options is None or not (theirs.fds or _says(theirs, "mount failed: (?:Invalid argument|Device or resource busy)")):
         return None
     text = case.arguments[1]
-    if len(text) > limits.OPTIONS_MAX:
-        told = f"the text of the options has {len(text)} bytes, at most {limits.OPTIONS_MAX} are allowed"
+    if len(text) > protocol.OPTIONS_MAX:
+        told = f"the text of the options has {len(text)} bytes, at most {protocol.OPTIONS_MAX} are allowed"
     elif len(json.dumps(text.decode("latin-1"))) > 65000:
         told = "mountpoint and options are too long: the request has N bytes, at most 65536 can be sent"
     else:

@@ -7,7 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from fusermount3_proxy import commandline, options  # noqa: E402
+from fusermount3_proxy import commandline  # noqa: E402
+from fusermount3_proxy.wire import options  # noqa: E402
 
 
 def test_the_table_of_mount_options_has_every_one_that_is_known_and_no_other() -> None:

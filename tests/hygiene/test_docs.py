@@ -13,7 +13,7 @@ import yaml
 from test_files import ROOT, files
 from test_manifests import VERSIONS
 
-from fusermount3_proxy import limits
+from driver.model import limits
 
 PAGES = [path for path in files() if path.suffix == ".md"]
 
@@ -125,7 +125,7 @@ def told() -> list[str]:
 def said() -> str:
     """All texts in the programs, with `...` for what they put in."""
     texts = [(ROOT / "packaging/trampoline.c").read_text()]
-    for path in [*(ROOT / "driver").glob("*.py"), *(ROOT / "fusermount3_proxy").glob("*.py")]:
+    for path in [*(ROOT / "driver").rglob("*.py"), *(ROOT / "fusermount3_proxy").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
                 texts.append("".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values))

@@ -8,58 +8,52 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from driver import logs, policy  # noqa: E402
-from fusermount3_proxy import limits  # noqa: E402
-from fusermount3_proxy.limits import (  # noqa: E402
-    CONNECTION_THREADS,
-    CONNECTIONS_IN_QUEUE,
-    CONNECTIONS_MAX,
-    CONNECTIONS_TO_CLOSE,
-    LISTENER_THREADS,
-    REQUESTS_AT_ONCE,
-)
+from driver.model import limits, policy  # noqa: E402
+from driver.observe import logs  # noqa: E402
+from fusermount3_proxy import limits as clients_limits  # noqa: E402
+from fusermount3_proxy.wire import protocol  # noqa: E402
 
 KIB = 1024
 UNMOUNTING_THREADS = 1
 WORDS = {8: "eight"}
 
 SECURITY = [
-    f"| {CONNECTIONS_MAX} are accepted: {REQUESTS_AT_ONCE} are served, and {CONNECTIONS_TO_CLOSE} more are closed without an answer; "
-    f"{CONNECTIONS_IN_QUEUE} more wait in the kernel's queue of each socket |",
+    f"| {limits.CONNECTIONS_MAX} are accepted: {limits.REQUESTS_AT_ONCE} are served, and {limits.CONNECTIONS_TO_CLOSE} more are closed "
+    f"without an answer; {limits.CONNECTIONS_IN_QUEUE} more wait in the kernel's queue of each socket |",
     f", {limits.PREPARED_AT_ONCE} of prepared mounts,",
-    f"| threads | {CONNECTION_THREADS + LISTENER_THREADS + UNMOUNTING_THREADS}: {CONNECTION_THREADS} receive and close, "
-    f"{LISTENER_THREADS} closes listening sockets, {UNMOUNTING_THREADS} unmounts |",
-    f"| a packet, and the time for it | {limits.PACKET_MAX // KIB} KiB, {limits.REQUEST_WAIT:g} s |",
+    f"| threads | {limits.CONNECTION_THREADS + limits.LISTENER_THREADS + UNMOUNTING_THREADS}: {limits.CONNECTION_THREADS} receive and "
+    f"close, {limits.LISTENER_THREADS} closes listening sockets, {UNMOUNTING_THREADS} unmounts |",
+    f"| a packet, and the time for it | {protocol.PACKET_MAX // KIB} KiB, {limits.REQUEST_WAIT:g} s |",
     f"| log | {logs._LINES_MAX} refusals, {logs._LINES_MAX} lines about mounts, and {logs._LINES_MAX} about what is wrong, a minute; "
     f"{logs._TEXT_MAX} characters each |",
     f"| mount options of a volume | {policy.OPTIONS_MAX} characters; {policy._WARNINGS_MAX} warnings about them |",
-    f"one of the {WORDS[CONNECTION_THREADS]} of the volume that it was sent to",
+    f"one of the {WORDS[limits.CONNECTION_THREADS]} of the volume that it was sent to",
 ]
 
 OPERATIONS = [
     f"No request arrived within {limits.REQUEST_WAIT:g} s, or a mount with synchronous INIT was not continued within "
-    f"{limits.PROCEED_WAIT:g} s.",
-    f"A connection arrived while {REQUESTS_AT_ONCE} of the same volume were served.",
+    f"{protocol.PROCEED_WAIT:g} s.",
+    f"A connection arrived while {limits.REQUESTS_AT_ONCE} of the same volume were served.",
     f"At most {limits.SCRAPES_AT_ONCE} connections are served at once, each for {limits.SCRAPE_WAIT:g} s at most.",
 ]
 
 PROTOCOL = [
-    f"waits up to {limits.SOCKET_WAIT:g} s for a socket",
-    f"After {limits.SOCKET_WAIT_SILENT:g} s the client prints on standard error",
-    f"one message of at most {limits.ORIGINAL_MESSAGE_MAX} bytes",
-    f"A packet is one JSON object (UTF-8) of at most {limits.PACKET_MAX // KIB} KiB.",
-    f"as its mountpoint. It has at most {limits.MOUNTPOINT_MAX} bytes.",
-    f"the text of the program's `-o`. It has at most {limits.OPTIONS_MAX // KIB} KiB.",
+    f"waits up to {clients_limits.SOCKET_WAIT:g} s for a socket",
+    f"After {clients_limits.SOCKET_WAIT_SILENT:g} s the client prints on standard error",
+    f"one message of at most {protocol.ORIGINAL_MESSAGE_MAX} bytes",
+    f"A packet is one JSON object (UTF-8) of at most {protocol.PACKET_MAX // KIB} KiB.",
+    f"as its mountpoint. It has at most {protocol.MOUNTPOINT_MAX} bytes.",
+    f"the text of the program's `-o`. It has at most {protocol.OPTIONS_MAX // KIB} KiB.",
     f"until the program has answered INIT, {limits.SYNC_MOUNT_WAIT:g} s at most.",
     f"| nothing for {limits.REQUEST_WAIT:g} s | It closes the connection. |",
-    f"| no `proceed` for {limits.PROCEED_WAIT:g} s | It closes the connection. |",
+    f"| no `proceed` for {protocol.PROCEED_WAIT:g} s | It closes the connection. |",
     f"| no answer to INIT for {limits.SYNC_MOUNT_WAIT:g} s,",
-    f"| a connection while {REQUESTS_AT_ONCE} of the same volume are served | It closes the connection without an answer. |",
-    f"| a connection while {CONNECTIONS_MAX} of the same volume are not closed yet | It leaves the connection in the kernel's queue until "
-    f"one is closed. {CONNECTIONS_IN_QUEUE} wait in that queue,",
+    f"| a connection while {limits.REQUESTS_AT_ONCE} of the same volume are served | It closes the connection without an answer. |",
+    f"| a connection while {limits.CONNECTIONS_MAX} of the same volume are not closed yet | It leaves the connection in the "
+    f"kernel's queue until one is closed. {limits.CONNECTIONS_IN_QUEUE} wait in that queue,",
 ]
 
-DECISIONS = [f"threads of the volume's own, {WORDS[CONNECTION_THREADS]} at the most,"]
+DECISIONS = [f"threads of the volume's own, {WORDS[limits.CONNECTION_THREADS]} at the most,"]
 
 
 @pytest.mark.parametrize(

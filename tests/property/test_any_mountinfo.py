@@ -3,8 +3,8 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusermount3_proxy import mountinfo
-from fusermount3_proxy.mountinfo import Mount
+from fusermount3_proxy.wire import mountinfo
+from fusermount3_proxy.wire.mountinfo import Mount
 
 LINE = b"541 530 0:61 / /mnt rw,nosuid shared:310 - fuse.sshfs user@host:/srv rw,user_id=0\n"
 paths = st.binary(max_size=20).map(lambda name: b"/" + name.replace(b"\0", b""))

@@ -2,8 +2,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from option_text import escape
 
-from fusermount3_proxy import options
-from fusermount3_proxy.options import OptionError
+from fusermount3_proxy.wire import options
+from fusermount3_proxy.wire.options import OptionError
 
 ascii_names = [*options.FLAGS, *options.ACCESS, *options.UNSAFE, *options.SKIPPED, "auto_unmount", "large_read"]
 known = (

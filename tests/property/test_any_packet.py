@@ -4,9 +4,8 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fusermount3_proxy import protocol
-from fusermount3_proxy.limits import ORIGINAL_MESSAGE_MAX, PACKET_MAX
-from fusermount3_proxy.protocol import MountRequest, ProtocolError, Reply, UnmountRequest
+from fusermount3_proxy.wire import protocol
+from fusermount3_proxy.wire.protocol import ORIGINAL_MESSAGE_MAX, PACKET_MAX, MountRequest, ProtocolError, Reply, UnmountRequest
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["mount", "unmount", "/m", "0:45"])
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=8)

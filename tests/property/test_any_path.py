@@ -4,11 +4,12 @@ import posixpath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driver import csi, paths
-from driver.csi import publication_of
-from driver.errors import Code, VolumeError
-from driver.paths import BadPath
-from driver.rpc import csi_pb2
+from driver.api import csi
+from driver.api.csi import publication_of
+from driver.api.rpc import csi_pb2
+from driver.model import paths
+from driver.model.errors import Code, VolumeError
+from driver.model.paths import BadPath
 from fusermount3_proxy import mountpoint
 
 PODS = "/var/lib/kubelet/pods"

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from option_text import escape
 
-from driver import policy, syscalls
-from driver.policy import Refused
-from fusermount3_proxy import options
+from driver.linux import syscalls
+from driver.model import policy
+from driver.model.policy import Refused
+from fusermount3_proxy.wire import options
 
 NO_SUID_DEV = syscalls.MS_NOSUID | syscalls.MS_NODEV
 PROGRAMS = (

@@ -5,12 +5,11 @@ import tempfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driver.fusemount import FuseMount
-from driver.history import Past
-from driver.metrics import End
-from driver.paths import VolumePaths
-from driver.records import Record, Records
-from driver.volume import Publication
+from driver.model.fusemount import FuseMount
+from driver.model.paths import VolumePaths
+from driver.model.publication import Publication
+from driver.model.state import End, Past
+from driver.volumes.records import Record, Records
 
 texts = st.text()
 nodes = st.from_regex("[0-9a-f]{16}", fullmatch=True)

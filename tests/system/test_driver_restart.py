@@ -20,7 +20,7 @@ from harness.hostile import mount, mount_and_end
 from harness.kubelet import Published, refused
 from harness.pod import Node, Pod
 
-LATE = 10.0  # seconds, where a death is looked for and not noticed (limits.LOOK_AGAIN)
+LATE = 10.0  # seconds, where a death is looked for and not noticed (limits.CHECK_INTERVAL)
 
 how = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
 

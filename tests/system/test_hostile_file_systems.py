@@ -14,7 +14,7 @@ from harness.kubelet import Published
 from harness.pod import Node, Pod
 from harness.programs import SOURCES
 
-from driver.rpc import csi_pb2
+from driver.api.rpc import csi_pb2
 
 PROGRAMS = "/programs"
 STATS_WAIT = 10  # seconds, ten times what the driver waits for a FUSE program

@@ -12,7 +12,7 @@ from harness.hostile import mount_and_end, request
 from harness.kubelet import Published, refused
 from harness.pod import Node, Pod
 
-from driver.rpc import csi_pb2
+from driver.api.rpc import csi_pb2
 
 # Whatever a FUSE mount of the driver's may have in its line of the mount table.
 _SUPER_OPTIONS = re.compile(r"rw|ro|user_id=\d+|group_id=\d+|default_permissions|allow_other|max_read=\d+|sync|dirsync")

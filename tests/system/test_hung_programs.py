@@ -21,20 +21,20 @@ from harness.pod import Node, Pod
 from harness.programs import SOURCES
 from harness.servers import SshServer
 
-from driver.rpc import csi_pb2
+from driver.api.rpc import csi_pb2
 
 DRIVER_OPTIONS = ("--metrics-address", "127.0.0.1:0")
 
 PROBE_WAIT = 1.0  # seconds, as in the design's limits
 STATUS_WAIT = 5.0
-WORKER_WAIT = 5.0
+PROCESS_WAIT = 5.0
 WAITS_FOR_NOBODY = 0.9 * PROBE_WAIT  # 10 to 75 ms were seen
 SLACK = 4.0  # programs are started, on a machine with little of everything
 THREADS_OF_A_VOLUME = 1  # docs/operations.md: one who unmounts
 PROCESSES_OF_A_VOLUME = 3  # one who asks how it is, one who probes, one who renews subPaths
 PROCESSES_OF_A_POD = 4  # of those who ask and renew
-PROCESSES_THAT_LOOK_WITHOUT_LOCK = 16
-PROCESSES_THAT_ASK = 24  # the same, of all pods
+PROCESSES_FOR_CHECKS_WITHOUT_LOCK = 16
+PROCESSES_FOR_USAGE = 24  # the same, of all pods
 
 
 @dataclass
@@ -267,14 +267,14 @@ def test_many_of_many_pods_share_some_processes(node: Node) -> None:
     other = Other(node)
     other.works()
     before = numbers(node)
-    count = PROCESSES_THAT_ASK + 8
+    count = PROCESSES_FOR_USAGE + 8
     with many_that_never_answer(node, count) as volumes:
         for _ in range(2):
             with within(PROBE_WAIT + SLACK, "status"):
                 status = node.driver.cli("status").stdout
-            assert status.count("does not answer within") == PROCESSES_THAT_ASK
-            assert status.count("was not asked: too many FUSE programs of this node do not answer") == count - PROCESSES_THAT_ASK
-            assert len(node.driver.children()) == PROCESSES_THAT_ASK
+            assert status.count("does not answer within") == PROCESSES_FOR_USAGE
+            assert status.count("was not asked: too many FUSE programs of this node do not answer") == count - PROCESSES_FOR_USAGE
+            assert len(node.driver.children()) == PROCESSES_FOR_USAGE
             other.works()
         new = node.pod().publish()
         os.close(mount(new))
@@ -313,13 +313,13 @@ def test_the_driver_is_ready_and_status_answers_in_time_however_many_hang(node: 
 def test_looks_at_mounts_without_a_lock_leave_room_for_others(node: Node) -> None:
     """As of mounts that another driver made: nothing says that their programs live, and they are looked at all the time."""
     before = numbers(node)
-    with many_that_never_answer(node, PROCESSES_THAT_LOOK_WITHOUT_LOCK + 8) as volumes:
+    with many_that_never_answer(node, PROCESSES_FOR_CHECKS_WITHOUT_LOCK + 8) as volumes:
         shutil.rmtree(node.driver.run_dir / "dev")
         for volume in volumes:
             volume.republish()
-        wait_until("all that may look do", lambda: len(node.driver.children()) == PROCESSES_THAT_LOOK_WITHOUT_LOCK)
+        wait_until("all that may look do", lambda: len(node.driver.children()) == PROCESSES_FOR_CHECKS_WITHOUT_LOCK)
         time.sleep(PROBE_WAIT)  # all others wait for one, and give up
-        assert len(node.driver.children()) == PROCESSES_THAT_LOOK_WITHOUT_LOCK
+        assert len(node.driver.children()) == PROCESSES_FOR_CHECKS_WITHOUT_LOCK
         new = node.pod().publish()
         os.close(mount(new))
         new.wait_waiting(1)
@@ -341,12 +341,12 @@ def test_without_a_process_to_ask_in_it_is_said_that_nobody_was_asked(node: Node
         os.kill(spare, signal.SIGKILL)
     wait_until("the spare process is gone, too", lambda: not node.driver.spares())
     try:
-        with within(WORKER_WAIT + SLACK, "stats"):
+        with within(PROCESS_WAIT + SLACK, "stats"):
             assert "its FUSE program was not asked: no process can be had for it" in stats(node, volume)
         os.close(fd)
         cannot = "whether its FUSE program lives cannot be told: no process can be had for it"
-        wait_until("it is told", lambda: cannot in stats(node, volume), 3 * WORKER_WAIT)
+        wait_until("it is told", lambda: cannot in stats(node, volume), 3 * PROCESS_WAIT)
     finally:
         os.kill(starter, signal.SIGCONT)
-    volume.wait_waiting(2 * WORKER_WAIT)
+    volume.wait_waiting(2 * PROCESS_WAIT)
     assert cannot not in stats(node, volume)

@@ -18,7 +18,7 @@ from harness.kubelet import Published
 from harness.leaks import MEMORY_MORE, SECONDS, Leaks
 from harness.pod import Node
 
-from driver.rpc import csi_pb2
+from driver.api.rpc import csi_pb2
 
 VOLUMES, AT_ONCE = 10, 5  # of one cycle
 CYCLES = 12  # at least

@@ -77,7 +77,7 @@ def test_what_it_makes_is_its_own(node: Node, pod: Pod) -> None:
 
 _AS_UNKNOWN_USER = """
 import os, prctl
-from driver import privileges
+from driver.linux import privileges
 prctl.set_pdeathsig(9)
 users = {privileges.as_unknown_user(os.geteuid) for _ in range(10)}
 assert len(users) == 10 and min(users) >= 1 << 31, users

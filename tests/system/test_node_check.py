@@ -18,7 +18,7 @@ from harness.events import wait_until
 from harness.kubelet import refused
 from harness.programs import REPOSITORY, SOURCES
 
-from driver.rpc import csi_pb2, csi_pb2_grpc
+from driver.api.rpc import csi_pb2, csi_pb2_grpc
 
 # Newer than 5.0, so the same on every architecture.
 OPEN_TREE, OPENAT2, MOUNT_SETATTR = 428, 437, 442

@@ -11,7 +11,7 @@ from harness import mounts
 from harness.kubelet import EMPTY_DIR, SOCKET, refused
 from harness.pod import Node, Pod
 
-from driver.rpc import csi_pb2
+from driver.api.rpc import csi_pb2
 
 INVALID_ARGUMENT = grpc.StatusCode.INVALID_ARGUMENT
 FAILED_PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION

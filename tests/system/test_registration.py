@@ -14,8 +14,8 @@ from harness.driver import Driver, command
 from harness.events import wait_until
 from harness.programs import REPOSITORY
 
-from driver.csi import NAME
-from driver.rpc import csi_pb2, csi_pb2_grpc, pluginregistration_pb2, pluginregistration_pb2_grpc
+from driver.api.csi import NAME
+from driver.api.rpc import csi_pb2, csi_pb2_grpc, pluginregistration_pb2, pluginregistration_pb2_grpc
 
 _END = 20.0  # seconds
 

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import FlakyStrategyDefinition
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from driver.rpc import csi_pb2
+from driver.api.rpc import csi_pb2
 
 pytestmark = pytest.mark.alone
 

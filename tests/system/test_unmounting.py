@@ -13,7 +13,7 @@ from harness.events import wait_until
 from harness.kubelet import Published
 from harness.pod import SOCKETS, VARIABLE, Node, Pod, tree
 
-from driver import takeoff
+from driver.mounts import takeoff
 
 both_places = pytest.mark.parametrize("mountpoint", ["/data", "/elsewhere"])
 

@@ -14,7 +14,7 @@ from harness.kubelet import Published, refused
 from harness.pod import Node, Pod
 from harness.programs import SOURCES
 
-from driver.rpc import csi_pb2
+from driver.api.rpc import csi_pb2
 
 BOUND = 10  # seconds
 

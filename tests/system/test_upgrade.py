@@ -17,7 +17,7 @@ from harness.kubelet import Published
 from harness.pod import Node, Pod
 from harness.programs import SOURCES
 
-from driver.rpc import csi_pb2
+from driver.api.rpc import csi_pb2
 
 # Reads and writes again and again; ends with the first error.
 WORKER = "sh -c 'while cat /data/file && echo $$ >/data/written-{name}; do :; done'"

@@ -13,7 +13,7 @@ from harness.events import wait_until
 from harness.kubelet import Published, refused
 from harness.pod import Node, Pod
 
-from driver.rpc import csi_pb2
+from driver.api.rpc import csi_pb2
 
 PROBE_WAIT = 1  # seconds: how long the driver waits for a FUSE program
 BYTES, INODES = csi_pb2.VolumeUsage.BYTES, csi_pb2.VolumeUsage.INODES

@@ -9,7 +9,7 @@ from open_fds import nothing_leaked
 from standin_driver import fuse_fd
 from with_processes import the_starter
 
-from driver.processes import Starter
+from driver.blocking.processes import Starter
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -15,12 +15,14 @@ from typing import Any, TypeVar
 from open_fds import nothing_leaked
 from standin_driver import DEADLINE, receive
 
-from driver.fdserver import Capacity, FdServer, Peer
-from driver.logs import VolumeLog
-from driver.podsockets import NoDirectory, PodSockets
-from driver.policy import Refused
-from fusermount3_proxy import limits, protocol
-from fusermount3_proxy.protocol import MountRequest, UnmountRequest
+from driver.model import limits
+from driver.model.peer import Peer
+from driver.model.policy import Refused
+from driver.observe.logs import VolumeLog
+from driver.pods.server import Capacity, FdServer
+from driver.pods.sockets import NoDirectory, PodSockets
+from fusermount3_proxy.wire import protocol
+from fusermount3_proxy.wire.protocol import MountRequest, UnmountRequest
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from pod_programs import ROOT
 from standin_driver import answer_once, listen
 
 from driver import __version__, cli
-from driver.logs import FORMATS
+from driver.observe.logs import FORMATS
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

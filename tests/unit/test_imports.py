@@ -13,8 +13,13 @@ PACKAGES = ("driver", "fusermount3_proxy")
 # Built into the interpreter, or one small extension file.
 MAY_LOAD = {"posix", "_socket", "_signal", "_json", "errno", "select", "time"}
 
-# What both sides of the socket are for.
-SHARED = {f"fusermount3_proxy.{name}" for name in ("fdpass", "limits", "mountinfo", "options", "protocol")}
+# From the bottom: a package imports those before it, and itself. The last one is the modules of driver/ itself.
+ROOMS = ["fusermount3_proxy.wire", "fusermount3_proxy"]
+DRIVERS_ROOMS = [
+    "fusermount3_proxy.wire",
+    *(f"driver.{room}" for room in ("linux", "model", "observe", "blocking", "mounts", "pods", "volumes", "api")),
+    "driver",
+]
 
 
 def modules() -> dict[str, Path]:
@@ -47,16 +52,16 @@ def imported_by(name: str) -> set[str]:
 
 
 def is_generated(name: str) -> bool:
-    return name.startswith("driver.rpc.")
+    return name.startswith("driver.api.rpc.")
 
 
 GRAPH = {name: imported_by(name) for name in MODULES}
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {"driver.cli", "driver.volume", "fusermount3_proxy.fusermount3", "fusermount3_proxy.starter"} <= set(MODULES)
+    assert {"driver.cli", "driver.volumes.volume", "fusermount3_proxy.fusermount3", "fusermount3_proxy.starter"} <= set(MODULES)
     assert "driver.daemon" in GRAPH["driver.cli"]
-    assert "fusermount3_proxy.protocol" in GRAPH["driver.fdserver"]
+    assert "fusermount3_proxy.wire.protocol" in GRAPH["driver.pods.server"]
 
 
 def test_imports_run_downhill() -> None:
@@ -76,18 +81,34 @@ def test_imports_run_downhill() -> None:
     assert done == set(MODULES)
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("fusermount3_proxy")])
-def test_what_runs_in_the_pod_imports_nothing_of_the_driver(name: str) -> None:
-    assert {other for other in GRAPH[name] if other.partition(".")[0] == "driver"} == set()
+def room_of(name: str) -> str:
+    """The package of a module; a package's own __init__ belongs to it."""
+    packages = {*ROOMS, *DRIVERS_ROOMS, "driver.api.rpc"}
+    found = name if name in packages else name.rpartition(".")[0]
+    return found.removesuffix(".rpc")
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("driver")])
-def test_the_driver_imports_what_is_shared_alone(name: str) -> None:
-    assert {other for other in GRAPH[name] if other.startswith("fusermount3_proxy.")} <= SHARED
+@pytest.mark.parametrize("name", MODULES)
+def test_packages_import_only_those_beneath_them(name: str) -> None:
+    order = DRIVERS_ROOMS if name.startswith("driver") else ROOMS
+    own = order.index(room_of(name))
+    for other in GRAPH[name]:
+        if other.partition(".")[0] in PACKAGES and other != "driver":  # driver/__init__.py holds the version alone
+            assert room_of(other) in order[: own + 1], f"{name} imports {other}, which is above it"
+
+
+def test_every_package_tells_its_story() -> None:
+    for room in {*ROOMS, *DRIVERS_ROOMS}:
+        told = ast.get_docstring(ast.parse(MODULES[room].read_text()))
+        assert (told and told.splitlines()[0].endswith((".", ",", ":", ";"))) or told, room
+
+
+def test_no_module_has_more_than_400_lines() -> None:
+    assert {name: lines for name, path in MODULES.items() if (lines := len(path.read_text().splitlines())) > 400} == {}
 
 
 def test_system_calls_are_in_one_module() -> None:
-    assert [name for name, others in GRAPH.items() if "ctypes" in others] == ["driver.syscalls"]
+    assert [name for name, others in GRAPH.items() if "ctypes" in others] == ["driver.linux.syscalls"]
 
 
 LOAD = """
@@ -117,7 +138,7 @@ def test_the_driver_begins_with_what_its_workers_do_and_without_grpc() -> None:
     """Workers know what is imported when their starter is forked; pods need not wait for what answers kubelet."""
     command = [sys.executable, "-c", LOAD.format(root=str(ROOT), module="driver.daemon")]
     loaded = set(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split())
-    assert {"driver.fusemount", "driver.subpaths"} <= loaded
+    assert {"driver.mounts.fusemount", "driver.mounts.subpaths"} <= loaded
     assert {name for name in loaded if name.partition(".")[0] in ("grpc", "google")} == set()
 
 
@@ -129,7 +150,7 @@ BAD_PACKETS = [
 DECODE = """
 import sys
 sys.path.insert(0, {root!r})
-from fusermount3_proxy import protocol
+from fusermount3_proxy.wire import protocol
 for decode in (protocol.decode_request, protocol.decode_reply):
     for packet in {packets!r}:
         try:

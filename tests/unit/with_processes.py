@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from open_fds import open_fds
 
-from driver.processes import Starter
+from driver.blocking.processes import Starter
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 
-from driver.rpc import csi_pb2, csi_pb2_grpc
+from driver.api.rpc import csi_pb2, csi_pb2_grpc
 from harness.events import wait_until
 from harness.programs import REPOSITORY, missing
 

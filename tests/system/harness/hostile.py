@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fusermount3_proxy import limits
+from driver.model import limits
 from harness.events import wait_until
 from harness.kubelet import Published
 from harness.pod import Node

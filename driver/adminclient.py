@@ -1,0 +1,61 @@
+"""Calls the driver at its admin socket, for the commands."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+import grpc
+
+from driver.api.rpc import admin_pb2, admin_pb2_grpc
+
+_TIMEOUT = 30.0  # seconds; longer than the driver's own limits
+# The answer has no limit of size: the driver is trusted, and thousands of volumes may not fit into gRPC's usual 4 MiB.
+_OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1))
+
+
+def add(socket: str, name: str, read_only: bool, options: str) -> admin_pb2.Volume:
+    """Add a volume. All functions here raise click.ClickException, with one line of text."""
+    request = admin_pb2.AddVolumeRequest(name=name, read_only=read_only, options=options)
+    added: admin_pb2.Volume = _call(socket, lambda stub: stub.AddVolume(request, timeout=_TIMEOUT))
+    return added
+
+
+def remove(socket: str, name: str) -> None:
+    """Remove a volume."""
+    _call(socket, lambda stub: stub.RemoveVolume(admin_pb2.RemoveVolumeRequest(name=name), timeout=_TIMEOUT))
+
+
+def volumes(socket: str) -> Sequence[admin_pb2.Volume]:
+    """Return the volumes that add() made."""
+    answer: admin_pb2.ListVolumesResponse = _call(socket, lambda stub: stub.ListVolumes(admin_pb2.ListVolumesRequest(), timeout=_TIMEOUT))
+    return answer.volumes
+
+
+def status(socket: str) -> admin_pb2.GetStatusResponse:
+    """Return the state of the driver and of every volume."""
+    answer: admin_pb2.GetStatusResponse = _call(socket, lambda stub: stub.GetStatus(admin_pb2.GetStatusRequest(), timeout=_TIMEOUT))
+    return answer
+
+
+def readiness(socket: str) -> str:
+    """Return why the driver cannot mount, "" where it can."""
+    answer: admin_pb2.GetReadinessResponse = _call(
+        socket, lambda stub: stub.GetReadiness(admin_pb2.GetReadinessRequest(), timeout=_TIMEOUT)
+    )
+    return answer.problem
+
+
+def _call(socket: str, call: Callable[[admin_pb2_grpc.AdminStub], Any]) -> Any:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own lines on standard error do not help users
+    with grpc.insecure_channel(f"unix:{socket}", options=_OPTIONS) as channel:
+        try:
+            return call(admin_pb2_grpc.AdminStub(channel))
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                text = f"no driver answers at {socket} (--admin-socket): does it run, and are you root?"
+                raise click.ClickException(text) from None
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                text = f"the driver at {socket} is older than this program and does not have this command: restart the driver"
+                raise click.ClickException(text) from None
+            raise click.ClickException(error.details() or "the driver gave no reason") from None

@@ -1,0 +1,80 @@
+"""Serves the driver's own gRPC service, of rpc/admin.proto, to the commands. Each method calls the part that does the work."""
+
+from collections.abc import Callable
+
+from driver import __version__
+from driver.api.answers import Context, answers
+from driver.api.rpc import admin_pb2, admin_pb2_grpc
+from driver.volumes import condition
+from driver.volumes.condition import Condition
+from driver.volumes.standalone import Standalone
+from driver.volumes.volume import Volume
+from driver.volumes.volumes import Volumes
+
+
+class Admin(admin_pb2_grpc.AdminServicer):
+    """Implements the service of admin.proto."""
+
+    def __init__(self, volumes: Volumes, standalone: Standalone, problem: Callable[[], str]) -> None:
+        self._volumes = volumes
+        self._standalone = standalone
+        self._problem = problem
+
+    @answers
+    async def AddVolume(self, request: admin_pb2.AddVolumeRequest, context: Context) -> admin_pb2.Volume:
+        """Publish a volume without Kubernetes."""
+        return message_of(self._standalone.add(request.name, request.read_only, request.options))
+
+    @answers
+    async def RemoveVolume(self, request: admin_pb2.RemoveVolumeRequest, context: Context) -> admin_pb2.RemoveVolumeResponse:
+        """Unpublish and remove a volume without Kubernetes."""
+        await self._standalone.remove(request.name)
+        return admin_pb2.RemoveVolumeResponse()
+
+    @answers
+    async def ListVolumes(self, request: admin_pb2.ListVolumesRequest, context: Context) -> admin_pb2.ListVolumesResponse:
+        """List the volumes without Kubernetes, after publishing them again, which repairs what is missing."""
+        self._standalone.look_after()
+        return admin_pb2.ListVolumesResponse(volumes=[message_of(volume) for volume in self._standalone.all()])
+
+    @answers
+    async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Context) -> admin_pb2.GetStatusResponse:
+        """Describe the driver and every volume. Examining them ends after limits.STATUS_WAIT."""
+        self._standalone.look_after()
+        volumes = list(self._volumes)
+        conditions = await condition.examine_all(volumes)
+        return admin_pb2.GetStatusResponse(
+            version=__version__,
+            problem=_utf8(self._problem()),
+            volumes=[message_of(volume, how) for volume, how in zip(volumes, conditions, strict=True)],
+        )
+
+    @answers
+    async def GetReadiness(self, request: admin_pb2.GetReadinessRequest, context: Context) -> admin_pb2.GetReadinessResponse:
+        """Say why the driver cannot mount. No FUSE program is asked: a pod whose programs hang must not make the node NotReady."""
+        return admin_pb2.GetReadinessResponse(problem=_utf8(self._problem()))
+
+
+def _utf8(text: str) -> str:
+    """Escape what is not UTF-8, as a path may have it: protobuf would refuse the whole message."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def message_of(volume: Volume, how: Condition | None = None) -> admin_pb2.Volume:
+    """Make the message that describes a volume; `how` is its condition, where it was examined."""
+    publication, record = volume.publication, volume.mount_record
+    return admin_pb2.Volume(
+        name=publication.volume_id,
+        pod=publication.pod,
+        target_path=_utf8(publication.paths.target_path),
+        socket_path=_utf8(f"{publication.paths.root}/{publication.paths.sockets}/{publication.socket_name}"),
+        state=volume.state.value,
+        source=record.source if record else "",
+        fs_type=record.fstype if record else "",
+        read_only=volume.policy.options.flags.get("ro", False),
+        warnings=volume.policy.warnings if how is None else (),
+        since=int(volume.history.past.since),
+        mounts=volume.history.past.mounts,
+        abnormal=how is not None and how.is_abnormal,
+        condition=how.text if how else "",
+    )

@@ -1,0 +1,76 @@
+"""Reports the last close of a file, and its removal, by one inotify instance for all files: no thread, no polling."""
+
+import asyncio
+import os
+import struct
+from collections.abc import Callable
+
+from driver.linux import syscalls
+
+_WATCHED = syscalls.IN_CLOSE_WRITE | syscalls.IN_ATTRIB
+_EVENT = struct.Struct("iIII")  # struct inotify_event of inotify(7); only files are watched, so no name follows
+
+
+class FileWatch:
+    """Calls a function when something happens to a watched file."""
+
+    def __init__(self, instance: int) -> None:
+        """Begin with an inotify instance from syscalls.inotify_init(); close() closes it."""
+        self._fd = instance
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        asyncio.get_running_loop().add_reader(self._fd, self._read)
+
+    def on_last_close(self, path: str, callback: Callable[[], None]) -> int:
+        """Call `callback` each time the last fd that was opened for writing is closed. Return the watch, for remove(). Raises OSError."""
+        return self._add(path, syscalls.IN_CLOSE_WRITE, callback)
+
+    def on_unlink(self, path: str, callback: Callable[[], None]) -> int:
+        """Call `callback` when the file may have been removed: its link count or another attribute has changed. Return the watch."""
+        return self._add(path, syscalls.IN_ATTRIB, callback)
+
+    def _add(self, path: str, event: int, callback: Callable[[], None]) -> int:
+        watch = syscalls.inotify_add_watch(self._fd, path, event)
+        self._callbacks[watch] = callback
+        return watch
+
+    def remove(self, watch: int) -> None:
+        """Stop watching a file. It is no error where the kernel has ended the watch, because the file is gone."""
+        if self._callbacks.pop(watch, None) is not None:
+            try:
+                syscalls.inotify_rm_watch(self._fd, watch)
+            except OSError:
+                pass
+
+    def close(self) -> None:
+        """Stop watching all files."""
+        asyncio.get_running_loop().remove_reader(self._fd)
+        os.close(self._fd)
+        self._callbacks.clear()
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._fd, 65536)
+        except BlockingIOError:
+            return
+        offset = 0
+        while offset < len(data):
+            watch, mask, _, length = _EVENT.unpack_from(data, offset)
+            offset += _EVENT.size + length
+            if mask & syscalls.IN_Q_OVERFLOW:
+                for each in list(self._callbacks.values()):
+                    _call(each)
+            callback = self._callbacks.get(watch)
+            if callback is not None and mask & _WATCHED:
+                _call(callback)
+            if mask & syscalls.IN_IGNORED:
+                # The kernel has ended the watch: the file is removed and closed everywhere.
+                self._callbacks.pop(watch, None)
+
+
+def _call(callback: Callable[[], None]) -> None:
+    # A callback that fails must not keep the other files' callbacks from being called.
+    try:
+        callback()
+    except Exception as error:
+        context = {"message": "cannot handle the close or the removal of a file", "exception": error}
+        asyncio.get_running_loop().call_exception_handler(context)

@@ -1,0 +1,214 @@
+"""Decides the mount options of a FUSE file system, from those of the volume and those that the program asks for. Pure.
+
+The volume's options come first (its `readOnly`, then CSI `mount_flags`, then the attribute `mountOptions`), and the program
+cannot change what they say. nosuid and nodev always apply: the program decides what its files look like, and a setuid file
+or a device node that it invents must give no rights on the node.
+"""
+
+import re
+from dataclasses import dataclass
+from errno import EINVAL
+
+from driver.linux import syscalls
+from fusermount3_proxy.wire import options
+from fusermount3_proxy.wire.options import MountOptions, OptionError
+from fusermount3_proxy.wire.protocol import from_wire, to_wire
+
+# The flag of mount(2) for each mount option that options.FLAGS turns on or off.
+_FLAGS = {
+    "ro": syscalls.MS_RDONLY,
+    "noexec": syscalls.MS_NOEXEC,
+    "sync": syscalls.MS_SYNCHRONOUS,
+    "dirsync": syscalls.MS_DIRSYNC,
+    "noatime": syscalls.MS_NOATIME,
+    "nodiratime": syscalls.MS_NODIRATIME,
+    "relatime": syscalls.MS_RELATIME,
+    "strictatime": syscalls.MS_STRICTATIME,
+    "lazytime": syscalls.MS_LAZYTIME,
+    "nosymfollow": syscalls.MS_NOSYMFOLLOW,
+    "nosuid": syscalls.MS_NOSUID,
+    "nodev": syscalls.MS_NODEV,
+}
+_ALWAYS = ("nosuid", "nodev")
+
+NO_DEFAULT_PERMISSIONS = "no_default_permissions"
+
+OPTIONS_MAX = 4096  # characters of a volume's options: mount(2) takes no more bytes
+_WARNINGS_MAX = 10
+
+_NUMBER = re.compile(r"0[xX](?P<hex>[0-9a-fA-F]+)|(?P<octal>0[0-7]+)|[0-9]|[1-9][0-9]+")
+_UINT_MAX = 2**32 - 1
+_DIGITS_MAX = len(f"{_UINT_MAX:o}")
+
+_DIRECTORY = 0o40000  # the rootmode of a directory, which a volume's target is
+
+
+@dataclass(frozen=True, slots=True)
+class VolumePolicy:
+    """Holds what a volume says: `options` in fusermount3's grammar, and whether the kernel's permission checks may be left out."""
+
+    options: MountOptions
+    may_drop_default_permissions: bool
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class KernelMount:
+    """Holds the arguments of mount(2), except for the target and the fd, which with_fd() adds."""
+
+    source: bytes
+    fstype: bytes
+    flags: int
+    data: bytes
+
+    def with_fd(self, fd: int) -> bytes:
+        """Return the data of mount(2) for this fd."""
+        return b"fd=%d," % fd + self.data
+
+
+class Refused(Exception):
+    """Says that what the program asks for cannot be mounted. The text is fusermount3's; `errno` goes with it."""
+
+    def __init__(self, text: str, errno: int = EINVAL) -> None:
+        super().__init__(text)
+        self.errno = errno
+
+
+def of_volume(read_only: bool, mount_flags: list[str], attribute: str) -> VolumePolicy:
+    """Make a volume's policy. Unknown options are left out with a warning, because manifests for the Go plugin have some.
+
+    `attribute` is the text of `mountOptions`: comma-separated, and `o=X` means X.
+    """
+    merged = MountOptions()
+    warnings: list[str] = []
+    may_drop = False
+    if read_only:
+        merged.flags["ro"] = True
+    flags = [option for text in mount_flags for option in _split(text)]
+    attributes = [option.removeprefix("o=") for option in _split(attribute)]
+    for where, said in (("mount flags", flags), ("mountOptions", attributes)):
+        may_drop = may_drop or NO_DEFAULT_PERMISSIONS in said
+        source = MountOptions()
+        for option in said:
+            if option == NO_DEFAULT_PERMISSIONS:
+                continue
+            try:
+                parsed = options.parse(option)
+                _check(parsed)
+            except (OptionError, Refused) as error:
+                text = from_wire(f"{error} ({option})").decode("utf-8", "replace")
+                warnings.append(f"{where}: {text}; ignored")
+                continue
+            warnings += [f"{where}: {warning}" for warning in parsed.warnings]
+            # Within one source the last of two options that contradict wins, as in a -o.
+            later, source = source, parsed
+            _merge(source, later)
+        _merge(merged, source)
+    if len(warnings) > _WARNINGS_MAX:
+        warnings[_WARNINGS_MAX:] = [f"{len(warnings) - _WARNINGS_MAX} more warnings"]
+    return VolumePolicy(merged, may_drop, tuple(warnings))
+
+
+def kernel_mount(volume: VolumePolicy, asked: str, uid: int, gid: int) -> KernelMount:
+    """Return the arguments of mount(2) for a program that asks for the options `asked` and runs as `uid` and `gid`.
+
+    Raises Refused.
+    """
+    try:
+        program = options.parse(asked)
+    except OptionError as error:
+        raise Refused(str(error)) from None
+    _check_numbers(program)
+    merged = MountOptions()
+    _merge(merged, volume.options)
+    _merge(merged, program)
+
+    # Stops a pod from giving setuid files or device nodes to the node and to other containers, whatever anybody asked for.
+    flags = _FLAGS["nosuid"] | _FLAGS["nodev"]
+    for flag, on in merged.flags.items():
+        if on:
+            flags |= _FLAGS[flag]
+
+    # Containers of any uid use the volume, so allow_other replaces the kernel's rule that only the mounter has access. In its
+    # place the kernel checks files' modes, unless both the program and the volume ask it not to.
+    data = [f"rootmode={_DIRECTORY:o}", f"user_id={uid}", f"group_id={gid}", "allow_other"]
+    wants_none = "allow_other" in program.access and "default_permissions" not in program.access
+    if not (wants_none and volume.may_drop_default_permissions):
+        data.append("default_permissions")
+    for name, texts in merged.numbers.items():
+        data.append(f"{name}={_number(texts[-1])}")
+
+    # Mount tables show what fusermount3 would have them show.
+    source = merged.fsname if merged.fsname is not None else merged.subtype if merged.subtype is not None else "/dev/fuse"
+    fstype = "fuse" if merged.subtype is None else f"fuse.{merged.subtype}"
+    if merged.subtype == "":
+        raise Refused("mount failed: Invalid argument")
+    return KernelMount(_raw(source), _raw(fstype), flags, ",".join(data).encode("ascii"))
+
+
+def lacking(volume: VolumePolicy, options: str, super_options: str) -> list[str]:
+    """Return which options of the volume an existing mount does not have. The mount's options are given as in mountinfo."""
+    there = {*options.split(","), *super_options.split(",")}
+    return [
+        flag for flag in ("ro", "noexec", "nosuid", "nodev") if (volume.options.flags.get(flag) or flag in _ALWAYS) and flag not in there
+    ]
+
+
+def _merge(into: MountOptions, more: MountOptions) -> None:
+    """Add to `into` those options of `more` that `into` does not set yet."""
+    for flag, on in more.flags.items():
+        into.flags.setdefault(flag, on)
+    for name, texts in more.numbers.items():
+        into.numbers.setdefault(name, texts)
+    into.fsname = more.fsname if into.fsname is None else into.fsname
+    into.subtype = more.subtype if into.subtype is None else into.subtype
+
+
+def _wire(text: str) -> str:
+    return to_wire(text.encode("utf-8", "surrogateescape"))
+
+
+def _check(said: MountOptions) -> None:
+    """Raise Refused for a volume's option that would make every mount fail."""
+    if "blksize" in said.numbers:
+        raise Refused("blksize is for block devices")
+    _check_numbers(said)
+    for name in (said.fsname, said.subtype):
+        if name is not None:
+            _raw(name)
+
+
+def _check_numbers(said: MountOptions) -> None:
+    for texts in said.numbers.values():
+        for text in texts:
+            _number(text)
+
+
+def _number(text: str) -> int:
+    """Read a number as the kernel does, with kstrtouint() and base 0. Raises Refused.
+
+    Only the number reaches mount(2). This stops a pod from adding options of its own: its text could end this option and
+    begin another one.
+    """
+    digits = text.removesuffix("\n").removeprefix("+")
+    match = _NUMBER.fullmatch(digits)
+    if match is not None:
+        base = 16 if match["hex"] else 8 if match["octal"] else 10
+        significant = (match["hex"] or digits).lstrip("0") or "0"
+        # int() raises on a text of thousands of digits.
+        if len(significant) <= _DIGITS_MAX and (value := int(significant, base)) <= _UINT_MAX:
+            return value
+    raise Refused("mount failed: Invalid argument")
+
+
+def _split(text: str) -> list[str]:
+    # YAML's block scalars bring newlines. strip() without arguments would also remove bytes at the end of UTF-8 characters.
+    parts = (option.strip(" \t\r\n") for option in options.split(_wire(text)))
+    return [option for option in parts if option]
+
+
+def _raw(text: str) -> bytes:
+    raw = from_wire(text)
+    if not raw or b"\0" in raw:
+        raise Refused("mount failed: Invalid argument")
+    return raw

@@ -1,0 +1,142 @@
+"""The driver's own places for mounting: device nodes, and a private tmpfs whose mounts reach nobody else."""
+
+import fcntl
+import os
+import secrets
+
+from driver.linux import mounttable, syscalls
+from driver.mounts import fusemount
+from driver.mounts.device import DeviceNodes
+from driver.observe.logs import log
+
+_PRIVATE_PREFIX = "private-"
+_TARGET_SUFFIX = ".target"
+
+
+class Workspace:
+    """The driver's own places for mounting: device nodes, and a private tmpfs whose mounts reach nobody else."""
+
+    def __init__(self, folder: str, is_alone: bool) -> None:
+        """Make them below `folder`. Raises OSError.
+
+        `is_alone` says that no other driver has the folder; then what one that was killed left there is cleared away.
+        """
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        self.nodes = DeviceNodes(f"{folder}/dev")
+        for name in os.listdir(folder) if is_alone else ():
+            if name.startswith(_PRIVATE_PREFIX):
+                _clear_away(f"{folder}/{name}")
+        self._private = f"{folder}/{_PRIVATE_PREFIX}{secrets.token_hex(8)}"
+        os.mkdir(self._private, 0o700)
+        # Both are held as long as the process lives, and tell other drivers whose this is: the lock of the directory is seen
+        # from every mount namespace, and that of the tmpfs by drivers of former versions, which know no other.
+        self._owned = [_locked(self._private)]
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+        syscalls.mount("mfcp-private", self._private, "tmpfs", flags, "mode=0700")
+        syscalls.mount(None, self._private, None, syscalls.MS_PRIVATE)
+        self._owned.append(_locked(self._private))
+
+    def close(self) -> None:
+        """Leave nothing of it in the mount table."""
+        for fd in self._owned:
+            os.close(fd)
+        _clear_away(self._private)
+
+    def new_place(self, target: str) -> str:
+        """An empty directory on the private tmpfs, for take_off() of `target`; drop_place() ends it."""
+        path = f"{self._private}/{secrets.token_hex(8)}"
+        # Tells the next driver, should this one be killed, what was to be taken off.
+        os.symlink(target, f"{path}{_TARGET_SUFFIX}")
+        os.mkdir(path, 0o700)
+        return path
+
+
+def drop_place(place: str) -> None:
+    """Take everything off a place, and remove it."""
+    fusemount.detach_all(place)
+    os.rmdir(place)
+    os.unlink(f"{place}{_TARGET_SUFFIX}")
+
+
+def _locked(path: str) -> int:
+    """Return an fd of a directory, locked. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return fd
+
+
+def _clear_away(path: str) -> None:
+    """_remove_private(), where that can be done: what stays costs no driver its start, nor its end."""
+    try:
+        _remove_private(path)
+    except OSError as error:
+        log.warning(f"{path} is left as it is, and may be removed by hand: {error.strerror}")
+
+
+def _remove_private(path: str) -> None:
+    """Remove a private tmpfs, unless a driver that runs owns it. Raises OSError, also where something else has its name."""
+    beneath = _open_beneath(path)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(beneath, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if mounttable.mounts_at(path):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for name in os.listdir(fd):
+                if name.endswith(_TARGET_SUFFIX):
+                    _finish_take_off(f"{path}/{name.removesuffix(_TARGET_SUFFIX)}", os.readlink(name, dir_fd=fd))
+            # What is mounted in it are peers of mounts in containers: unmounted as they are, they would take those along.
+            syscalls.mount_setattr(fd, propagation=syscalls.MS_PRIVATE, recursive=True)
+        else:
+            # Somebody has unmounted it, and the driver went on in the directory.
+            for name in os.listdir(fd):
+                if name.endswith(_TARGET_SUFFIX):
+                    _remove_place(fd, name)
+        fusemount.detach_all(path)
+        os.rmdir(path)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(fd)
+        os.close(beneath)
+
+
+def _open_beneath(path: str) -> int:
+    """Return an fd of the directory `path` itself, whatever is mounted on it here. Raises OSError."""
+    folder, name = os.path.split(path)
+    copy = syscalls.open_tree(folder, syscalls.OPEN_TREE_CLONE)  # of one mount, without those on it
+    try:
+        return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=copy)
+    finally:
+        os.close(copy)
+
+
+def _remove_place(directory: int, link: str) -> None:
+    """Remove a place of new_place(), and its link. Raises OSError, with EBUSY where something is mounted there.
+
+    That stays: it is a peer of mounts in containers, and what may be on it cannot be unmounted without theirs.
+    """
+    try:
+        os.rmdir(link.removesuffix(_TARGET_SUFFIX), dir_fd=directory)
+    except FileNotFoundError:
+        pass
+    os.unlink(link, dir_fd=directory)
+
+
+def _finish_take_off(place: str, target: str) -> None:
+    """Do the rest of a take_off() whose driver was killed. Otherwise containers that started after the mount keep it for ever."""
+    try:
+        here = mounttable.mounts_at(place)
+        if not here or not here[-1].is_fuse:
+            return  # not begun; or the placeholder is over it, and all see that
+        if mounttable.device_number_at(target) == here[-1].device:
+            return  # still at the target, which the next driver looks after
+        fuse = os.open(place, os.O_PATH | os.O_CLOEXEC)
+        try:
+            fusemount.abort_connection(place)
+            if not mounttable.mounts_at(target):
+                fusemount.mount_placeholder(target)
+            syscalls.mount(target, place, None, syscalls.MS_BIND)
+        finally:
+            os.close(fuse)
+    except OSError as error:
+        log.error(f"the mount at {target}, which a former driver was taking off, may stay in containers until they restart: {error}")

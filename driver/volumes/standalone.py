@@ -1,0 +1,144 @@
+"""Volumes without Kubernetes, for Docker, Podman and plain hosts: all under one root directory.
+
+ROOT/NAME/mount    the target: bind it into containers with rslave
+ROOT/NAME/sock     the sockets: bind it into the FUSE container
+"""
+
+import os
+import stat
+from errno import EINVAL
+
+from driver.linux import syscalls
+from driver.model import paths
+from driver.model.errors import Code, VolumeError
+from driver.model.paths import DEV_FUSE, STANDALONE_SOCKET, BadPath
+from driver.model.policy import OPTIONS_MAX
+from driver.model.publication import Publication
+from driver.volumes.volume import Volume
+from driver.volumes.volumes import Volumes
+from fusermount3_proxy.wire.protocol import V1_SUFFIX
+
+
+class Standalone:
+    """Adds and removes them. Their names are the directories under the root, so no other list is needed."""
+
+    def __init__(self, volumes: Volumes, root: str) -> None:
+        self._volumes = volumes
+        self.root = root
+
+    def prepare(self) -> None:
+        """Make the root a shared mount, so that what is mounted below it later reaches containers. Raises OSError."""
+        # 0700: whoever reached a volume's sockets on the node, which are for its containers, could serve or unmount it.
+        os.makedirs(self.root, mode=0o700, exist_ok=True)
+        os.chmod(self.root, 0o700)  # Docker makes it 0755, where a container of it starts first
+        try:
+            syscalls.mount(None, self.root, None, syscalls.MS_SHARED)
+        except OSError as error:
+            if error.errno != EINVAL:  # not a mount point yet
+                raise
+            syscalls.mount(self.root, self.root, None, syscalls.MS_BIND)
+            syscalls.mount(None, self.root, None, syscalls.MS_SHARED)
+
+    def add(self, name: str, read_only: bool, options: str) -> Volume:
+        """Publish a volume; the same again is no error. Raises VolumeError."""
+        volume_paths = self._paths(name)
+        if len(options) > OPTIONS_MAX:
+            raise VolumeError(Code.INVALID_ARGUMENT, f"the options are longer than {OPTIONS_MAX} characters")
+        publication = Publication(
+            volume_id=name,
+            paths=volume_paths,
+            socket_name=STANDALONE_SOCKET,
+            read_only=read_only,
+            mount_flags=(),
+            mount_options=options,
+            pod="",
+        )
+        made = self._make_folder(name)
+        try:
+            return self._volumes.publish(publication)
+        except VolumeError as error:
+            if made:
+                try:
+                    self._remove_folder(f"{self.root}/{name}")
+                except VolumeError:
+                    pass  # why it could not be published is what is to be told; the next add and remove find the folder
+            if error.code is Code.ALREADY_EXISTS:
+                text = f"volume {name} exists already, with another --read-only or -o; remove it first"
+                raise VolumeError(Code.ALREADY_EXISTS, text) from None
+            raise
+
+    async def remove(self, name: str) -> None:
+        """Unpublish, and remove the volume's directory. Raises VolumeError."""
+        volume_paths = self._paths(name)
+        target, folder = volume_paths.target_path, f"{self.root}/{name}"
+        # The table too: of a volume whose directory somebody has removed there is the rest.
+        if self._volumes.at(target) is None and not os.path.isdir(folder):
+            raise VolumeError(Code.NOT_FOUND, f"there is no volume {name}")
+        await self._volumes.unpublish(target)
+        if self._volumes.at(target) is None:  # else it has been added anew by now, and the directory is that one's
+            self._remove_folder(folder)
+
+    def look_after(self) -> None:
+        """Put right what containers, or somebody on the node, have changed: kubelet's republish does that for pods' volumes."""
+        for volume in self.all():
+            try:
+                self._volumes.publish(volume.publication)
+            except VolumeError:
+                pass  # it is being removed
+
+    def all(self) -> list[Volume]:
+        """The volumes that add() made."""
+        return [volume for volume in self._volumes if volume.publication.paths.root == self.root]
+
+    def _paths(self, name: str) -> paths.VolumePaths:
+        try:
+            return paths.standalone(name, self.root)
+        except BadPath as error:
+            raise VolumeError(Code.INVALID_ARGUMENT, str(error)) from None
+
+    def _make_folder(self, name: str) -> bool:
+        """Make the volume's directory and the one for its sockets. Returns whether the volume's was not there."""
+        folder = f"{self.root}/{name}"
+        is_new = not os.path.isdir(folder)
+        try:
+            for directory, mode in ((folder, 0o755), (f"{folder}/sock", 0o777)):
+                os.makedirs(directory, exist_ok=True)
+                os.chmod(directory, mode)
+        except OSError as error:
+            raise VolumeError(Code.INTERNAL, f"cannot make {error.filename}: {error.strerror}") from None
+        return is_new
+
+    def _remove_folder(self, folder: str) -> None:
+        # A container could write to sock/: only what this driver puts there is removed, and what is left is told.
+        try:
+            directory = os.open(f"{folder}/sock", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                for name in (DEV_FUSE, STANDALONE_SOCKET, f"{STANDALONE_SOCKET}{V1_SUFFIX}"):
+                    _unlink_own(directory, name)
+            finally:
+                os.close(directory)
+            os.rmdir(f"{folder}/sock")
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _left(error) from None
+        try:
+            os.rmdir(folder)
+        except FileNotFoundError:
+            pass  # another remove, at the same time, was first
+        except OSError as error:
+            raise _left(error) from None
+
+
+def _left(error: OSError) -> VolumeError:
+    text = f"the volume is unmounted, but {error.filename} cannot be removed: {error.strerror}; look at what is in it"
+    return VolumeError(Code.FAILED_PRECONDITION, text)
+
+
+def _unlink_own(directory: int, name: str) -> None:
+    try:
+        info = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if stat.S_ISSOCK(info.st_mode) or (stat.S_ISREG(info.st_mode) and info.st_size == 0):
+            os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        pass

@@ -1,0 +1,265 @@
+"""All volumes of this node, by target path."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from functools import lru_cache, partial
+
+from driver.blocking.calls import Bounds
+from driver.blocking.threads import Threads
+from driver.linux import mounttable
+from driver.linux.filewatch import FileWatch
+from driver.model import limits, paths
+from driver.model.errors import Code, VolumeError
+from driver.model.paths import BadPath
+from driver.model.policy import VolumePolicy, of_volume
+from driver.model.publication import Publication
+from driver.model.state import Past, State
+from driver.mounts import fusemount, takeoff
+from driver.mounts.workspace import Workspace
+from driver.observe.internalerror import report_internal_error
+from driver.observe.logs import VolumeLog, log
+from driver.volumes.records import Record, Records
+from driver.volumes.volume import Volume, unpublish_error
+
+_MOMENT = 0.005  # seconds without a connection, after which pods are taken for served
+
+
+class Volumes:
+    """Publishes and unpublishes. One volume id may be published at many targets (PersistentVolumes)."""
+
+    def __init__(self, workspace: Workspace, files: FileWatch, records: Records, bounds: Bounds) -> None:
+        self._workspace = workspace
+        self._files = files
+        self._records = records
+        self._bounds = bounds
+        self._by_target: dict[str, Volume] = {}
+        self._by_sockets: dict[tuple[str, str, str], Volume] = {}
+        self._unpublishing: dict[str, asyncio.Task[None]] = {}
+        self._clearing: dict[str, asyncio.Future[None]] = {}  # by the targets of unknown volumes, each in a thread that may hang
+
+    def __iter__(self) -> Iterator[Volume]:
+        return iter(list(self._by_target.values()))
+
+    def by_state(self) -> dict[str, int]:
+        """How many there are in each state."""
+        found = dict.fromkeys((state.value for state in State), 0)
+        for volume in self:
+            found[volume.state.value] += 1
+        return found
+
+    def troubled(self) -> int:
+        """How many have warnings or trouble."""
+        return sum(1 for volume in self if volume.policy.warnings or volume.troubles.texts)
+
+    def at(self, target: str) -> Volume | None:
+        """The volume that is published at a target."""
+        return self._by_target.get(target)
+
+    def publish(self, publication: Publication) -> Volume:
+        """Publish, or look after what is published already. Raises VolumeError."""
+        target = publication.paths.target_path
+        if target in self._unpublishing or target in self._clearing:  # what is removed there must not be the new volume's
+            raise VolumeError(Code.ABORTED, f"{target} is being unpublished")
+        volume = self._by_target.get(target)
+        if volume is None:
+            return self._publish_new(publication)
+        if volume.is_closing:
+            raise VolumeError(Code.ABORTED, f"{target} is not unpublished yet")
+        if volume.publication != publication:
+            raise VolumeError(
+                Code.ALREADY_EXISTS, f"{target} is published already, with another volume id, readOnly, mount flags or attributes"
+            )
+        volume.republish()
+        if volume.troubles.has("record"):
+            self._save(volume)
+        return volume
+
+    def _publish_new(self, publication: Publication) -> Volume:
+        other = self._by_sockets.get(_sockets_key(publication))
+        if other is not None:
+            # They would take the sockets from each other at every republish.
+            text = f"the socket {publication.socket_name} in {publication.paths.sockets} belongs to volume {other.publication.volume_id}"
+            raise VolumeError(Code.INVALID_ARGUMENT, f"{text}: give each volume of a pod another fdPassingSocketName")
+        volume = self._new(publication)
+        volume.publish()
+        self._add(volume)
+        # Before publish answers: from then on kubelet counts on the volume, whatever happens to this process.
+        self._save(volume)
+        return volume
+
+    def _add(self, volume: Volume) -> None:
+        self._by_target[volume.target] = volume
+        self._by_sockets[_sockets_key(volume.publication)] = volume
+
+    def restore(self, pods_dir: str, standalone_root: str) -> None:
+        """Take up what a former driver left below the two folders."""
+        by_path = mounttable.mounts_by_path()
+        for record in self._records.load():
+            target = record.publication.paths.target_path
+            # publish made these checks before the record was written. One that somebody has changed could have a placeholder
+            # mounted on any directory of the node; and of another --pods-dir than today's, kubelet's calls are refused.
+            try:
+                _check_places(record.publication, pods_dir, standalone_root)
+            except BadPath as error:
+                to = VolumeLog(record.publication.pod, record.publication.volume_id)
+                to.error(f"it is recorded, but not taken up: {error}")
+                continue
+            volume: Volume | None = None
+            try:
+                volume = self._new(record.publication, record.past)
+                is_there = volume.restore(record.mount, mounttable.mounts_at(target, by_path))
+            except Exception:  # whatever it is, it must not cost the others
+                text = f"restoring the volume at {target}, which serves no program until kubelet publishes it again"
+                report_internal_error(text, VolumeLog(record.publication.pod, record.publication.volume_id))
+                if volume is not None:
+                    volume.give_up()
+                continue
+            if is_there:
+                self._add(volume)
+                if self._record_of(volume) != record:
+                    self._save(volume)
+            else:
+                volume.log.warning(f"it is recorded, but {target} is not there any more: not taken up")
+                self._forget(target, volume.log)
+        self._remove_nodes()
+
+    def _remove_nodes(self) -> None:
+        """Remove the device nodes of nobody; those that a program has and that were never mounted, when it has gone."""
+        nodes = self._workspace.nodes
+        known = {volume.mount_record.node for volume in self if volume.mount_record is not None}
+        for name in nodes.remove_unheld():
+            if name not in known:
+                try:
+                    # Opened for writing once: that this is closed says that nobody has it.
+                    self._files.on_last_close(nodes.path(name), partial(self._unknown_closed, name))
+                except OSError as error:
+                    log.warning(f"a device node of a former driver stays until the next start: {error}")
+
+    def _unknown_closed(self, name: str) -> None:
+        """A device node of a former driver is closed, whose mount it did not record: it may be any that is not known better."""
+        self._workspace.nodes.remove(name)
+        for volume in self:
+            if volume.mount_record is not None and volume.mount_record.node is None:
+                volume.look()
+
+    async def unpublish(self, target: str) -> None:
+        """Unpublish; a target that is not known is cleared of what a former driver left. Raises VolumeError."""
+        task = self._unpublishing.get(target)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._unpublish(target))
+            self._unpublishing[target] = task
+            task.add_done_callback(lambda ended: self._end_unpublish(target, ended))
+        # A caller that gives up must not leave the volume half unpublished.
+        await asyncio.shield(task)
+
+    def _end_unpublish(self, target: str, task: "asyncio.Task[None]") -> None:
+        del self._unpublishing[target]
+        if not task.cancelled():
+            task.exception()  # told to the callers, if any waits still
+
+    async def _unpublish(self, target: str) -> None:
+        volume = self._by_target.get(target)
+        if volume is None:
+            await self._clear(target)
+            self._forget(target, log)  # one that could not be read
+            return
+        await volume.unpublish()
+        del self._by_target[target]
+        self._by_sockets.pop(_sockets_key(volume.publication), None)
+        self._forget(target, volume.log)
+
+    def release(self) -> None:
+        """The driver stops, and the volumes stay."""
+        for volume in self._by_target.values():
+            volume.release()
+
+    async def settle(self, limit: float) -> bool:
+        """Wait until no mount is being taken off; False where one still is after `limit` seconds."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limit
+        while any(volume.is_taking_off for volume in self):
+            if loop.time() >= end:
+                return False
+            await asyncio.sleep(0.01)
+        return True
+
+    async def quiet(self, limit: float) -> None:
+        """Wait until no pod has connected for a moment, or for `limit` seconds."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limit
+        before = -1
+        while (accepted := sum(volume.accepted_connections for volume in self)) != before and loop.time() < end:
+            before = accepted
+            await asyncio.sleep(_MOMENT)
+
+    def _new(self, publication: Publication, past: Past | None = None) -> Volume:
+        policy = _policy(publication.read_only, publication.mount_flags, publication.mount_options)
+        return Volume(publication, policy, self._workspace, self._files, self._bounds, past, self._changed)
+
+    def _changed(self, volume: Volume) -> None:
+        # Not of one that is being published: a record of a volume that could not be published must not stay.
+        if self._by_target.get(volume.target) is volume:
+            self._save(volume)
+
+    @staticmethod
+    def _record_of(volume: Volume) -> Record:
+        return Record(volume.publication, volume.mount_record, volume.history.past)
+
+    def _save(self, volume: Volume) -> None:
+        try:
+            is_only_one = not self._records.save(self._record_of(volume))
+            volume.troubles.end("record")
+            if is_only_one:
+                for other in self:
+                    if other is not volume:
+                        self._save(other)
+        except OSError as error:
+            volume.troubles.begin("record", f"the volume cannot be recorded, and a restart of the driver would not know it: {error}")
+
+    def _forget(self, target: str, to: VolumeLog | logging.Logger) -> None:
+        """Delete the record of a target that is gone. Whether that can be done changes nothing for kubelet, or its pod."""
+        try:
+            self._records.delete(target)
+        except OSError as error:
+            to.error(f"the record of {target} cannot be deleted, and is left to the next start of the driver: {error}")
+
+    async def _clear(self, target: str) -> None:
+        try:
+            cleared = self._clearing.get(target)
+            if cleared is None:
+                record = fusemount.adopt_beneath(mounttable.mounts_at(target))
+                cleared = Threads(1).finish(lambda: takeoff.remove_target(self._workspace, target, record))
+                self._clearing[target] = cleared
+                cleared.add_done_callback(lambda ended: self._end_clearing(target, ended))
+            # A retry waits for the thread of the first call: where that one hangs, a second thread would hang too.
+            await asyncio.wait_for(asyncio.shield(cleared), limits.DETACH_WAIT)
+        except OSError as error:
+            raise unpublish_error(target, error) from None
+
+    def _end_clearing(self, target: str, cleared: "asyncio.Future[None]") -> None:
+        del self._clearing[target]
+        if not cleared.cancelled():
+            cleared.exception()  # the call that waits, if there is one, has reported it
+
+
+def _check_places(publication: Publication, pods_dir: str, standalone_root: str) -> None:
+    """Whether a publication's places are such as publish makes them. Raises BadPath."""
+    given = publication.paths
+    paths.check_socket_name(publication.socket_name)
+    if given.root == standalone_root:
+        made = paths.standalone(given.volume_name, standalone_root)
+    else:
+        made = paths.of_pod(given.target_path, given.sockets.rpartition("/")[2], pods_dir)
+    if given != made:
+        raise BadPath(f"{given.target_path!r}, with sockets in {given.sockets!r}, is none of the driver's targets")
+
+
+@lru_cache(maxsize=64)
+def _policy(read_only: bool, mount_flags: tuple[str, ...], mount_options: str) -> VolumePolicy:
+    """of_volume(), once for all volumes that say the same: those of one workload do."""
+    return of_volume(read_only, list(mount_flags), mount_options)
+
+
+def _sockets_key(publication: Publication) -> tuple[str, str, str]:
+    return publication.paths.root, publication.paths.sockets, publication.socket_name

@@ -1,0 +1,47 @@
+"""A volume as the driver's own service shows it."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+from driver.api import admin
+from driver.api.rpc import admin_pb2
+from driver.model.paths import VolumePaths
+from driver.model.policy import of_volume
+from driver.model.publication import Publication
+from driver.model.state import Past, State
+from driver.mounts.history import History
+from driver.volumes.condition import Condition
+
+
+def volume(options: str = "", root: str = "/pods") -> Any:
+    """As much of a volume as is looked at."""
+    return SimpleNamespace(
+        publication=Publication(
+            "csi-1", VolumePaths(root, "uid/mount", "uid/empty", "data"), "fuse.sock", False, (), options, "default/pod"
+        ),
+        mount_record=None,
+        state=State.WAITING,
+        policy=of_volume(False, [], options),
+        history=History(Past(1.5, 3)),
+    )
+
+
+def test_a_path_may_have_any_bytes() -> None:
+    shown = admin.message_of(volume(root="/pods\udcff/日本"))
+    assert shown.target_path == "/pods\\udcff/日本/uid/mount"
+    assert shown.socket_path == "/pods\\udcff/日本/uid/empty/fuse.sock"
+
+
+def test_warnings_are_shown_once() -> None:
+    """In the condition, where there is one: the text of mountOptions may be long, and the volumes many."""
+    assert "bogus" in admin.message_of(volume("bogus")).warnings[0]
+    shown = admin.message_of(volume("bogus"), Condition(True, "bogus is unknown"))
+    assert (list(shown.warnings), shown.condition, shown.abnormal) == ([], "bogus is unknown", True)
+
+
+def test_readiness_looks_at_no_volume() -> None:
+    """A pod whose programs hang must not make the node NotReady."""
+    service = admin.Admin(volumes=None, standalone=None, problem=lambda: "no /dev/fuse below /x\udcff")  # type: ignore[arg-type]
+    answer = asyncio.run(service.GetReadiness(admin_pb2.GetReadinessRequest(), None))  # type: ignore[arg-type]
+    assert answer.problem == "no /dev/fuse below /x\\udcff"

@@ -1,0 +1,324 @@
+"""Calls in processes of their own: their results and errors, their limits, and how many processes they have."""
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from errno import EAGAIN, EIO, ENOTCONN, ETIMEDOUT
+from typing import Any
+
+import process_jobs
+import pytest
+from with_processes import DEADLINE, pidfds, run
+
+from driver.blocking.calls import Bound, Bounds, Caller
+from driver.blocking.processes import NotAsked, Starter
+from driver.model import limits
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
+SHARE = "pod"
+
+
+@pytest.fixture
+def bounds(starter: Starter) -> Bounds:
+    return Bounds(starter)
+
+
+def call(bounds: Bounds, limit: float, function: Callable[..., Any], *arguments: object) -> Any:
+    return run(Caller(bounds.questions).call(SHARE, limit, function, *arguments))
+
+
+async def ended(caller: Caller) -> None:
+    """What it has given up has ended, and is forgotten."""
+    assert await caller.call(SHARE, DEADLINE, process_jobs.same, 7) == 7
+
+
+@pytest.mark.parametrize("result", [True, False, None, 7, 1 << 64, (1, 2, 1 << 64)])
+def test_the_result_is_the_works(bounds: Bounds, result: object) -> None:
+    found = call(bounds, DEADLINE, process_jobs.same, result)
+    assert (found, type(found)) == (result, type(result))
+
+
+def test_an_oserror_is_the_works(bounds: Bounds) -> None:
+    with pytest.raises(OSError) as caught:
+        call(bounds, DEADLINE, process_jobs.fails)
+    assert (caught.value.errno, caught.value.filename) == (ENOTCONN, "/target")
+
+
+def test_an_error_without_a_number_is_one_too(bounds: Bounds) -> None:
+    with pytest.raises(OSError) as caught:
+        call(bounds, DEADLINE, process_jobs.fails_without_a_number)
+    assert caught.value.errno == EIO
+
+
+def test_one_that_ends_without_a_word_has_asked_nobody(bounds: Bounds) -> None:
+    with pytest.raises(NotAsked) as caught:
+        call(bounds, DEADLINE, process_jobs.dies)
+    assert caught.value.strerror == "the process that was to ask it has ended"
+    assert call(bounds, DEADLINE, process_jobs.same, 7) == 7
+
+
+def test_an_interrupted_answer_is_the_works(bounds: Bounds) -> None:
+    with pytest.raises(InterruptedError):
+        call(bounds, DEADLINE, process_jobs.is_interrupted)
+
+
+def test_a_mistake_is_no_silence_of_the_program(bounds: Bounds) -> None:
+    with pytest.raises(OSError) as caught:
+        call(bounds, DEADLINE, process_jobs.is_a_mistake)
+    assert caught.value.errno == EIO
+    assert call(bounds, DEADLINE, process_jobs.same, 7) == 7
+
+
+def test_it_is_killed_at_its_limit(bounds: Bounds) -> None:
+    began = time.monotonic()
+    with pytest.raises(TimeoutError) as caught:
+        call(bounds, 0.1, process_jobs.sleeps)
+    assert caught.value.errno == ETIMEDOUT
+    assert time.monotonic() - began < DEADLINE / 2
+
+
+def test_the_path_of_an_error_may_be_of_any_length(bounds: Bounds) -> None:
+    """A pod says how deep a directory of its file system lies."""
+    with pytest.raises(OSError) as caught:
+        call(bounds, DEADLINE, process_jobs.fails_at, b"name/" * 2000)
+    assert (caught.value.errno, caught.value.filename) == (ENOTCONN, None)
+
+
+def test_each_has_a_process_of_its_own_and_there_are_few_at_once(bounds: Bounds) -> None:
+    before, counted = pidfds(), []
+
+    async def call() -> int:
+        pid = await Caller(bounds.questions).call(SHARE, DEADLINE, process_jobs.pid)
+        counted.append(pidfds() - before)
+        return pid
+
+    async def main() -> list[int]:
+        return await asyncio.gather(*(call() for _ in range(200)))
+
+    assert len(set(run(main()))) == 200
+    assert max(counted) <= limits.PROCESSES_OF_A_POD
+
+
+def test_many_healthy_programs_are_asked_in_bounded_time(bounds: Bounds) -> None:
+    """As `status` asks them: 10 s for a thousand are promised, 1.6 s were seen. This is a quarter of that, on a busy machine."""
+    few = asyncio.Semaphore(limits.PROCESSES_FOR_USAGE)
+
+    async def call(number: int) -> int:
+        async with few:
+            return await Caller(bounds.questions).call(f"pod {number}", DEADLINE, process_jobs.same, number)
+
+    async def main() -> list[int]:
+        return await asyncio.gather(*(call(number) for number in range(250)))
+
+    began = time.monotonic()
+    assert run(main()) == list(range(250))
+    assert time.monotonic() - began < 10
+
+
+def test_those_that_never_answer_keep_nobody_waiting(bounds: Bounds) -> None:
+    """Each keeps its own process, and the limit of the others begins with their work."""
+
+    async def main() -> None:
+        callers = [Caller(bounds.questions) for _ in range(limits.PROCESSES_FOR_USAGE // 2 - limits.PROCESSES_OF_A_POD)]
+        stuck = [asyncio.create_task(caller.call(f"pod {n}", DEADLINE, process_jobs.sleeps)) for n, caller in enumerate(callers)]
+        began = time.monotonic()
+        calls = (Caller(bounds.questions).call("another", DEADLINE / 4, process_jobs.same, n) for n in range(20))
+        assert await asyncio.gather(*calls) == list(range(20))
+        assert time.monotonic() - began < DEADLINE / 2
+        for task in stuck:
+            task.cancel()
+        for task in stuck:
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        for caller in callers:
+            await ended(caller)
+
+    run(main())
+
+
+def test_one_pods_calls_share_a_few_processes(bounds: Bounds) -> None:
+    """However many volumes it has, whose programs never answer: each process costs memory."""
+
+    async def main() -> None:
+        callers = [Caller(bounds.questions) for _ in range(limits.PROCESSES_OF_A_POD)]
+        stuck = [asyncio.create_task(caller.call(SHARE, DEADLINE, process_jobs.sleeps)) for caller in callers]
+        await all_work(bounds.questions)
+        with pytest.raises(NotAsked, match="other programs of the same pod do not answer"):
+            await Caller(bounds.questions).call(SHARE, 0.1, process_jobs.same, 7)
+        assert await Caller(bounds.questions).call("another", DEADLINE, process_jobs.same, 7) == 7
+        waiting = asyncio.create_task(Caller(bounds.questions).call(SHARE, DEADLINE, process_jobs.same, 8))
+        for task in stuck:
+            task.cancel()
+        assert await waiting == 8
+        for caller in callers:
+            await ended(caller)
+        await nothing_taken(bounds.questions)
+
+    run(main())
+
+
+def test_the_calls_of_all_pods_share_some_processes(bounds: Bounds, starter: Starter) -> None:
+    """A server that many pods use is gone, and all of their programs hang. Calls of another kind go on."""
+
+    async def main() -> None:
+        bound = Bound(starter, 8)
+        callers = [Caller(bound) for _ in range(8)]
+        stuck = [asyncio.create_task(caller.call(f"pod {n}", DEADLINE, process_jobs.sleeps)) for n, caller in enumerate(callers)]
+        await all_work(bound)
+        with pytest.raises(NotAsked, match="too many FUSE programs of this node do not answer"):
+            await Caller(bound).call(SHARE, 0.1, process_jobs.same, 7)
+        assert await Caller(bounds.checks).call(SHARE, DEADLINE, process_jobs.same, 7) == 7
+        waiting = [asyncio.create_task(Caller(bound).call(f"pod {n}", DEADLINE, process_jobs.same, n)) for n in range(3)]
+        given_up = asyncio.create_task(Caller(bound).call(SHARE, DEADLINE, process_jobs.same, 7))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        for task in stuck:
+            task.cancel()
+        assert await asyncio.gather(*waiting) == [0, 1, 2]
+        for caller in callers:
+            await ended(caller)
+        await nothing_taken(bound)
+        assert not bound._waiting
+
+    run(main())
+
+
+def test_whoever_has_room_when_one_is_given_back_gets_one(starter: Starter) -> None:
+    """Two do where the pod that has none any more may have one of the second half."""
+
+    async def main() -> None:
+        bound = Bound(starter, 8)
+        processes = {pod: await bound.acquire(pod, DEADLINE) for pod in ("hung", "hanging", "one", "another")}
+        waiting = [asyncio.create_task(bound.acquire(pod, DEADLINE)) for pod in ("one", "another")]
+        await asyncio.sleep(0)
+        processes["another"].kill()
+        for process in [*processes.values(), *await asyncio.wait_for(asyncio.gather(*waiting), DEADLINE / 4)]:
+            process.kill()
+
+    run(main())
+
+
+def test_the_second_half_of_them_is_for_pods_that_have_none(starter: Starter) -> None:
+    """A few pods cannot keep all."""
+
+    async def main() -> None:
+        bound = Bound(starter, 2 * limits.PROCESSES_OF_A_POD)
+        callers = [Caller(bound) for _ in range(limits.PROCESSES_OF_A_POD + 1)]
+        pods = [*[SHARE] * limits.PROCESSES_OF_A_POD, "another"]
+        stuck = [asyncio.create_task(caller.call(pod, DEADLINE, process_jobs.sleeps)) for pod, caller in zip(pods, callers, strict=True)]
+        await all_work(bound)
+        with pytest.raises(NotAsked, match="too many FUSE programs of this node do not answer"):
+            await Caller(bound).call("another", 0.1, process_jobs.same, 7)
+        assert await Caller(bound).call("a third", DEADLINE, process_jobs.same, 7) == 7
+        for task in stuck:
+            task.cancel()
+        for caller in callers:
+            await ended(caller)
+
+    run(main())
+
+
+async def nothing_taken(bound: Bound) -> None:
+    """Wait until all processes have ended, and are given back."""
+    while bound._taken:
+        await asyncio.sleep(0.001)
+
+
+async def all_work(bound: Bound) -> None:
+    """Wait until all who have been called have a process."""
+    await asyncio.sleep(0)
+    while bound._unmade:
+        await asyncio.sleep(0.001)
+
+
+def test_where_no_process_comes_nobody_is_taken_for_silent(bounds: Bounds, starter: Starter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node is out of memory, or the like. Nobody's turn is lost by that, and nobody blames the pod's other programs."""
+    monkeypatch.setattr(limits, "PROCESS_WAIT", 1.0)
+
+    async def main() -> None:
+        signal.pidfd_send_signal(starter.pidfd, signal.SIGSTOP)
+        try:
+            calls = [Caller(bounds.questions).call(SHARE, 0.2, process_jobs.same, 7) for _ in range(limits.PROCESSES_OF_A_POD + 1)]
+            found = await asyncio.gather(*calls, return_exceptions=True)
+        finally:
+            signal.pidfd_send_signal(starter.pidfd, signal.SIGCONT)
+        assert not bounds.questions._taken
+        for error in found:
+            assert isinstance(error, NotAsked)
+            assert not isinstance(error, TimeoutError)
+            assert error.errno == EAGAIN
+            assert error.strerror is not None
+            assert error.strerror.startswith("no process can be had for it")
+        assert await Caller(bounds.questions).call(SHARE, DEADLINE, process_jobs.same, 7) == 7
+
+    run(main())
+
+
+def test_that_another_kind_has_no_process_is_not_why_this_one_has_none(bounds: Bounds, starter: Starter) -> None:
+    async def main() -> None:
+        callers = [Caller(bounds.questions) for _ in range(limits.PROCESSES_OF_A_POD)]
+        stuck = [asyncio.create_task(caller.call(SHARE, DEADLINE, process_jobs.sleeps)) for caller in callers]
+        await all_work(bounds.questions)
+        signal.pidfd_send_signal(starter.pidfd, signal.SIGSTOP)
+        try:
+            look = asyncio.create_task(Caller(bounds.checks).call(SHARE, DEADLINE, process_jobs.same, 7))
+            with pytest.raises(NotAsked, match="other programs of the same pod do not answer"):
+                await Caller(bounds.questions).call(SHARE, 0.1, process_jobs.same, 7)
+        finally:
+            signal.pidfd_send_signal(starter.pidfd, signal.SIGCONT)
+        assert await look == 7
+        for task in stuck:
+            task.cancel()
+        for caller in callers:
+            await ended(caller)
+
+    run(main())
+
+
+def test_who_has_waited_for_a_former_call_waits_for_the_share_no_longer_than_that(bounds: Bounds) -> None:
+    """Whoever asks how a volume is has an answer within twice the limit, and kubelet waits for that."""
+
+    async def main() -> float:
+        caller, others = Caller(bounds.questions), [Caller(bounds.questions) for _ in range(limits.PROCESSES_OF_A_POD)]
+        former = asyncio.create_task(caller.call("another", DEADLINE, process_jobs.sleeps))
+        stuck = [asyncio.create_task(other.call(SHARE, DEADLINE, process_jobs.sleeps)) for other in others]
+        await asyncio.sleep(0.1)
+        asyncio.get_running_loop().call_later(0.8, former.cancel)
+        began = time.monotonic()
+        with pytest.raises(NotAsked):
+            await caller.call(SHARE, 1, process_jobs.same, 7)
+        took = time.monotonic() - began
+        for task in stuck:
+            task.cancel()
+        for each in (caller, *others):
+            await ended(each)
+        return took
+
+    assert run(main()) < 1.6
+
+
+def test_a_caller_has_one_process_at_a_time(bounds: Bounds) -> None:
+    """Also one that was given up, as long as it has not ended."""
+
+    async def main() -> None:
+        caller = Caller(bounds.questions)
+        first = asyncio.create_task(caller.call(SHARE, DEADLINE, process_jobs.sleeps))
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await caller.call(SHARE, 0.1, process_jobs.same, 7)
+        assert time.monotonic() - began < DEADLINE / 2
+        first.cancel()
+        assert await caller.call(SHARE, DEADLINE, process_jobs.same, 7) == 7
+
+    run(main())
+
+
+def test_several_calls_of_a_caller_take_turns(bounds: Bounds) -> None:
+    async def main() -> list[int]:
+        caller = Caller(bounds.questions)
+        return await asyncio.gather(*(caller.call(SHARE, DEADLINE, process_jobs.same, n) for n in range(20)))
+
+    assert run(main()) == list(range(20))

@@ -1,0 +1,345 @@
+"""Processes for work of the driver's: what they have of it, and how they end."""
+
+import asyncio
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from errno import EINTR, EMFILE
+
+import process_jobs
+import pytest
+from pod_programs import ROOT
+from with_processes import DEADLINE, done_apart, run
+
+from driver.blocking.processes import NotAsked, Starter
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
+
+def pid_of(starter: Starter) -> int:
+    with open(f"/proc/self/fdinfo/{starter.pidfd}") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
+
+
+def test_it_is_no_child_of_the_driver(starter: Starter) -> None:
+    assert run(done_apart(starter, process_jobs.parent)) != os.getpid()
+
+
+def test_it_has_the_standard_streams_and_none_of_the_drivers_fds(starter: Starter) -> None:
+    """What another pod has queued in one of them would block it, and what it had would look open to others."""
+    held = [os.open("/dev/null", os.O_RDWR) for _ in range(5)]
+    high = os.dup2(held[0], 1500) if os.sysconf("SC_OPEN_MAX") > 1500 else held[0]
+    try:
+        found = run(done_apart(starter, process_jobs.fds))
+    finally:
+        for fd in {*held, high}:
+            os.close(fd)
+    assert found[:3] == (0, 1, 2)
+    assert len(found) == 5  # one to tell the result by, and the listing's own
+
+
+def test_nobody_has_a_copy_of_what_the_driver_opened_since(starter: Starter) -> None:
+    """Not even for the moment in which a process starts: the driver's own close is the last one."""
+
+    async def main() -> None:
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        processes = [await starter.process() for _ in range(5)]
+        at_work = [process.do(process_jobs.sleeps) for process in processes]
+        os.close(writer)
+        assert os.read(reader, 1) == b""
+        os.close(reader)
+        for process, answer in zip(processes, at_work, strict=True):
+            process.kill()
+            with pytest.raises(NotAsked):
+                await answer
+
+    run(main())
+
+
+def test_it_may_be_given_an_fd_and_does_not_keep_it(starter: Starter) -> None:
+    async def main() -> None:
+        reader, writer = os.pipe()
+        with await starter.process() as process:
+            answer = process.do(process_jobs.says, "it is", fds=[writer])
+            os.close(writer)
+            await answer
+        assert os.read(reader, 100) == b"it is"
+        assert os.read(reader, 100) == b""
+        os.close(reader)
+
+    run(main())
+
+
+def test_an_fd_that_it_is_given_goes_to_nobody_else(starter: Starter) -> None:
+    """The starter must never hold a pod's: it would be the last one to close it, and what blocks it stops all."""
+
+    async def main() -> None:
+        reader, writer = os.pipe()
+        pipe = os.fstat(writer).st_ino
+        process = await starter.process()
+        answer = process.do(process_jobs.sleeps, fds=[writer])
+        os.close(writer)
+        folder = f"/proc/{pid_of(starter)}/fd"
+        assert f"pipe:[{pipe}]" not in {os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder)}
+        process.kill()
+        with pytest.raises(NotAsked):
+            await answer
+        assert os.read(reader, 1) == b""
+        os.close(reader)
+
+    run(main())
+
+
+def test_one_that_is_killed_has_no_result(starter: Starter) -> None:
+    async def main() -> None:
+        reader, writer = os.pipe()
+        with await starter.process() as process:
+            answer = process.do(process_jobs.writes, "it is", fds=[writer])
+            os.close(writer)
+            assert os.read(reader, 100)
+            process.kill()
+            with pytest.raises(NotAsked) as caught:
+                await answer
+        assert caught.value.errno == EINTR
+        assert os.read(reader, 100) == b""
+        os.close(reader)
+
+    run(main())
+
+
+def test_one_that_is_let_go_without_an_answer_is_killed(starter: Starter) -> None:
+    async def main() -> None:
+        with await starter.process() as process:
+            answer = process.do(process_jobs.sleeps)
+        await process.ended
+        with pytest.raises(NotAsked):
+            await answer
+        with await starter.process() as process:
+            pass  # it was not even asked
+        await process.ended
+
+    run(main())
+
+
+def test_the_answer_of_one_that_ends_at_once_is_read(starter: Starter) -> None:
+    """Its end can be noticed before its answer."""
+
+    async def main() -> None:
+        for number in range(20):
+            with await starter.process() as process:
+                answer = process.do(process_jobs.same, number)
+                time.sleep(0.01)
+                assert await answer == number
+
+    run(main())
+
+
+def test_one_that_answers_counts_until_it_has_ended(starter: Starter) -> None:
+    """Closing a copy of a mount may make it wait for the pod's FUSE program after its answer."""
+
+    async def main() -> None:
+        process = await starter.process()
+        assert await process.do(process_jobs.same, 7) == 7
+        await process.ended
+        process.kill()  # which is no error
+
+    run(main())
+
+
+def test_one_that_ended_before_it_was_asked_has_no_answer(starter: Starter) -> None:
+    async def main() -> None:
+        process = await starter.process()
+        process.kill()
+        await asyncio.sleep(0.05)
+        with pytest.raises(NotAsked):
+            await process.do(process_jobs.same, 7)
+        assert await done_apart(starter, process_jobs.same, 7) == 7
+
+    run(main())
+
+
+def test_many_fds_are_no_obstacle(starter: Starter) -> None:
+    """select(2) knows 1024."""
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert run(done_apart(starter, process_jobs.same, 7)) == 7
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
+def test_who_gives_up_before_there_is_a_process_leaves_none(starter: Starter) -> None:
+    async def main() -> None:
+        waiting = [asyncio.create_task(starter.process()) for _ in range(5)]
+        await asyncio.sleep(0)
+        for task in waiting:
+            task.cancel()
+        assert await done_apart(starter, process_jobs.same, 7) == 7
+        await asyncio.sleep(0.1)
+        with open(f"/proc/{pid_of(starter)}/task/{pid_of(starter)}/children") as file:
+            assert file.read() == ""
+
+    run(main())
+
+
+def test_the_spare_process_is_used_once_and_followed_by_another() -> None:
+    async def main() -> None:
+        spared = Starter()
+        spared.keep_spare()
+        try:
+            pids = set()
+            for _ in range(3):
+                while spared._spare is None or not spared._spare.done():
+                    await asyncio.sleep(0.001)
+                process = spared._spare.result()
+                signal.pidfd_send_signal(spared.pidfd, signal.SIGSTOP)  # nobody makes one now
+                used = await spared.process()
+                signal.pidfd_send_signal(spared.pidfd, signal.SIGCONT)
+                assert used is process
+                pids.add(await used.do(process_jobs.pid))
+            assert len(pids) == 3
+        finally:
+            await end(spared)
+
+    run(main())
+
+
+def test_a_spare_process_that_has_ended_is_not_used() -> None:
+    async def main() -> None:
+        spared = Starter()
+        spared.keep_spare()
+        try:
+            assert await done_apart(spared, process_jobs.same, 7) == 7  # there is none yet
+            while spared._spare is None or not spared._spare.done():
+                await asyncio.sleep(0.001)
+            spared._spare.result().kill()
+            await spared._spare.result().ended
+            assert await done_apart(spared, process_jobs.same, 7) == 7
+        finally:
+            await end(spared)
+
+    run(main())
+
+
+async def end(spared: Starter) -> None:
+    """End a starter of a test's own, with its spare process."""
+    while spared._spare is None or not spared._spare.done():
+        await asyncio.sleep(0.001)
+    pid = pid_of(spared)
+    spared._requests.close()
+    os.waitpid(pid, 0)
+    await spared._spare.result().ended
+    os.close(spared.pidfd)
+
+
+def test_one_whose_starter_is_stopped_is_waited_for_without_blocking(starter: Starter) -> None:
+    async def main() -> None:
+        signal.pidfd_send_signal(starter.pidfd, signal.SIGSTOP)
+        try:
+            waiting = [asyncio.create_task(done_apart(starter, process_jobs.same, number)) for number in range(100)]
+            await asyncio.sleep(0.1)
+        finally:
+            signal.pidfd_send_signal(starter.pidfd, signal.SIGCONT)
+        assert await asyncio.gather(*waiting) == list(range(100))
+
+    run(main())
+
+
+def script(*lines: str) -> list[str]:
+    """A driver's process, with `lines` in a coroutine of it."""
+    start = f"import asyncio, os, signal, sys, time; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests/unit')!r}]"
+    imports = "from driver.blocking.processes import Starter; from with_processes import done_apart"
+    body = ["async def main():", *(f"    {line}" for line in lines), "asyncio.run(main())"]
+    return [
+        sys.executable,
+        "-c",
+        "\n".join([start, "import process_jobs", imports, "starter = Starter()", *body]),
+    ]
+
+
+def test_a_mistake_is_logged_with_its_traceback(starter: Starter, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(OSError):
+        run(done_apart(starter, process_jobs.is_a_mistake))
+    assert "internal error while working in a process of its own" in caplog.text
+    assert "in is_a_mistake" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_the_traceback_of_a_mistake_may_be_of_any_length(starter: Starter, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(OSError):
+        run(done_apart(starter, process_jobs.is_a_long_mistake))
+    assert "\U0001f41b" * 100 in caplog.text
+
+
+def test_it_does_not_outlive_the_driver() -> None:
+    """Killed with SIGKILL, the driver can end nothing itself."""
+    reader, writer = os.pipe()
+    lines = [
+        "process = await starter.process()",
+        f"answer = process.do(process_jobs.writes, '', fds=[{writer}])",
+        f"os.close({writer})",
+        "await answer",
+    ]
+    with subprocess.Popen(script(*lines), pass_fds=[writer]) as driver:
+        os.close(writer)
+        assert os.read(reader, 100)
+        driver.send_signal(signal.SIGKILL)
+    assert os.read(reader, 100) == b""  # nobody has the other end any more
+    os.close(reader)
+
+
+def test_the_end_of_its_starter_is_told() -> None:
+    """Without it no death is noticed."""
+    lines = [
+        "import select",
+        "with open(f'/proc/self/task/{os.getpid()}/children') as file: [os.kill(int(pid), signal.SIGKILL) for pid in file.read().split()]",
+        "select.select([starter.pidfd], [], [], 20)",
+        "try: await done_apart(starter, process_jobs.same, 7)",
+        "except OSError: print('told')",
+    ]
+    done = subprocess.run(script(*lines), stdout=subprocess.PIPE, timeout=DEADLINE)
+    assert (done.returncode, done.stdout) == (0, b"told\n")
+
+
+def test_a_mistake_that_ends_its_starter_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("driver.blocking.starter.START", None)  # what the new one takes len() of
+    broken = Starter()
+    pid = pid_of(broken)
+    assert select.select([broken.pidfd], [], [], DEADLINE)[0]
+    broken.report_mistake()
+    assert "TypeError" in caplog.text
+    broken.report_mistake()  # nothing more
+    os.close(broken.pidfd)
+    broken._requests.close()
+    os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("free", [0, 1, 2])
+def test_where_no_fd_is_left_none_is_made(free: int) -> None:
+    """None for the socket pair, or one end of it; or for both, and none for the pidfd when it comes."""
+    lines = [
+        "import resource",
+        # So that nothing but the call in question needs one.
+        "with await starter.process() as process: assert await process.do(process_jobs.same, 7) == 7",
+        "await process.ended",
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))",
+        "taken = []",
+        "def take_all():",
+        "    try:",
+        "        while True: taken.append(os.open('/dev/null', os.O_RDONLY))",
+        "    except OSError: pass",
+        "take_all()",
+        f"for _ in range({free}): os.close(taken.pop())",
+        "call = asyncio.create_task(done_apart(starter, process_jobs.same, 7))",
+        "await asyncio.sleep(0)",
+        "take_all()",
+        "try: await call",
+        "except OSError as error: print(error.errno, flush=True)",
+        "for _ in range(2): os.close(taken.pop())",
+        "print(await done_apart(starter, process_jobs.same, 7))",
+    ]
+    done = subprocess.run(script(*lines), stdout=subprocess.PIPE, text=True, timeout=DEADLINE)
+    assert (done.stdout.split(), done.returncode) == ([str(EMFILE), "7"], 0)

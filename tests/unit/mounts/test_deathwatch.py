@@ -1,0 +1,137 @@
+"""The end of a program is noticed, with plain files for device nodes: what the kernel says of real ones, system tests tell."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from driver.linux import syscalls
+from driver.linux.filewatch import FileWatch
+from driver.mounts import deathwatch
+from driver.mounts.deathwatch import DeathWatch
+
+DEADLINE = 20.0
+
+
+class Nodes:
+    """Those of a program that holds its fd until a test says otherwise."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.held = True
+
+    def path(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def is_held(self, name: str) -> bool:
+        return self.held
+
+
+class Mount:
+    """A mount whose end is asked for, and told as `ended` says."""
+
+    def __init__(self, folder: Path, node: str | None = "node") -> None:
+        (folder / "node").touch()
+        self.nodes: Any = Nodes(folder)
+        self.files = FileWatch(syscalls.inotify_init())
+        self.asked: asyncio.Queue[bool] = asyncio.Queue()
+        self.ended = True
+        self.watch = DeathWatch(node, self.nodes, self.files, self._has_ended)
+
+    async def _has_ended(self) -> bool:
+        self.asked.put_nowait(True)
+        return self.ended
+
+    def close(self) -> None:
+        """The kernel tells of the last close."""
+        Path(self.nodes.path("node")).open("w").close()
+
+
+def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(work(), DEADLINE))
+
+
+def test_the_last_close_is_the_end_and_is_told_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        mount = Mount(tmp_path)
+        mount.watch.begin()
+        mount.nodes.held = False
+        mount.close()
+        await mount.asked.get()
+        await asyncio.sleep(1.2)  # longer than all looks take
+        assert mount.asked.empty()
+
+    run(main)
+
+
+def test_a_lock_that_is_dropped_after_the_kernel_has_told_is_noticed_soon(tmp_path: Path) -> None:
+    """The closing process had to wait for a processor in between: at most as long again passes until its end is noticed."""
+
+    async def main() -> None:
+        mount = Mount(tmp_path)
+        mount.watch.begin()
+        mount.close()
+        began = time.monotonic()
+        await asyncio.sleep(0.15)
+        mount.nodes.held = False
+        await mount.asked.get()
+        assert time.monotonic() - began < 0.5
+
+    run(main)
+
+
+def test_an_end_soon_after_a_false_alarm_is_noticed_at_once(tmp_path: Path) -> None:
+    """A program that lives can open and close its own device node, and die then."""
+
+    async def main() -> None:
+        mount = Mount(tmp_path)
+        mount.watch.begin()
+        mount.close()
+        await asyncio.sleep(0.6)  # the next check of that alarm is far
+        mount.nodes.held = False
+        mount.close()
+        began = time.monotonic()
+        await mount.asked.get()
+        assert time.monotonic() - began < 0.2
+
+    run(main)
+
+
+def test_after_stop_nobody_is_asked_and_nothing_is_kept(tmp_path: Path) -> None:
+    async def main() -> None:
+        mount = Mount(tmp_path)
+        mount.watch.begin()
+        mount.watch.check()
+        await asyncio.sleep(0)  # it is at it
+        mount.nodes.held = False
+        mount.close()
+        mount.watch.stop()
+        await asyncio.sleep(1.2)
+        assert mount.asked.empty()
+        assert mount.files._callbacks == {}
+
+    run(main)
+
+
+@pytest.mark.parametrize("node", [None, "missing"])
+def test_where_the_kernel_does_not_tell_it_is_looked_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str | None
+) -> None:
+    monkeypatch.setattr(deathwatch.limits, "CHECK_INTERVAL", 0.01)
+
+    async def main() -> None:
+        mount = Mount(tmp_path, node)
+        mount.ended = mount.nodes.held = False
+        if node is None:
+            mount.watch.begin()
+        else:
+            with pytest.raises(FileNotFoundError):
+                mount.watch.begin()
+        for _ in range(len(deathwatch._STEPS) + 2):
+            await mount.asked.get()
+        mount.watch.stop()
+
+    run(main)

@@ -1,0 +1,108 @@
+"""A process that mounts: how its end is told. What it is to mount is nothing that the kernel takes."""
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from errno import EAGAIN, EINTR, EIO, ENOENT, ENOTBLK, EPERM
+from pathlib import Path
+
+import process_jobs
+import pytest
+import with_processes
+from open_fds import nothing_leaked
+
+from driver.blocking.processes import NotAsked, Process, Starter
+from driver.model.policy import KernelMount
+from driver.mounts import fusemount
+from driver.mounts.mountprocess import MountProcess
+
+KERNEL = KernelMount(b"source", b"fuse", 0, b"rootmode=40000,user_id=0,group_id=0")
+
+
+def run(main: Coroutine[object, object, None]) -> None:
+    with nothing_leaked():
+        with_processes.run(main)
+
+
+def null() -> int:
+    return os.open("/dev/null", os.O_RDWR)
+
+
+def test_its_end_is_the_errno_of_the_mount(starter: Starter, tmp_path: Path) -> None:
+    async def main() -> None:
+        told: list[bool] = []
+        fd = null()
+        process = MountProcess(starter, fd, f"{tmp_path}/missing", KERNEL, lambda: told.append(process.ended.done()))
+        assert await process.ended in (ENOENT, EPERM, ENOTBLK)  # without privileges the kernel looks no further
+        # Whoever waits for its end finds everything done.
+        assert told == [False]
+        assert not process.is_killed
+        process.kill()  # and again, when it has ended
+        assert not process.is_killed
+        os.close(fd)
+
+    run(main())
+
+
+@pytest.mark.parametrize("after", [0, 0.001, 0.05], ids=lambda after: f"after {after}")  # before there is a process, and while it works
+def test_one_that_does_not_end_is_killed(starter: Starter, after: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fusemount, "mount_fd", process_jobs.sleeps_in_place_of_a_mount)
+
+    async def main() -> None:
+        fd = null()
+        process = MountProcess(starter, fd, "/nowhere", KERNEL, lambda: os.close(fd))
+        await asyncio.sleep(after)
+        assert not process.ended.done()
+        process.kill()
+        assert await process.ended == EINTR
+        assert process.is_killed
+
+    run(main())
+
+
+def test_without_a_process_it_may_be_tried_again(starter: Starter, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def none() -> Process:
+        raise NotAsked(EAGAIN, "no process can be had")
+
+    monkeypatch.setattr(starter, "process", none)
+
+    async def main() -> None:
+        fd = null()
+        assert await MountProcess(starter, fd, "/nowhere", KERNEL, lambda: os.close(fd)).ended == EAGAIN
+
+    run(main())
+
+
+def test_a_mistake_before_it_keeps_nobody_waiting(
+    starter: Starter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def mistake() -> Process:
+        raise RuntimeError
+
+    monkeypatch.setattr(starter, "process", mistake)
+
+    async def main() -> None:
+        told: list[bool] = []
+        process = MountProcess(starter, 0, "/nowhere", KERNEL, lambda: told.append(True))
+        assert await process.ended == EIO
+        assert told
+
+    run(main())
+    assert "internal error while mounting" in caplog.text and "RuntimeError" in caplog.text
+
+
+def test_a_mistake_at_its_end_keeps_nobody_waiting(starter: Starter, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """And is no success: nobody knows of the mount."""
+
+    async def main() -> None:
+        fd = null()
+        process = MountProcess(starter, fd, f"{tmp_path}/missing", KERNEL, lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+        assert await process.ended == EIO
+        os.close(fd)
+
+    run(main())
+    assert "internal error while beginning to watch a new mount" in caplog.text and "ZeroDivisionError" in caplog.text
+
+
+def test_the_work_is_a_function_that_its_process_finds_by_name() -> None:
+    assert getattr(fusemount, fusemount.mount_fd.__qualname__) is fusemount.mount_fd

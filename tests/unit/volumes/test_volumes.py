@@ -1,0 +1,168 @@
+"""What a former driver left is taken up, by a driver that meets something unforeseen."""
+
+import asyncio
+import fcntl
+import os
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from with_processes import the_starter
+
+from driver.blocking.calls import Bounds
+from driver.linux import syscalls
+from driver.linux.filewatch import FileWatch
+from driver.model.paths import VolumePaths, standalone
+from driver.model.publication import Publication
+from driver.mounts.device import DeviceNodes
+from driver.mounts.targetmount import TargetMount
+from driver.volumes.records import Record, Records
+from driver.volumes.volumes import Volumes
+
+DEADLINE = 20.0
+
+
+def answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        try:
+            client.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def test_a_volume_that_cannot_be_taken_up_serves_nobody_and_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pod must not be served for a volume that nobody can unpublish."""
+    pods = tmp_path / "pods"
+    records = Records(str(tmp_path / "state"))
+    for name in ("bad", "good"):
+        volume_paths = standalone(name, str(pods))
+        (pods / volume_paths.target).mkdir(parents=True)
+        (pods / volume_paths.sockets).mkdir()
+        records.save(Record(Publication(name, volume_paths, "fuse.sock", False, (), "", ""), None))
+
+    def look(mount: Any) -> None:
+        if "bad" in mount._target:
+            raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(TargetMount, "look_unless_held", look)
+    monkeypatch.setattr("driver.mounts.fusemount.mount_placeholder", lambda target: "0:1")  # nothing of it needs root
+
+    async def main() -> None:
+        workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
+        watch = FileWatch(syscalls.inotify_init())
+        volumes = Volumes(workspace, watch, records, Bounds(the_starter()))
+        volumes.restore("/pods", str(pods))
+        assert [volume.publication.volume_id for volume in volumes] == ["good"]
+        assert answers(pods / "good" / "sock" / "fuse.sock.v1")
+        assert not (pods / "bad" / "sock" / "fuse.sock").exists()
+        assert not answers(pods / "bad" / "sock" / "fuse.sock.v1")
+        for volume in volumes:
+            volume.give_up()
+            await asyncio.gather(*volume._closing)
+        watch.close()
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
+    (told,) = [line for line in caplog.records if line.exc_info]
+    assert told.getMessage() == (
+        f"internal error while restoring the volume at {pods}/bad/mount, which serves no program until kubelet publishes it again; "
+        "please report it with the traceback"
+    )
+    assert "unforeseen" in caplog.text and told.__dict__["volume"] == "bad"
+
+
+def test_what_another_driver_kept_from_being_recorded_is_recorded_when_that_one_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = VolumePaths(str(tmp_path / "pods"), "uid/mount", "uid/empty", "data")
+    (tmp_path / "pods" / paths.sockets).mkdir(parents=True)
+    publication = Publication("csi-1", paths, "fuse.sock", False, (), "", "")
+    monkeypatch.setattr("driver.mounts.fusemount.mount_placeholder", lambda target: "0:1")  # nothing of it needs root
+    state = str(tmp_path / "state")
+    other = Records(state)
+    assert other.own()
+
+    async def main() -> None:
+        workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
+        watch, records = FileWatch(syscalls.inotify_init()), Records(state)
+        volumes = Volumes(workspace, watch, records, Bounds(the_starter()))
+        volume = volumes.publish(publication)
+        (told,) = volume.troubles.texts
+        assert told.startswith("the volume cannot be recorded")
+        assert told.endswith(f"another driver has it: '{state}'")
+        os.close(other._lock)
+        volumes.publish(publication)
+        assert not volume.troubles.has("record")
+        assert [each.publication for each in records.load()] == [publication]
+        volume.give_up()
+        watch.close()
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
+
+
+def test_it_is_quiet_when_nobody_connects_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = VolumePaths(str(tmp_path), "uid/mount", "uid/empty", "data")
+    (tmp_path / paths.sockets).mkdir(parents=True)
+    monkeypatch.setattr("driver.mounts.fusemount.mount_placeholder", lambda target: "0:1")  # nothing of it needs root
+    monkeypatch.chdir(tmp_path / paths.sockets)  # a socket's address holds 107 bytes
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
+        watch = FileWatch(syscalls.inotify_init())
+        volumes = Volumes(workspace, watch, Records(str(tmp_path / "state")), Bounds(the_starter()))
+        volume = volumes.publish(Publication("csi-1", paths, "fuse.sock", False, (), "", ""))
+        await asyncio.wait_for(volumes.quiet(DEADLINE), DEADLINE / 2)
+
+        connections = 0
+
+        def connect() -> None:
+            nonlocal connections
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+                client.connect("fuse.sock.v1")
+            connections += 1
+
+        async def connect_again_and_again() -> None:
+            while True:
+                connect()
+                await asyncio.sleep(0.001)
+
+        # As long as somebody connects again and again, the limit ends the wait.
+        flood = loop.create_task(connect_again_and_again())
+        began = loop.time()
+        await volumes.quiet(0.2)
+        assert loop.time() - began >= 0.2
+        assert connections > 1
+        flood.cancel()
+        await asyncio.wait_for(volumes.quiet(DEADLINE), DEADLINE / 2)
+        assert volume.accepted_connections == connections
+        volume.give_up()
+        await asyncio.gather(*volume._closing)
+        watch.close()
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
+
+
+def test_nothing_is_kept_of_a_former_drivers_device_node_when_its_program_has_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A file stands in for the device node, which needs root.
+    monkeypatch.setattr(DeviceNodes, "is_there", lambda nodes, name: (tmp_path / "dev" / name).exists())
+    (tmp_path / "dev").mkdir(mode=0o700)
+    program = os.open(tmp_path / "dev" / "0123456789abcdef", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(program, fcntl.LOCK_SH)
+
+    async def main() -> None:
+        workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
+        watch = FileWatch(syscalls.inotify_init())
+        Volumes(workspace, watch, Records(str(tmp_path / "state")), Bounds(the_starter())).restore("/pods", "/standalone")
+        assert len(watch._callbacks) == 1
+        os.close(program)
+        while watch._callbacks:
+            await asyncio.sleep(0.001)
+        assert os.listdir(tmp_path / "dev") == []
+        watch.close()
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
