@@ -10,7 +10,7 @@ from errno import EACCES, ENODEV, ENOSYS, ENXIO, EPERM
 
 from driver import rundir
 from driver.linux import features, mounttable, privileges, syscalls
-from driver.mounts.device import DeviceNodes
+from driver.mounts.device import DeviceFolder
 from fusermount3_proxy.wire import mountinfo
 
 _KERNEL = (5, 12)  # mount_setattr(2)
@@ -143,7 +143,7 @@ def _device(run_dir: str) -> str:
 
 
 @contextmanager
-def _node_folder(run_dir: str) -> Iterator[DeviceNodes]:
+def _node_folder(run_dir: str) -> Iterator[DeviceFolder]:
     """Open the driver's folder of device nodes, or, where there is none, a new one near its place that is removed at the end."""
     with ExitStack() as stack:
         folder = f"{run_dir}/dev"
@@ -151,7 +151,7 @@ def _node_folder(run_dir: str) -> Iterator[DeviceNodes]:
             folder = f"{rundir.nearest(run_dir)}/mfcp-check-{secrets.token_hex(8)}"
             os.mkdir(folder, 0o700)
             stack.callback(os.rmdir, folder)
-        nodes = DeviceNodes(folder)
+        nodes = DeviceFolder(folder)
         stack.callback(nodes.close)
         yield nodes
 

@@ -101,12 +101,12 @@ class Bounds:
     def __init__(self, starter: Starter) -> None:
         self.starter = starter  # for a mount, of which each volume has one at most
         self.questions = Bound(starter, limits.PROCESSES_FOR_USAGE)  # how full a file system is
-        self.renewals = Bound(starter, limits.PROCESSES_FOR_REBINDING)  # of subPath binds
+        self.rebinds = Bound(starter, limits.PROCESSES_FOR_REBINDING)  # of subPath binds
         self.checks = Bound(starter, limits.PROCESSES_FOR_CHECKS)  # whether a program has died whose lock is gone
         self.checks_without_lock = Bound(starter, limits.PROCESSES_FOR_CHECKS_WITHOUT_LOCK)
 
 
-class Caller:
+class BoundedCall:
     """Makes calls of one kind for one volume, one at a time: what its pod's program never answers keeps one process at most."""
 
     __slots__ = ("_at_work", "_bound")  # each volume has some

@@ -53,7 +53,7 @@ class VolumePolicy:
 
 
 @dataclass(frozen=True)
-class KernelMount:
+class MountArguments:
     """Holds the arguments of mount(2), except for the target and the fd, which with_fd() adds."""
 
     source: bytes
@@ -109,7 +109,7 @@ def of_volume(read_only: bool, mount_flags: list[str], attribute: str) -> Volume
     return VolumePolicy(merged, may_drop, tuple(warnings))
 
 
-def kernel_mount(volume: VolumePolicy, asked: str, uid: int, gid: int) -> KernelMount:
+def mount_arguments(volume: VolumePolicy, asked: str, uid: int, gid: int) -> MountArguments:
     """Return the arguments of mount(2) for a program that asks for the options `asked` and runs as `uid` and `gid`.
 
     Raises Refused.
@@ -143,7 +143,7 @@ def kernel_mount(volume: VolumePolicy, asked: str, uid: int, gid: int) -> Kernel
     fstype = "fuse" if merged.subtype is None else f"fuse.{merged.subtype}"
     if merged.subtype == "":
         raise Refused("mount failed: Invalid argument")
-    return KernelMount(_raw(source), _raw(fstype), flags, ",".join(data).encode("ascii"))
+    return MountArguments(_raw(source), _raw(fstype), flags, ",".join(data).encode("ascii"))
 
 
 def lacking(volume: VolumePolicy, options: str, super_options: str) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from driver.linux.filewatch import FileWatch
 from driver.model import limits
-from driver.mounts.device import DeviceNodes
+from driver.mounts.device import DeviceFolder
 
 # __fput() tells inotify before it drops the lock, a moment that lasts where the closing process has to wait for a processor.
 # Each check comes at most twice as late as the lock was dropped. The kernel would wake who waits in flock(2); but a program
@@ -18,7 +18,7 @@ class DeathWatch:
 
     __slots__ = ("_check_again", "_checking", "_files", "_has_ended", "_node", "_nodes", "_watch_id")
 
-    def __init__(self, node: str | None, nodes: DeviceNodes, files: FileWatch, has_ended: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(self, node: str | None, nodes: DeviceFolder, files: FileWatch, has_ended: Callable[[], Awaitable[bool]]) -> None:
         """`node` is the mount's device node, None where that is not known.
 
         `has_ended` is called when nobody seems to hold the fd any more. It asks the kernel, takes the mount off, and returns

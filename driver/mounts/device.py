@@ -21,14 +21,14 @@ _FUSE = os.makedev(10, 229)  # Documentation/admin-guide/devices.txt
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenDevice:
     """A /dev/fuse that is not mounted yet: its device node, and the fd to serve it by, which the owner of this closes."""
 
     node: str
     fd: int
 
 
-class DeviceNodes:
+class DeviceFolder:
     """The folder that holds the nodes, opened so that device nodes work in it even where it lies on a nodev mount."""
 
     def __init__(self, folder: str) -> None:
@@ -40,7 +40,7 @@ class DeviceNodes:
         os.close(self._making)
         os.close(self._fd)
 
-    def open(self) -> Opened:
+    def open(self) -> OpenDevice:
         """Make a node and open it. Raises OSError."""
         try:
             return self._open()
@@ -51,7 +51,7 @@ class DeviceNodes:
             self._fd, self._making = new
             return self._open()
 
-    def _open(self) -> Opened:
+    def _open(self) -> OpenDevice:
         name = secrets.token_hex(_NAME_BYTES)
         # Under another name until it is locked: it would look as if its program had gone.
         unlocked = f"{name}{_UNLOCKED_SUFFIX}"
@@ -69,9 +69,9 @@ class DeviceNodes:
             raise
         finally:
             fcntl.flock(self._making, fcntl.LOCK_UN)
-        return Opened(name, fd)
+        return OpenDevice(name, fd)
 
-    def discard(self, opened: Opened) -> None:
+    def discard(self, opened: OpenDevice) -> None:
         """Close what was never mounted."""
         os.close(opened.fd)
         self.remove(opened.node)

@@ -1,7 +1,7 @@
 """One FUSE connection at one target: mounting it, asking whether it lives. takeoff.py takes it off.
 
 Everything here blocks at most as long as the kernel works, but for what touches what a pod serves: call `is_gone` and `usage`
-through calls.Caller.
+through calls.BoundedCall.
 """
 
 import os
@@ -9,8 +9,8 @@ from errno import EBUSY, ECONNABORTED, EINVAL, EIO, ENOTCONN
 
 from driver.linux import mounttable, syscalls
 from driver.model.fusemount import FuseMount
-from driver.model.policy import KernelMount
-from driver.mounts.device import DeviceNodes, Opened
+from driver.model.policy import MountArguments
+from driver.mounts.device import DeviceFolder, OpenDevice
 from fusermount3_proxy.wire.mountinfo import Mount
 
 # Neither may hold the word fuse: users wait for their mount with `mount | grep fuse`.
@@ -74,14 +74,14 @@ def holds_ours(stack: list[Mount], known: FuseMount | None) -> bool:
 
 
 def mount_fd(target: str, source: bytes, fstype: bytes, flags: int, data: bytes, fd: int) -> None:
-    """Mount a /dev/fuse on what is at `target`; the arguments are those of a KernelMount. Raises OSError as mount(2) does.
+    """Mount a /dev/fuse on what is at `target`; the arguments are those of a MountArguments. Raises OSError as mount(2) does.
 
     Blocks as long as the program likes, where it has asked to answer INIT first.
     """
-    syscalls.mount(source, target, fstype, flags, KernelMount(source, fstype, flags, data).with_fd(fd))
+    syscalls.mount(source, target, fstype, flags, MountArguments(source, fstype, flags, data).with_fd(fd))
 
 
-def record_of(opened: Opened, target: str, before: str, mountpoint: bytes, kernel: KernelMount) -> FuseMount:
+def record_of(opened: OpenDevice, target: str, before: str, mountpoint: bytes, kernel: MountArguments) -> FuseMount:
     """The record of what mount_fd() has mounted at `target`, on the file system `before`. Raises OSError as _mounted() does."""
     return FuseMount(
         mountpoint=mountpoint,
@@ -93,7 +93,7 @@ def record_of(opened: Opened, target: str, before: str, mountpoint: bytes, kerne
     )
 
 
-def mount_fuse(nodes: DeviceNodes, target: str, mountpoint: bytes, kernel: KernelMount) -> tuple[FuseMount, int]:
+def mount_fuse(nodes: DeviceFolder, target: str, mountpoint: bytes, kernel: MountArguments) -> tuple[FuseMount, int]:
     """Mount a new FUSE connection on what is at `target`. Returns its record and the fd to serve it by.
 
     Raises OSError as mount(2) and _mounted() do; then nothing is left behind.

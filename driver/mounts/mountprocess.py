@@ -11,7 +11,7 @@ from collections.abc import Callable
 from errno import EINTR, EIO
 
 from driver.blocking.processes import Process, Starter
-from driver.model.policy import KernelMount
+from driver.model.policy import MountArguments
 from driver.mounts import fusemount
 from driver.observe.internalerror import report_internal_error
 
@@ -19,7 +19,7 @@ from driver.observe.internalerror import report_internal_error
 class MountProcess:
     """Makes one such mount."""
 
-    def __init__(self, starter: Starter, fd: int, target: str, kernel: KernelMount, on_end: Callable[[], None]) -> None:
+    def __init__(self, starter: Starter, fd: int, target: str, kernel: MountArguments, on_end: Callable[[], None]) -> None:
         """Mount `fd` at `target`, in a process as soon as there is one; until `on_end` is called `fd` stays open.
 
         `on_end` is called when it has ended, however it ended, and before `ended` is set.
@@ -37,7 +37,7 @@ class MountProcess:
             if self._process is not None:
                 self._process.kill()
 
-    async def _mount(self, starter: Starter, fd: int, target: str, kernel: KernelMount, on_end: Callable[[], None]) -> None:
+    async def _mount(self, starter: Starter, fd: int, target: str, kernel: MountArguments, on_end: Callable[[], None]) -> None:
         errno = EIO  # of a mistake, which must not keep the volume either
         try:
             await self._mount_apart(starter, fd, target, kernel)
@@ -55,7 +55,7 @@ class MountProcess:
             finally:
                 self.ended.set_result(errno)
 
-    async def _mount_apart(self, starter: Starter, fd: int, target: str, kernel: KernelMount) -> None:
+    async def _mount_apart(self, starter: Starter, fd: int, target: str, kernel: MountArguments) -> None:
         with await starter.process() as self._process:
             if self.is_killed:
                 raise InterruptedError(EINTR, os.strerror(EINTR))

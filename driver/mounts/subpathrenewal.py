@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 
-from driver.blocking.calls import Caller
+from driver.blocking.calls import BoundedCall
 from driver.model import limits
 from driver.model.fusemount import FuseMount
 from driver.model.paths import VolumePaths
@@ -20,7 +20,7 @@ class SubPathRenewal:
 
     __slots__ = ("_caller", "_has_old", "_log", "_paths", "_record", "_renewing", "_troubles")
 
-    def __init__(self, record: FuseMount, paths: VolumePaths, caller: Caller, log: VolumeLog, troubles: Troubles) -> None:
+    def __init__(self, record: FuseMount, paths: VolumePaths, caller: BoundedCall, log: VolumeLog, troubles: Troubles) -> None:
         """`caller` is the target's own: a program that never answers keeps one process, however often others mount."""
         self._record = record
         self._paths = paths

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable
 
-from driver.blocking.calls import Bounds, Caller
+from driver.blocking.calls import BoundedCall, Bounds
 from driver.blocking.processes import NotAsked
 from driver.blocking.threads import Threads
 from driver.linux import mounttable, syscalls
@@ -17,11 +17,11 @@ from driver.linux.filewatch import FileWatch
 from driver.model import limits
 from driver.model.fusemount import FuseMount
 from driver.model.paths import VolumePaths
-from driver.model.policy import KernelMount
+from driver.model.policy import MountArguments
 from driver.model.state import End, State
 from driver.mounts import fusemount, subpathrenewal, subpaths, takeoff
 from driver.mounts.deathwatch import DeathWatch
-from driver.mounts.device import Opened
+from driver.mounts.device import OpenDevice
 from driver.mounts.history import History
 from driver.mounts.mountprocess import MountProcess
 from driver.mounts.subpathrenewal import SubPathRenewal
@@ -65,14 +65,14 @@ class TargetMount:
         self._death: DeathWatch | None = None
         self._renewal: SubPathRenewal | None = None
         # A program that does not answer holds one of each for ever, and so each has one.
-        self._prober = Caller(bounds.checks)
-        self._prober_without_lock = Caller(bounds.checks_without_lock)
+        self._prober = BoundedCall(bounds.checks)
+        self._prober_without_lock = BoundedCall(bounds.checks_without_lock)
         self._remover = Threads(1)
-        self._renewer = Caller(bounds.renewals)
+        self._renewer = BoundedCall(bounds.rebinds)
         self._late: End | None = None  # how the mount ends whose take-off takes longer than its limit
         self._is_removed = False
 
-    def mount(self, mountpoint: bytes, kernel: KernelMount) -> int:
+    def mount(self, mountpoint: bytes, kernel: MountArguments) -> int:
         """Mount FUSE on the placeholder. Returns the fd to serve it by. Raises OSError."""
         record, fd = fusemount.mount_fuse(self._workspace.nodes, self._target, mountpoint, kernel)
         try:
@@ -120,15 +120,15 @@ class TargetMount:
             is_held = False
         self._history.ended(End.ASKED if is_held else End.DIED, known.mountpoint)
 
-    def open(self) -> Opened:
+    def open(self) -> OpenDevice:
         """A /dev/fuse for mount_opened() or discard(). Raises OSError."""
         return self._workspace.nodes.open()
 
-    def discard(self, opened: Opened) -> None:
+    def discard(self, opened: OpenDevice) -> None:
         """Close what open() has opened."""
         self._workspace.nodes.discard(opened)
 
-    def mount_opened(self, opened: Opened, mountpoint: bytes, kernel: KernelMount) -> MountProcess:
+    def mount_opened(self, opened: OpenDevice, mountpoint: bytes, kernel: MountArguments) -> MountProcess:
         """Mount on the placeholder, and take as long as the program takes to answer INIT. Returns the process that does.
 
         When that ends the mount is known here, or `opened` is discarded. Needs the lock at the start alone: as long as

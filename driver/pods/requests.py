@@ -8,8 +8,8 @@ from typing import Any
 
 from driver.model import limits
 from driver.model.peer import Peer
-from driver.model.policy import KernelMount, Refused, VolumePolicy, kernel_mount
-from driver.mounts.device import Opened
+from driver.model.policy import MountArguments, Refused, VolumePolicy, mount_arguments
+from driver.mounts.device import OpenDevice
 from driver.mounts.mountprocess import MountProcess
 from driver.mounts.targetmount import TargetMount
 from driver.observe.logs import VolumeLog
@@ -24,8 +24,8 @@ class PreparedMount:
     requests: "PodRequests"
     request: MountRequest
     peer: Peer
-    kernel: KernelMount
-    opened: Opened
+    kernel: MountArguments
+    opened: OpenDevice
     is_handed_on: bool = False  # who closes `opened` is somebody else
 
     @property
@@ -55,7 +55,7 @@ class PodRequests:
         """Mount for a client, and return the fd. Raises Refused."""
         async with self._mount.lock:
             self._refuse_when_closing()
-            kernel = kernel_mount(self._policy, request.options, peer.uid, peer.gid)
+            kernel = mount_arguments(self._policy, request.options, peer.uid, peer.gid)
             await self._make_room()
             took = Timer(Operation.MOUNT)
             try:
@@ -76,7 +76,7 @@ class PodRequests:
         """
         async with self._mount.lock:
             self._refuse_when_closing()
-            kernel = kernel_mount(self._policy, request.options, peer.uid, peer.gid)
+            kernel = mount_arguments(self._policy, request.options, peer.uid, peer.gid)
             await self._make_room()
             try:
                 return PreparedMount(self, request, peer, kernel, self._mount.open())
@@ -137,7 +137,7 @@ class PodRequests:
         except TimeoutError:
             raise Refused(f"mount failed: {os.strerror(EBUSY)}", EBUSY) from None
 
-    def _log_mounted(self, request: MountRequest, peer: Peer, kernel: KernelMount, took: Timer) -> None:
+    def _log_mounted(self, request: MountRequest, peer: Peer, kernel: MountArguments, took: Timer) -> None:
         self._log.doing(
             f"mounted {os.fsdecode(kernel.fstype)} {os.fsdecode(kernel.source)!r} for uid {peer.uid}, pid {peer.pid}, "
             f"asked for at {os.fsdecode(from_wire(request.mountpoint))!r}, in {took.stop()}"

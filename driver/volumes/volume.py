@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from errno import EBUSY, EEXIST, ENOTEMPTY
 
-from driver.blocking.calls import Bounds, Caller
+from driver.blocking.calls import BoundedCall, Bounds
 from driver.linux import mounttable
 from driver.linux.filewatch import FileWatch
 from driver.model import limits
@@ -54,7 +54,7 @@ class Volume:
         self.log = VolumeLog(publication.pod, publication.volume_id)
         self.history = History(past)
         self.troubles = Troubles(self.log)
-        self.examiner = Caller(bounds.questions)  # whoever asks its file system how it is
+        self.examiner = BoundedCall(bounds.questions)  # whoever asks its file system how it is
         self._on_change = on_change
         self._mount = TargetMount(publication.paths, workspace, files, bounds, self.log, self.history, self.troubles, self._mount_changed)
         self._requests = PodRequests(self._mount, policy, self.log)

@@ -131,7 +131,7 @@ class Volumes:
         for name in nodes.remove_unheld():
             if name not in known:
                 try:
-                    # Opened for writing once: that this is closed says that nobody has it.
+                    # OpenDevice for writing once: that this is closed says that nobody has it.
                     self._files.on_last_close(nodes.path(name), partial(self._unknown_closed, name))
                 except OSError as error:
                     log.warning(f"a device node of a former driver stays until the next start: {error}")

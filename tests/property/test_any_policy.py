@@ -54,7 +54,7 @@ def test_whatever_is_asked_the_mount_is_one_that_is_allowed(
 ) -> None:
     volume = policy.of_volume(read_only, mount_flags, attribute)
     try:
-        mount = policy.kernel_mount(volume, asked, uid, gid)
+        mount = policy.mount_arguments(volume, asked, uid, gid)
     except Refused as refusal:
         assert refusal.errno > 0
         return
@@ -86,8 +86,8 @@ flags = st.sampled_from(sorted(options.FLAGS))
 @given(st.lists(flags, max_size=4), st.lists(flags, max_size=4))
 def test_a_program_changes_no_flag_of_the_volume(volumes: list[str], programs: list[str]) -> None:
     volume = policy.of_volume(False, [], ",".join(volumes))
-    mount = policy.kernel_mount(volume, ",".join(programs), 0, 0)
-    alone = policy.kernel_mount(volume, "", 0, 0)
+    mount = policy.mount_arguments(volume, ",".join(programs), 0, 0)
+    alone = policy.mount_arguments(volume, "", 0, 0)
     for name, on in volume.options.flags.items():
         bit = policy._FLAGS.get(name, 0)
         assert mount.flags & bit == alone.flags & bit == (bit if on else 0)
@@ -97,11 +97,11 @@ def test_a_program_changes_no_flag_of_the_volume(volumes: list[str], programs: l
 def test_a_name_of_the_volume_reaches_the_mount_as_utf_8(name: str) -> None:
     # Spaces around an option do not count, so none at the end.
     volume = policy.of_volume(False, [], f"fsname={escape(name)}|")
-    assert policy.kernel_mount(volume, "fsname=program", 0, 0).source == name.encode() + b"|"
+    assert policy.mount_arguments(volume, "fsname=program", 0, 0).source == name.encode() + b"|"
 
 
 @given(st.binary(min_size=1).filter(lambda name: b"\0" not in name), st.binary(min_size=1).filter(lambda name: b"\0" not in name))
 def test_names_of_the_program_reach_the_mount_byte_for_byte(fsname: bytes, subtype: bytes) -> None:
     asked = ",".join(f"{key}={escape(raw.decode('latin-1'))}" for key, raw in (("fsname", fsname), ("subtype", subtype)))
-    mount = policy.kernel_mount(policy.of_volume(False, [], ""), asked, 0, 0)
+    mount = policy.mount_arguments(policy.of_volume(False, [], ""), asked, 0, 0)
     assert (mount.source, mount.fstype) == (fsname, b"fuse." + subtype)

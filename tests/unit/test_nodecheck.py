@@ -8,7 +8,7 @@ from open_fds import nothing_leaked
 
 from driver import nodecheck
 from driver.linux import mounttable, privileges
-from driver.mounts.device import Opened
+from driver.mounts.device import OpenDevice
 from fusermount3_proxy.wire import mountinfo
 
 
@@ -135,12 +135,12 @@ class Nodes:
         self._step("prepare")
         return self
 
-    def open(self) -> Opened:
+    def open(self) -> OpenDevice:
         self._step("open")
         self.there.append("name")
-        return Opened("name", os.open("/dev/null", os.O_RDWR))
+        return OpenDevice("name", os.open("/dev/null", os.O_RDWR))
 
-    def discard(self, opened: Opened) -> None:
+    def discard(self, opened: OpenDevice) -> None:
         os.close(opened.fd)
         self.there.remove(opened.node)
 
@@ -167,7 +167,7 @@ def test_a_device_that_cannot_be_had_is_told_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, errno: int, words: list[str]
 ) -> None:
     nodes = Nodes(step, errno)
-    monkeypatch.setattr(nodecheck, "DeviceNodes", nodes)
+    monkeypatch.setattr(nodecheck, "DeviceFolder", nodes)
     with nothing_leaked():
         text = nodecheck._device(f"{tmp_path}/run/mfcp")
     for word in [*words, os.strerror(errno), f"{tmp_path}/run/mfcp"]:
@@ -178,7 +178,7 @@ def test_a_device_that_cannot_be_had_is_told_with_the_remedy(
 
 def test_a_device_that_can_be_had_is_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = Nodes("", 0)
-    monkeypatch.setattr(nodecheck, "DeviceNodes", nodes)
+    monkeypatch.setattr(nodecheck, "DeviceFolder", nodes)
     with nothing_leaked():
         assert nodecheck._device(f"{tmp_path}/run/mfcp") == ""
     assert (nodes.there, nodes.is_closed) == ([], True)

@@ -11,7 +11,7 @@ import process_jobs
 import pytest
 from with_processes import DEADLINE, pidfds, run
 
-from driver.blocking.calls import Bound, Bounds, Caller
+from driver.blocking.calls import Bound, BoundedCall, Bounds
 from driver.blocking.processes import NotAsked, Starter
 from driver.model import limits
 
@@ -26,10 +26,10 @@ def bounds(starter: Starter) -> Bounds:
 
 
 def call(bounds: Bounds, limit: float, function: Callable[..., Any], *arguments: object) -> Any:
-    return run(Caller(bounds.questions).call(SHARE, limit, function, *arguments))
+    return run(BoundedCall(bounds.questions).call(SHARE, limit, function, *arguments))
 
 
-async def ended(caller: Caller) -> None:
+async def ended(caller: BoundedCall) -> None:
     """What it has given up has ended, and is forgotten."""
     assert await caller.call(SHARE, DEADLINE, process_jobs.same, 7) == 7
 
@@ -90,7 +90,7 @@ def test_each_has_a_process_of_its_own_and_there_are_few_at_once(bounds: Bounds)
     before, counted = pidfds(), []
 
     async def call() -> int:
-        pid = await Caller(bounds.questions).call(SHARE, DEADLINE, process_jobs.pid)
+        pid = await BoundedCall(bounds.questions).call(SHARE, DEADLINE, process_jobs.pid)
         counted.append(pidfds() - before)
         return pid
 
@@ -107,7 +107,7 @@ def test_many_healthy_programs_are_asked_in_bounded_time(bounds: Bounds) -> None
 
     async def call(number: int) -> int:
         async with few:
-            return await Caller(bounds.questions).call(f"pod {number}", DEADLINE, process_jobs.same, number)
+            return await BoundedCall(bounds.questions).call(f"pod {number}", DEADLINE, process_jobs.same, number)
 
     async def main() -> list[int]:
         return await asyncio.gather(*(call(number) for number in range(250)))
@@ -121,10 +121,10 @@ def test_those_that_never_answer_keep_nobody_waiting(bounds: Bounds) -> None:
     """Each keeps its own process, and the limit of the others begins with their work."""
 
     async def main() -> None:
-        callers = [Caller(bounds.questions) for _ in range(limits.PROCESSES_FOR_USAGE // 2 - limits.PROCESSES_OF_A_POD)]
+        callers = [BoundedCall(bounds.questions) for _ in range(limits.PROCESSES_FOR_USAGE // 2 - limits.PROCESSES_OF_A_POD)]
         stuck = [asyncio.create_task(caller.call(f"pod {n}", DEADLINE, process_jobs.sleeps)) for n, caller in enumerate(callers)]
         began = time.monotonic()
-        calls = (Caller(bounds.questions).call("another", DEADLINE / 4, process_jobs.same, n) for n in range(20))
+        calls = (BoundedCall(bounds.questions).call("another", DEADLINE / 4, process_jobs.same, n) for n in range(20))
         assert await asyncio.gather(*calls) == list(range(20))
         assert time.monotonic() - began < DEADLINE / 2
         for task in stuck:
@@ -142,13 +142,13 @@ def test_one_pods_calls_share_a_few_processes(bounds: Bounds) -> None:
     """However many volumes it has, whose programs never answer: each process costs memory."""
 
     async def main() -> None:
-        callers = [Caller(bounds.questions) for _ in range(limits.PROCESSES_OF_A_POD)]
+        callers = [BoundedCall(bounds.questions) for _ in range(limits.PROCESSES_OF_A_POD)]
         stuck = [asyncio.create_task(caller.call(SHARE, DEADLINE, process_jobs.sleeps)) for caller in callers]
         await all_work(bounds.questions)
         with pytest.raises(NotAsked, match="other programs of the same pod do not answer"):
-            await Caller(bounds.questions).call(SHARE, 0.1, process_jobs.same, 7)
-        assert await Caller(bounds.questions).call("another", DEADLINE, process_jobs.same, 7) == 7
-        waiting = asyncio.create_task(Caller(bounds.questions).call(SHARE, DEADLINE, process_jobs.same, 8))
+            await BoundedCall(bounds.questions).call(SHARE, 0.1, process_jobs.same, 7)
+        assert await BoundedCall(bounds.questions).call("another", DEADLINE, process_jobs.same, 7) == 7
+        waiting = asyncio.create_task(BoundedCall(bounds.questions).call(SHARE, DEADLINE, process_jobs.same, 8))
         for task in stuck:
             task.cancel()
         assert await waiting == 8
@@ -164,14 +164,14 @@ def test_the_calls_of_all_pods_share_some_processes(bounds: Bounds, starter: Sta
 
     async def main() -> None:
         bound = Bound(starter, 8)
-        callers = [Caller(bound) for _ in range(8)]
+        callers = [BoundedCall(bound) for _ in range(8)]
         stuck = [asyncio.create_task(caller.call(f"pod {n}", DEADLINE, process_jobs.sleeps)) for n, caller in enumerate(callers)]
         await all_work(bound)
         with pytest.raises(NotAsked, match="too many FUSE programs of this node do not answer"):
-            await Caller(bound).call(SHARE, 0.1, process_jobs.same, 7)
-        assert await Caller(bounds.checks).call(SHARE, DEADLINE, process_jobs.same, 7) == 7
-        waiting = [asyncio.create_task(Caller(bound).call(f"pod {n}", DEADLINE, process_jobs.same, n)) for n in range(3)]
-        given_up = asyncio.create_task(Caller(bound).call(SHARE, DEADLINE, process_jobs.same, 7))
+            await BoundedCall(bound).call(SHARE, 0.1, process_jobs.same, 7)
+        assert await BoundedCall(bounds.checks).call(SHARE, DEADLINE, process_jobs.same, 7) == 7
+        waiting = [asyncio.create_task(BoundedCall(bound).call(f"pod {n}", DEADLINE, process_jobs.same, n)) for n in range(3)]
+        given_up = asyncio.create_task(BoundedCall(bound).call(SHARE, DEADLINE, process_jobs.same, 7))
         await asyncio.sleep(0)
         given_up.cancel()
         for task in stuck:
@@ -205,13 +205,13 @@ def test_the_second_half_of_them_is_for_pods_that_have_none(starter: Starter) ->
 
     async def main() -> None:
         bound = Bound(starter, 2 * limits.PROCESSES_OF_A_POD)
-        callers = [Caller(bound) for _ in range(limits.PROCESSES_OF_A_POD + 1)]
+        callers = [BoundedCall(bound) for _ in range(limits.PROCESSES_OF_A_POD + 1)]
         pods = [*[SHARE] * limits.PROCESSES_OF_A_POD, "another"]
         stuck = [asyncio.create_task(caller.call(pod, DEADLINE, process_jobs.sleeps)) for pod, caller in zip(pods, callers, strict=True)]
         await all_work(bound)
         with pytest.raises(NotAsked, match="too many FUSE programs of this node do not answer"):
-            await Caller(bound).call("another", 0.1, process_jobs.same, 7)
-        assert await Caller(bound).call("a third", DEADLINE, process_jobs.same, 7) == 7
+            await BoundedCall(bound).call("another", 0.1, process_jobs.same, 7)
+        assert await BoundedCall(bound).call("a third", DEADLINE, process_jobs.same, 7) == 7
         for task in stuck:
             task.cancel()
         for caller in callers:
@@ -240,7 +240,7 @@ def test_where_no_process_comes_nobody_is_taken_for_silent(bounds: Bounds, start
     async def main() -> None:
         signal.pidfd_send_signal(starter.pidfd, signal.SIGSTOP)
         try:
-            calls = [Caller(bounds.questions).call(SHARE, 0.2, process_jobs.same, 7) for _ in range(limits.PROCESSES_OF_A_POD + 1)]
+            calls = [BoundedCall(bounds.questions).call(SHARE, 0.2, process_jobs.same, 7) for _ in range(limits.PROCESSES_OF_A_POD + 1)]
             found = await asyncio.gather(*calls, return_exceptions=True)
         finally:
             signal.pidfd_send_signal(starter.pidfd, signal.SIGCONT)
@@ -251,21 +251,21 @@ def test_where_no_process_comes_nobody_is_taken_for_silent(bounds: Bounds, start
             assert error.errno == EAGAIN
             assert error.strerror is not None
             assert error.strerror.startswith("no process can be had for it")
-        assert await Caller(bounds.questions).call(SHARE, DEADLINE, process_jobs.same, 7) == 7
+        assert await BoundedCall(bounds.questions).call(SHARE, DEADLINE, process_jobs.same, 7) == 7
 
     run(main())
 
 
 def test_that_another_kind_has_no_process_is_not_why_this_one_has_none(bounds: Bounds, starter: Starter) -> None:
     async def main() -> None:
-        callers = [Caller(bounds.questions) for _ in range(limits.PROCESSES_OF_A_POD)]
+        callers = [BoundedCall(bounds.questions) for _ in range(limits.PROCESSES_OF_A_POD)]
         stuck = [asyncio.create_task(caller.call(SHARE, DEADLINE, process_jobs.sleeps)) for caller in callers]
         await all_work(bounds.questions)
         signal.pidfd_send_signal(starter.pidfd, signal.SIGSTOP)
         try:
-            look = asyncio.create_task(Caller(bounds.checks).call(SHARE, DEADLINE, process_jobs.same, 7))
+            look = asyncio.create_task(BoundedCall(bounds.checks).call(SHARE, DEADLINE, process_jobs.same, 7))
             with pytest.raises(NotAsked, match="other programs of the same pod do not answer"):
-                await Caller(bounds.questions).call(SHARE, 0.1, process_jobs.same, 7)
+                await BoundedCall(bounds.questions).call(SHARE, 0.1, process_jobs.same, 7)
         finally:
             signal.pidfd_send_signal(starter.pidfd, signal.SIGCONT)
         assert await look == 7
@@ -281,7 +281,7 @@ def test_who_has_waited_for_a_former_call_waits_for_the_share_no_longer_than_tha
     """Whoever asks how a volume is has an answer within twice the limit, and kubelet waits for that."""
 
     async def main() -> float:
-        caller, others = Caller(bounds.questions), [Caller(bounds.questions) for _ in range(limits.PROCESSES_OF_A_POD)]
+        caller, others = BoundedCall(bounds.questions), [BoundedCall(bounds.questions) for _ in range(limits.PROCESSES_OF_A_POD)]
         former = asyncio.create_task(caller.call("another", DEADLINE, process_jobs.sleeps))
         stuck = [asyncio.create_task(other.call(SHARE, DEADLINE, process_jobs.sleeps)) for other in others]
         await asyncio.sleep(0.1)
@@ -303,7 +303,7 @@ def test_a_caller_has_one_process_at_a_time(bounds: Bounds) -> None:
     """Also one that was given up, as long as it has not ended."""
 
     async def main() -> None:
-        caller = Caller(bounds.questions)
+        caller = BoundedCall(bounds.questions)
         first = asyncio.create_task(caller.call(SHARE, DEADLINE, process_jobs.sleeps))
         await asyncio.sleep(0.1)
         began = time.monotonic()
@@ -318,7 +318,7 @@ def test_a_caller_has_one_process_at_a_time(bounds: Bounds) -> None:
 
 def test_several_calls_of_a_caller_take_turns(bounds: Bounds) -> None:
     async def main() -> list[int]:
-        caller = Caller(bounds.questions)
+        caller = BoundedCall(bounds.questions)
         return await asyncio.gather(*(caller.call(SHARE, DEADLINE, process_jobs.same, n) for n in range(20)))
 
     assert run(main()) == list(range(20))

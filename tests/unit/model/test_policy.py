@@ -4,7 +4,7 @@ import pytest
 
 from driver.linux import syscalls
 from driver.model import policy
-from driver.model.policy import KernelMount, Refused, VolumePolicy
+from driver.model.policy import MountArguments, Refused, VolumePolicy
 from fusermount3_proxy.wire import options
 from fusermount3_proxy.wire.protocol import to_wire
 
@@ -25,8 +25,8 @@ MS = {
 }
 
 
-def kernel(asked: str = "", volume: VolumePolicy = PLAIN, uid: int = 1000, gid: int = 2000) -> KernelMount:
-    return policy.kernel_mount(volume, asked, uid, gid)
+def kernel(asked: str = "", volume: VolumePolicy = PLAIN, uid: int = 1000, gid: int = 2000) -> MountArguments:
+    return policy.mount_arguments(volume, asked, uid, gid)
 
 
 def flags(asked: str, read_only: bool = False, mount_flags: tuple[str, ...] = (), attribute: str = "") -> set[str]:

@@ -12,11 +12,11 @@ import with_processes
 from open_fds import nothing_leaked
 
 from driver.blocking.processes import NotAsked, Process, Starter
-from driver.model.policy import KernelMount
+from driver.model.policy import MountArguments
 from driver.mounts import fusemount
 from driver.mounts.mountprocess import MountProcess
 
-KERNEL = KernelMount(b"source", b"fuse", 0, b"rootmode=40000,user_id=0,group_id=0")
+KERNEL = MountArguments(b"source", b"fuse", 0, b"rootmode=40000,user_id=0,group_id=0")
 
 
 def run(main: Coroutine[object, object, None]) -> None:

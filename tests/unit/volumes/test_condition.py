@@ -12,7 +12,7 @@ import process_jobs
 import pytest
 from with_processes import DEADLINE, run, the_starter
 
-from driver.blocking.calls import Bounds, Caller
+from driver.blocking.calls import BoundedCall, Bounds
 from driver.blocking.processes import NotAsked
 from driver.model import limits
 from driver.model.state import End, Past, State
@@ -132,7 +132,7 @@ def volume(state: State = State.MOUNTED, target: str = "/target", pod: str = "po
         is_held=False,
         placeholder=None,
         is_closing=False,
-        examiner=Caller(Bounds(the_starter()).questions),
+        examiner=BoundedCall(Bounds(the_starter()).questions),
         log=VolumeLog("default/pod", "csi-1"),
     )
 

@@ -16,7 +16,7 @@ from driver.linux import syscalls
 from driver.linux.filewatch import FileWatch
 from driver.model.paths import VolumePaths, standalone
 from driver.model.publication import Publication
-from driver.mounts.device import DeviceNodes
+from driver.mounts.device import DeviceFolder
 from driver.mounts.targetmount import TargetMount
 from driver.volumes.records import Record, Records
 from driver.volumes.volumes import Volumes
@@ -53,7 +53,7 @@ def test_a_volume_that_cannot_be_taken_up_serves_nobody_and_costs_no_other(
     monkeypatch.setattr("driver.mounts.fusemount.mount_placeholder", lambda target: "0:1")  # nothing of it needs root
 
     async def main() -> None:
-        workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
+        workspace: Any = SimpleNamespace(nodes=DeviceFolder(str(tmp_path / "dev")))
         watch = FileWatch(syscalls.inotify_init())
         volumes = Volumes(workspace, watch, records, Bounds(the_starter()))
         volumes.restore("/pods", str(pods))
@@ -87,7 +87,7 @@ def test_what_another_driver_kept_from_being_recorded_is_recorded_when_that_one_
     assert other.own()
 
     async def main() -> None:
-        workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
+        workspace: Any = SimpleNamespace(nodes=DeviceFolder(str(tmp_path / "dev")))
         watch, records = FileWatch(syscalls.inotify_init()), Records(state)
         volumes = Volumes(workspace, watch, records, Bounds(the_starter()))
         volume = volumes.publish(publication)
@@ -112,7 +112,7 @@ def test_it_is_quiet_when_nobody_connects_any_more(tmp_path: Path, monkeypatch: 
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
+        workspace: Any = SimpleNamespace(nodes=DeviceFolder(str(tmp_path / "dev")))
         watch = FileWatch(syscalls.inotify_init())
         volumes = Volumes(workspace, watch, Records(str(tmp_path / "state")), Bounds(the_starter()))
         volume = volumes.publish(Publication("csi-1", paths, "fuse.sock", False, (), "", ""))
@@ -149,13 +149,13 @@ def test_it_is_quiet_when_nobody_connects_any_more(tmp_path: Path, monkeypatch: 
 
 def test_nothing_is_kept_of_a_former_drivers_device_node_when_its_program_has_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A file stands in for the device node, which needs root.
-    monkeypatch.setattr(DeviceNodes, "is_there", lambda nodes, name: (tmp_path / "dev" / name).exists())
+    monkeypatch.setattr(DeviceFolder, "is_there", lambda nodes, name: (tmp_path / "dev" / name).exists())
     (tmp_path / "dev").mkdir(mode=0o700)
     program = os.open(tmp_path / "dev" / "0123456789abcdef", os.O_RDWR | os.O_CREAT)
     fcntl.flock(program, fcntl.LOCK_SH)
 
     async def main() -> None:
-        workspace: Any = SimpleNamespace(nodes=DeviceNodes(str(tmp_path / "dev")))
+        workspace: Any = SimpleNamespace(nodes=DeviceFolder(str(tmp_path / "dev")))
         watch = FileWatch(syscalls.inotify_init())
         Volumes(workspace, watch, Records(str(tmp_path / "state")), Bounds(the_starter())).restore("/pods", "/standalone")
         assert len(watch._callbacks) == 1
