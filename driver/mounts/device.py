@@ -24,8 +24,12 @@ _FUSE = os.makedev(10, 229)  # Documentation/admin-guide/devices.txt
 class OpenDevice:
     """A /dev/fuse that is not mounted yet: its device node, and the fd to serve it by, which the owner of this closes."""
 
-    node: str
+    name: str
     fd: int
+
+    def close(self) -> None:
+        """Close the fd, and leave the device node: it is mounted."""
+        os.close(self.fd)
 
 
 class DeviceFolder:
@@ -74,7 +78,7 @@ class DeviceFolder:
     def discard(self, opened: OpenDevice) -> None:
         """Close what was never mounted."""
         os.close(opened.fd)
-        self.remove(opened.node)
+        self.remove(opened.name)
 
     def is_held(self, name: str) -> bool:
         """Whether anybody still holds the fd. A program that is stopped holds it; one that unlocks it itself does not."""

@@ -10,7 +10,7 @@ from errno import EBUSY, ECONNABORTED, EINVAL, EIO, ENOTCONN
 from driver.linux import mounttable, syscalls
 from driver.model.fusemount import FuseMount
 from driver.model.policy import MountArguments
-from driver.mounts.device import DeviceFolder, OpenDevice
+from driver.mounts.device import OpenDevice
 from fusermount3_proxy.wire.mountinfo import Mount
 
 # Neither may hold the word fuse: users wait for their mount with `mount | grep fuse`.
@@ -69,7 +69,7 @@ def holds_ours(stack: list[Mount], known: FuseMount | None) -> bool:
     The driver's are placeholders, the FUSE file system `known`, and one that publish would adopt: on the bare directory, as the
     Go plugin mounts it, or on top of everything.
     """
-    is_known = known is not None and mounttable.contains(stack, known.device)
+    is_known = known is not None and mounttable.contains(stack, known.device_number)
     return is_known or any(map(is_placeholder, stack)) or any(mount.is_fuse for mount in (*stack[:1], *stack[-1:]))
 
 
@@ -81,50 +81,29 @@ def mount_fd(target: str, source: bytes, fstype: bytes, flags: int, data: bytes,
     syscalls.mount(source, target, fstype, flags, MountArguments(source, fstype, flags, data).with_fd(fd))
 
 
-def record_of(opened: OpenDevice, target: str, before: str, mountpoint: bytes, kernel: MountArguments) -> FuseMount:
+def mounted(opened: OpenDevice, target: str, before: str, mountpoint: bytes, arguments: MountArguments) -> FuseMount:
     """The record of what mount_fd() has mounted at `target`, on the file system `before`. Raises OSError as _mounted() does."""
     return FuseMount(
         mountpoint=mountpoint,
         # Without the placeholder there is the bare directory.
-        device=_mounted(target, before, mounttable.device_number_at(os.path.dirname(target))),
-        source=kernel.source.decode("utf-8", "replace"),
-        fstype=kernel.fstype.decode("utf-8", "replace"),
-        node=opened.node,
+        device_number=_mounted(target, before, mounttable.device_number_at(os.path.dirname(target))),
+        source=arguments.source.decode("utf-8", "replace"),
+        fstype=arguments.fstype.decode("utf-8", "replace"),
+        device=opened.name,
     )
 
 
-def mount_fuse(nodes: DeviceFolder, target: str, mountpoint: bytes, kernel: MountArguments) -> tuple[FuseMount, int]:
-    """Mount a new FUSE connection on what is at `target`. Returns its record and the fd to serve it by.
-
-    Raises OSError as mount(2) and _mounted() do; then nothing is left behind.
-    """
-    before = mounttable.device_number_at(target)
-    opened = nodes.open()
-    is_mounted = False
-    try:
-        mount_fd(target, kernel.source, kernel.fstype, kernel.flags, kernel.data, opened.fd)
-        is_mounted = True
-        return record_of(opened, target, before, mountpoint, kernel), opened.fd
-    except BaseException as error:
-        try:
-            if is_mounted and not isinstance(error, ConnectionAbortedError):
-                syscalls.umount(target, syscalls.MNT_DETACH)
-        finally:
-            nodes.discard(opened)
-        raise
-
-
-def adopt(stack: list[Mount]) -> FuseMount:
+def adopted(stack: list[Mount]) -> FuseMount:
     """The record of a FUSE file system that was at the target already; `stack` holds the mounts there, topmost last."""
     top = stack[-1]
     source = top.source.decode("utf-8", "replace")
     return FuseMount(top.path, top.device, source, top.fstype, None, any(is_placeholder(mount) for mount in stack))
 
 
-def adopt_beneath(stack: list[Mount]) -> FuseMount | None:
+def adopted_beneath(stack: list[Mount]) -> FuseMount | None:
     """Return the record of the topmost FUSE file system of a target that nobody knows; None where there is none, or all is foreign."""
     fuse = [i for i, mount in enumerate(stack) if mount.is_fuse]
-    return adopt(stack[: fuse[-1] + 1]) if fuse and holds_ours(stack, None) else None
+    return adopted(stack[: fuse[-1] + 1]) if fuse and holds_ours(stack, None) else None
 
 
 def is_gone(target: str, device: str) -> bool:
@@ -160,7 +139,7 @@ def usage(target: str) -> tuple[int, ...]:
     return _usage(mounttable.detached_copy(target))
 
 
-def placeholders_usage(target: str, identity: str) -> tuple[int, ...] | None:
+def placeholder_usage(target: str, identity: str) -> tuple[int, ...] | None:
     """The same of the placeholder `identity`, which does not block; None where something else is at `target`. Raises OSError."""
     fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

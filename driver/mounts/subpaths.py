@@ -60,7 +60,7 @@ def stale(mounts: Iterable[Mount], below: bytes, device: str) -> list[SubPath]:
     return found
 
 
-def renew(below: str, target: str, device: str) -> int:
+def rebind(below: str, target: str, device: str) -> int:
     """Bind the file system `device`, which is mounted at `target`, over every bind in the folder that shows a former one.
 
     Returns how many. Raises OSError with the first that could not be, after the others. Asks the pod's program for the
@@ -69,7 +69,7 @@ def renew(below: str, target: str, device: str) -> int:
     done, failed = 0, None
     for each in _stale_now(below, device):
         try:
-            _renew(target, device, each)
+            _rebind(target, device, each)
             done += 1
         except OSError as error:
             failed = failed or error
@@ -89,7 +89,7 @@ def _stale_now(below: str, device: str) -> list[SubPath]:
     return stale(mounttable.read_mount_table(), os.fsencode(os.path.realpath(below)), device)  # the table has no symlinks
 
 
-def _renew(target: str, device: str, each: SubPath) -> None:
+def _rebind(target: str, device: str, each: SubPath) -> None:
     root = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if syscalls.device_of(root) != device:

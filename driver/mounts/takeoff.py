@@ -34,8 +34,8 @@ def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool, t
     try:
         fuse, is_attached = _peer(target, place)
         try:
-            if mounttable.device_number_of_copy(fuse, target) != mount.device:
-                if mounttable.is_at(target, mount.device):
+            if mounttable.device_number_of_copy(fuse, target) != mount.device_number:
+                if mounttable.is_at(target, mount.device_number):
                     raise OSError(EBUSY, "something else is mounted over it", target)
                 return  # somebody unmounted it on the node
             try:
@@ -117,8 +117,8 @@ def remove_target(workspace: Workspace, target: str, mount: FuseMount | None, te
         stack = mounttable.mounts_at(target)
         if stack and not fusemount.holds_ours(stack, mount):
             raise NotOurs(target, stack[-1])
-        if mount is not None and mounttable.contains(stack, mount.device):
-            _uncover(target, mount.device)
+        if mount is not None and mounttable.contains(stack, mount.device_number):
+            _uncover(target, mount.device_number)
             take_off(workspace, target, mount, False, tell)
         fusemount.detach_all(target)
         os.rmdir(target)

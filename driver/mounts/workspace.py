@@ -22,7 +22,7 @@ class Workspace:
         `is_alone` says that no other driver has the folder; then what one that was killed left there is cleared away.
         """
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        self.nodes = DeviceFolder(f"{folder}/dev")
+        self.devices = DeviceFolder(f"{folder}/dev")
         for name in os.listdir(folder) if is_alone else ():
             if name.startswith(_PRIVATE_PREFIX):
                 _clear_away(f"{folder}/{name}")

@@ -14,45 +14,15 @@ import fcntl
 import hashlib
 import json
 import os
-from dataclasses import dataclass
 from errno import EBUSY, ENOSPC
-from typing import Any, TypeVar
 
-from driver.model.fusemount import FuseMount
-from driver.model.paths import VolumePaths
-from driver.model.publication import Publication
-from driver.model.state import End, Past
-from driver.mounts import device
 from driver.observe.logs import log
-from fusermount3_proxy.wire.protocol import from_wire, to_wire
+from driver.volumes import recordformat
+from driver.volumes.recordformat import Record
 
-_VERSION = 1
 _SUFFIX = ".json"
 _NEW_SUFFIX = ".new"
 _PART = 1 << 16  # bytes of a record that are read at once, mostly all of them
-
-# What a field may be; str where it is not here.
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "paths": VolumePaths,
-    "read_only": bool,
-    "mount_flags": tuple,
-    "mountpoint": bytes,
-    "node": (str, type(None)),
-    "on_placeholder": bool,
-}
-_Kept = TypeVar("_Kept", Publication, VolumePaths, FuseMount)
-
-_SINCE_END = 253_402_300_800.0  # the year 10000
-_MOUNTS_END = 1 << 63
-
-
-@dataclass(frozen=True)
-class Record:
-    """One volume as it was when it last changed."""
-
-    publication: Publication
-    mount: FuseMount | None
-    past: Past | None = None
 
 
 class Records:
@@ -99,7 +69,7 @@ class Records:
     def _save(self, record: Record) -> None:
         if not self.own():
             raise OSError(EBUSY, "another driver has it", self._folder)
-        content = json.dumps({"version": _VERSION, "bootId": self._boot_id, **_to_json(record)}).encode("ascii")
+        content = json.dumps({"bootId": self._boot_id, **recordformat.to_json(record)}).encode("ascii")
         path = self._path(record.publication.paths.target_path)
         new = f"{path}{_NEW_SUFFIX}"
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -144,12 +114,10 @@ class Records:
                 if not name.endswith(_SUFFIX):
                     continue
                 content = json.loads(_read(path).decode("ascii"))
-                if content["version"] != _VERSION:
-                    raise ValueError(f"version {content['version']} is not {_VERSION}")
                 if content["bootId"] != self._boot_id:
                     _unlink(path)
                     continue
-                record = _from_json(content)
+                record = recordformat.from_json(content)
                 if path != self._path(record.publication.paths.target_path):
                     # A copy, or one that somebody has changed: it would never be written or deleted again.
                     raise ValueError("its target is not the one that it is named after")
@@ -187,69 +155,3 @@ def _read(path: str) -> bytes:
         return b"".join(parts)
     finally:
         os.close(fd)
-
-
-def _to_json(record: Record) -> dict[str, Any]:
-    mount = None
-    if record.mount is not None:
-        mount = _values(record.mount) | {"mountpoint": to_wire(record.mount.mountpoint)}
-    past = None
-    if record.past is not None:
-        end = record.past.last_end
-        left = record.past.left
-        past = _values(record.past) | {"last_end": end.value if end else None, "left": None if left is None else to_wire(left)}
-    publication = _values(record.publication) | {"paths": _values(record.publication.paths)}
-    return {"publication": publication, "mount": mount, "past": past}
-
-
-def _values(of: Publication | VolumePaths | FuseMount | Past) -> dict[str, Any]:
-    """Not asdict(), which copies every value deeply: it would be half of what a record costs."""
-    return {name: getattr(of, name) for name in of.__slots__}
-
-
-def _from_json(content: dict[str, Any]) -> Record:
-    publication, mount = dict(content["publication"]), content["mount"]
-    publication["paths"] = VolumePaths(**publication["paths"])
-    publication["mount_flags"] = tuple(publication["mount_flags"])
-    if mount is not None:
-        mount = _checked(FuseMount(**{**mount, "mountpoint": from_wire(mount["mountpoint"])}))
-        # It is unlinked when the mount ends, and may lead nowhere else.
-        if mount.node is not None and not device.is_name(mount.node):
-            raise ValueError(f"node is {mount.node!r}")
-    past = content.get("past")  # records of an earlier version have none
-    if past is not None:
-        past = _checked_past(_past_from_json(past))
-    _checked(publication["paths"])
-    return Record(_checked(Publication(**publication)), mount, past)
-
-
-def _past_from_json(past: dict[str, Any]) -> Past:
-    end, left = past["last_end"], past.get("left")  # records of an earlier version have no `left`
-    return Past(
-        float(past["since"]),
-        int(past["mounts"]),
-        None if end is None else End(end),
-        None if left is None else from_wire(left),
-    )
-
-
-def _checked(of: _Kept) -> _Kept:
-    """Raises ValueError where a field is none that the driver writes; it would fail later, and cost more than one volume."""
-    # A path may be any bytes; other texts come from gRPC, or are made so that they can be sent.
-    errors = "surrogateescape" if isinstance(of, VolumePaths) else "strict"
-    for name in of.__slots__:
-        value = getattr(of, name)
-        if not isinstance(value, _KINDS.get(name, str)):
-            raise ValueError(f"{name} is {value!r}")
-        if isinstance(value, str):
-            value.encode("utf-8", errors)
-        elif isinstance(value, tuple):
-            "".join(value).encode()
-    return of
-
-
-def _checked_past(past: Past) -> Past:
-    """The same of numbers, which must be ones that can be shown."""
-    if not 0 <= past.since < _SINCE_END or not 0 <= past.mounts < _MOUNTS_END:
-        raise ValueError(f"{past} cannot be")
-    return past

@@ -39,7 +39,7 @@ class Standalone:
             syscalls.mount(self.root, self.root, None, syscalls.MS_BIND)
             syscalls.mount(None, self.root, None, syscalls.MS_SHARED)
 
-    def add(self, name: str, read_only: bool, options: str) -> Volume:
+    async def add(self, name: str, read_only: bool, options: str) -> Volume:
         """Publish a volume; the same again is no error. Raises VolumeError."""
         volume_paths = self._paths(name)
         if len(options) > OPTIONS_MAX:
@@ -55,7 +55,7 @@ class Standalone:
         )
         made = self._make_folder(name)
         try:
-            return self._volumes.publish(publication)
+            return await self._volumes.publish(publication)
         except VolumeError as error:
             if made:
                 try:
@@ -78,11 +78,11 @@ class Standalone:
         if self._volumes.at(target) is None:  # else it has been added anew by now, and the directory is that one's
             self._remove_folder(folder)
 
-    def look_after(self) -> None:
-        """Put right what containers, or somebody on the node, have changed: kubelet's republish does that for pods' volumes."""
+    async def repair(self) -> None:
+        """Repair what containers, or somebody on the node, have changed. kubelet's republish does that for the volumes of pods."""
         for volume in self.all():
             try:
-                self._volumes.publish(volume.publication)
+                await self._volumes.publish(volume.publication)
             except VolumeError:
                 pass  # it is being removed
 

@@ -16,10 +16,12 @@ from driver.model.policy import VolumePolicy, of_volume
 from driver.model.publication import Publication
 from driver.model.state import Past, State
 from driver.mounts import fusemount, takeoff
+from driver.mounts.linuxkernel import LinuxKernel
 from driver.mounts.workspace import Workspace
 from driver.observe.internalerror import report_internal_error
 from driver.observe.logs import VolumeLog, log
-from driver.volumes.records import Record, Records
+from driver.volumes.recordformat import Record
+from driver.volumes.records import Records
 from driver.volumes.volume import Volume, unpublish_error
 
 _MOMENT = 0.005  # seconds without a connection, after which pods are taken for served
@@ -45,7 +47,7 @@ class Volumes:
         """How many there are in each state."""
         found = dict.fromkeys((state.value for state in State), 0)
         for volume in self:
-            found[volume.state.value] += 1
+            found[volume.mounts.state.value] += 1
         return found
 
     def troubled(self) -> int:
@@ -56,8 +58,11 @@ class Volumes:
         """The volume that is published at a target."""
         return self._by_target.get(target)
 
-    def publish(self, publication: Publication) -> Volume:
-        """Publish, or look after what is published already. Raises VolumeError."""
+    async def publish(self, publication: Publication) -> Volume:
+        """Publish a volume; where it is published already, repair what has changed. Raises VolumeError.
+
+        CSI v1.12.0, NodePublishVolume: publishing again with the same arguments is no error, with others ALREADY_EXISTS.
+        """
         target = publication.paths.target_path
         if target in self._unpublishing or target in self._clearing:  # what is removed there must not be the new volume's
             raise VolumeError(Code.ABORTED, f"{target} is being unpublished")
@@ -70,9 +75,9 @@ class Volumes:
             raise VolumeError(
                 Code.ALREADY_EXISTS, f"{target} is published already, with another volume id, readOnly, mount flags or attributes"
             )
-        volume.republish()
+        await volume.republish()
         if volume.troubles.has("record"):
-            self._save(volume)
+            self._changed(volume)
         return volume
 
     def _publish_new(self, publication: Publication) -> Volume:
@@ -93,7 +98,7 @@ class Volumes:
         self._by_sockets[_sockets_key(volume.publication)] = volume
 
     def restore(self, pods_dir: str, standalone_root: str) -> None:
-        """Take up what a former driver left below the two folders."""
+        """Restore the volumes that a former driver has left below the two folders."""
         by_path = mounttable.mounts_by_path()
         for record in self._records.load():
             target = record.publication.paths.target_path
@@ -103,12 +108,12 @@ class Volumes:
                 _check_places(record.publication, pods_dir, standalone_root)
             except BadPath as error:
                 to = VolumeLog(record.publication.pod, record.publication.volume_id)
-                to.error(f"it is recorded, but not taken up: {error}")
+                to.error(f"it is recorded, but not restored: {error}")
                 continue
             volume: Volume | None = None
             try:
                 volume = self._new(record.publication, record.past)
-                is_there = volume.restore(record.mount, mounttable.mounts_at(target, by_path))
+                is_there = volume.restore(record.mounts, mounttable.mounts_at(target, by_path))
             except Exception:  # whatever it is, it must not cost the others
                 text = f"restoring the volume at {target}, which serves no program until kubelet publishes it again"
                 report_internal_error(text, VolumeLog(record.publication.pod, record.publication.volume_id))
@@ -120,28 +125,28 @@ class Volumes:
                 if self._record_of(volume) != record:
                     self._save(volume)
             else:
-                volume.log.warning(f"it is recorded, but {target} is not there any more: not taken up")
+                volume.log.warning(f"it is recorded, but {target} is not there any more: not restored")
                 self._forget(target, volume.log)
-        self._remove_nodes()
+        self._remove_devices()
 
-    def _remove_nodes(self) -> None:
-        """Remove the device nodes of nobody; those that a program has and that were never mounted, when it has gone."""
-        nodes = self._workspace.nodes
-        known = {volume.mount_record.node for volume in self if volume.mount_record is not None}
-        for name in nodes.remove_unheld():
+    def _remove_devices(self) -> None:
+        """Remove the device nodes that no process holds. Of the others, remove those of mounts that never came, when they are closed."""
+        devices = self._workspace.devices
+        known = {mount.device for volume in self for mount in volume.mounts.mounts}
+        for name in devices.remove_unheld():
             if name not in known:
                 try:
-                    # OpenDevice for writing once: that this is closed says that nobody has it.
-                    self._files.on_last_close(nodes.path(name), partial(self._unknown_closed, name))
+                    # A device node is opened once: when this fd is closed, no process has it.
+                    self._files.on_last_close(devices.path(name), partial(self._unknown_closed, name))
                 except OSError as error:
                     log.warning(f"a device node of a former driver stays until the next start: {error}")
 
     def _unknown_closed(self, name: str) -> None:
-        """A device node of a former driver is closed, whose mount it did not record: it may be any that is not known better."""
-        self._workspace.nodes.remove(name)
+        """Remove a former driver's device node, which is closed now. It may belong to any mount that was adopted without a device."""
+        self._workspace.devices.remove(name)
         for volume in self:
-            if volume.mount_record is not None and volume.mount_record.node is None:
-                volume.look()
+            if any(mount.device is None for mount in volume.mounts.mounts):
+                volume.mounts.check()
 
     async def unpublish(self, target: str) -> None:
         """Unpublish; a target that is not known is cleared of what a former driver left. Raises VolumeError."""
@@ -175,10 +180,10 @@ class Volumes:
             volume.release()
 
     async def settle(self, limit: float) -> bool:
-        """Wait until no mount is being taken off; False where one still is after `limit` seconds."""
+        """Wait until nothing is mounted or detached any more; return False where something still is after `limit` seconds."""
         loop = asyncio.get_running_loop()
         end = loop.time() + limit
-        while any(volume.is_taking_off for volume in self):
+        while any(volume.mounts.is_changing for volume in self):
             if loop.time() >= end:
                 return False
             await asyncio.sleep(0.01)
@@ -195,7 +200,9 @@ class Volumes:
 
     def _new(self, publication: Publication, past: Past | None = None) -> Volume:
         policy = _policy(publication.read_only, publication.mount_flags, publication.mount_options)
-        return Volume(publication, policy, self._workspace, self._files, self._bounds, past, self._changed)
+        to = VolumeLog(publication.pod, publication.volume_id)
+        kernel = LinuxKernel(publication.paths, self._workspace, self._files, self._bounds, to.refusal)
+        return Volume(publication, policy, kernel, to, past, self._changed)
 
     def _changed(self, volume: Volume) -> None:
         # Not of one that is being published: a record of a volume that could not be published must not stay.
@@ -204,7 +211,7 @@ class Volumes:
 
     @staticmethod
     def _record_of(volume: Volume) -> Record:
-        return Record(volume.publication, volume.mount_record, volume.history.past)
+        return Record(volume.publication, volume.mounts.mounts, volume.mounts.past)
 
     def _save(self, volume: Volume) -> None:
         try:
@@ -228,7 +235,7 @@ class Volumes:
         try:
             cleared = self._clearing.get(target)
             if cleared is None:
-                record = fusemount.adopt_beneath(mounttable.mounts_at(target))
+                record = fusemount.adopted_beneath(mounttable.mounts_at(target))
                 cleared = Threads(1).finish(lambda: takeoff.remove_target(self._workspace, target, record))
                 self._clearing[target] = cleared
                 cleared.add_done_callback(lambda ended: self._end_clearing(target, ended))

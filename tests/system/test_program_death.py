@@ -125,6 +125,6 @@ def test_the_log_tells_of_the_death(node: Node, pod: Pod) -> None:
     mounted(volume, pod.fuse(volume), "content").kill("KILL")
     line = wait_until(
         "the log tells of it",
-        lambda: next((line for line in node.driver.log.splitlines() if "has gone" in line and volume.request.volume_id in line), None),
+        lambda: next((line for line in node.driver.log.splitlines() if "has ended" in line and volume.request.volume_id in line), None),
     )
     assert f"pod=default/pod-{pod.folder.uid[:8]}" in line

@@ -152,5 +152,5 @@ def test_a_program_that_is_killed_with_its_helper_at_any_moment_is_replaced(node
     new = node.driver.log[said:]
     # Before the mount and after it.
     assert "request refused: mount failed: the client has gone" in new
-    assert "the FUSE program has gone; its mount is taken off" in new
+    assert "the FUSE program has ended; its mount is detached" in new
     setup.serves(setup.start("serves"))
