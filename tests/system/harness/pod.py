@@ -143,7 +143,7 @@ class Node:
 
     def snapshot(self) -> Snapshot:
         return Snapshot(
-            mounts=_names(mount for mount in mounts.table() if not self.engine.owns(mount.path)),
+            mounts=_names(mount for mount in mounts.own() if not self.engine.owns(mount.path)),
             processes=frozenset(_processes(self.driver.own_processes())),
             fds=self.driver.fds(),
             state=self.driver.state(),
