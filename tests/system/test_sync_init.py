@@ -5,7 +5,6 @@ import time
 
 import pytest
 from harness.container import Background, Bind, Container
-from harness.events import wait_until
 from harness.kubelet import Published
 from harness.pod import Node, Pod
 from harness.programs import SOURCES
@@ -29,7 +28,7 @@ class Setup:
 
     def starts_and_says(self, how: str, word: str) -> Background:
         program = self.start(how)
-        wait_until(f"it says {word!r}", lambda: word in program.out or (not program.is_running and pytest.fail(program.err)))
+        program.wait_until_it_says(word)
         return program
 
     def serves(self, program: Background) -> None:
