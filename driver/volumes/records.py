@@ -1,13 +1,13 @@
-"""What survives the driver's process: one small file for each volume, so that the next driver takes it up again.
+"""Keeps one small file for each volume, from which the next driver restores it.
 
-The mounts themselves stay in the kernel. A record says what kernel and kubelet do not: what publish was asked for, and
-which device node belongs to the mount. It names device numbers, never mount ids or pids, which mean nothing to another
-process. The files lie on a tmpfs and end with the boot, as the mounts do, so nothing is synced; where the folder is on a
-disk, the boot's id tells that a record is of an earlier one.
+The mounts themselves stay in the kernel. A record has what neither the kernel nor kubelet reports: what publish was asked for, and
+which device node belongs to a mount. It names device numbers, never mount ids or pids, which mean nothing to another process. The
+files lie on a tmpfs and end with the boot, as the mounts do, so nothing is synced. Where the folder is on a disk, the boot's id
+tells records of an earlier boot.
 
-A folder that cannot be written, as on a disk that has failed or is full, keeps no volume from being served: what is
-recorded is taken up, and what changes is recorded when it can be. A record that cannot be deleted is of a target that is
-gone: the next driver deletes it, and the next volume at that target replaces it.
+A folder that cannot be written, for example because its disk is full, keeps no volume from being served. What is recorded is
+restored, and changes are recorded as soon as that works again. A record that cannot be deleted belongs to a target that is gone:
+the next driver deletes it, and the next volume at that target replaces it.
 """
 
 import fcntl
@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 from errno import EBUSY, ENOSPC
+from pathlib import Path
 
 from driver.observe.logs import log
 from driver.volumes import recordformat
@@ -22,26 +23,25 @@ from driver.volumes.recordformat import Record
 
 _SUFFIX = ".json"
 _NEW_SUFFIX = ".new"
-_PART = 1 << 16  # bytes of a record that are read at once, mostly all of them
 
 
 class Records:
-    """The folder of the records."""
+    """Writes and reads the records in one folder, of which one driver at a time is the owner."""
 
     def __init__(self, folder: str) -> None:
-        """Make the folder. Raises OSError where there is none, and none can be made."""
+        """Make the folder where it is missing. Raises OSError."""
         self._folder = folder
         self._lock = _open_folder(folder)
         self._is_owned = False
-        if not os.access(folder, os.W_OK):  # a read-only file system: root may write to all others
+        if not os.access(folder, os.W_OK):  # only a read-only file system stops root
             log.error(f"{folder} (--state-dir) cannot be written; a restart of the driver will not know what has changed")
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             self._boot_id = file.read().strip()
 
     def own(self) -> bool:
-        """Whether the folder is this driver's, from now on until its process ends. It is not while another driver has it.
+        """Become the folder's owner, until this process ends, and return whether that worked: another driver may be its owner.
 
-        Without it nothing is read, written or deleted; each call asks again, since that one may have ended.
+        Only the owner reads, writes and deletes. Each call tries again, since the other driver may have ended.
         """
         if not self._is_owned:
             try:
@@ -54,7 +54,7 @@ class Records:
     def save(self, record: Record) -> bool:
         """Write a record, whole or not at all. Raises OSError, also where another driver has the folder.
 
-        False where somebody had removed the folder: it is made again, and the record is the only one in it.
+        Return False where somebody had removed the folder: it is made again, and this record is the only one in it.
         """
         try:
             self._save(record)
@@ -82,7 +82,7 @@ class Records:
                 raise OSError(ENOSPC, os.strerror(ENOSPC), path)
             os.rename(new, path)
         except OSError:
-            _unlink(new)  # what room there is, others need
+            _unlink(new)  # other records need the room
             raise
 
     def delete(self, target_path: str) -> None:
@@ -93,11 +93,11 @@ class Records:
         try:
             os.unlink(path)
         except OSError:
-            if os.path.lexists(path):  # where nothing can be deleted, that is said of what is not there, too
+            if os.path.lexists(path):  # a read-only file system refuses to delete what is not there, too
                 raise
 
     def load(self) -> list[Record]:
-        """All records of this boot. A broken one is left out, told in the log, and costs no other volume."""
+        """Return all records of this boot. A broken record is logged and left out; the other volumes are restored."""
         found: list[Record] = []
         if not self.own():
             return found
@@ -110,10 +110,10 @@ class Records:
             path = f"{self._folder}/{name}"
             try:
                 if name.endswith(_NEW_SUFFIX):
-                    _unlink(path)  # half written by a driver that was killed
+                    _unlink(path)  # a killed driver has written half of it
                 if not name.endswith(_SUFFIX):
                     continue
-                content = json.loads(_read(path).decode("ascii"))
+                content = json.loads(Path(path).read_text("ascii"))
                 if content["bootId"] != self._boot_id:
                     _unlink(path)
                     continue
@@ -122,7 +122,7 @@ class Records:
                     # A copy, or one that somebody has changed: it would never be written or deleted again.
                     raise ValueError("its target is not the one that it is named after")
                 found.append(record)
-            except Exception as error:  # whatever it is, it must not cost the others
+            except Exception as error:  # a broken record must not keep the other volumes from being restored
                 log.error(f"the record {path} cannot be read ({error!r}); its volume is known again when kubelet publishes it")
         return found
 
@@ -132,26 +132,14 @@ class Records:
 
 
 def _open_folder(path: str) -> int:
-    """An fd of the folder, to lock; it is made where it is missing. Raises OSError."""
+    """Make the folder where it is missing, and return an fd of it, to lock. Raises OSError."""
     os.makedirs(path, mode=0o700, exist_ok=True)
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _unlink(path: str) -> None:
-    """Remove what counts for nothing, where that can be done."""
+    """Remove a file that no driver reads, if that works."""
     try:
         os.unlink(path)
     except OSError:
         pass
-
-
-def _read(path: str) -> bytes:
-    """A whole file; open() would make three objects for each of many records."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        parts = []
-        while part := os.read(fd, _PART):
-            parts.append(part)
-        return b"".join(parts)
-    finally:
-        os.close(fd)

@@ -38,7 +38,7 @@ def test_a_volume_that_is_mounted_and_answers_is_normal() -> None:
 
 @pytest.mark.parametrize(
     ("end", "words"),
-    [(None, "no FUSE program has mounted it yet"), (End.DIED, "gone without unmounting"), (End.ASKED, "it was unmounted")],
+    [(None, "no FUSE program has mounted it yet"), (End.DIED, "ended without unmounting"), (End.ASKED, "it was unmounted")],
 )
 def test_a_volume_that_waits_is_abnormal_and_says_for_what(end: End | None, words: str) -> None:
     is_abnormal, text = say(State.WAITING, Past(THEN, 3, end))
