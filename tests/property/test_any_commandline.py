@@ -27,9 +27,11 @@ class Option(ctypes.Structure):
 
 
 LIBC = ctypes.CDLL(None)
-OPTIONS = [(name, takes_argument, letter) for name, (letter, takes_argument) in commandline._LONG.items()]
-TABLE = (Option * (len(OPTIONS) + 1))(*(Option(name.encode(), int(takes), None, ord(letter)) for name, takes, letter in OPTIONS), Option())
-SHORT = "".join(letter + ":" * takes for letter, takes in commandline._SHORT.items()).encode()
+LETTERS = {name: letter for letter, name in commandline._SHORT.items()} | {"sync-init": "S", "comm-fd": "c"}
+TABLE = (Option * (len(commandline._LONG) + 1))(
+    *(Option(name.encode(), int(takes), None, ord(LETTERS[name])) for name, takes in commandline._LONG.items()), Option()
+)
+SHORT = "".join(letter + ":" * commandline._LONG[name] for letter, name in commandline._SHORT.items()).encode()
 
 
 def with_getopt_long(words: list[str]) -> Iterator[tuple[str, str]]:

@@ -82,7 +82,7 @@ def test_fds_that_a_process_may_not_have_are_told_from_a_long_message(pair: Pair
     ours, theirs = pair
     with open("/dev/null") as null, nothing_leaked():
         send(ours, b"data", [null.fileno()] * sent)
-        with no_more_fds(), pytest.raises(fdpass.NotLetIn):
+        with no_more_fds(), pytest.raises(fdpass.FdsNotReceived):
             fdpass.receive_with_fds(theirs, 100, 2)
 
 
