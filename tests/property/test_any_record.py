@@ -33,7 +33,7 @@ def test_any_record_comes_back_as_it_was(publication: Publication, mount: FuseMo
 
 
 @given(st.binary() | values.map(json.dumps).map(str.encode), publications, st.none() | mounts, st.dictionaries(texts, values))
-def test_any_broken_record_costs_no_other_one(
+def test_a_broken_record_does_not_affect_the_others(
     broken: bytes, publication: Publication, mount: FuseMount | None, change: dict[str, object]
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
