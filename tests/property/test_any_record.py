@@ -39,7 +39,7 @@ def test_any_record_comes_back_as_it_was(publication: Publication, mounts: tuple
     st.lists(mounts, max_size=3).map(tuple),
     st.dictionaries(texts, values),
 )
-def test_any_broken_record_costs_no_other_one(
+def test_a_broken_record_does_not_affect_the_others(
     broken: bytes, publication: Publication, mounts: tuple[FuseMount, ...], change: dict[str, object]
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
