@@ -153,7 +153,7 @@ def test_a_user_without_rights_mounts_and_the_library_unmounts(pod: Pod, command
 
 
 @pytest.mark.parametrize("command", ["mount", "mount2", "mount --daemon"])
-def test_rclone_wants_to_be_told_that_the_volumes_path_is_a_mount(pod: Pod, command: str) -> None:
+def test_rclone_needs_an_option_at_the_volumes_own_path(pod: Pod, command: str) -> None:
     """The placeholder: rclone asks the mount table first. The table in docs/compatibility.md says what to give it."""
     volume = pod.publish()
     result = pod.fuse(volume).run(f"mkdir /source && touch /config && rclone --config /config {command} :local:/source /data")

@@ -38,7 +38,7 @@ def test_a_killed_programs_mount_is_taken_off(privileged: Container) -> None:
         gone(privileged, helper)
 
 
-def test_so_it_is_when_its_whole_process_group_is_killed(privileged: Container) -> None:
+def test_a_killed_process_groups_mount_is_taken_off(privileged: Container) -> None:
     """As a terminal does it: the helper has a session of its own, and takes no signal but SIGKILL."""
     program, helper = mounted(privileged, f"setsid python3 {PROGRAMS}/direct_mount.py /mnt/volume")
     privileged.wait_for(f"test $(ps -o sid= -p {helper}) = {helper}")
@@ -48,7 +48,7 @@ def test_so_it_is_when_its_whole_process_group_is_killed(privileged: Container) 
     gone(privileged, helper)
 
 
-def test_after_an_orderly_end_the_helper_ends_and_says_nothing(privileged: Container) -> None:
+def test_after_an_orderly_end_the_helper_ends_and_prints_nothing(privileged: Container) -> None:
     program, helper = mounted(privileged)
     privileged.check("umount /mnt/volume")
     assert program.wait() == 0
@@ -70,7 +70,7 @@ def test_a_mount_that_another_program_serves_by_then_stays(privileged: Container
     assert other.wait() == 0
 
 
-def test_without_the_capability_it_says_nothing_and_ends(privileged: Container) -> None:
+def test_without_the_capability_the_helper_prints_nothing_and_ends(privileged: Container) -> None:
     """Nobody listens any more."""
     program, helper = mounted(
         privileged, f"python3 {PROGRAMS}/direct_mount.py /mnt/volume setpriv --bounding-set=-sys_admin --inh-caps=-all"
@@ -90,7 +90,7 @@ def test_a_child_keeps_the_fd_a_moment_longer_than_the_socket(privileged: Contai
         gone(privileged, helper)
 
 
-def test_nobody_waits_for_the_end_of_its_output(privileged: Container) -> None:
+def test_the_helper_does_not_keep_the_programs_output_open(privileged: Container) -> None:
     """A shell that captures a daemon's output would wait as long as the mount lives; and it holds no /dev/fuse."""
     program, helper = mounted(privileged)
     privileged.wait_for(f"test $(ps -o sid= -p {helper}) = {helper}")

@@ -199,7 +199,7 @@ def test_the_end_of_a_mount_that_was_never_recorded_is_noticed_at_once(node: Nod
     assert application.check("ls -A /data") == ""
 
 
-def test_what_somebody_has_left_in_its_folder_is_told_and_stays(node: Node) -> None:
+def test_what_somebody_has_left_in_the_drivers_folder_is_reported_and_stays(node: Node) -> None:
     driver = node.driver
     driver.stop()
     said = len(driver.log)

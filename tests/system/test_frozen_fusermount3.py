@@ -33,7 +33,7 @@ def test_any_user_may_read_and_nobody_may_write() -> None:
         assert mode == (0o755 if executable else 0o644), path
 
 
-def test_names_no_place_of_the_build() -> None:
+def test_the_files_name_no_path_of_the_build() -> None:
     # Those of the checkout, and not the checkout itself: that may be called /src, as other people's places of building are.
     places = [os.fsencode(DIST.parent / name) for name in ("dist", "fusermount3_proxy", "packaging", ".venv")]
     for path in [*(TREE).rglob("*"), *(DIST / name for name in PROGRAMS)]:

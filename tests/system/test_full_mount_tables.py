@@ -63,7 +63,7 @@ def knows(volume: Published) -> None:
     wait_until("the driver calls it waiting", lambda: volume.condition.startswith("waiting since"), 2)
 
 
-def test_the_drivers_own(node: Node, fleet: Fleet) -> None:
+def test_the_mount_table_of_the_driver_is_full(node: Node, fleet: Fleet) -> None:
     """Whatever takes a mount off, an application that has bound it does not keep its program alive."""
     dying, asked, unpublished = volumes = [node.pod().publish() for _ in range(3)]
     programs = [serving(fleet, volume, "first") for volume in volumes]
@@ -83,7 +83,7 @@ def test_the_drivers_own(node: Node, fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("how", ["unpublish", "unmount", "death"])
-def test_a_pods_own(node: Node, fleet: Fleet, how: str) -> None:
+def test_the_mount_table_of_a_pod_is_full(node: Node, fleet: Fleet, how: str) -> None:
     volume = node.pod().publish()
     program = serving(fleet, volume, "first")
     said = len(node.driver.log)

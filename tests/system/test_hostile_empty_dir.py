@@ -86,7 +86,7 @@ def racing(how: str, directory: Path, outside: Path) -> Iterator[subprocess.Pope
 
 
 @pytest.mark.parametrize("how", ["links", "exchange", "remove"])
-def test_a_race_for_the_names_in_it(node: Node, pod: Pod, outside: Outside, how: str) -> None:
+def test_a_race_for_the_names_in_the_empty_dir(node: Node, pod: Pod, outside: Outside, how: str) -> None:
     directory = pod.folder.empty_dir()
     published = 0
     with racing(how, directory, outside.folder):
@@ -107,7 +107,7 @@ def test_a_race_for_the_names_in_it(node: Node, pod: Pod, outside: Outside, how:
     mount_and_end(volume)
 
 
-def test_a_race_for_the_directory_itself(node: Node, pod: Pod, free_outside: Outside) -> None:
+def test_a_race_for_the_empty_dir_itself(node: Node, pod: Pod, free_outside: Outside) -> None:
     """No container can do that, whose emptyDir it is; the driver does not count on it."""
     directory = pod.folder.empty_dir()
     with racing("directory", directory, free_outside.folder):
@@ -169,7 +169,7 @@ def test_what_is_there_already_is_neither_followed_nor_opened(pod: Pod, outside:
     path.rmdir() if kind == "directory" else path.unlink()
 
 
-def test_a_directory_that_cannot_be_written_is_told(pod: Pod) -> None:
+def test_an_empty_dir_that_cannot_be_written_is_reported(pod: Pod) -> None:
     directory = pod.folder.empty_dir()
     mounts.mount("--bind", "-o", "ro", directory, directory)
     try:
@@ -181,7 +181,7 @@ def test_a_directory_that_cannot_be_written_is_told(pod: Pod) -> None:
     mount_and_end(pod.publish())
 
 
-def test_something_is_mounted_over_it_after_publish(pod: Pod) -> None:
+def test_something_is_mounted_over_the_empty_dir_after_publish(pod: Pod) -> None:
     """kubelet does so with a memory emptyDir, and unmounts it when unpublish has answered."""
     volume = pod.publish()
     directory = volume.socket.parent
@@ -197,7 +197,7 @@ def test_something_is_mounted_over_it_after_publish(pod: Pod) -> None:
     clear(directory)
 
 
-def test_it_is_replaced_after_publish(pod: Pod, free_outside: Outside) -> None:
+def test_the_empty_dir_is_replaced_after_publish(pod: Pod, free_outside: Outside) -> None:
     volume = pod.publish()
     directory = volume.socket.parent
     former = directory.rename(directory.with_name("former.other"))

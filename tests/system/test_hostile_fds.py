@@ -60,7 +60,7 @@ def of_every_kind(stack: ExitStack, volume: Published) -> dict[str, int]:
     return {**opened, "epoll": epoll.fileno(), "cycle": pair[1].fileno(), "the driver's own": own.fileno()}
 
 
-def test_every_kind_before_with_and_after_the_request(node: Node, pod: Pod) -> None:
+def test_fds_of_every_kind_before_with_and_after_the_request(node: Node, pod: Pod) -> None:
     volume = pod.publish()
     mount_and_end(volume)
     before = numbers(node)
@@ -131,7 +131,7 @@ def linger(node: Node) -> Iterator[Callable[[Published, str, int], None]]:
 
 
 @pytest.mark.parametrize("suffix", ["", ".v1"])
-def test_lingering_tcp_sockets_hold_neither_the_driver_nor_the_volume(
+def test_lingering_tcp_sockets_block_neither_the_driver_nor_the_volume(
     node: Node, pod: Pod, linger: Callable[[Published, str, int], None], suffix: str
 ) -> None:
     """More of them than there are threads to drop them."""
@@ -146,7 +146,7 @@ def test_lingering_tcp_sockets_hold_neither_the_driver_nor_the_volume(
     serves_again(volume)
 
 
-def test_lingering_tcp_sockets_do_not_hold_unpublish(node: Node, pod: Pod, linger: Callable[[Published, str, int], None]) -> None:
+def test_lingering_tcp_sockets_do_not_delay_unpublish(node: Node, pod: Pod, linger: Callable[[Published, str, int], None]) -> None:
     before = numbers(node)
     volume = pod.publish()
     linger(volume, "", 24)
@@ -158,7 +158,7 @@ def test_lingering_tcp_sockets_do_not_hold_unpublish(node: Node, pod: Pod, linge
     recovers(node, before)
 
 
-def test_lingering_tcp_sockets_do_not_hold_the_drivers_end(node: Node, pod: Pod, linger: Callable[[Published, str, int], None]) -> None:
+def test_lingering_tcp_sockets_do_not_delay_the_drivers_end(node: Node, pod: Pod, linger: Callable[[Published, str, int], None]) -> None:
     """An upgrade waits for it, and every other pod's clients meanwhile."""
     volume = pod.publish()
     linger(volume, ".v1", 40)
@@ -169,7 +169,7 @@ def test_lingering_tcp_sockets_do_not_hold_the_drivers_end(node: Node, pod: Pod,
     serves_again(volume)
 
 
-def test_a_pod_that_removes_its_sockets_again_and_again_has_no_more_threads_by_that(
+def test_a_pod_that_removes_its_sockets_again_and_again_gets_no_more_threads(
     node: Node, pod: Pod, linger: Callable[[Published, str, int], None]
 ) -> None:
     volume = pod.publish()
@@ -270,7 +270,7 @@ def test_files_of_a_program_that_takes_no_data_end_with_its_volume(node: Node, p
     serves_again(volume)
 
 
-def test_files_of_a_program_that_takes_no_data_hold_the_drivers_end_no_longer_than_the_program_lives(node: Node, pod: Pod) -> None:
+def test_files_of_a_program_that_takes_no_data_delay_the_drivers_end_until_the_program_dies(node: Node, pod: Pod) -> None:
     """The kernel lets nobody end who waits for them, the driver neither. kubelet kills a pod's programs before all else."""
     volume = pod.publish()
     unwritten = Unwritten(node, pod)

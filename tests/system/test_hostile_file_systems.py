@@ -57,7 +57,7 @@ SERVERS = [
 
 
 @pytest.mark.parametrize("how", SERVERS)
-def test_a_hostile_server_keeps_nobody(node: Node, pod: Pod, how: str) -> None:
+def test_a_hostile_server_blocks_nobody(node: Node, pod: Pod, how: str) -> None:
     other = node.pod().publish()
     before = numbers(node)
     served = Served(pod, how)
@@ -80,7 +80,7 @@ def test_a_hostile_server_keeps_nobody(node: Node, pod: Pod, how: str) -> None:
     recovers(node, before)
 
 
-def test_one_that_says_that_it_is_not_connected_is_not_called_gone(node: Node, pod: Pod) -> None:
+def test_a_server_that_answers_enotconn_is_not_taken_for_dead(node: Node, pod: Pod) -> None:
     """As a program of a network file system may, whose server is gone."""
     served = Served(pod, "statfs-enotconn")
     assert "but the FUSE program answers that it is not connected" in stats(node, served.volume).volume_condition.message
@@ -97,7 +97,7 @@ def ask_for_root(served: Served) -> None:
 
 
 @pytest.mark.parametrize("how", BAD_ROOTS)
-def test_a_root_that_is_none_is_unmounted_and_unpublished(node: Node, pod: Pod, how: str) -> None:
+def test_a_root_that_is_no_directory_is_unmounted_and_unpublished(node: Node, pod: Pod, how: str) -> None:
     served = Served(pod, how)
     ask_for_root(served)
     served.volume.republish()
@@ -112,7 +112,7 @@ def test_a_root_that_is_none_is_unmounted_and_unpublished(node: Node, pod: Pod, 
 
 
 @pytest.mark.parametrize("how", BAD_ROOTS)
-def test_a_root_that_is_none_goes_with_its_program(pod: Pod, how: str) -> None:
+def test_a_root_that_is_no_directory_is_detached_when_its_program_dies(pod: Pod, how: str) -> None:
     served = Served(pod, how)
     ask_for_root(served)
     served.program.kill("KILL")
@@ -137,7 +137,7 @@ def test_the_driver_can_be_replaced_whatever_a_server_does(node: Node, pod: Pod,
     served.volume.unpublish()
 
 
-def test_a_process_that_is_left_behind_keeps_nothing_of_the_drivers(node: Node, pod: Pod) -> None:
+def test_a_process_that_is_left_behind_holds_nothing_of_the_drivers(node: Node, pod: Pod) -> None:
     """With the driver's output it would keep its container: the engine says that it runs as long as somebody could write."""
     served = Served(pod, "never-anything")
     stats(node, served.volume)
@@ -162,7 +162,7 @@ def test_a_process_that_is_left_behind_keeps_nothing_of_the_drivers(node: Node, 
         served.volume.unpublish()
 
 
-def test_one_that_takes_its_lock_off_is_not_taken_for_dead(node: Node, pod: Pod) -> None:
+def test_a_program_that_removes_its_lock_is_not_taken_for_dead(node: Node, pod: Pod) -> None:
     served = Served(pod, "unlocks")
     for _ in range(3):
         served.volume.republish()
@@ -172,14 +172,14 @@ def test_one_that_takes_its_lock_off_is_not_taken_for_dead(node: Node, pod: Pod)
     assert served.program.is_running
 
 
-def test_one_that_takes_its_lock_off_and_dies_is_noticed(pod: Pod) -> None:
+def test_a_program_that_removes_its_lock_and_dies_is_noticed(pod: Pod) -> None:
     served = Served(pod, "unlocks-and-dies")
     served.volume.wait_waiting()
     served.start("never-getattr")
     served.volume.unpublish()
 
 
-def test_a_clone_of_the_fd_is_no_way_to_look_dead_or_to_stay(pod: Pod) -> None:
+def test_a_cloned_fd_neither_fakes_a_death_nor_hides_one(pod: Pod) -> None:
     """FUSE_DEV_IOC_CLONE: the connection lives as long as the clone does, whatever has become of the first fd."""
     volume = pod.publish()
     fd = mount(volume)
@@ -205,7 +205,7 @@ def request_mount(volume: Published) -> bool:
 
 
 @pytest.mark.parametrize("how", ["child-keeps", "exits-group"])
-def test_whoever_keeps_the_fd_keeps_the_mount_until_unpublish(node: Node, pod: Pod, how: str) -> None:
+def test_a_process_that_keeps_the_fd_keeps_the_mount_until_unpublish(node: Node, pod: Pod, how: str) -> None:
     served = Served(pod, how)
     volume = served.volume
     volume.republish()
@@ -214,7 +214,7 @@ def test_whoever_keeps_the_fd_keeps_the_mount_until_unpublish(node: Node, pod: P
     volume.unpublish()
 
 
-def test_an_fd_in_the_hands_of_another_pod_ends_with_the_volume(pod: Pod) -> None:
+def test_an_fd_held_by_another_pod_ends_with_the_volume(pod: Pod) -> None:
     """The test holds it, which is in no container of the pod."""
     volume = pod.publish()
     fd = mount(volume)

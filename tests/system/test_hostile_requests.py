@@ -150,7 +150,7 @@ def test_unmounting_what_is_not_mounted(node: Node, setup: Setup) -> None:
         assert answer(connection)["errno"] == 22
 
 
-def test_a_client_that_sends_nothing_is_let_go(node: Node, setup: Setup) -> None:
+def test_a_client_that_sends_nothing_is_disconnected(node: Node, setup: Setup) -> None:
     with setup.connect() as connection:
         assert connection.recv(1) == b""
         idle = [setup.connect() for _ in range(AT_ONCE)]
@@ -163,7 +163,7 @@ def test_a_client_that_sends_nothing_is_let_go(node: Node, setup: Setup) -> None
 
 
 @pytest.mark.parametrize("suffix", ["", ".v1"])
-def test_a_client_that_goes_before_its_answer(node: Node, pod: Pod, suffix: str) -> None:
+def test_a_client_that_leaves_before_its_answer(node: Node, pod: Pod, suffix: str) -> None:
     volume = pod.publish()  # of its own: of a volume that said much already the log says no more
     said = len(node.driver.log)
     for _ in range(5):

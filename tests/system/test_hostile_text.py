@@ -33,7 +33,7 @@ ATTACKS = [
 
 
 @pytest.mark.parametrize("options", ATTACKS, ids=lambda text: repr(text[:30]))
-def test_options_reach_the_kernel_in_no_other_form_than_the_drivers(node: Node, pod: Pod, options: str) -> None:
+def test_a_programs_options_inject_nothing_into_the_mount_data(node: Node, pod: Pod, options: str) -> None:
     volume = pod.publish()
     answer, fds = ask(volume, options)
     try:
@@ -82,7 +82,7 @@ def test_a_source_forges_no_line_of_the_mount_table_or_the_log(node: Node, pod: 
 @pytest.mark.parametrize(
     "text", ["fd=0", "ro\0suid", "a\nb", "user_id=0", "context=x", "max_read=1\\,fd=0", "x" * 4000, "\ud7ff\U0010ffff"]
 )
-def test_the_volumes_own_options_are_no_way_either(node: Node, pod: Pod, where: str, text: str) -> None:
+def test_a_volumes_options_inject_nothing_into_the_mount_data(node: Node, pod: Pod, where: str, text: str) -> None:
     pod.folder.empty_dir()
     asked = {"attributes": {"mountOptions": text}} if where == "mountOptions" else {"mount_flags": (text,)}
     volume = pod.publish(**asked)
@@ -154,7 +154,7 @@ def test_a_target_outside_the_pods_folder_is_not_unpublished_either(node: Node, 
         pod.folder.publish(asked)
 
 
-def test_what_many_volumes_are_warned_of_does_not_keep_status_from_answering(node: Node, pod: Pod) -> None:
+def test_warnings_of_many_volumes_do_not_keep_status_from_answering(node: Node, pod: Pod) -> None:
     """It is what says whether the driver's pod is ready, and gRPC takes four mebibytes at the most."""
     pod.folder.empty_dir()
     options = ",".join(["\U000e0001" * 400] * 10)

@@ -132,7 +132,7 @@ class Other:
 
 
 @kinds
-def test_it_is_asked_and_unpublished(node: Node, pod: Pod, make: Callable[[Pod], Hung]) -> None:
+def test_a_hung_volume_is_asked_and_unpublished(node: Node, pod: Pod, make: Callable[[Pod], Hung]) -> None:
     other = Other(node)
     other.works()
     before = numbers(node)
@@ -162,7 +162,7 @@ def test_it_is_asked_and_unpublished(node: Node, pod: Pod, make: Callable[[Pod],
 
 @kinds
 @pytest.mark.parametrize("options", ["", "-z"], ids=["plain", "lazy"])
-def test_it_is_unmounted_and_another_one_mounts(node: Node, pod: Pod, make: Callable[[Pod], Hung], options: str) -> None:
+def test_a_hung_volume_is_unmounted_and_another_program_mounts(node: Node, pod: Pod, make: Callable[[Pod], Hung], options: str) -> None:
     hung = make(pod)
     with within(WAITS_FOR_NOBODY, "fusermount3 -u"):
         assert hung.fuse.run(f"fusermount3 -u {options} /data").code == 0
@@ -175,7 +175,7 @@ def test_it_is_unmounted_and_another_one_mounts(node: Node, pod: Pod, make: Call
     assert not node.driver.waits_for_a_fuse_program()
 
 
-def test_a_plain_unmount_of_one_that_applications_wait_for_is_refused(pod: Pod) -> None:
+def test_a_plain_unmount_is_refused_while_applications_wait(pod: Pod) -> None:
     """As umount(8) refuses it. A lazy one frees them."""
     volume = pod.publish()
     application = pod.application(volume)
@@ -198,7 +198,7 @@ def test_a_plain_unmount_of_one_that_applications_wait_for_is_refused(pod: Pod) 
     program.wait()
 
 
-def test_many_at_once_cost_a_bounded_number_of_threads(node: Node) -> None:
+def test_many_hung_volumes_cost_a_bounded_number_of_threads(node: Node) -> None:
     before = numbers(node)
     pods = [node.pod() for _ in range(8)]
     hung = [stopped(pod) for pod in pods]
@@ -215,7 +215,7 @@ def test_many_at_once_cost_a_bounded_number_of_threads(node: Node) -> None:
     recovers(node, before)
 
 
-def test_many_of_one_pod_share_a_few_processes(node: Node, pod: Pod) -> None:
+def test_hung_programs_of_one_pod_share_a_few_processes(node: Node, pod: Pod) -> None:
     """Each has memory of its own, and a pod may have any number of volumes."""
     before = numbers(node)
     count = PROCESSES_OF_A_POD + 2
@@ -262,7 +262,7 @@ def never_answering(volumes: list[Published]) -> Iterator[list[Published]]:
             program.kill()
 
 
-def test_many_of_many_pods_share_some_processes(node: Node) -> None:
+def test_hung_programs_of_many_pods_share_some_processes(node: Node) -> None:
     """A server that many pods use is gone. The driver keeps to its memory, does all but ask, and notices who dies."""
     other = Other(node)
     other.works()
@@ -310,7 +310,7 @@ def test_the_driver_is_ready_and_status_answers_in_time_however_many_hang(node: 
     recovers(node, before)
 
 
-def test_looks_at_mounts_without_a_lock_leave_room_for_others(node: Node) -> None:
+def test_checks_of_mounts_without_a_lock_leave_room_for_others(node: Node) -> None:
     """As of mounts that another driver made: nothing says that their programs live, and they are looked at all the time."""
     before = numbers(node)
     with many_that_never_answer(node, PROCESSES_FOR_CHECKS_WITHOUT_LOCK + 8) as volumes:
@@ -330,7 +330,7 @@ def test_looks_at_mounts_without_a_lock_leave_room_for_others(node: Node) -> Non
     recovers(node, before)
 
 
-def test_without_a_process_to_ask_in_it_is_said_that_nobody_was_asked(node: Node, pod: Pod) -> None:
+def test_without_a_process_the_condition_says_that_nobody_was_asked(node: Node, pod: Pod) -> None:
     """The node is out of memory, or the like: nothing is known of the program."""
     volume = pod.publish()
     fd = mount(volume)

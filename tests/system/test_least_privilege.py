@@ -25,7 +25,7 @@ def check(has: dict[str, str]) -> None:
     assert has["NoNewPrivs"] == "1"
 
 
-def test_every_thread_has_the_capabilities_that_are_used_and_no_way_to_others(node: Node, pod: Pod) -> None:
+def test_every_thread_has_only_the_capabilities_that_the_driver_uses(node: Node, pod: Pod) -> None:
     os.close(mount(pod.publish()))
     seen = set()
     for process in node.driver.own_processes():
@@ -54,7 +54,7 @@ def test_nothing_is_opened_on_the_network(node: Node, pod: Pod) -> None:
     assert inodes <= unix, "a socket that is no Unix socket"
 
 
-def test_what_it_makes_is_its_own(node: Node, pod: Pod) -> None:
+def test_what_the_driver_makes_is_for_root_alone(node: Node, pod: Pod) -> None:
     """Whatever stands there is for root alone, but for what pods use."""
     volume = pod.publish()
     fd = mount(volume)

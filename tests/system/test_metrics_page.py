@@ -143,7 +143,7 @@ def test_pods_make_no_series_of_their_own(node: Node) -> None:
     assert set(metrics(node)) == before
 
 
-def test_who_reads_slowly_holds_up_nobody(node: Node, pod: Pod) -> None:
+def test_a_slow_reader_delays_nobody(node: Node, pod: Pod) -> None:
     volume = pod.publish()
     host, port = url(node).split("/")[2].rsplit(":", 1)
     slow = [socket.create_connection((host, int(port))) for _ in range(SCRAPES_AT_ONCE)]
@@ -205,6 +205,6 @@ def test_nothing_is_opened_on_the_network_unless_it_is_asked_for(without_metrics
     assert network_sockets(node.driver.pid) == []
 
 
-def test_what_is_asked_for_is_all_that_is_opened(node: Node) -> None:
+def test_only_the_address_that_was_asked_for_is_opened(node: Node) -> None:
     metrics(node)
     wait_until("that alone is open", lambda: len(network_sockets(node.driver.pid)) == 1)

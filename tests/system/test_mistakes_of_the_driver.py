@@ -38,7 +38,7 @@ broken_at = pytest.mark.parametrize("broken", PLACES, indirect=True)
 
 
 @broken_at
-def test_while_it_mounts(broken: Node) -> None:
+def test_a_mistake_in_a_mount(broken: Node) -> None:
     volume = broken.pod().publish()
     before, fds = hostile.numbers(broken), broken.driver.fds()
     said = len(broken.driver.log)
@@ -53,7 +53,7 @@ def test_while_it_mounts(broken: Node) -> None:
 
 
 @broken_at
-def test_while_it_mounts_for_a_program_that_answers_init_first(broken: Node) -> None:
+def test_a_mistake_in_a_mount_with_synchronous_init(broken: Node) -> None:
     volume = broken.pod().publish()
     before, fds = hostile.numbers(broken), broken.driver.fds()
     said = len(broken.driver.log)

@@ -42,7 +42,7 @@ def test_an_original_client_mounts_with_our_driver(pod: Pod, binds: list[Bind]) 
     assert application.check("cat /data/hello") == "Hello World!\n"
 
 
-def test_an_original_client_that_is_refused_is_told_by_a_close(node: Node, pod: Pod, binds: list[Bind]) -> None:
+def test_an_original_client_that_is_refused_sees_a_close(node: Node, pod: Pod, binds: list[Bind]) -> None:
     volume = pod.publish()
     fuse = pod.fuse(volume, binds=binds)
     volume.wait_mounted(fuse.start(f"{HELLO} -f /data"))
@@ -108,7 +108,7 @@ def test_our_fusermount3_with_an_original_driver(pod: Pod, original_driver: Orig
     assert program.is_running
 
 
-def test_unmounting_with_an_original_driver_is_told_to_be_impossible(pod: Pod, original_driver: OriginalDriver, binds: list[Bind]) -> None:
+def test_unmounting_with_an_original_driver_is_reported_as_impossible(pod: Pod, original_driver: OriginalDriver, binds: list[Bind]) -> None:
     fuse, application = containers(pod, original_driver, binds)
     result = fuse.run("fusermount3 -u /data")
     assert result.code == 1

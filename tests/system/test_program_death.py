@@ -72,7 +72,7 @@ def test_a_process_that_keeps_the_file_descriptor_keeps_the_file_system(pod: Pod
     volume.wait_waiting()
 
 
-def test_it_is_noticed_and_others_mount_where_the_drivers_device_nodes_were_removed(node: Node, pod: Pod) -> None:
+def test_a_death_is_noticed_although_the_device_nodes_were_removed(node: Node, pod: Pod) -> None:
     """By somebody who clears folders."""
     volume, other = pod.publish(), node.pod()
     application = pod.application(volume)
@@ -88,7 +88,7 @@ def test_it_is_noticed_and_others_mount_where_the_drivers_device_nodes_were_remo
     assert application.check("cat /data/file") == "second\n"
 
 
-def test_its_mount_goes_at_once(pod: Pod) -> None:
+def test_a_dead_mount_is_detached_at_once(pod: Pod) -> None:
     """Who restarts it at once must not find its dead mount, which libfuse could not even open (ENOTCONN).
 
     On an idle machine 99 of 100 mounts are off within 5 ms, and all within 10. Here is ten times that, for a busy one.

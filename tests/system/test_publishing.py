@@ -186,7 +186,7 @@ def test_a_target_that_cannot_be_made_is_named_once(pod: Pod) -> None:
     target.parent.unlink()
 
 
-def test_the_same_again_changes_nothing(pod: Pod) -> None:
+def test_a_repeated_publish_changes_nothing(pod: Pod) -> None:
     volume = pod.publish()
     sockets = os.stat(volume.socket), os.stat(volume.socket.with_name(f"{SOCKET}.v1"))
     before = volume.mounts
@@ -241,7 +241,7 @@ def other_socket(request: Request) -> None:
 
 
 @pytest.mark.parametrize("change", [other_id, other_mode, other_flags, other_options, other_socket])
-def test_the_same_target_with_another_request(pod: Pod, change: Callable[[Request], None]) -> None:
+def test_another_publish_at_the_same_target_is_refused(pod: Pod, change: Callable[[Request], None]) -> None:
     volume = pod.publish()
     before = volume.mounts
     request = pod.folder.request()

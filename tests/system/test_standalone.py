@@ -198,7 +198,7 @@ def test_nobody_but_root_reaches_the_sockets_on_the_host(node: Node) -> None:
 
 
 @pytest.mark.parametrize("command", [("status",), ("volume", "list")])
-def test_whoever_looks_at_the_volumes_has_them_looked_after(node: Node, pod: Pod, command: tuple[str, ...]) -> None:
+def test_a_command_that_shows_the_volumes_repairs_them(node: Node, pod: Pod, command: tuple[str, ...]) -> None:
     """Nobody publishes them anew."""
     volume = Volume(node, pod, "looked-after")
     for socket in volume.sockets.iterdir():

@@ -32,7 +32,7 @@ def state(module_node: Node) -> Iterator[Path]:
     folder.rmdir()
 
 
-def test_one_that_has_become_read_only(module_node: Node, state: Path) -> None:
+def test_the_folder_becomes_read_only(module_node: Node, state: Path) -> None:
     """As disks do after an error. No pod is kept by that, and no driver from starting."""
     ends, stays = (module_node.pod().publish() for _ in range(2))
     mounts.mount("-o", "remount,ro", state)
@@ -60,7 +60,7 @@ def test_one_that_has_become_read_only(module_node: Node, state: Path) -> None:
     assert os.listdir(state) == []
 
 
-def test_one_that_has_room_again(module_node: Node, state: Path) -> None:
+def test_the_folder_has_room_again(module_node: Node, state: Path) -> None:
     """What could not be recorded is, at kubelet's next republish."""
     mounts.mount("-o", "remount,nr_inodes=2", state)
     first, second = (module_node.pod().publish() for _ in range(2))
@@ -94,7 +94,7 @@ def test_a_record_in_it_that_no_driver_wrote_costs_no_other_volume(module_node: 
 
 
 @pytest.mark.parametrize("root", ["pods", "volumes"])
-def test_a_record_of_a_target_elsewhere_is_not_taken_up_and_stays(module_node: Node, state: Path, tmp_path: Path, root: str) -> None:
+def test_a_record_of_a_target_elsewhere_is_not_restored_and_stays(module_node: Node, state: Path, tmp_path: Path, root: str) -> None:
     """A placeholder would be mounted on any directory of the node. So is one of another --pods-dir than today's."""
     driver = module_node.driver
     volume = module_node.pod().publish()
@@ -116,7 +116,7 @@ def test_a_record_of_a_target_elsewhere_is_not_taken_up_and_stays(module_node: N
     volume.unpublish()
 
 
-def test_one_that_somebody_has_removed_is_made_again(module_node: Node, state: Path) -> None:
+def test_a_removed_folder_is_made_again(module_node: Node, state: Path) -> None:
     driver = module_node.driver
     driver.stop()
     folder = state / "made"
@@ -135,7 +135,7 @@ def test_one_that_somebody_has_removed_is_made_again(module_node: Node, state: P
         volume.unpublish()
 
 
-def test_one_that_cannot_be_made_is_told(module_node: Node, state: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(module_node: Node, state: Path) -> None:
     driver = module_node.driver
     driver.stop()
     mounts.mount("-o", "remount,ro", state)

@@ -83,7 +83,7 @@ def test_writing_through_it_reaches_the_new_program(setup: Setup) -> None:
     assert setup.fuse.check("cat /source/sub/new") == "written\n"
 
 
-def test_deeper_ones_and_odd_names(setup: Setup) -> None:
+def test_deeper_sub_paths_and_odd_names(setup: Setup) -> None:
     setup.fuse.check("mkdir '/source/a b\\c' && echo odd >'/source/a b\\c/file'")
     program = setup.mount("first")
     deep, odd = setup.application("sub/deep"), setup.application("a b\\c")
@@ -94,7 +94,7 @@ def test_deeper_ones_and_odd_names(setup: Setup) -> None:
     sees(odd, "odd")
 
 
-def test_an_unmount_by_hand_is_no_other(setup: Setup) -> None:
+def test_an_unmount_by_hand_is_like_a_crash(setup: Setup) -> None:
     setup.mount("first")
     application = setup.application()
     assert setup.fuse.run("fusermount3 -u /data").code == 0
@@ -103,7 +103,7 @@ def test_an_unmount_by_hand_is_no_other(setup: Setup) -> None:
     sees(application, "second")
 
 
-def test_one_that_is_not_there_any_more_comes_when_it_is(setup: Setup) -> None:
+def test_a_removed_sub_path_is_bound_again_when_it_exists(setup: Setup) -> None:
     program = setup.mount("first")
     application = setup.application()
     program.kill("KILL")

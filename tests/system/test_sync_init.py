@@ -82,12 +82,12 @@ def test_a_program_that_changes_its_mind_mounts_in_the_usual_way_at_once(setup: 
         assert BUSY not in program.err
 
 
-def test_a_program_that_dies_before_it_goes_on_stands_in_nobodys_way(setup: Setup) -> None:
+def test_a_program_that_dies_before_it_proceeds_blocks_nobody(setup: Setup) -> None:
     assert setup.start("is-killed").wait() == 128 + signal.SIGKILL
     setup.serves(setup.start("serves"))
 
 
-def test_a_program_that_dies_with_init_in_hand_stands_in_nobodys_way(setup: Setup) -> None:
+def test_a_program_that_dies_with_init_in_hand_blocks_nobody(setup: Setup) -> None:
     for _ in range(3):
         program = setup.start("dies")
         assert program.wait() == 128 + signal.SIGKILL

@@ -73,7 +73,7 @@ def test_the_second_does_not_start_while_the_first_serves(module_node: Node, sec
     hostile.mount_and_end(volume)
 
 
-def test_one_that_does_not_answer_is_no_reason_and_keeps_what_it_uses(module_node: Node, second: Driver) -> None:
+def test_a_driver_that_does_not_answer_is_replaced_and_keeps_what_it_uses(module_node: Node, second: Driver) -> None:
     first = module_node.driver
     volume = module_node.pod().publish()
     fd = hostile.mount(volume)
@@ -92,7 +92,7 @@ def test_one_that_does_not_answer_is_no_reason_and_keeps_what_it_uses(module_nod
     hostile.mount_and_end(volume)
 
 
-def test_nor_is_one_that_was_killed(module_node: Node, second: Driver) -> None:
+def test_a_killed_driver_is_replaced(module_node: Node, second: Driver) -> None:
     """The second goes on with its volumes."""
     first = module_node.driver
     volume = module_node.pod().publish()
@@ -106,7 +106,7 @@ def test_nor_is_one_that_was_killed(module_node: Node, second: Driver) -> None:
     volume.unpublish()
 
 
-def test_a_third_keeps_what_one_uses_that_could_not_lock_the_run_folder(module_node: Node, second: Driver) -> None:
+def test_a_third_driver_leaves_alone_what_a_driver_without_the_lock_uses(module_node: Node, second: Driver) -> None:
     """The second took the place of one that did not answer, does not answer itself now, and lives on."""
     first = module_node.driver
     firsts = folders(first)

@@ -78,7 +78,7 @@ def test_without_the_variable_one_socket_is_enough(pod: Pod) -> None:
     volume.wait_mounted(fuse.start("bindfs -f /source /data"))
 
 
-def test_one_that_is_mounted_inside_the_other_is_hidden_when_that_one_recovers(pod: Pod) -> None:
+def test_a_volume_mounted_inside_another_is_hidden_when_that_one_recovers(pod: Pod) -> None:
     """docs/operations.md says so: what covers a dead mount covers what a container has mounted in it, until it restarts."""
     both = TwoVolumes(pod, ("shared", "shared"))
     outer, inner = (both.volumes[name] for name in NAMES)

@@ -217,7 +217,7 @@ def test_unpublish_beneath_something_else_ends_the_program(node: Node, fleet: Fl
     application.end()
 
 
-def test_a_mount_is_not_called_crashed(node: Node, fleet: Fleet) -> None:
+def test_an_unmount_on_the_node_is_not_called_a_crash(node: Node, fleet: Fleet) -> None:
     volume, program = served(node, fleet)
     mounts.unmount(volume.target)
     program.wait()
@@ -240,7 +240,7 @@ def test_something_else_is_mounted_over_the_placeholder_before_a_restart(node: N
     is_whole(volume)
 
 
-def test_again_and_again_while_programs_mount(pod: Pod) -> None:
+def test_unmounting_on_the_node_again_and_again_while_programs_mount(pod: Pod) -> None:
     """At any moment of a mount: what is there then is never taken for it, or nobody could mount or unpublish any more."""
     volume = pod.publish()
     code = "import ctypes, sys\nlibc = ctypes.CDLL(None)\nwhile True: libc.umount2(sys.argv[1].encode(), 2)  # MNT_DETACH"

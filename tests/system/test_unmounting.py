@@ -93,7 +93,7 @@ def looked_at(folder: Path) -> Iterator[tuple[Path, int]]:
     mounts.unmount_all_below(path)
 
 
-def test_who_looks_at_it_just_now_does_not_keep_it(looked_at: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lookup_at_the_same_moment_does_not_make_it_busy(looked_at: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A question begins with finding the mount, and that alone makes it busy."""
     path, fd = looked_at
     monkeypatch.setattr(takeoff.time, "sleep", lambda _: os.close(fd))
@@ -101,7 +101,7 @@ def test_who_looks_at_it_just_now_does_not_keep_it(looked_at: tuple[Path, int], 
     assert not mounts.stack(path)
 
 
-def test_what_stays_busy_is_told_soon(looked_at: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stays_busy_is_reported_soon(looked_at: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
     path, fd = looked_at
     waited: list[float] = []
     monkeypatch.setattr(takeoff.time, "sleep", waited.append)
@@ -187,7 +187,9 @@ def test_the_first_unmount_of_what_a_dead_program_left_succeeds(node: Node, setu
 
 @both_places
 @pytest.mark.parametrize("is_away", [False, True], ids=["before", "meanwhile"])
-def test_so_does_it_after_a_restart_of_the_driver(module_node: Node, setup: Setup, mountpoint: str, is_away: bool) -> None:
+def test_the_first_unmount_succeeds_after_a_restart_of_the_driver_too(
+    module_node: Node, setup: Setup, mountpoint: str, is_away: bool
+) -> None:
     driver = module_node.driver
     program = setup.mount(mountpoint)
     if is_away:

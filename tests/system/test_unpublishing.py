@@ -248,7 +248,7 @@ def test_a_fuse_mount_on_the_bare_directory_goes(pod: Pod, layers: int) -> None:
     os.close(fd)
 
 
-def test_retries_of_one_that_hangs_have_one_thread(node: Node, pod: Pod) -> None:
+def test_retries_of_a_hung_unpublish_share_one_thread(node: Node, pod: Pod) -> None:
     """The driver does not know the volume, and kubelet's folder is on a file system whose server never answers an rmdir."""
     volume = pod.publish()
     mounts.unmount(volume.target)

@@ -86,7 +86,7 @@ def former(pod: Pod, on_tmpfs: bool) -> Iterator[Former]:
 
 
 @both
-def test_a_mount_of_another_driver_is_taken_over_and_unpublished(pod: Pod, former: Former) -> None:
+def test_a_mount_of_another_driver_is_adopted_and_unpublished(pod: Pod, former: Former) -> None:
     application = Application(Published(pod.folder, pod.folder.request()))
     try:
         volume = pod.publish()
@@ -124,7 +124,7 @@ def test_it_is_unmounted_by_hand(pod: Pod, former: Former) -> None:
 
 
 @both
-def test_what_it_lacks_is_told_until_it_has_gone(node: Node, pod: Pod, former: Former) -> None:
+def test_options_that_an_adopted_mount_lacks_are_reported_until_it_ends(node: Node, pod: Pod, former: Former) -> None:
     """The volume is read-only, and the other driver did not heed that."""
     volume = pod.publish(read_only=True)
 

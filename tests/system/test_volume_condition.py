@@ -44,7 +44,7 @@ def threads(node: Node) -> int:
     return len(os.listdir(f"/proc/{node.driver.pid}/task"))
 
 
-def test_the_capabilities_are_told(node: Node) -> None:
+def test_the_capabilities_are_reported(node: Node) -> None:
     answer = node.kubelet.node().NodeGetCapabilities(csi_pb2.NodeGetCapabilitiesRequest())
     kinds = csi_pb2.NodeServiceCapability.RPC
     assert {kinds.GET_VOLUME_STATS, kinds.VOLUME_CONDITION} <= {capability.rpc.type for capability in answer.capabilities}
@@ -79,7 +79,7 @@ def test_a_volume_through_its_life(node: Node, pod: Pod) -> None:
     assert "it was unmounted, and not mounted again" in Stats(node, volume).text
 
 
-def test_a_program_that_hangs_keeps_nobody(node: Node, pod: Pod) -> None:
+def test_a_program_that_hangs_blocks_nobody(node: Node, pod: Pod) -> None:
     volume, other = pod.publish(), node.pod().publish()
     program = mounted(volume, pod.fuse(volume))
     Stats(node, volume)
@@ -103,7 +103,7 @@ def test_a_program_that_hangs_keeps_nobody(node: Node, pod: Pod) -> None:
     wait_until("it answers again", lambda: not Stats(node, volume).is_abnormal)
 
 
-def test_what_the_volume_is_warned_of_is_told(node: Node, pod: Pod) -> None:
+def test_warnings_about_the_volume_are_reported(node: Node, pod: Pod) -> None:
     volume = pod.publish(attributes={"mountOptions": "noexec,bogus\x1b[31m"})
     mounted(volume, pod.fuse(volume))
     stats = Stats(node, volume)
@@ -112,7 +112,7 @@ def test_what_the_volume_is_warned_of_is_told(node: Node, pod: Pod) -> None:
     assert stats.text.isprintable()
 
 
-def test_sockets_that_cannot_be_made_again_are_told_until_they_can(node: Node, pod: Pod) -> None:
+def test_sockets_that_cannot_be_made_again_are_reported_until_they_can(node: Node, pod: Pod) -> None:
     volume = pod.publish()
     mounted(volume, pod.fuse(volume))
     volume.socket.unlink()
@@ -174,7 +174,7 @@ def test_status_says_the_same(node: Node, pod: Pod) -> None:
     assert line.endswith(shown["condition"])
 
 
-def test_a_restart_of_the_driver_changes_nothing_of_it(node: Node, pod: Pod) -> None:
+def test_the_condition_survives_a_restart_of_the_driver(node: Node, pod: Pod) -> None:
     volume = pod.publish()
     fuse = pod.fuse(volume)
     mounted(volume, fuse).kill("KILL")
@@ -188,7 +188,7 @@ def test_a_restart_of_the_driver_changes_nothing_of_it(node: Node, pod: Pod) -> 
     assert not Stats(node, volume).is_abnormal
 
 
-def test_a_mount_that_ended_while_no_driver_ran_is_told(node: Node, pod: Pod) -> None:
+def test_a_mount_that_ended_while_no_driver_ran_is_reported(node: Node, pod: Pod) -> None:
     volume = pod.publish()
     program = mounted(volume, pod.fuse(volume))
     node.driver.stop()
