@@ -30,8 +30,8 @@ SECURITY = [
     f"| log, refusals and lines about mounts | {logs._LINES_MAX} of each a minute; {logs._TEXT_MAX} characters each |",
     f"| log, lines about what is wrong | {logs._LINES_MAX} a minute; {logs._TEXT_MAX} characters each |",
     f"| {limits.PROCESSES_OF_A_POD} of each of four kinds (below).",
-    f"| {limits.PROCESSES_FOR_USAGE} for usage, {limits.PROCESSES_FOR_REBINDING} for subPath binds, {limits.PROCESSES_FOR_CHECKS} for checks, "
-    f"and {limits.PROCESSES_FOR_CHECKS_WITHOUT_LOCK} for checks without a lock |",
+    f"| {limits.PROCESSES_FOR_USAGE} for usage, {limits.PROCESSES_FOR_REBINDING} for subPath binds, "
+    f"{limits.PROCESSES_FOR_CHECKS} for checks, and {limits.PROCESSES_FOR_CHECKS_WITHOUT_LOCK} for checks without a lock |",
     f"each mount with a synchronous INIT has a process for {limits.SYNC_MOUNT_WAIT:g} s",
     f"| mount options of a volume | {policy.OPTIONS_MAX} characters; {policy._WARNINGS_MAX} warnings about them |",
     f"one of the {WORDS[limits.CONNECTION_THREADS]} of the volume that the fd was sent to",
