@@ -1,4 +1,4 @@
-"""A mistake of the driver's own in the middle of a mount: nothing stays mounted, no fd stays open, and the next program mounts."""
+"""Test that after a mistake of the driver in the middle of a mount nothing stays mounted, no fd stays open, and a program can mount."""
 
 import os
 import socket
@@ -22,7 +22,7 @@ PLACES = [
 
 @pytest.fixture
 def broken(module_node: Node, request: pytest.FixtureRequest) -> Iterator[Node]:
-    """A node whose driver makes a mistake once."""
+    """Run a node whose driver makes a mistake once."""
     driver = module_node.driver
     driver.stop()
     driver.wrapper = (sys.executable, str(Path(broken_driver.__file__)), request.param)
@@ -68,7 +68,7 @@ def test_a_mistake_in_a_mount_with_synchronous_init(broken: Node) -> None:
     if "_log_mounted" not in str(broken.driver.wrapper):
         assert answer["error"] == "mount failed: Input/output error"
         assert "internal error while beginning to watch a new mount" in log
-        assert [mount.fstype for mount in volume.mounts] == ["tmpfs"]  # though the program lives
+        assert [mount.fstype for mount in volume.mounts] == ["tmpfs"]  # although the program lives
     os.close(fd)
     volume.wait_waiting()
     hostile.recovers(broken, before)

@@ -1,4 +1,4 @@
-"""kubelet's subPath binds: whoever has one sees each next mount, as those do who have the whole volume."""
+"""Test kubelet's subPath binds: a container with a subPath sees each next mount, as containers with the whole volume do."""
 
 import signal
 import time
@@ -29,7 +29,7 @@ class Setup:
         return program
 
     def application(self, sub_path: str = "sub", propagation: str = "rslave") -> Container:
-        """A container with a subPath of what is mounted now."""
+        """Start a container with a subPath of what is mounted now."""
         self._containers += 1
         path = self.volume.pod.bind_sub_path(self.volume, f"app{self._containers}", sub_path)
         container = self.pod.container([Bind(path, "/data-subpath", propagation)])
@@ -61,7 +61,7 @@ def test_ten_crashes_in_a_row_are_seen_and_the_pod_goes(node: Node, setup: Setup
         program = setup.mount(f"life {number}")
         if number == 3:  # started between two crashes: its bind is of another file system
             applications.append(setup.application())
-        if number == 6:  # restarted between two
+        if number == 6:  # restarted between two crashes
             setup.pod.stop(applications.pop())
             applications += [setup.application(), setup.application()]
         for application in applications:
@@ -118,7 +118,7 @@ def test_a_removed_sub_path_is_bound_again_when_it_exists(setup: Setup) -> None:
 
 
 def test_a_link_in_its_place_is_not_followed(node: Node, setup: Setup) -> None:
-    """The pod's program says what is where: a link would lead the driver, which is root, to a file of the node."""
+    """The pod's program decides what each name is: a link would lead the driver, which is root, to a file of the node."""
     program = setup.mount("first")
     application = setup.application()
     program.kill("KILL")
@@ -154,7 +154,7 @@ def test_a_program_that_hangs_blocks_nobody(node: Node, setup: Setup) -> None:
     application = setup.application()
     program.kill("KILL")
     setup.volume.wait_waiting()
-    # Mounted, and it never reads a request.
+    # It is mounted, and never reads a request.
     program = setup.fuse.start("/opt/mfcp/fuse-starter --fd-passing-socket-path $FUSERMOUNT3PROXY_FDPASSING_SOCKPATH -- sleep 1000")
     setup.volume.wait_mounted(program)
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""NodeGetVolumeStats, and `status` on the node: how a volume is, in a sentence, whatever its FUSE program does."""
+"""Test that NodeGetVolumeStats, and `status` on the node, report a volume's condition in a sentence, whatever its program does."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from harness.pod import Node, Pod
 
 from driver.api.rpc import csi_pb2
 
-PROBE_WAIT = 1  # seconds: how long the driver waits for a FUSE program
+PROBE_WAIT = 1  # seconds that the driver waits for a FUSE program
 BYTES, INODES = csi_pb2.VolumeUsage.BYTES, csi_pb2.VolumeUsage.INODES
 
 
 class Stats:
-    """An answer of NodeGetVolumeStats."""
+    """Holds an answer of NodeGetVolumeStats."""
 
     def __init__(self, node: Node, volume: Published) -> None:
         request = csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume.request.volume_id, volume_path=volume.request.target_path)
@@ -55,7 +55,7 @@ def test_a_volume_through_its_life(node: Node, pod: Pod) -> None:
     stats = Stats(node, volume)
     assert stats.is_abnormal
     assert "no FUSE program has mounted it yet" in stats.text
-    assert stats.usage[BYTES].total == 4096  # the placeholder's
+    assert stats.usage[BYTES].total == 4096  # of the placeholder
 
     fuse = pod.fuse(volume)
     program = mounted(volume, fuse)
@@ -90,13 +90,13 @@ def test_a_program_that_hangs_blocks_nobody(node: Node, pod: Pod) -> None:
         assert stats.is_abnormal
         assert "the FUSE program does not answer within 1 s" in stats.text
         assert stats.seconds < 10 * PROBE_WAIT
-        # All zeros, and not left out: kubelet drops the condition of an answer without usage.
+        # The usage is all zeros, and not left out: kubelet drops the condition of an answer without usage.
         assert [stats.usage[BYTES].total, stats.usage[INODES].total] == [0, 0]
         assert Stats(node, other).seconds < PROBE_WAIT
         done = node.driver.cli("status")
         assert done.returncode == 0
         assert "the FUSE program does not answer within 1 s" in done.stdout
-    # Nobody waits for it any more; gRPC has some threads that come and go.
+    # Nobody waits for the program any more; some of gRPC's threads come and go.
     wait_until("nothing is left of it", lambda: not node.driver.children())
     assert threads(node) <= before + 3
     program.kill("CONT")
