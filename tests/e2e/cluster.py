@@ -137,7 +137,7 @@ class Pod:
     def wait_event(self, *words: str) -> str:
         """Wait for an event whose message has all the words, and return the message."""
         return wait_until(
-            f"an event of pod {self.name} says {words}",
+            f"an event of pod {self.name} contains {words}",
             lambda: next((text for text in self.events() if all(word in text for word in words)), None),
         )
 
@@ -198,7 +198,7 @@ class NodeShell:
         else:
             self.check("chroot /proc/1/root systemctl restart kubelet")
         # One that has just begun has not heard of its pods, and answers NotFound.
-        wait_until("kubelet knows its pods again", lambda: self.run("true").code == 0)
+        wait_until("kubelet has its pods again", lambda: self.run("true").code == 0)
 
     def files(self, folder: str) -> list[str]:
         """The names in a folder of /var/lib/kubelet; none where it is not there."""
@@ -230,11 +230,11 @@ def load(path: Path) -> list[Manifest]:
     return [manifest for manifest in yaml.safe_load_all(path.read_text()) if manifest]
 
 
-def wait_until(what: str, look: Callable[[], Found], limit: float = SOON, explain: Callable[[], str] | None = None) -> Found:
+def wait_until(what: str, condition: Callable[[], Found], limit: float = SOON, explain: Callable[[], str] | None = None) -> Found:
     """Look until there is something true, and return it."""
     began = time.monotonic()
     while True:
-        found = look()
+        found = condition()
         if found:
             return found
         waited = time.monotonic() - began

@@ -82,7 +82,7 @@ def test_a_driver_is_replaced_while_a_program_never_answers_it(cluster: Cluster,
         made.wait_ready()
         for name in ("sftp-server", "sshd"):  # sshfs takes requests, and waits for its server
             node.signal(made, name, "STOP")
-        assert "does not answer" in driver_says(cluster)
+        assert "does not answer" in driver_status(cluster)
         (old,) = [pod["metadata"]["name"] for pod in cluster.driver_pods()]
         cluster.check("-n", SYSTEM, "delete", "pod", old, "--wait=false")
 
@@ -107,16 +107,16 @@ def test_a_driver_that_is_killed_while_a_program_never_answers_it_starts_again(c
         made.wait_ready()
         for name in ("sftp-server", "sshd"):
             node.signal(made, name, "STOP")
-        assert "does not answer" in driver_says(cluster)
+        assert "does not answer" in driver_status(cluster)
         driver = Pod(cluster, cluster.driver_pods()[0])
         before = driver.restarts("meta-fuse-csi-plugin")
         node.signal(driver, "meta-fuse-csi-p", "KILL")  # as much of its name as the kernel keeps
         wait_until("kubelet starts it again", lambda: driver.restarts("meta-fuse-csi-plugin") > before and driver.is_ready())
-        assert "does not answer" in driver_says(cluster)
+        assert "does not answer" in driver_status(cluster)
         for name in ("sftp-server", "sshd"):
             node.signal(made, name, "CONT")
         assert made.execute("app", f"cat {FILE}").out == CONTENT
-        wait_until("it answers", lambda: driver_state(cluster, made) == "mounted" and "does not answer" not in driver_says(cluster))
+        wait_until("it answers", lambda: driver_state(cluster, made) == "mounted" and "does not answer" not in driver_status(cluster))
         made.delete()
 
 
@@ -191,10 +191,10 @@ def test_an_application_with_a_sub_path_waits_for_the_mount(cluster: Cluster) ->
 
 def driver_state(cluster: Cluster, made: Pod) -> str:
     """What the driver says of a pod's volume; nothing where it does not know it."""
-    found = re.search(rf" {made.namespace}/{made.name} +(\w+)", driver_says(cluster))
+    found = re.search(rf" {made.namespace}/{made.name} +(\w+)", driver_status(cluster))
     return found[1] if found else ""
 
 
-def driver_says(cluster: Cluster) -> str:
+def driver_status(cluster: Cluster) -> str:
     """The driver's status."""
     return cluster.check("-n", SYSTEM, "exec", "daemonset/meta-fuse-csi-plugin", "--", "meta-fuse-csi-plugin", "status")

@@ -157,7 +157,7 @@ def test_persistent_volumes_with_one_handle_in_two_pods(cluster: Cluster) -> Non
             inline.wait_ready()
             refusal = 'volume mode "Persistent" not supported by driver'
             # kubelet was seen to say it of one of them alone.
-            wait_until("it is said", lambda: any(refusal in text for made in pods for text in made.events()))
+            wait_until("it is reported", lambda: any(refusal in text for made in pods for text in made.events()))
             cluster.check("replace", "--force", "-f", str(DEPLOY / "csi-driver-persistent.yaml"))
             assert inline.read("app", FILE) == CONTENT
             for made in pods:

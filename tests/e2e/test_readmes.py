@@ -55,12 +55,12 @@ def shows(step: Step, pod: str) -> None:
     """See what the page shows. What was uploaded may take a moment to appear."""
     seen = ""
 
-    def look() -> bool:
+    def is_shown() -> bool:
         nonlocal seen
         seen = run(step.command, pod).out
         return comparable(seen) == comparable(step.shown)
 
-    wait_until(f"{step.command} shows {step.shown!r}", look, 60, lambda: f"it is {seen!r}")
+    wait_until(f"{step.command} shows {step.shown!r}", is_shown, 60, lambda: f"it is {seen!r}")
 
 
 def comparable(output: str) -> str:

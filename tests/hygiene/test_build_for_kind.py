@@ -185,7 +185,7 @@ def test_a_containerd_of_kubelets_gets_the_images(machine: Machine) -> None:
     assert ran.asked[-1].startswith("ctr --namespace k8s.io images import ")
 
 
-def test_a_containerd_of_dockers_is_told_before_anything_is_built(machine: Machine) -> None:
+def test_a_containerd_of_dockers_is_reported_before_anything_is_built(machine: Machine) -> None:
     machine.have("docker")
     machine.have("ctr", CTR % DOCKERS)
     ran = machine.run(CONTAINERD_ADDRESS="/run/containerd/containerd.sock")
@@ -197,7 +197,7 @@ def test_a_containerd_of_dockers_is_told_before_anything_is_built(machine: Machi
     assert not [line for line in ran.asked if line.startswith("docker build")]
 
 
-def test_a_containerd_that_does_not_answer_is_told(machine: Machine) -> None:
+def test_a_containerd_that_does_not_answer_is_reported(machine: Machine) -> None:
     machine.have("docker")
     machine.have("ctr", "echo 'ctr: permission denied' >&2; exit 1")
     ran = machine.run()
@@ -209,7 +209,7 @@ def test_a_containerd_that_does_not_answer_is_told(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("programs", "arguments", "told"),
+    ("programs", "arguments", "printed"),
     [
         ((), (), "neither docker, podman nor buildah works here"),
         (("docker",), (), "neither kind nor ctr is installed"),
@@ -217,19 +217,21 @@ def test_a_containerd_that_does_not_answer_is_told(machine: Machine) -> None:
         (("docker",), ("--target", "ctr"), "ctr is not installed"),
     ],
 )
-def test_what_is_missing_is_told_in_one_line(machine: Machine, programs: tuple[str, ...], arguments: tuple[str, ...], told: str) -> None:
+def test_what_is_missing_is_reported_in_one_line(
+    machine: Machine, programs: tuple[str, ...], arguments: tuple[str, ...], printed: str
+) -> None:
     for name in programs:
         machine.have(name)
     ran = machine.run(*arguments)
     assert ran.code == 1
-    assert told in ran.err
+    assert printed in ran.err
     assert ran.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     "arguments", [("nothing",), ("--engine", "lxc"), ("--target", "moon"), ("--name",), ("--none",), ("--target", "none", "--load", "a:b")]
 )
-def test_a_misuse_is_told_in_one_line(machine: Machine, arguments: tuple[str, ...]) -> None:
+def test_a_misuse_is_reported_in_one_line(machine: Machine, arguments: tuple[str, ...]) -> None:
     ran = machine.run(*arguments)
     assert ran.code == 2
     assert arguments[-1] in ran.err

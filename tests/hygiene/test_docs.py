@@ -110,19 +110,19 @@ def test_yaml_stands_where_it_is_validated(page: Path) -> None:
     assert re.findall(rf"^\s*(?:{keys}):.*$", BLOCK.sub("", page.read_text()), re.MULTILINE) == []
 
 
-# ---- what programs say
+# ---- what programs print
 
 OURS = ("driver", "fusermount3", "install")
 
 
-def told() -> list[str]:
+def quoted_texts() -> list[str]:
     """The texts of these programs in the guide's tables, for somebody who searches for what they see."""
     section = (ROOT / "docs/guide.md").read_text().partition("## When it does not mount\n")[2]
     rows = [row.split(" | ") for row in re.findall(r"^\| (`.*) \|$", section, re.MULTILINE)]
     return [text for row in rows if row[1] in OURS for text in re.findall(r"`([^`]+)`", row[0])]
 
 
-def said() -> str:
+def program_texts() -> str:
     """All texts in the programs, with `...` for what they put in."""
     texts = [(ROOT / "packaging/trampoline.c").read_text()]
     for path in [*(ROOT / "driver").rglob("*.py"), *(ROOT / "fusermount3_proxy").rglob("*.py")]:
@@ -134,11 +134,11 @@ def said() -> str:
     return "\n".join(texts)
 
 
-def test_the_guide_quotes_what_the_programs_say() -> None:
-    assert len(told()) > 15
-    everything = said()
+def test_the_guide_quotes_what_the_programs_print() -> None:
+    assert len(quoted_texts()) > 15
+    everything = program_texts()
     wrong = []
-    for text in told():
+    for text in quoted_texts():
         for number in errno.errorcode:
             text = text.replace(os.strerror(number), "...")
         wrong += [part for part in text.split("...") if part.strip() and part not in everything]

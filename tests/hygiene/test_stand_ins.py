@@ -81,14 +81,14 @@ def test_it_is_built_again_where_what_it_is_made_of_has_changed(project: Project
     assert project.builds == 2
 
 
-def test_a_server_that_ends_is_told(project: Project) -> None:
+def test_a_server_that_ends_is_reported(project: Project) -> None:
     project.have("python3", "echo no such module >&2; exit 1")
     done = project.run("goofys")
     assert done.returncode == 1
     assert done.stderr == f"make: the server of what images download has ended; see {project.folder}/.cache/e2e/downloads.log\n"
 
 
-def test_a_module_that_is_nowhere_is_told(project: Project) -> None:
+def test_a_module_that_is_nowhere_is_reported(project: Project) -> None:
     """And not the whole machine copied."""
     project.have("go", GO.format(folder=project.folder, dir='"Error": "no such module"'))
     done = project.run("goofys")

@@ -35,7 +35,7 @@ class Client:
     """Represents one FUSE program.
 
     `file` is in its first mount, or that mount is empty and the test has to `fill` it. The program ends by the signal `stop` with
-    one of `codes`. Its standard error is `always_says`, and at its end `complains` or `complains_unmounted`:
+    one of `codes`. Its standard error is `always_prints`, and at its end `complains` or `complains_unmounted`:
     these are regular expressions, in which `{mountpoint}` is its mountpoint and `{root}` is libfuse's message for root.
     """
 
@@ -53,7 +53,7 @@ class Client:
     goes_into_background: bool = False
     stop: str = "TERM"
     codes: tuple[int, ...] = (0,)
-    always_says: str = ""
+    always_prints: str = ""
     complains: str = "{root}"
     complains_unmounted: str = ""
     helpers: tuple[str, ...] = ()  # names of fusermount3 that only this program uses
@@ -66,10 +66,10 @@ class Client:
     def marks(self) -> list[pytest.MarkDecorator]:
         return [pytest.mark.long, pytest.mark.timeout(1800)] if self.is_long else []
 
-    def says(self, pattern: str, mountpoint: str) -> str:
+    def stderr_pattern(self, pattern: str, mountpoint: str) -> str:
         """Return the regular expression for all of its standard error."""
         root = ROOT_WITHOUT_RIGHTS if "libfuse" in self.library else ""
-        return (self.always_says + pattern).replace("{root}", root).replace("{mountpoint}", mountpoint)
+        return (self.always_prints + pattern).replace("{root}", root).replace("{mountpoint}", mountpoint)
 
     def version_in(self, pod: Pod) -> str:
         """Return its version; the distribution's where a package contains it."""
@@ -170,7 +170,7 @@ CLIENTS = [
         setup="mkdir /cipher && echo password >/password",
         places=(ELSEWHERE,),
         fills=True,
-        always_says=r"(\[.*Filesystem started.\n)?",
+        always_prints=r"(\[.*Filesystem started.\n)?",
         complains=r"{root}(\[.*Filesystem stopped.\n)?",
         complains_unmounted=r"(\[.*Filesystem stopped.\n)?",
         notes="not at the volume's own path: it tries to create a file in its mountpoint first, which the empty volume refuses",
@@ -250,7 +250,7 @@ CLIENTS = [
         package="fuse-overlayfs",
         setup=f"{_SOURCE} && mkdir /upper /workdir",
         codes=(1,),
-        always_says="(unknown argument ignored: lazytime\n)?",
+        always_prints="(unknown argument ignored: lazytime\n)?",
     ),
     Client(
         "hello",
@@ -264,7 +264,7 @@ CLIENTS = [
         binds=_program(static_fuse_program, "hello"),
         notes="libfuse's own example",
         codes=(8,),
-        always_says="(Ignoring invalid max threads value .*\n)?",
+        always_prints="(Ignoring invalid max threads value .*\n)?",
     ),
     Client(
         "squashfuse",

@@ -46,10 +46,10 @@ class Life:
             self.after = self.pod.application(self.volume)
             if self.client.fills:
                 self.after.check(f"mkdir /data/folder && echo content >/data/{self.client.file}")
-        self.look(program)
+        self.check_reads(program)
         return program
 
-    def look(self, program: Background) -> None:
+    def check_reads(self, program: Background) -> None:
         """Check that everybody can read."""
         folder, _, name = self.client.file.rpartition("/")
         for application in self.applications:
@@ -88,14 +88,14 @@ class Life:
     def kill(self, program: Background, signal: str) -> None:
         self.fuse.check(f"kill -{signal} {self.pid(program)}")
 
-    def ended(self, program: Background, codes: tuple[int, ...], says: str) -> None:
-        """Check that it has ended with one of `codes`, printed only what `says` matches, and that the placeholder is there again."""
+    def ended(self, program: Background, codes: tuple[int, ...], stderr: str) -> None:
+        """Check that it has ended with one of `codes`, printed only what `stderr` matches, and that the placeholder is there again."""
         if self.client.goes_into_background:
             wait_until("it has ended", lambda: self.fuse.run(f"pgrep -x {self.client.process}").code == 1)
         else:
             assert program.wait() in codes, program.err
-        said = _SHELL.sub("", program.err)
-        assert re.fullmatch(says, said), said
+        printed = _SHELL.sub("", program.err)
+        assert re.fullmatch(stderr, printed), printed
         self.volume.wait_waiting()
         for application in self.applications:
             application.wait_for('seen=$(ls -A /data) && test -z "$seen"')
@@ -114,18 +114,18 @@ def test_mounts_serves_ends_in_three_ways_and_mounts_again(pod: Pod, client: Cli
         else:
             life.cannot_write()
         life.kill(program, client.stop)
-        life.ended(program, client.codes, client.says(client.complains, mountpoint))
+        life.ended(program, client.codes, client.stderr_pattern(client.complains, mountpoint))
 
         # It is unmounted by hand: the program sees that its file system is gone, and ends as after its signal.
         program = life.mount(mountpoint)
         result = life.fuse.run(f"fusermount3 -u {mountpoint}")
         assert (result.code, result.out, result.err) == (0, "", "")
-        life.ended(program, (0,), client.says(client.complains_unmounted, mountpoint))
+        life.ended(program, (0,), client.stderr_pattern(client.complains_unmounted, mountpoint))
 
         # It is killed: only the driver unmounts.
         program = life.mount(mountpoint)
         life.kill(program, "KILL")
-        life.ended(program, (137,), client.always_says)
+        life.ended(program, (137,), client.always_prints)
     code = "" if client.goes_into_background else f" (exit {' or '.join(map(str, client.codes))})"
     row.seen = ["read", "wrote" if client.writes else "read-only", f"SIG{client.stop}{code}", "`fusermount3 -u`", "SIGKILL"]
     table.add(row)

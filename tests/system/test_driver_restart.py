@@ -120,7 +120,7 @@ def test_the_next_driver_unpublishes(node: Node, pod: Pod, republish: bool) -> N
     served.is_gone()
 
 
-def test_the_next_driver_waits_for_the_end_of_one_that_is_told_to_stop(node: Node, pod: Pod) -> None:
+def test_the_next_driver_waits_for_the_end_of_one_that_is_reported_to_stop(node: Node, pod: Pod) -> None:
     """This happens where a driver's pod is deleted by force while kubelet waits for an answer."""
     volume = pod.publish()
     fd = mount(volume)  # nobody serves it, so kubelet's question takes a second
@@ -145,7 +145,7 @@ def test_the_next_driver_waits_for_the_end_of_one_that_is_told_to_stop(node: Nod
             node.driver.start()
 
 
-def test_a_driver_that_is_told_to_stop_while_it_waits_begins_nothing(node: Node) -> None:
+def test_a_driver_that_is_reported_to_stop_while_it_waits_begins_nothing(node: Node) -> None:
     """Only one of the two drivers may finish what the first one is finishing just now."""
     driver = node.driver
     driver.stop()
@@ -190,8 +190,8 @@ def test_the_end_of_a_mount_that_was_never_recorded_is_noticed_at_once(node: Nod
         path.write_bytes(content)
     node.driver.start()
     assert volume.fuse is not None
-    (told,) = json.loads(node.driver.cli("status", "--output", "json").stdout)["volumes"]
-    assert (told["state"], told["mounts"]) == ("mounted", 1)
+    (reported,) = json.loads(node.driver.cli("status", "--output", "json").stdout)["volumes"]
+    assert (reported["state"], reported["mounts"]) == ("mounted", 1)
     began = time.monotonic()
     program.kill("KILL")
     volume.wait_waiting(LATE)
@@ -289,7 +289,7 @@ def test_a_program_that_ends_where_its_folder_has_become_read_only(node: Node, o
     volume.unpublish()
 
 
-def test_one_that_nothing_runs_in_ends_when_it_is_told_to(node: Node, tmp_path: Path) -> None:
+def test_one_that_nothing_runs_in_ends_when_it_is_reported_to(node: Node, tmp_path: Path) -> None:
     """The test is here because nobody reads its log. gRPC stops its event loop as well where it got no threads at the start."""
     driver = node.driver
     log = tmp_path / "log"

@@ -58,7 +58,7 @@ def serving(fleet: Fleet, volume: Published, text: str) -> Background:
     return program
 
 
-def knows(volume: Published) -> None:
+def wait_detached(volume: Published) -> None:
     """Wait until the driver has detached the mount. A mount table of that length is not read again and again."""
     wait_until("the driver calls it waiting", lambda: volume.condition.startswith("waiting since"), 2)
 
@@ -70,7 +70,7 @@ def test_the_mount_table_of_the_driver_is_full(node: Node, fleet: Fleet) -> None
     applications = [Application(volume) for volume in volumes]
     with full_table(node.folder):
         programs[0].kill("KILL")
-        knows(dying)
+        wait_detached(dying)
         unmount = fleet.unmount(asked)
         assert unmount.wait() == 0, unmount.err
         programs[1].wait()
@@ -96,7 +96,7 @@ def test_the_mount_table_of_a_pod_is_full(node: Node, fleet: Fleet, how: str) ->
             assert unmount.wait() == 0, unmount.err
         else:
             program.kill("KILL")
-        knows(volume)
+        wait_detached(volume)
         assert "may stay in containers until they restart" in node.driver.log[said:]
         serving(fleet, volume, "second").kill("KILL")
     volume.wait_waiting()

@@ -116,7 +116,7 @@ def test_a_socket_that_appears_late(pod: Pod) -> None:
     """The container may run before kubelet has published its volume."""
     fuse = pod.fuse(None, binds=[hello()], dev_fuse=False)
     program = fuse.start(waits(pod, 60, "hello -f /dev/fd/3"))
-    wait_until("it says that it waits", lambda: "waiting up to 60 s for the driver" in program.err)
+    wait_until("it prints that it waits", lambda: "waiting up to 60 s for the driver" in program.err)
     volume = pod.publish()
     volume.wait_mounted(program)
     assert pod.application(volume).check("cat /data/hello") == "Hello World!\n"
@@ -201,7 +201,7 @@ def test_init_does_not_keep_the_file_descriptor(pod: Pod) -> None:
 
 
 @pytest.mark.parametrize("options", ["", "--init "])
-def test_a_first_process_that_waits_for_its_socket_ends_when_it_is_told_to(pod: Pod, options: str) -> None:
+def test_a_first_process_that_waits_for_its_socket_ends_when_it_is_reported_to(pod: Pod, options: str) -> None:
     """The kernel drops signals to a pid 1 without a handler."""
     command = waits(pod, 3600).replace("--wait", f"{options}--wait")
     container = pod.fuse(None, dev_fuse=False, command=shlex.split(command))

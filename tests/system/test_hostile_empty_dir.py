@@ -34,9 +34,9 @@ class Outside:
             (folder / name).write_text(name)
             (folder / name).chmod(0o600)
         (folder / "sub").mkdir(mode=0o700)
-        self._before = self._look()
+        self._before = self._state()
 
-    def _look(self) -> dict[str, tuple[int, int, int, int]]:
+    def _state(self) -> dict[str, tuple[int, int, int, int]]:
         found = {}
         for path in [self.folder, *self.folder.rglob("*")]:
             info = path.lstat()
@@ -44,7 +44,7 @@ class Outside:
         return found
 
     def is_untouched(self) -> bool:
-        return self._look() == self._before
+        return self._state() == self._before
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def live(node: Node, pod: Pod) -> Published:
 
 def check_life(messages: Callable[[], list[str]]) -> None:
     # The log is written before kubelet has its answer, and it is read through a file, so all of it is there.
-    found = wait_until("the whole life is told", lambda: found if len(found := messages()) >= len(LIFE) else None)
+    found = wait_until("the whole life is logged", lambda: found if len(found := messages()) >= len(LIFE) else None)
     for message, expected in zip(found, LIFE, strict=True):
         assert re.fullmatch(expected, message) or re.search(f"^{expected}", message), (message, expected)
 

@@ -278,8 +278,8 @@ def test_no_write_vanishes(pod: Pod, tmp_path: Path) -> None:
     running = [each.start(WRITER.format(name=name)) for each, name in zip(lives.applications, names, strict=True)]
     for number in range(CRASHES):
         keeping = [each.start(KEEPER.format(name=f"{name}-{number}")) for each, name in zip(lives.applications, names, strict=True)]
-        said = [len(writer.out) for writer in running]
-        wait_until("all have written", lambda said=said: all(len(w.out) > n for w, n in zip(running, said, strict=True)))
+        lengths = [len(writer.out) for writer in running]
+        wait_until("all have written", lambda lengths=lengths: all(len(w.out) > n for w, n in zip(running, lengths, strict=True)))
         wait_until("all have written", lambda keeping=keeping: all(keeper.out for keeper in keeping))
         lives.crash(kill_program("KILL"))
         lives.mount()

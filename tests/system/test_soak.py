@@ -190,7 +190,7 @@ class Machine(RuleBasedStateMachine):
                 started.append(self.choose(which, among, f"mount {how}"))
                 self._start(started[-1], how)
         for each in started:
-            self._look(each)
+            self._check_views(each)
 
     @step(lambda self: bool(self.those(State.SERVED, State.HUNG, sockets=True)), which=number(999))
     def mount_what_is_mounted(self, which: int) -> None:
@@ -218,7 +218,7 @@ class Machine(RuleBasedStateMachine):
         each = self.choose(which, self.those(State.HUNG), "let go on the program of")
         each.serving.kill("CONT")
         each.state = State.SERVED
-        self._look(each)
+        self._check_views(each)
 
     @step(
         lambda self: bool(self.those(State.SERVED, State.HUNG, sockets=True)),
@@ -258,7 +258,7 @@ class Machine(RuleBasedStateMachine):
     def start_application(self, which: int) -> None:
         each = self.choose(which, self.those(State.WAITING, State.SERVED), "an application of")
         each.applications.append(Application(each.published))
-        self._look(each)
+        self._check_views(each)
 
     @step(lambda self: True, which=number(999))
     def stats(self, which: int) -> None:
@@ -307,7 +307,7 @@ class Machine(RuleBasedStateMachine):
         wait_until("it serves, or has ended", lambda: not each.serving.is_running or text_at(each.published.target) == each.text, 30)
         if each.serving.is_running:
             each.state = State.SERVED
-            self._look(each)
+            self._check_views(each)
         else:
             self._is_waiting(each)
 
@@ -368,7 +368,7 @@ class Machine(RuleBasedStateMachine):
         each.has_sockets = True
         if each.state is State.GONE:
             each.state = State.WAITING
-        self._look(each)
+        self._check_views(each)
 
     def _start(self, each: Volume, how: str) -> None:
         self.number += 1
@@ -382,7 +382,7 @@ class Machine(RuleBasedStateMachine):
     def _is_waiting(self, each: Volume) -> None:
         each.state, each.program = State.WAITING, None
         each.published.wait_waiting(BOUND)
-        self._look(each)
+        self._check_views(each)
 
     def _let_end(self, each: Volume) -> None:
         if each.state is State.HUNG:
@@ -396,7 +396,7 @@ class Machine(RuleBasedStateMachine):
         self._let_end(each)
         each.state, each.volume, each.program, each.has_sockets = State.GONE, None, None, False
 
-    def _look(self, each: Volume) -> None:
+    def _check_views(self, each: Volume) -> None:
         """Check what the applications see, those from before the mount and those from after it."""
         if each.state in (State.WAITING, State.SERVED):
             text = each.text if each.state is State.SERVED else ""
@@ -404,8 +404,8 @@ class Machine(RuleBasedStateMachine):
                 try:
                     shows(seen, text)
                 except AssertionError as error:
-                    said = each.program.err if each.program is not None else ""
-                    raise AssertionError(f"{error}; its program {'said: ' + said if said else 'said nothing'}") from None
+                    printed = each.program.err if each.program is not None else ""
+                    raise AssertionError(f"{error}; its program {'printed: ' + printed if printed else 'printed nothing'}") from None
 
 
 def types(table: list[Mount]) -> dict[str, list[str]]:

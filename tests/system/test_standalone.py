@@ -49,10 +49,10 @@ def rows(text: str) -> list[list[str]]:
 def test_help_says_what_each_command_is_for(node: Node, of: list[str], commands: list[str]) -> None:
     """The frozen driver has no docstrings, but has help texts too."""
     lines = node.driver.cli(*of, "--help").stdout.splitlines()
-    told = dict(line.split(maxsplit=1) for line in lines[lines.index("Commands:") + 1 :])
-    assert sorted(told) == commands
+    reported = dict(line.split(maxsplit=1) for line in lines[lines.index("Commands:") + 1 :])
+    assert sorted(reported) == commands
     for command in commands:
-        assert told[command].split()[0] in node.driver.cli(*of, command, "--help").stdout
+        assert reported[command].split()[0] in node.driver.cli(*of, command, "--help").stdout
 
 
 def test_a_volume_from_add_to_remove(node: Node, pod: Pod) -> None:

@@ -143,7 +143,7 @@ def test_a_folder_that_cannot_be_made_is_reported(module_node: Node, state: Path
     with pytest.raises(AssertionError, match="the driver ended with 1"):
         driver.start()
     assert driver.wait() == 1
-    told = driver.log.splitlines()[-1]
-    assert told.startswith(f"Error: cannot prepare {state}/missing (--state-dir): Read-only file system")
+    reported = driver.log.splitlines()[-1]
+    assert reported.startswith(f"Error: cannot prepare {state}/missing (--state-dir): Read-only file system")
     driver.options = ()
     driver.start()

@@ -47,7 +47,7 @@ def setup(pod: Pod) -> Setup:
 
 
 def sees(container: Container, text: str, file: str = "/data-subpath/file") -> None:
-    wait_until(f"{file} says {text}", lambda: container.run(f"cat {file}").out == f"{text}\n")
+    wait_until(f"{file} contains {text}", lambda: container.run(f"cat {file}").out == f"{text}\n")
 
 
 def test_ten_crashes_in_a_row_are_seen_and_the_pod_goes(node: Node, setup: Setup) -> None:
@@ -176,7 +176,7 @@ def test_a_directory_that_each_next_program_lacks_does_not_fill_the_log(node: No
     for _ in range(25):
         program = setup.fuse.start("bindfs -f /empty /data")
         setup.volume.wait_mounted(program)
-        wait_until("it is told", lambda: f"{sentence} No such file or directory" in setup.volume.condition)
+        wait_until("it is reported", lambda: f"{sentence} No such file or directory" in setup.volume.condition)
         setup.volume.republish()
         program.kill("KILL")
         setup.volume.wait_waiting()

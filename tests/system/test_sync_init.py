@@ -27,9 +27,9 @@ class Setup:
     def start(self, how: str, options: str = "") -> Background:
         return self.fuse.start(f"python3 {PROGRAMS}/sync_init.py {how} /data {options}")
 
-    def starts_and_says(self, how: str, word: str) -> Background:
+    def starts_and_prints(self, how: str, word: str) -> Background:
         program = self.start(how)
-        wait_until(f"it says {word!r}", lambda: word in program.out or (not program.is_running and pytest.fail(program.err)))
+        wait_until(f"it prints {word!r}", lambda: word in program.out or (not program.is_running and pytest.fail(program.err)))
         return program
 
     def serves(self, program: Background) -> None:
@@ -96,7 +96,7 @@ def test_a_program_that_dies_with_init_in_hand_blocks_nobody(setup: Setup) -> No
 
 
 def test_while_a_program_does_not_answer_everything_else_goes_on(node: Node, setup: Setup) -> None:
-    hung = setup.starts_and_says("never", "has INIT")
+    hung = setup.starts_and_prints("never", "has INIT")
     began = time.monotonic()
     setup.volume.republish()
     assert setup.application.check("ls -A /data") == ""
@@ -117,14 +117,14 @@ def test_while_a_program_does_not_answer_everything_else_goes_on(node: Node, set
 
 
 def test_a_hung_program_that_is_killed_is_replaced_at_once(setup: Setup) -> None:
-    hung = setup.starts_and_says("never", "has INIT")
+    hung = setup.starts_and_prints("never", "has INIT")
     hung.kill("KILL")
     hung.wait()
     setup.serves(setup.start("serves"))
 
 
 def test_unpublish_does_not_wait_for_it(setup: Setup) -> None:
-    hung = setup.starts_and_says("never", "has INIT")
+    hung = setup.starts_and_prints("never", "has INIT")
     began = time.monotonic()
     setup.volume.unpublish()
     assert time.monotonic() - began < 5
@@ -133,7 +133,7 @@ def test_unpublish_does_not_wait_for_it(setup: Setup) -> None:
 
 
 def test_a_driver_that_is_killed_meanwhile_leaves_nothing_behind(node: Node, setup: Setup) -> None:
-    hung = setup.starts_and_says("never", "has INIT")
+    hung = setup.starts_and_prints("never", "has INIT")
     node.driver.stop(signal.SIGKILL)
     assert hung.wait() == 0
     assert hung.out == "has the fd\nhas INIT\n-5 1\n"

@@ -63,8 +63,8 @@ def test_the_second_does_not_start_while_the_first_serves(module_node: Node, sec
     second.begin()
     assert second.wait() == 1
     assert time.monotonic() - began < AT_ONCE
-    (told,) = second.log.splitlines()
-    assert told == (
+    (reported,) = second.log.splitlines()
+    assert reported == (
         f"Error: another driver (pid {first.pid}) serves from {first.run_dir} (--run-dir): "
         "stop it first, or give each driver a --run-dir of its own"
     )

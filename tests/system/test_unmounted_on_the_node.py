@@ -19,7 +19,7 @@ from harness.pod import Node, Pod
 from harness.programs import SOURCES
 
 EBUSY = 16
-TOLD = "it was unmounted on the node"
+REPORTED = "it was unmounted on the node"
 
 
 @pytest.fixture
@@ -52,9 +52,9 @@ def test_the_placeholder(node: Node, pod: Pod) -> None:
     said = len(node.driver.log)
     mounts.unmount(volume.target)
     volume.republish()
-    assert TOLD in volume.condition
+    assert REPORTED in volume.condition
     volume.republish()
-    assert node.driver.log[said:].count(TOLD) == 1
+    assert node.driver.log[said:].count(REPORTED) == 1
     is_whole(volume)
 
 
@@ -144,7 +144,7 @@ def test_a_mount_whose_program_lives(node: Node, fleet: Fleet, layers: int, is_r
     second = fleet.start(volume, "serves", "second")
     shows(fleet.seen(volume), "second")
     application = Application(volume)
-    assert TOLD in volume.condition
+    assert REPORTED in volume.condition
     shows(former.seen, "first")
     former.end()
     first.wait()
@@ -166,7 +166,7 @@ def test_a_republish_after_a_restart_finds_nothing_wrong(node: Node, fleet: Flee
     program.kill("KILL")
     volume.wait_waiting()
     volume.republish()
-    assert TOLD not in node.driver.log[said:]
+    assert REPORTED not in node.driver.log[said:]
     is_whole(volume)
 
 
@@ -179,7 +179,7 @@ def test_something_else_is_mounted_over_it(node: Node, fleet: Fleet) -> None:
     mounts.unmount(volume.target)
     shows(fleet.seen(volume), "first")
     volume.republish()
-    assert volume.condition.startswith("mounted since") and TOLD not in volume.condition
+    assert volume.condition.startswith("mounted since") and REPORTED not in volume.condition
 
 
 @pytest.mark.parametrize("restarts", [False, True])
@@ -221,7 +221,7 @@ def test_an_unmount_on_the_node_is_not_called_a_crash(node: Node, fleet: Fleet) 
     volume, program = served(node, fleet)
     mounts.unmount(volume.target)
     program.wait()
-    wait_until("it is told", lambda: TOLD in volume.condition)
+    wait_until("it is reported", lambda: REPORTED in volume.condition)
     assert "it was unmounted, and not mounted again" in volume.condition
 
 

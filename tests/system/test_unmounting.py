@@ -85,7 +85,7 @@ def test_the_drivers_own_questions_do_not_make_it_busy(node: Node, setup: Setup)
 
 
 @pytest.fixture
-def looked_at(folder: Path) -> Iterator[tuple[Path, int]]:
+def found_mount(folder: Path) -> Iterator[tuple[Path, int]]:
     """Mount a file system, and open an fd with which somebody has found it."""
     path = Path(tempfile.mkdtemp(prefix="mount-", dir=folder))
     mounts.call_mount("tmpfs", path, "tmpfs")
@@ -93,16 +93,16 @@ def looked_at(folder: Path) -> Iterator[tuple[Path, int]]:
     mounts.unmount_all_below(path)
 
 
-def test_a_lookup_at_the_same_moment_does_not_make_it_busy(looked_at: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lookup_at_the_same_moment_does_not_make_it_busy(found_mount: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A question begins with a lookup of the mount, and a lookup alone makes the mount busy."""
-    path, fd = looked_at
+    path, fd = found_mount
     monkeypatch.setattr(takeoff.time, "sleep", lambda _: os.close(fd))
     takeoff._unmount_unless_busy(str(path))
     assert not mounts.stack(path)
 
 
-def test_what_stays_busy_is_reported_soon(looked_at: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    path, fd = looked_at
+def test_what_stays_busy_is_reported_soon(found_mount: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, fd = found_mount
     waited: list[float] = []
     monkeypatch.setattr(takeoff.time, "sleep", waited.append)
     with pytest.raises(OSError, match="Device or resource busy"):
@@ -112,7 +112,7 @@ def test_what_stays_busy_is_reported_soon(looked_at: tuple[Path, int], monkeypat
 
 
 @both_places
-def test_the_library_unmounts_when_it_is_told_to_stop(node: Node, setup: Setup, mountpoint: str) -> None:
+def test_the_library_unmounts_when_it_is_reported_to_stop(node: Node, setup: Setup, mountpoint: str) -> None:
     program = setup.mount(mountpoint)
     program.kill("TERM")
     setup.unmounted(program)

@@ -132,12 +132,12 @@ def test_options_that_an_adopted_mount_lacks_are_reported_until_it_ends(node: No
         request = csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume.request.volume_id, volume_path=volume.request.target_path)
         return node.kubelet.node().NodeGetVolumeStats(request).volume_condition.message
 
-    told = "the FUSE file system that was mounted there before is not ro, nosuid, nodev"
-    assert told in condition()
-    assert told in node.driver.log
+    reported = "the FUSE file system that was mounted there before is not ro, nosuid, nodev"
+    assert reported in condition()
+    assert reported in node.driver.log
     node.driver.stop()
     node.driver.start()
-    assert told in condition()
+    assert reported in condition()
     former.kill()
     volume.republish()
-    wait_until("it is told no more", lambda: told not in condition())
+    wait_until("it is not reported any more", lambda: reported not in condition())

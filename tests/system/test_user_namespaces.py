@@ -195,7 +195,7 @@ def test_owners_are_the_nodes(containers: Containers) -> None:
         assert application.run(command).code != 0, command
 
 
-def test_a_program_that_is_told_the_nodes_uid_gives_the_pod_its_files(containers: Containers) -> None:
+def test_a_program_that_is_reported_the_nodes_uid_gives_the_pod_its_files(containers: Containers) -> None:
     """The node's uid is in /proc/self/uid_map."""
     volume = containers.pod.publish()
     application, fuse = containers.application(volume), containers.fuse(volume)

@@ -61,14 +61,14 @@ def test_a_volume_through_its_life(node: Node, pod: Pod) -> None:
     program = mounted(volume, fuse)
     stats = Stats(node, volume)
     assert (stats.is_abnormal, stats.text[:13]) == (False, "mounted since")
-    said = os.statvfs(volume.target)
-    assert stats.usage[BYTES].total == said.f_blocks * said.f_frsize > 4096
+    expected = os.statvfs(volume.target)
+    assert stats.usage[BYTES].total == expected.f_blocks * expected.f_frsize > 4096
     assert 0 < stats.usage[BYTES].available <= stats.usage[BYTES].total
-    assert stats.usage[INODES].total == said.f_files
+    assert stats.usage[INODES].total == expected.f_files
 
     program.kill("KILL")
     volume.wait_waiting()
-    stats = wait_until("it is told", lambda: found if "waiting" in (found := Stats(node, volume)).text else None)
+    stats = wait_until("it is reported", lambda: found if "waiting" in (found := Stats(node, volume)).text else None)
     assert stats.is_abnormal
     assert "its FUSE program has gone without unmounting" in stats.text
 

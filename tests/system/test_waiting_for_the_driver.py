@@ -15,7 +15,7 @@ NO_DRIVER = f"no driver answers at {SOCKETS}/{SOCKET}"
 
 
 def is_waiting(program: Background) -> None:
-    wait_until("the client says that it waits", lambda: WAITING in program.err)
+    wait_until("the client prints that it waits", lambda: WAITING in program.err)
 
 
 def unpublished(pod: Pod) -> tuple[Container, str]:

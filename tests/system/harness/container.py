@@ -275,7 +275,7 @@ class Background:
         try:
             return int(wait_until(f"{self.command} ends", lambda: _text(self._files, "exit"), timeout))
         except AssertionError as error:
-            raise AssertionError(f"{error}; it said: {self.out}{self.err}") from None
+            raise AssertionError(f"{error}; it printed: {self.out}{self.err}") from None
 
 
 class _Lines:

@@ -55,7 +55,7 @@ class Leaks:
         In the first half a few hundred KiB come, which Python and the C library keep for reuse. They level off, and a
         leak does not. Memory goes up and down a little, so the least of the last checks counts.
         """
-        assert len(self.memory) > 3, f"the driver's memory was looked at {len(self.memory)} times, which says nothing"
+        assert len(self.memory) > 3, f"the driver's memory was measured {len(self.memory)} times, which says nothing"
         return min(self.memory[-2:]) - self.memory[(len(self.memory) - 1) // 2]
 
 
