@@ -1,7 +1,7 @@
-"""The differences from fusermount3 that are wanted: those of docs/compatibility.md, and what each of them explains.
+"""List the intended differences from fusermount3, which are those of docs/compatibility.md, and what each of them explains.
 
-Each is a function that takes a case and what fusermount3 did, and says what ours has to do instead. Where ours goes on
-after what stopped fusermount3, it is asked again about a case in which that is not there. None means that the difference
+Each is a function that takes a case and what fusermount3 did, and returns what ours has to do instead. Where ours goes on
+after what stopped fusermount3, fusermount3 is asked again about a case without that obstacle. None means that the difference
 does not show in this case.
 """
 
@@ -33,7 +33,7 @@ _NUMBER = f"{COMM}".encode()
 
 @dataclass(frozen=True)
 class Difference:
-    """One row of the table, with cases that show it; each shows it with versions of fusermount3 that begin as is said."""
+    """Represents one row of the table, with cases that show it; each shows with versions of fusermount3 that begin with `version`."""
 
     key: str
     explain: Explain
@@ -44,7 +44,7 @@ DIFFERENCES: dict[str, Difference] = {}
 
 
 def keys_of_table() -> list[str]:
-    """The first column of the table."""
+    """Return the first column of the table."""
     section = TABLE.read_text().partition(f"{HEADING}\n")[2].partition("\n## ")[0]
     return re.findall(r"^\| `([^`]*)` \|", section, re.MULTILINE)
 
@@ -59,13 +59,13 @@ def _difference(key: str, *examples: Case, version: str = "3.") -> Callable[[Exp
 
 
 def _printed(outcome: Outcome, *patterns: str) -> re.Match[bytes] | None:
-    """Whether its last message is one of these; what it quotes may have newlines of its own."""
+    """Match its last message with one of the patterns; what the message quotes may contain newlines."""
     alternatives = "|".join(f"(?:{pattern})" for pattern in patterns)
     return re.search(rf"(?:\A|\n)(?:{alternatives})\n\Z".encode(), outcome.ended.err, re.DOTALL)
 
 
 def _refused(case: Case, theirs: Outcome, text: str) -> Outcome:
-    """It ends with this text after its warnings, and nothing is mounted that was not before."""
+    """Return the outcome that it ends with this text after its warnings, and nothing new is mounted."""
     warnings = b"".join(re.findall(rb"(?m)^(?:unsafe option|note:) [^\n]*\n", theirs.ended.err))
     old = theirs.lines[:0] if case.before is Before.NOTHING else theirs.lines[:1]
     return Outcome(Ended(1, b"", warnings + text.encode("latin-1") + b"\n"), lines=old)
@@ -122,11 +122,11 @@ def _file_mountpoint(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outco
 def _one_mount(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
     if case.before not in (Before.MOUNTED, Before.BUSY):
         return None
-    # Over a file system that lets nobody else in it cannot mount, at another place it can.
+    # Over a file system that lets no other user in, ours cannot mount; at another place it can.
     if len(theirs.lines) == 1 and _printed(theirs, "failed to access mountpoint .*: Permission denied"):
         at_another = case.at(b"m2")
         return at_another, ask(at_another)
-    # Ours asks before it tries, the kernel looks at names first.
+    # Ours asks the driver before it mounts; the kernel looks at names first.
     if len(theirs.lines) > 1 or _printed(theirs, "mount failed: Invalid argument"):
         return case, _refused(case, theirs, "mount failed: Device or resource busy")
     return None
@@ -139,8 +139,8 @@ def _dead_mount(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] |
     asked = ask(replace(case, before=Before.NOTHING))
     loud = ask(replace(case, before=Before.NOTHING, arguments=(b"-u", b"--", case.mountpoint)))
     if asked.ended.err in (b"", loud.ended.err) and _printed(loud, "entry for [^\n]*/user/m not found in [^\n]*") and _unmounts(case):
-        asked = replace(asked, ended=Ended(0, b"", b""))  # the first one, by its path
-    # What comes after a mount is not looked at where something was before it.
+        asked = replace(asked, ended=Ended(0, b"", b""))  # the first unmount, by the mount's path
+    # What comes after a mount is not compared where something was mounted before.
     return case, replace(asked, after=None, left=())
 
 
@@ -154,7 +154,7 @@ def _mount_table(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] 
 
 @_difference("mounted-elsewhere", Case((b"-u", b"m/."), before=Before.MOUNTED, mountpoint=b"m/."))
 def _mounted_elsewhere(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    # A path that leads through the mount, which lets nobody else in. For ours that is the plain folder.
+    # The path leads through the mount, which lets no other user in. For ours the path leads through the plain folder.
     if case.before is Before.NOTHING or not _printed(theirs, "bad mount point .*: Permission denied"):
         return None
     case = case.at(b"." if case.mountpoint.endswith(b"..") else b"m")
@@ -216,12 +216,12 @@ def _fuse_conf(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | 
 
 _LATER_FLAGS = {b"diratime", b"nodiratime", b"lazytime", b"nolazytime", b"relatime", b"norelatime", b"symfollow", b"nosymfollow"}
 _STRICT = {b"strictatime": True, b"nostrictatime": False}
-# A backslash means something in the two names alone.
+# A backslash has a meaning only in the two names.
 _OPTION = re.compile(rb"(?:fsname|subtype)=(?:\\.|[^,\\]|\\\Z)*|[^,]*", re.DOTALL)
 
 
 def _options(case: Case) -> list[bytes] | None:
-    """The options of mounting()."""
+    """Return the options of a case of mounting()."""
     if case.arguments[:1] != (b"-o",):
         return None
     text, found, at = case.arguments[1], [], 0
@@ -281,7 +281,7 @@ def _options_in_names(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outc
     if options is None or not any(b"\\,x-" in option for option in options):
         return None
     case = _with_options(case, [option.replace(b"\\,x-", b"\\,\x01-") for option in options])
-    # mountinfo escapes neither.
+    # mountinfo escapes neither of them.
     named = _every_line(
         ask(case), lambda line: replace(line, source=line.source.replace(",\x01-", ",x-"), fstype=line.fstype.replace(",\x01-", ",x-"))
     )
@@ -332,7 +332,7 @@ def _socket_first(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome]
     message = _printed(outcome, "(sending file descriptor: .*)")
     if message is not None:
         return case, _refused(case, theirs, message[1].decode())
-    # 3.17 looks at a closed fd too late to know what it is, and says now this, now that.
+    # 3.17 looks too late at a closed fd to know what it is, and prints different messages.
     is_other = case.comm.startswith(("tcp", "udp")) or _printed(outcome, "file descriptor .* is not a socket, .*")
     return (bare, outcome) if is_other else None
 
@@ -358,7 +358,7 @@ def _broken_pipe(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] 
 
 @_difference("comm-number", mounting(b"", comm_fd=b"77x"), mounting(b"", comm_fd=b"abc"), mounting(b"", comm="file"), version="3.17")
 def _comm_number(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    """What 3.14 does with it."""
+    """Return what 3.14 does with the number."""
     if not _printed(theirs, "invalid _FUSE_COMMFD: .*", "file descriptor -?[0-9]+ is not a socket, can't send fuse fd"):
         return None
     libc = ctypes.CDLL(None)

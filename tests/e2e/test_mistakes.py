@@ -1,4 +1,4 @@
-"""What a user sees in `kubectl describe pod`, or in a container's log, where something is wrong with a pod or a node."""
+"""Test what `kubectl describe pod`, or a container's log, shows where something is wrong with a pod or a node."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_a_driver_that_is_not_deployed_is_reported(cluster: Cluster) -> None:
         made = Pod(cluster, pod("no-driver"))
         with existing(made):
             made.wait_event("meta-fuse-csi-plugin.csi.storage.pfn.io", "not found in the list of registered CSI drivers")
-            # It needs nothing but the driver to go on.
+            # It needs only the driver to go on.
             cluster.check("apply", "-f", str(ROOT / "deploy/csi-driver-daemonset.yaml"))
             made.wait_ready(300)
             assert made.read("app", "/data/subdir/test.txt") == CONTENT
@@ -72,7 +72,7 @@ def test_a_node_whose_mounts_no_container_would_see_is_reported(cluster: Cluster
         wait_until("another driver runs", lambda: [found for found in cluster.driver_pods() if found["metadata"]["name"] != before])
         with existing(made):
             made.wait_event("is not shared", "mountPropagation: Bidirectional")
-            # And where the cluster's administrators look.
+            # It is also shown where the cluster's administrators look.
             (driver,) = (Pod(cluster, found) for found in cluster.driver_pods())
             driver.wait_event("Readiness probe failed", "not ready", "mountPropagation: Bidirectional")
             cluster.check("apply", "-f", str(manifest))
@@ -89,14 +89,14 @@ def test_an_image_without_dev_fuse_is_reported(cluster: Cluster) -> None:
     assert serve != SERVE
     made = Pod(cluster, pod("no-dev-fuse", starter=sidecar(serve)))
     with existing(made):
-        # libfuse's own words: it gives up before anything of ours is asked.
+        # This message is libfuse's: it gives up before it calls anything of ours.
         printed = "fuse: device not found, try 'modprobe fuse' first\n"
         wait_until("sshfs prints it", lambda: made.kubectl("logs", made.name, "-c", "starter").out.endswith(printed))
         made.delete()
 
 
 def test_a_dev_fuse_from_another_empty_dir_is_reported(cluster: Cluster) -> None:
-    """kubelet makes a folder in the place of a subPath that is not there."""
+    """kubelet makes a folder in place of a subPath that does not exist."""
     starter = sidecar(SERVE.replace("touch /dev/fuse", ""))
     starter["volumeMounts"].append({"name": "other", "mountPath": "/dev/fuse", "subPath": "dev-fuse"})
     volumes = [{"name": SOCKETS, "emptyDir": {}}, {"name": "other", "emptyDir": {}}, csi()]

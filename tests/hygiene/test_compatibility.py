@@ -1,4 +1,4 @@
-"""docs/compatibility.md and what reads options say the same."""
+"""Check that docs/compatibility.md has the options that the code reads."""
 
 import re
 import sys

@@ -1,6 +1,6 @@
 """Make nodes for the system tests. What is missing on this machine fails every test with one line; nothing is skipped.
 
-        packaging/build                             builds what is tested
+    packaging/build                             builds what is tested
     .venv/bin/python -m pytest tests/system     as root
 
 The tests need the packages of packages.txt, and once Go and its module proxy for the S3 server. MFCP_DRIVER=source runs the
