@@ -1,4 +1,4 @@
-"""For all tests: the packages of this repository are imported from where they lie, and signals are as in a terminal."""
+"""Import the packages of this repository from where they lie, and set signals as in a terminal, for all tests."""
 
 import os
 import signal
@@ -10,10 +10,10 @@ from sidebyside import Scheduling
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-# Read when gRPC is imported: with it, a process that forks itself afterwards has no gRPC that works. As in the driver (cli.py).
+# gRPC reads this when it is imported. With its default, gRPC does not work in a process that forks afterwards. cli.py sets it too.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
-# A shell starts background jobs with these ignored, and programs that the tests start would inherit that.
+# A shell starts background jobs with these ignored, and the programs that the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 

@@ -1,4 +1,4 @@
-"""The driver as a process, and mounts, are the system tests'."""
+"""Use the system tests' driver process and mounts."""
 
 import sys
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Stands between csi-sanity and the driver, so that csi-sanity's node tests can publish volumes.
+"""Stand between csi-sanity and the driver, so that csi-sanity's node tests can publish volumes.
 
-csi-sanity makes a volume with CreateVolume first, which a driver of volumes that pods declare themselves does not have; and
-it wants the volume at FOLDER/target, where kubelet's target paths end with /mount. Every call but CreateVolume and
-DeleteVolume goes to the driver, and its answer back, with nothing changed but that name, and one capability added.
+csi-sanity first makes a volume with CreateVolume, which a driver of volumes that pods declare themselves does not have. And
+it wants the volume at FOLDER/target, where kubelet's target paths end with /mount. Every call except CreateVolume and
+DeleteVolume is forwarded to the driver, and its answer back, with only that name changed, and one capability added.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ from driver.api.rpc import csi_pb2
 
 @contextmanager
 def serving(endpoint: str, driver: str, attributes: Mapping[str, str]) -> Iterator[None]:
-    """Serve at `endpoint` before the driver at `driver`; volumes that are made have `attributes`."""
+    """Serve at `endpoint` in front of the driver at `driver`; the volumes that it makes have `attributes`."""
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
     server.add_insecure_port(endpoint)
     with grpc.insecure_channel(driver) as channel:

@@ -1,4 +1,4 @@
-"""csi-sanity, Kubernetes' conformance tests for CSI drivers, against a running driver (MFCP_DRIVER, as for the system tests)."""
+"""Run csi-sanity, Kubernetes' conformance tests for CSI drivers, against a driver (MFCP_DRIVER chooses it as for the system tests)."""
 
 import json
 import os
@@ -21,7 +21,7 @@ TARGET_FOLDER = f"{POD}/volumes/kubernetes.io~csi/volume"
 EMPTY_DIR = f"{POD}/volumes/kubernetes.io~empty-dir/fuse-fd-passing"
 ATTRIBUTES = {"fdPassingEmptyDirName": "fuse-fd-passing", "fdPassingSocketName": "fuse-csi-ephemeral.sock"}
 
-# csi-sanity makes a volume for these without asking whether the driver can. Only the second run has somebody who does, and
+# For these tests csi-sanity makes a volume without asking whether the driver can. Only the second run has a provisioner, and
 # ValidateVolumeCapabilities is for drivers with a Controller service, which this one does not claim to have.
 NEED_CREATE_VOLUME = "ValidateVolumeCapabilities|NodeUnpublishVolume should remove target path|does not exist on the specified path"
 
@@ -50,13 +50,13 @@ PUBLISHING = {
     "Node Service should work",
 }
 
-# Building csi-sanity with nothing at hand fetches and compiles a good deal.
+# Building csi-sanity for the first time fetches and compiles a good deal.
 pytestmark = pytest.mark.timeout(900)
 
 
 @dataclass
 class Report:
-    """What csi-sanity ran."""
+    """Holds what csi-sanity ran."""
 
     summary: str
     passed: set[str]
@@ -84,7 +84,7 @@ def test_volumes_are_published_as_csi_says(csi_sanity: Path, driver: Driver, say
 def run(program: Path, driver: Driver, endpoint: str, *options: str) -> Report:
     place = driver.csi_socket.parent
     json_report = place / "report.json"
-    # csi-sanity looks at FOLDER/target, which is not where the provisioner has it made.
+    # csi-sanity checks FOLDER/target, which is not where the provisioner has it made.
     check_path = place / "check-path"
     check_path.write_text('#!/bin/sh\nif [ -d "${1%/target}/mount" ]; then echo directory; else echo not_found; fi\n')
     check_path.chmod(0o755)
@@ -132,7 +132,7 @@ def namespace() -> None:
 
 @pytest.fixture
 def driver(namespace: None) -> Iterator[Driver]:
-    """A driver that runs, and a pod's folders."""
+    """Run a driver, with the folders of a pod."""
     # Not tmp_path, which is long: a Unix socket's path may have 107 bytes.
     place = Path(tempfile.mkdtemp(prefix="csi-"))
     driver = Driver(place)
@@ -153,7 +153,7 @@ def driver(namespace: None) -> Iterator[Driver]:
 
 @pytest.fixture
 def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Prints although the test passes: how much csi-sanity ran is worth seeing."""
+    """Return a function that prints although the test passes: how much csi-sanity ran is worth seeing."""
 
     def say(text: str) -> None:
         with capsys.disabled():

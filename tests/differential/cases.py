@@ -1,4 +1,4 @@
-"""What is asked of both sides, and how hypothesis makes it up."""
+"""Define what both sides are asked, and how hypothesis draws it."""
 
 import re
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ GOOD_CONF = b"user_allow_other\n"
 
 
 class Before(Enum):
-    """What is at the mountpoint `m` before."""
+    """Says what is at the mountpoint `m` before the call."""
 
     NOTHING = "nothing"
     MOUNTED = "a file system"
@@ -22,7 +22,7 @@ class Before(Enum):
 
 @dataclass(frozen=True)
 class Case:
-    """One call of fusermount3."""
+    """Represents one call of fusermount3."""
 
     arguments: Words
     name: bytes = b"fusermount3"
@@ -31,17 +31,17 @@ class Case:
     environment: tuple[tuple[bytes, bytes], ...] = ()
     conf: bytes = GOOD_CONF
     before: Before = Before.NOTHING
-    mountpoint: bytes = b"m"  # the one of `arguments`, for what comes after
+    mountpoint: bytes = b"m"  # the mountpoint in `arguments`, for what comes after
     device_mode: int = 0o666
 
     def at(self, mountpoint: bytes) -> "Case":
-        """The same with another mountpoint."""
+        """Return this case with another mountpoint."""
         arguments = tuple(mountpoint if word == self.mountpoint else word for word in self.arguments)
         return replace(self, arguments=arguments, mountpoint=mountpoint)
 
 
 def mounting(options: bytes, **more: object) -> Case:
-    """As libfuse calls it."""
+    """Return a call as libfuse makes it."""
     return replace(Case((b"-o", options, b"--", b"m")), **more)  # type: ignore[arg-type]
 
 
@@ -98,7 +98,7 @@ _posix = st.sampled_from([(), (), ((b"POSIXLY_CORRECT", b""),), ((b"POSIXLY_CORR
 _befores = st.sampled_from([Before.NOTHING, Before.NOTHING, Before.NOTHING, Before.MOUNTED])
 
 
-# What 3.14 does not know has tests of its own, and so has what is no single step: --sync-init and --auto-unmount.
+# What 3.14 does not know has tests of its own, as has what takes more than one step: --sync-init and --auto-unmount.
 _LATER = re.compile(rb"--[oacs]|-[^-]*U")
 
 
@@ -107,7 +107,7 @@ command_lines = st.builds(
 )
 
 
-# --options and --comm-fd, and how 3.14 is told the same.
+# ---- --options and --comm-fd, and the older forms for 3.14
 _short_and_long = st.sampled_from(
     [(b"-o", b"ro"), (b"-o", b""), (b"-o", b"-V"), (b"-o", b"bogus"), (b"-o", b"a=b=c"), (b"-o", b"--")]
 ).flatmap(
@@ -134,7 +134,7 @@ _PLAIN = [
     *("allow_other", "allow_root", "default_permissions", "nonempty", "large_read", "blkdev"),
     *("fd=7", "fd=", "rootmode=40000", "user_id=0", "group_id=0", "user_id=", "rootmode"),
 ]
-# Of later versions, of mount.fuse3, of mount(8), of libfuse itself.
+# Options of later versions, of mount.fuse3, of mount(8), and of libfuse itself.
 _OTHER = [
     *(
         "relatime",
@@ -272,7 +272,7 @@ option_texts = st.builds(
 
 # ---- mountpoints
 
-# Made by sides.make_mountpoints().
+# sides.make_mountpoints() makes these.
 FOLDERS = (
     b"m",
     b"m2",

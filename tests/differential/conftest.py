@@ -1,9 +1,9 @@
-"""Both sides, once for all tests, and how many examples each property gets.
+"""Make both sides, once for all tests, and decide how many examples each property gets.
 
-    packaging/build                                  what is tested
+    packaging/build                                  builds what is tested
     .venv/bin/python -m pytest tests/differential    as root
 
-The reference is the fusermount3 of this machine; with MFCP_ALL=1 (tests/run --all) Debian 13's too. MFCP_EXAMPLES sets the
+The reference is the fusermount3 of this machine; with MFCP_ALL=1 (tests/run --all) also that of Debian 13. MFCP_EXAMPLES sets the
 number of examples, as in tests/property.
 """
 
@@ -26,7 +26,7 @@ from harness.pod import PLACE, TREE
 from harness.programs import missing
 from sides import USER, Ours, Place, Reference, make_mountpoints
 
-# Each example is four programs and a mount or two; the long run of tests/property would take hours.
+# Each example is four programs and a mount or two; the number of examples of tests/property would take hours.
 _EXAMPLES = max(400, int(os.environ.get("MFCP_EXAMPLES", "0")) // 8)
 _SECONDS_PER_EXAMPLE = 0.5
 
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def folder() -> Iterator[Path]:
-    """A tmpfs in a mount namespace of the tests' own."""
+    """Mount a tmpfs in a mount namespace of the tests' own."""
     if os.geteuid() != 0:
         pytest.fail("these tests mount file systems and become another user: run them as root", pytrace=False)
     if not os.path.exists("/dev/fuse"):
@@ -61,7 +61,7 @@ def folder() -> Iterator[Path]:
     mounts.enter_private_namespace()
     path = Path(tempfile.mkdtemp(prefix="mfcp-test-", dir="/tmp"))
     path.chmod(0o755)
-    # With device nodes.
+    # It must allow device nodes.
     mounts.mount("-t", "tmpfs", "-o", "nosuid,mode=0755", "mfcp-test", path)
     _provide_mtab(path)
     try:
@@ -73,7 +73,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def place(folder: Path) -> Place:
-    """The user's folder; in this namespace alone a /dev/fuse and an /etc/fuse.conf of the tests' own."""
+    """Make the user's folder, and in this namespace alone a /dev/fuse and an /etc/fuse.conf of the tests' own."""
     user = folder / "user"
     user.mkdir()
     os.chown(user, USER, USER)
@@ -92,7 +92,7 @@ def _bind_places(place: Place, root: Path) -> None:
 
 
 def _provide_mtab(folder: Path) -> None:
-    """Make /etc/mtab where the machine has none, in this namespace alone: libfuse's fusermount3 finds what to unmount there."""
+    """Make /etc/mtab where the machine has none, in this namespace alone: libfuse's fusermount3 looks there for what to unmount."""
     mtab = Path("/etc/mtab")
     if not mtab.exists():
         _overlay(folder, mtab.parent, mtab.parent)
@@ -101,7 +101,7 @@ def _provide_mtab(folder: Path) -> None:
 
 
 def _overlay(folder: Path, lower: Path, at: Path) -> None:
-    """A copy of `lower` at `at` that can be written."""
+    """Mount a copy of `lower` at `at` that can be written."""
     layers = [Path(tempfile.mkdtemp(prefix=name, dir=folder)) for name in ("upper", "work")]
     layers[0].chmod(0o755)
     mounts.mount("-t", "overlay", "-o", f"lowerdir={lower},upperdir={layers[0]},workdir={layers[1]}", "overlay", at)
@@ -109,7 +109,7 @@ def _overlay(folder: Path, lower: Path, at: Path) -> None:
 
 @pytest.fixture(scope="session", params=["installed", *(["Debian 13"] if os.environ.get("MFCP_ALL") else [])])
 def reference(request: pytest.FixtureRequest, folder: Path, place: Place) -> Iterator[Reference]:
-    """libfuse's fusermount3."""
+    """Yield libfuse's fusermount3."""
     root = Path("/")
     if request.param == "Debian 13":
         root = Path(tempfile.mkdtemp(prefix="root-", dir=folder))
@@ -127,7 +127,7 @@ def reference(request: pytest.FixtureRequest, folder: Path, place: Place) -> Ite
 
 @pytest.fixture(scope="session")
 def driver(folder: Path) -> Iterator[Driver]:
-    """A driver."""
+    """Run a driver."""
     driver = Driver(folder)
     driver.pods_dir.mkdir()
     mounts.mount("--bind", driver.pods_dir, driver.pods_dir)
@@ -140,15 +140,15 @@ def driver(folder: Path) -> Iterator[Driver]:
 
 @pytest.fixture(scope="session")
 def ours(folder: Path, place: Place, driver: Driver) -> Iterator[Ours]:
-    """Ours."""
-    # Its place is there in this namespace alone.
+    """Yield our fusermount3."""
+    # The place of the tree exists in this namespace alone.
     _overlay(folder, Path("/opt"), Path("/opt"))
     os.makedirs(PLACE, exist_ok=True)
     mounts.mount("--bind", TREE, PLACE)
     added = driver.cli("volume", "add", "volume")
     assert added.returncode == 0, added.stderr
     published = driver.run_dir / "volumes" / "volume"
-    # The folder of all volumes is closed to others, as on a node; a container has this one bound.
+    # The folder of all volumes is closed to other users, as on a node; a container has this volume bound.
     sockets = folder / "sockets"
     sockets.mkdir()
     mounts.mount("--bind", published / "sock", sockets)

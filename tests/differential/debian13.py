@@ -1,4 +1,4 @@
-"""A root file system of Debian 13, for its fusermount3: made once with debootstrap, kept in the repository's .cache."""
+"""Make a root file system of Debian 13 with debootstrap, for its fusermount3. It is kept in the repository's .cache."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ _SUITE = "trixie"
 
 
 def root() -> Path:
-    """Its folder."""
+    """Return its folder."""
     if not _ROOT.exists():
         if shutil.which("debootstrap") is None:
             missing("debootstrap is missing; type: apt-get install debootstrap debian-archive-keyring")
@@ -23,7 +23,7 @@ def root() -> Path:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode != 0:
             missing(f"{' '.join(map(str, command))} failed: {done.stdout[-2000:]}")
-        # As an installed system has it.
+        # An installed system has this link.
         (unfinished / "etc/mtab").symlink_to("../proc/self/mounts")
         shutil.rmtree(unfinished / "var/cache/apt")
         unfinished.rename(_ROOT)
@@ -31,7 +31,7 @@ def root() -> Path:
 
 
 def _mirror() -> str:
-    """Where this machine's apt gets Debian from."""
+    """Return the address from which this machine's apt gets Debian."""
     command = ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(SITE)", "Created-By: Packages"]
     listed = subprocess.run(command, capture_output=True, text=True).stdout
     found = re.search(r"^Debian\|Debian\|(\S+)$", listed, re.MULTILINE)

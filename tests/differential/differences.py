@@ -1,7 +1,7 @@
-"""The differences from fusermount3 that are wanted: those of docs/compatibility.md, and what each of them explains.
+"""List the intended differences from fusermount3, which are those of docs/compatibility.md, and what each of them explains.
 
-Each is a function that takes a case and what fusermount3 did, and says what ours has to do instead. Where ours goes on
-after what stopped fusermount3, it is asked again about a case in which that is not there. None means that the difference
+Each is a function that takes a case and what fusermount3 did, and returns what ours has to do instead. Where ours goes on
+after what stopped fusermount3, fusermount3 is asked again about a case without that obstacle. None means that the difference
 does not show in this case.
 """
 
@@ -33,7 +33,7 @@ _NUMBER = f"{COMM}".encode()
 
 @dataclass(frozen=True)
 class Difference:
-    """One row of the table, with cases that show it; each shows it with versions of fusermount3 that begin as is said."""
+    """Represents one row of the table, with cases that show it; each shows with versions of fusermount3 that begin with `version`."""
 
     key: str
     explain: Explain
@@ -44,7 +44,7 @@ DIFFERENCES: dict[str, Difference] = {}
 
 
 def keys_of_table() -> list[str]:
-    """The first column of the table."""
+    """Return the first column of the table."""
     section = TABLE.read_text().partition(f"{HEADING}\n")[2].partition("\n## ")[0]
     return re.findall(r"^\| `([^`]*)` \|", section, re.MULTILINE)
 
@@ -58,14 +58,14 @@ def _difference(key: str, *examples: Case, version: str = "3.") -> Callable[[Exp
     return add
 
 
-def _says(outcome: Outcome, *patterns: str) -> re.Match[bytes] | None:
-    """Whether its last message is one of these; what it quotes may have newlines of its own."""
+def _printed(outcome: Outcome, *patterns: str) -> re.Match[bytes] | None:
+    """Match its last message with one of the patterns; what the message quotes may contain newlines."""
     alternatives = "|".join(f"(?:{pattern})" for pattern in patterns)
     return re.search(rf"(?:\A|\n)(?:{alternatives})\n\Z".encode(), outcome.ended.err, re.DOTALL)
 
 
 def _refused(case: Case, theirs: Outcome, text: str) -> Outcome:
-    """It ends with this text after its warnings, and nothing is mounted that was not before."""
+    """Return the outcome that it ends with this text after its warnings, and nothing new is mounted."""
     warnings = b"".join(re.findall(rb"(?m)^(?:unsafe option|note:) [^\n]*\n", theirs.ended.err))
     old = theirs.lines[:0] if case.before is Before.NOTHING else theirs.lines[:1]
     return Outcome(Ended(1, b"", warnings + text.encode("latin-1") + b"\n"), lines=old)
@@ -88,11 +88,11 @@ def _every_line(theirs: Outcome, change: Callable[[Line], Line]) -> Outcome:
 @_difference("later-options", Case((b"--options=ro", b"m")), Case((b"--comm-fd=77", b"m"), comm_fd=None), version="3.14")
 @_difference("later-options", Case((b"--=x", b"m")))
 def _later_options(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    if said := _says(theirs, r"option '--=[^\n]*' is ambiguous; possibilities: [^\n]*"):
-        known = said[0].strip(b"\n").partition(b" '--options'")[0]
+    if found := _printed(theirs, r"option '--=[^\n]*' is ambiguous; possibilities: [^\n]*"):
+        known = found[0].strip(b"\n").partition(b" '--options'")[0]
         longer = known + b" '--options' '--auto-unmount' '--sync-init' '--comm-fd'\n"
         return case, replace(theirs, ended=Ended(1, b"", longer))
-    if _says(theirs, "unrecognized option '--(options|comm-fd)=.*'"):
+    if _printed(theirs, "unrecognized option '--(options|comm-fd)=.*'"):
         name, _, value = case.arguments[0].partition(b"=")
         rest = case.arguments[1:]
         case = replace(case, arguments=(b"-o", value, *rest)) if name == b"--options" else replace(case, arguments=rest, comm_fd=value)
@@ -122,12 +122,12 @@ def _file_mountpoint(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outco
 def _one_mount(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
     if case.before not in (Before.MOUNTED, Before.BUSY):
         return None
-    # Over a file system that lets nobody else in it cannot mount, at another place it can.
-    if len(theirs.lines) == 1 and _says(theirs, "failed to access mountpoint .*: Permission denied"):
+    # Over a file system that lets no other user in, ours cannot mount; at another place it can.
+    if len(theirs.lines) == 1 and _printed(theirs, "failed to access mountpoint .*: Permission denied"):
         at_another = case.at(b"m2")
         return at_another, ask(at_another)
-    # Ours asks before it tries, the kernel looks at names first.
-    if len(theirs.lines) > 1 or _says(theirs, "mount failed: Invalid argument"):
+    # Ours asks the driver before it mounts; the kernel looks at names first.
+    if len(theirs.lines) > 1 or _printed(theirs, "mount failed: Invalid argument"):
         return case, _refused(case, theirs, "mount failed: Device or resource busy")
     return None
 
@@ -138,9 +138,9 @@ def _dead_mount(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] |
         return None
     asked = ask(replace(case, before=Before.NOTHING))
     loud = ask(replace(case, before=Before.NOTHING, arguments=(b"-u", b"--", case.mountpoint)))
-    if asked.ended.err in (b"", loud.ended.err) and _says(loud, "entry for [^\n]*/user/m not found in [^\n]*") and _unmounts(case):
-        asked = replace(asked, ended=Ended(0, b"", b""))  # the first one, by its path
-    # What comes after a mount is not looked at where something was before it.
+    if asked.ended.err in (b"", loud.ended.err) and _printed(loud, "entry for [^\n]*/user/m not found in [^\n]*") and _unmounts(case):
+        asked = replace(asked, ended=Ended(0, b"", b""))  # the first unmount, by the mount's path
+    # What comes after a mount is not compared where something was mounted before.
     return case, replace(asked, after=None, left=())
 
 
@@ -154,8 +154,8 @@ def _mount_table(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] 
 
 @_difference("mounted-elsewhere", Case((b"-u", b"m/."), before=Before.MOUNTED, mountpoint=b"m/."))
 def _mounted_elsewhere(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    # A path that leads through the mount, which lets nobody else in. For ours that is the plain folder.
-    if case.before is Before.NOTHING or not _says(theirs, "bad mount point .*: Permission denied"):
+    # The path leads through the mount, which lets no other user in. For ours the path leads through the plain folder.
+    if case.before is Before.NOTHING or not _printed(theirs, "bad mount point .*: Permission denied"):
         return None
     case = case.at(b"." if case.mountpoint.endswith(b"..") else b"m")
     return case, ask(case)
@@ -181,7 +181,7 @@ _NOT_HERE = (
     ),
 )
 def _any_mountpoint(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    if case.mountpoint == b"m2" or _says(theirs, "failed to open /dev/fuse: .*") or not _says(theirs, *_NOT_HERE):
+    if case.mountpoint == b"m2" or _printed(theirs, "failed to open /dev/fuse: .*") or not _printed(theirs, *_NOT_HERE):
         return None
     case = case.at(b"m2")
     return case, ask(case)
@@ -196,7 +196,7 @@ def _search_permission(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Out
 
 @_difference("no-device", mounting(b"", device_mode=0o600))
 def _no_device(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    if case.device_mode == 0o666 or not _says(theirs, "failed to open /dev/fuse: Permission denied"):
+    if case.device_mode == 0o666 or not _printed(theirs, "failed to open /dev/fuse: Permission denied"):
         return None
     case = replace(case, device_mode=0o666)
     return case, ask(case)
@@ -216,12 +216,12 @@ def _fuse_conf(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | 
 
 _LATER_FLAGS = {b"diratime", b"nodiratime", b"lazytime", b"nolazytime", b"relatime", b"norelatime", b"symfollow", b"nosymfollow"}
 _STRICT = {b"strictatime": True, b"nostrictatime": False}
-# A backslash means something in the two names alone.
+# A backslash has a meaning only in the two names.
 _OPTION = re.compile(rb"(?:fsname|subtype)=(?:\\.|[^,\\]|\\\Z)*|[^,]*", re.DOTALL)
 
 
 def _options(case: Case) -> list[bytes] | None:
-    """The options of mounting()."""
+    """Return the options of a case of mounting()."""
     if case.arguments[:1] != (b"-o",):
         return None
     text, found, at = case.arguments[1], [], 0
@@ -242,9 +242,9 @@ def _with_options(case: Case, options: list[bytes]) -> Case:
 
 @_difference("later-mount-options", mounting(b"nodiratime,nosymfollow,lazytime,ro"), mounting(b"strictatime,x-a=b"), version="3.14")
 def _later_mount_options(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    said = _says(theirs, "unknown option '(.*)'")
+    found = _printed(theirs, "unknown option '(.*)'")
     options = _options(case)
-    if said is None or options is None or not _is_later(said[1]):
+    if found is None or options is None or not _is_later(found[1]):
         return None
     without = _with_options(case, [option for option in options if not _is_later(option)])
     asked = ask(without)
@@ -281,7 +281,7 @@ def _options_in_names(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outc
     if options is None or not any(b"\\,x-" in option for option in options):
         return None
     case = _with_options(case, [option.replace(b"\\,x-", b"\\,\x01-") for option in options])
-    # mountinfo escapes neither.
+    # mountinfo escapes neither of them.
     named = _every_line(
         ask(case), lambda line: replace(line, source=line.source.replace(",\x01-", ",x-"), fstype=line.fstype.replace(",\x01-", ",x-"))
     )
@@ -308,16 +308,16 @@ def _repeated_options(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outc
 @_difference("long-requests", mounting(b"ro," * 40000), mounting(b"fsname=" + b"x" * 70000), mounting(b"fsname=" + b"\xe9" * 16000))
 def _long_requests(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
     options = _options(case)
-    if options is None or not (theirs.fds or _says(theirs, "mount failed: (?:Invalid argument|Device or resource busy)")):
+    if options is None or not (theirs.fds or _printed(theirs, "mount failed: (?:Invalid argument|Device or resource busy)")):
         return None
     text = case.arguments[1]
     if len(text) > protocol.OPTIONS_MAX:
-        told = f"the text of the options has {len(text)} bytes, at most {protocol.OPTIONS_MAX} are allowed"
+        message = f"the text of the options has {len(text)} bytes, at most {protocol.OPTIONS_MAX} are allowed"
     elif len(json.dumps(text.decode("latin-1"))) > 65000:
-        told = "mountpoint and options are too long: the request has N bytes, at most 65536 can be sent"
+        message = "mountpoint and options are too long: the request has N bytes, at most 65536 can be sent"
     else:
         return None
-    return case, _refused(case, theirs, told)
+    return case, _refused(case, theirs, message)
 
 
 # ---- the comm fd
@@ -325,28 +325,28 @@ def _long_requests(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome
 
 @_difference("socket-first", mounting(b"max_read=x", comm="tcp"))
 def _socket_first(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    if not _options(case) or not _says(theirs, "mount failed: Invalid argument"):
+    if not _options(case) or not _printed(theirs, "mount failed: Invalid argument"):
         return None
     bare = _with_options(case, [])
     outcome = ask(bare)
-    told = _says(outcome, "(sending file descriptor: .*)")
-    if told is not None:
-        return case, _refused(case, theirs, told[1].decode())
-    # 3.17 looks at a closed fd too late to know what it is, and says now this, now that.
-    is_other = case.comm.startswith(("tcp", "udp")) or _says(outcome, "file descriptor .* is not a socket, .*")
+    message = _printed(outcome, "(sending file descriptor: .*)")
+    if message is not None:
+        return case, _refused(case, theirs, message[1].decode())
+    # 3.17 looks too late at a closed fd to know what it is, and prints different messages.
+    is_other = case.comm.startswith(("tcp", "udp")) or _printed(outcome, "file descriptor .* is not a socket, .*")
     return (bare, outcome) if is_other else None
 
 
 @_difference("unix-socket", mounting(b"", comm="tcp"), mounting(b"", comm="udp"))
 def _unix_socket(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    if not case.comm.startswith(("tcp", "udp")) or not theirs.lines or _says(theirs, "sending file descriptor: .*"):
+    if not case.comm.startswith(("tcp", "udp")) or not theirs.lines or _printed(theirs, "sending file descriptor: .*"):
         return None
     return case, _refused(case, theirs, "sending file descriptor: Invalid argument")
 
 
 @_difference("failed-send", mounting(b"", comm="full"), mounting(b"", comm="unconnected"), version="3.14")
 def _failed_send(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    if not theirs.lines or case.before is not Before.NOTHING or not _says(theirs, "sending file descriptor: .*"):
+    if not theirs.lines or case.before is not Before.NOTHING or not _printed(theirs, "sending file descriptor: .*"):
         return None
     return case, replace(theirs, lines=(), after=None, left=())
 
@@ -358,8 +358,8 @@ def _broken_pipe(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] 
 
 @_difference("comm-number", mounting(b"", comm_fd=b"77x"), mounting(b"", comm_fd=b"abc"), mounting(b"", comm="file"), version="3.17")
 def _comm_number(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    """What 3.14 does with it."""
-    if not _says(theirs, "invalid _FUSE_COMMFD: .*", "file descriptor -?[0-9]+ is not a socket, can't send fuse fd"):
+    """Return what 3.14 does with the number."""
+    if not _printed(theirs, "invalid _FUSE_COMMFD: .*", "file descriptor -?[0-9]+ is not a socket, can't send fuse fd"):
         return None
     libc = ctypes.CDLL(None)
     number = libc.atoi(case.comm_fd)
@@ -367,7 +367,7 @@ def _comm_number(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] 
         case = replace(case, comm_fd=_NUMBER)
         return case, ask(case)
     good = ask(replace(case, comm_fd=_NUMBER, comm="stream"))
-    if good.ended.code != 0 and not _says(good, "mount failed: .*"):
+    if good.ended.code != 0 and not _printed(good, "mount failed: .*"):
         return case, good
     is_open = number in (0, 1, 2) or (number == COMM and case.comm != "closed")
     return case, _refused(case, good, f"sending file descriptor: {os.strerror(ENOTSOCK if is_open else EBADF)}")

@@ -1,4 +1,4 @@
-"""A FUSE file system that can do nothing, so that a mount is alive: every request is answered."""
+"""Serve a FUSE file system that can do nothing, so that a mount is alive: every request is answered."""
 
 import os
 import struct
@@ -11,7 +11,7 @@ _INIT_ANSWER = struct.pack("<4I2H2I2H8I", 7, 31, 0, 0, 1, 1, 4096, 1, 0, 0, *[0]
 
 
 class Server:
-    """Serves one /dev/fuse fd, and owns it, until it is unmounted."""
+    """Serves one /dev/fuse fd, which it owns, until it is unmounted."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -34,7 +34,7 @@ class Server:
                 return
 
     def close(self) -> None:
-        """After the unmount."""
+        """Close the fd; call it after the unmount."""
         self._thread.join(10)
         assert not self._thread.is_alive(), "the file system is still mounted"
         os.close(self._fd)

@@ -1,10 +1,10 @@
-"""Starts programs as an unprivileged user, below a root of its own: a small process, since forking that of the tests would be slow.
+"""Start programs as an unprivileged user, below a root of its own. It is a small process, because forking the tests' would be slow.
 
     launcher.py ROOT UID FD
 
-On the socket FD come packets with fds: the request (JSON: `path`, `argv`, `environment`, in Latin-1), standard output,
-standard error, the working directory, and sometimes the one that the program finds as COMM. The answer is the exit code
-as subprocess has it.
+It receives packets with fds on the socket FD: the request (JSON: `path`, `argv`, `environment`, in Latin-1), standard output,
+standard error, the working directory, and sometimes the fd that the program finds as COMM. The answer is the exit code
+as subprocess reports it.
 """
 
 import json
@@ -13,12 +13,12 @@ import signal
 import socket
 import sys
 
-COMM = 77  # far above what a program opens itself
+COMM = 77  # far above the fds that a program opens itself
 LIMIT = 20  # seconds for one program
 
 
 def serve(requests: socket.socket) -> None:
-    """Until the tests close the socket."""
+    """Start programs until the tests close the socket."""
     while True:
         packet, fds, _, _ = socket.recv_fds(requests, 1, 5)
         if not packet:

@@ -1,6 +1,6 @@
-"""The two sides: libfuse's own fusermount3, set-uid root, and ours, with a driver and a volume behind it.
+"""Run the two sides: libfuse's own set-uid fusermount3, and ours with a driver and a volume behind it.
 
-Both get the same command line, environment and fds from the same unprivileged user in the same folder, in a mount
+Both get the same command line, environment and fds from one unprivileged user in the same folder, in a mount
 namespace of the tests' own.
 """
 
@@ -22,7 +22,7 @@ from harness.events import wait_until
 from harness.pod import VARIABLE
 from launcher import LIMIT
 
-USER = 65534  # nobody: fusermount3 wants a user that has a name
+USER = 65534  # nobody: fusermount3 needs a user that has a name
 _FUSE = os.makedev(10, 229)
 _TEXT_MAX = 1 << 20
 _VERSION = re.compile(rb"version: [0-9.]+")
@@ -33,7 +33,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Line:
-    """What a mount is, but for its place and its numbers."""
+    """Describes a mount without its place and its numbers."""
 
     fstype: str
     source: str
@@ -44,7 +44,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a program ended, and what it said, without the name that it calls itself by."""
+    """Holds how a program ended and what it printed, without the name that it calls itself by."""
 
     code: int
     out: bytes
@@ -53,7 +53,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a caller can tell: how it ended, what came over the comm fd, what is mounted, and `-u` after a mount."""
+    """Holds what a caller can see: how it ended, what came over the comm fd, what is mounted, and the result of `-u` after a mount."""
 
     ended: Ended
     data: bytes = b""
@@ -64,7 +64,7 @@ class Outcome:
 
 
 class Launcher:
-    """launcher.py as a process."""
+    """Runs launcher.py as a process."""
 
     def __init__(self, root: str) -> None:
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -92,13 +92,13 @@ class Launcher:
                 os.close(fd)
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._socket.close()
         self._process.wait(LIMIT)
 
 
 class Comm:
-    """The fd that the program finds as COMM, and what arrives at the other end of it."""
+    """Represents the fd that the program finds as COMM, and receives what arrives at its other end."""
 
     def __init__(self, kind: str) -> None:
         self.fd: int | None = None
@@ -155,7 +155,7 @@ class Comm:
         self._open = [theirs] if mine is None else [theirs, mine]
 
     def receive(self) -> tuple[bytes, list[int]]:
-        """What has arrived: bytes and fds, which the caller owns."""
+        """Return what has arrived: bytes, and fds that the caller owns."""
         if self._peer is None:
             return b"", []
         if isinstance(self._peer, int):
@@ -186,7 +186,7 @@ class Comm:
 
 
 class Place:
-    """Where the user's folder, the FUSE device and the configuration are in the tests' namespace."""
+    """Knows where the user's folder, the FUSE device and the configuration are in the tests' namespace."""
 
     def __init__(self, folder: Path, device: Path, conf: Path) -> None:
         self.folder = folder
@@ -194,22 +194,22 @@ class Place:
         self.conf = conf
 
     def absolute(self, mountpoint: bytes) -> bytes:
-        """A mountpoint by its whole path; its last name is not followed."""
+        """Return the absolute path of a mountpoint, without following its last name."""
         path = os.path.join(os.fsencode(self.folder), mountpoint).rstrip(b"/") or b"/"
         parent, last = os.path.split(path)
         return os.path.realpath(path) if last in (b".", b"..") else os.path.join(os.path.realpath(parent), last)
 
     def set_up(self, case: Case) -> None:
-        """What is the same for both sides."""
+        """Set up what both sides share."""
         self.conf.write_bytes(case.conf)
         self.device.chmod(case.device_mode)
 
 
 class Side:
-    """One of the two."""
+    """Represents one of the two sides."""
 
     program = "/usr/bin/fusermount3"
-    own_name: bytes | None = None  # where it is not argv[0]
+    own_name: bytes | None = None  # where the program's own name is not argv[0]
 
     def __init__(self, place: Place, root: Path) -> None:
         self.place = place
@@ -218,7 +218,7 @@ class Side:
         self.version = self._launcher.run(self.program, (b"fusermount3", b"-V"), {}, self._folder, None).out.split()[-1].decode()
 
     def run(self, case: Case) -> Outcome:
-        """Run it, see what it has done, and undo that."""
+        """Run the case, see what it has done, and undo that."""
         servers: list[Server] = []
         held: list[int] = []
         comm = Comm(case.comm)
@@ -226,7 +226,7 @@ class Side:
             if case.before is not Before.NOTHING:
                 self._mount_before(case.before, servers, held)
             self.place.set_up(case)
-            mountpoint = self.place.absolute(case.mountpoint)  # before a mount hides what the way to it is made of
+            mountpoint = self.place.absolute(case.mountpoint)  # before a mount hides the way to it
             ended = self._run(case, comm.fd)
             self.place.set_up(Case(()))
             data, fds = comm.receive()
@@ -245,7 +245,7 @@ class Side:
                 server.close()
 
     def lines(self) -> tuple[Line, ...]:
-        """The FUSE mounts that there are, the topmost last."""
+        """Return the FUSE mounts, topmost last."""
         return tuple(_line(mount) for mount in self._mounts())
 
     def close(self) -> None:
@@ -254,7 +254,7 @@ class Side:
         os.close(self._folder)
 
     def unmount(self) -> None:
-        """Take off every FUSE mount of it."""
+        """Unmount every FUSE mount of this side."""
         raise NotImplementedError
 
     def _mounts(self) -> list[mounts.Mount]:
@@ -283,7 +283,7 @@ class Side:
             held.append(os.open(self._mounts()[-1].path, os.O_PATH))
 
     def _mount(self) -> int:
-        """Mount at `m`, and return the fd to serve it by."""
+        """Mount at `m`, and return the fd that serves the mount."""
         raise NotImplementedError
 
     def _after_death(self) -> None:
@@ -291,7 +291,7 @@ class Side:
 
 
 class Reference(Side):
-    """libfuse's."""
+    """Runs libfuse's fusermount3."""
 
     def __init__(self, place: Place, root: Path = Path("/")) -> None:
         self._below = str(place.folder) if root == Path("/") else f"{root}{place.folder}"
@@ -316,7 +316,7 @@ class Reference(Side):
 
 
 class Ours(Side):
-    """Ours: the tree in its place, and a volume."""
+    """Runs our fusermount3 with the tree in its place, and a volume."""
 
     program = "/opt/mfcp/fusermount3"
     own_name = b"fusermount3"
@@ -328,7 +328,7 @@ class Ours(Side):
 
     def unmount(self) -> None:
         self._take_off()
-        # The driver remembers where a program has died, for the first -u after that. The next mount makes it forget.
+        # The driver remembers where a program died, for the first -u after that. The next mount ends this.
         fd = self._mount()
         self._take_off()
         os.close(fd)
@@ -343,10 +343,10 @@ class Ours(Side):
         return fd
 
     def _request(self, **request: object) -> list[int]:
-        """What its fusermount3 would ask, without its start; the fds of the answer."""
+        """Send what our fusermount3 would send, without starting it; returns the fds of the answer."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
             connection.settimeout(LIMIT)
-            # The driver mounts for whoever connects.
+            # The driver mounts for every process that connects.
             os.setegid(USER)
             os.seteuid(USER)
             try:
@@ -369,7 +369,7 @@ class Ours(Side):
 
 def _line(mount: mounts.Mount) -> Line:
     try:
-        # Asks the file system nothing.
+        # It asks the file system nothing.
         os.close(os.open(mount.path, os.O_PATH | os.O_DIRECTORY))
         is_folder = True
     except NotADirectoryError:
@@ -383,7 +383,7 @@ def _kind(fd: int) -> str:
 
 
 def make_mountpoints(folder: Path) -> None:
-    """Everything that cases.MOUNTPOINTS names."""
+    """Make everything that cases.MOUNTPOINTS names."""
 
     def made(name: bytes, mode: int = 0o755, owner: int = USER) -> None:
         path = os.fsencode(folder) + b"/" + name

@@ -1,4 +1,4 @@
-"""Whatever fusermount3 is asked, ours does the same, or what docs/compatibility.md says instead."""
+"""Test that ours does what fusermount3 does whatever it is asked, or what docs/compatibility.md says instead."""
 
 import cases
 import pytest
@@ -9,7 +9,7 @@ from sides import Ours, Outcome, Reference
 
 
 def explained(case: Case, reference: Reference, ours: Ours, written_for_ours: Case | None = None) -> list[str]:
-    """The keys of the differences that show in a case; AssertionError where they do not explain all of it."""
+    """Return the keys of the differences that show in a case. Raises AssertionError where they do not explain all of it."""
     expected, found = reference.run(case), ours.run(written_for_ours or case)
     keys: list[str] = []
     asked = case
@@ -72,7 +72,7 @@ def test_each_difference_is_in_the_table_and_each_row_is_tested() -> None:
 
 @pytest.mark.parametrize("key", DIFFERENCES)
 def test_each_difference_shows(reference: Reference, ours: Ours, key: str) -> None:
-    """A row that no longer tells a difference has to go."""
+    """A row that shows no difference any more must be removed."""
     for version, case in DIFFERENCES[key].examples:
         if reference.version.startswith(version):
             assert key in explained(case, reference, ours), case

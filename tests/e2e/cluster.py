@@ -1,4 +1,4 @@
-"""The cluster that KUBECONFIG names, through kubectl alone; and what the tests do with its pods."""
+"""Use the cluster that KUBECONFIG names, through kubectl alone, and work with the pods of the tests."""
 
 import json
 import os
@@ -24,13 +24,13 @@ BUSYBOX = "docker.io/library/busybox:latest"
 Manifest = dict[str, Any]
 Found = TypeVar("Found")
 
-# kubelet looks at a pod again about every ten seconds, or every minute as it is set by default.
+# kubelet syncs a pod about every ten seconds, or every minute with default settings.
 SOON = 120.0  # seconds
 
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended."""
+    """Holds how a command ended."""
 
     code: int
     out: str
@@ -38,7 +38,7 @@ class Done:
 
 
 class Cluster:
-    """kubectl, with time limits."""
+    """Runs kubectl with time limits."""
 
     def run(self, *arguments: str, stdin: str | None = None, timeout: float = SOON) -> Done:
         """Run kubectl."""
@@ -46,13 +46,13 @@ class Cluster:
         return Done(done.returncode, done.stdout, done.stderr)
 
     def check(self, *arguments: str, stdin: str | None = None, timeout: float = SOON) -> str:
-        """The same, where it must succeed."""
+        """Run kubectl, which must succeed, and return its output."""
         done = self.run(*arguments, stdin=stdin, timeout=timeout)
         assert done.code == 0, f"kubectl {' '.join(arguments)}: {done.err or done.out}"
         return done.out
 
     def json(self, *arguments: str) -> Any:
-        """What kubectl prints, as JSON."""
+        """Return what kubectl prints, as JSON."""
         return json.loads(self.check(*arguments, "-o", "json"))
 
     def apply(self, *manifests: Manifest) -> None:
@@ -65,17 +65,17 @@ class Cluster:
         wait_until("the driver is registered with kubelet on every node", self.is_registered)
 
     def is_registered(self) -> bool:
-        """Whether kubelet knows the driver, on every node."""
+        """Return whether kubelet has registered the driver, on every node."""
         nodes = self.json("get", "csinodes")["items"]
         return all(DRIVER in [driver["name"] for driver in node["spec"].get("drivers") or []] for node in nodes)
 
     def driver_pods(self) -> list[Manifest]:
-        """The driver's pods."""
+        """Return the driver's pods."""
         return list(self.json("-n", SYSTEM, "get", "pods", "-l", "k8s-app=meta-fuse-csi-plugin")["items"])
 
 
 class Pod:
-    """A pod of a test."""
+    """Represents a pod of a test."""
 
     def __init__(self, cluster: Cluster, manifest: Manifest) -> None:
         self.cluster = cluster
@@ -85,27 +85,27 @@ class Pod:
         self.grace: float = manifest["spec"].get("terminationGracePeriodSeconds", 30)
 
     def kubectl(self, *arguments: str, timeout: float = SOON) -> Done:
-        """Kubectl in the pod's namespace."""
+        """Run kubectl in the pod's namespace."""
         return self.cluster.run("-n", self.namespace, *arguments, timeout=timeout)
 
     def create(self) -> None:
-        """Create it."""
+        """Create the pod."""
         self.cluster.apply(self.manifest)
 
     def get(self) -> Manifest:
-        """It, as it is now."""
+        """Return the pod as it is now."""
         found: Manifest = self.cluster.json("-n", self.namespace, "get", "pod", self.name)
         return found
 
     def wait_ready(self, limit: float = SOON) -> None:
-        """Wait until it is ready, and say why it is not."""
+        """Wait until the pod is ready; a failure says why it is not."""
         try:
             wait_until(f"pod {self.name} is ready", self.is_ready, limit)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.describe()}") from None
 
     def is_ready(self) -> bool:
-        """Whether it is."""
+        """Return whether the pod is ready."""
         conditions = self.get()["status"].get("conditions", [])
         return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
 
@@ -114,13 +114,13 @@ class Pod:
         return self.kubectl("exec", self.name, "-c", container, "--", "sh", "-c", script, timeout=timeout)
 
     def read(self, container: str, path: str) -> str:
-        """The content of a file, as a container sees it."""
+        """Return the content of a file, as a container sees it."""
         done = self.execute(container, f"cat {path}")
         assert done.code == 0, done.err
         return done.out
 
     def restarts(self, container: str) -> int:
-        """How often a container was started again."""
+        """Return how often a container was restarted."""
         status = self.get()["status"]
         for found in [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]:
             if found["name"] == container:
@@ -128,8 +128,8 @@ class Pod:
         raise AssertionError(f"there is no container {container}")
 
     def events(self) -> list[str]:
-        """The messages of its events."""
-        # By its uid: there may have been another of this name.
+        """Return the messages of the pod's events."""
+        # The uid selects them, because there may have been another pod of this name.
         selector = f"involvedObject.uid={self.get()['metadata']['uid']}"
         listed = self.cluster.json("-n", self.namespace, "get", "events", "--field-selector", selector)
         return [event.get("message") or "" for event in listed["items"]]
@@ -137,23 +137,23 @@ class Pod:
     def wait_event(self, *words: str) -> str:
         """Wait for an event whose message has all the words, and return the message."""
         return wait_until(
-            f"an event of pod {self.name} says {words}",
+            f"an event of pod {self.name} contains {words}",
             lambda: next((text for text in self.events() if all(word in text for word in words)), None),
         )
 
     def delete(self, more: float = 10.0) -> float:
-        """Delete it; it must be gone within its grace period and `more` seconds. Returns how long it took."""
+        """Delete the pod; it must be gone within its grace period and `more` seconds. Returns how long it took."""
         began = time.monotonic()
         self.kubectl("delete", "pod", self.name, "--wait=false")
         wait_until(f"pod {self.name} is gone", lambda: self.kubectl("get", "pod", self.name).code != 0, self.grace + more, self.describe)
         return time.monotonic() - began
 
     def end(self) -> None:
-        """Make sure that it is gone, whatever it takes."""
+        """Make sure that the pod is gone, whatever it takes."""
         self.kubectl("delete", "pod", self.name, "--ignore-not-found", "--wait=true", timeout=SOON * 3)
 
     def describe(self) -> str:
-        """What a user would look at."""
+        """Return what a user would look at."""
         described = self.kubectl("describe", "pod", self.name).out.partition("\nEvents:")[2]
         containers = [*self.manifest["spec"].get("initContainers", []), *self.manifest["spec"]["containers"]]
         logs = [f"--- {c['name']}\n" + self.kubectl("logs", self.name, "-c", c["name"], "--tail=20").out for c in containers]
@@ -161,7 +161,7 @@ class Pod:
 
 
 class NodeShell:
-    """Commands on the nodes, as a privileged pod in the host's pid namespace runs them, which sees kubelet's folder."""
+    """Runs commands on the nodes, in a privileged pod in the host's pid namespace, which sees kubelet's folder."""
 
     def __init__(self, cluster: Cluster) -> None:
         container = {
@@ -170,14 +170,14 @@ class NodeShell:
             "imagePullPolicy": "IfNotPresent",
             "command": ["sh", "-c", "trap 'exit 0' TERM; sleep infinity & wait"],
             "securityContext": {"privileged": True},
-            # As the host has it now, and not as it was when this pod began, which would keep what was mounted there.
+            # They see the host's mounts of now, and not those of when this pod began, which would keep what was mounted there.
             "volumeMounts": [{"name": "kubelet", "mountPath": "/kubelet", "readOnly": True, "mountPropagation": "HostToContainer"}],
         }
         kubelet = {"name": "kubelet", "hostPath": {"path": "/var/lib/kubelet", "type": "Directory"}}
         spec = {"hostPID": True, "containers": [container], "volumes": [kubelet], "tolerations": [{"operator": "Exists"}]}
         self.pod = Pod(
             cluster,
-            # A namespace that allows it, and is there without the driver too.
+            # This namespace allows such a pod, and exists without the driver too.
             {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "mfcp-e2e-node", "namespace": "kube-system"}, "spec": spec},
         )
 
@@ -186,26 +186,26 @@ class NodeShell:
         return self.pod.execute("shell", script)
 
     def check(self, script: str) -> str:
-        """The same, where it must succeed."""
+        """Run a shell script, which must succeed, and return its output."""
         done = self.run(script)
         assert done.code == 0, done.err
         return done.out
 
     def restart_kubelet(self) -> None:
-        """Restart the node's kubelet: a service of systemd, or what MFCP_E2E_RESTART_KUBELET says to this machine's shell."""
+        """Restart the node's kubelet, as a service of systemd, or by the command in MFCP_E2E_RESTART_KUBELET on this machine."""
         if command := os.environ.get("MFCP_E2E_RESTART_KUBELET"):
             subprocess.run(command, shell=True, check=True, timeout=SOON, stdout=subprocess.DEVNULL)
         else:
             self.check("chroot /proc/1/root systemctl restart kubelet")
-        # One that has just begun has not heard of its pods, and answers NotFound.
-        wait_until("kubelet knows its pods again", lambda: self.run("true").code == 0)
+        # A kubelet that has just started has not heard of its pods, and answers NotFound.
+        wait_until("kubelet has its pods again", lambda: self.run("true").code == 0)
 
     def files(self, folder: str) -> list[str]:
-        """The names in a folder of /var/lib/kubelet; none where it is not there."""
+        """Return the names in a folder of /var/lib/kubelet; none where it is not there."""
         return self.check(f"cd /kubelet && find {folder} -mindepth 1 -maxdepth 1 2>/dev/null || :").split()
 
     def processes(self, pod: Pod, name: str) -> list[int]:
-        """The host's pids of a pod's processes with this name."""
+        """Return the host's pids of a pod's processes with this name."""
         uid = pod.get()["metadata"]["uid"]
         script = f"""
         for folder in /proc/[0-9]*; do
@@ -216,25 +216,25 @@ class NodeShell:
         return [int(pid) for pid in self.check(script).split()]
 
     def signal(self, pod: Pod, name: str, number: str) -> None:
-        """Send a signal to a pod's processes of this name, of which there is one at least."""
+        """Send a signal to a pod's processes of this name; there must be at least one."""
         pids = wait_until(f"{name} runs in pod {pod.name}", lambda: self.processes(pod, name))
         self.check(f"kill -{number} {' '.join(map(str, pids))}")
 
     def mounts(self, word: str) -> list[str]:
-        """The lines of the host's mount table that have a word in them."""
+        """Return the lines of the host's mount table that contain a word."""
         return [line for line in self.check("cat /proc/1/mountinfo").splitlines() if word in line]
 
 
 def load(path: Path) -> list[Manifest]:
-    """The manifests of a file."""
+    """Return the manifests of a file."""
     return [manifest for manifest in yaml.safe_load_all(path.read_text()) if manifest]
 
 
-def wait_until(what: str, look: Callable[[], Found], limit: float = SOON, explain: Callable[[], str] | None = None) -> Found:
-    """Look until there is something true, and return it."""
+def wait_until(what: str, condition: Callable[[], Found], limit: float = SOON, explain: Callable[[], str] | None = None) -> Found:
+    """Return the first true value of `condition()`."""
     began = time.monotonic()
     while True:
-        found = look()
+        found = condition()
         if found:
             return found
         waited = time.monotonic() - began
@@ -245,7 +245,7 @@ def wait_until(what: str, look: Callable[[], Found], limit: float = SOON, explai
 
 @contextmanager
 def existing(*pods: Pod) -> Iterator[None]:
-    """Pods that exist while the block runs."""
+    """Create pods that exist while the block runs."""
     try:
         for pod in pods:
             pod.create()

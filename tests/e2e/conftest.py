@@ -1,6 +1,6 @@
-"""For all end-to-end tests: a cluster with the driver deployed from deploy/, and a way into its nodes.
+"""Provide for all end-to-end tests a cluster with the driver deployed from deploy/, and a way into its nodes.
 
-    build-for-kind.sh                       the images
+    build-for-kind.sh                       builds the images
     KUBECONFIG=... tests/e2e/run            deploys, tests, and removes what it deployed
 
 MFCP_E2E_KEEP=1 leaves the driver deployed.
@@ -15,14 +15,14 @@ from cluster import ROOT, Cluster, NodeShell, check_cluster, existing
 
 @pytest.fixture(scope="session")
 def bare_cluster() -> Cluster:
-    """The cluster as it is."""
+    """Return the cluster as it is."""
     check_cluster()
     return Cluster()
 
 
 @pytest.fixture(scope="session")
 def cluster(bare_cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster with the driver."""
+    """Return the cluster with the driver."""
     for name in ("csi-driver.yaml", "csi-driver-daemonset.yaml"):
         bare_cluster.check("apply", "-f", str(ROOT / "deploy" / name))
     bare_cluster.wait_for_driver()
@@ -34,7 +34,7 @@ def cluster(bare_cluster: Cluster) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def node(cluster: Cluster) -> Iterator[NodeShell]:
-    """Commands on the cluster's node."""
+    """Run commands on the cluster's node."""
     shell = NodeShell(cluster)
     with existing(shell.pod):
         shell.pod.wait_ready()

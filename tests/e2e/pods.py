@@ -1,4 +1,4 @@
-"""Pods of the tests' own: a FUSE program in a sidecar, and applications."""
+"""Make manifests of the tests' own pods: a FUSE program in a sidecar, and applications."""
 
 from typing import Any
 
@@ -16,16 +16,16 @@ _SERVE = """
 start-sshd
 touch /dev/fuse
 """
-# What most images do: the program is the container, and ends with it.
+# Most images do this: the program is the container, and the container ends with it.
 SERVE = f"{_SERVE} exec sshfs -f root@127.0.0.1:/root/sshfs-example /tmp"
-# A container that outlives its program: kubelet's back-off would make each new start later than the one before.
+# This container outlives its program: with kubelet's back-off each restart would be later than the one before.
 SERVE_AGAIN_AND_AGAIN = f"{_SERVE} while :; do sshfs -f root@127.0.0.1:/root/sshfs-example /tmp; sleep 0.1; done"
 
 SLEEP = ["sh", "-c", "trap 'exit 0' TERM; sleep infinity & wait"]
 
 
 def csi(**attributes: str) -> Manifest:
-    """An inline volume."""
+    """Return an inline volume."""
     return {
         "name": VOLUME,
         "csi": {
@@ -36,12 +36,12 @@ def csi(**attributes: str) -> Manifest:
 
 
 def mount(path: str, volume: str = VOLUME, **more: Any) -> Manifest:
-    """A volumeMount; those of FUSE volumes see what is mounted later."""
+    """Return a volumeMount; with a FUSE volume it sees later mounts too."""
     return {"name": volume, "mountPath": path, **({"mountPropagation": "HostToContainer"} if volume == VOLUME else {}), **more}
 
 
 def application(name: str = "app", script: list[str] | None = None, *mounts: Manifest) -> Manifest:
-    """A container that only uses the volume."""
+    """Return a container that only uses the volume."""
     return {
         "name": name,
         "image": BUSYBOX,
@@ -52,7 +52,7 @@ def application(name: str = "app", script: list[str] | None = None, *mounts: Man
 
 
 def sidecar(serve: str = SERVE, **more: Any) -> Manifest:
-    """A container with sshfs and its server, which starts before the applications."""
+    """Return a container with sshfs and its server, which starts before the applications."""
     return {
         "name": "starter",
         "image": SSHFS,
@@ -80,7 +80,7 @@ def pod(
     grace: int = 5,
     **spec: Any,
 ) -> Manifest:
-    """A pod's manifest; `volumes` replaces all of them."""
+    """Return a pod's manifest; `volumes` replaces all of its volumes."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",

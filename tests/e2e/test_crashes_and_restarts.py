@@ -1,4 +1,4 @@
-"""What applications see when FUSE programs, their containers and the driver end and come back."""
+"""Test what applications see when FUSE programs, their containers and the driver end and start again."""
 
 import re
 
@@ -7,7 +7,7 @@ from pods import CONTENT, SERVE_AGAIN_AND_AGAIN, application, mount, pod, sideca
 
 FILE = "/data/subdir/test.txt"
 
-# Counts what it reads, and keeps every error.
+# This program counts what it reads, and keeps every error.
 READ_FOR_EVER = f"""
 trap 'exit 0' TERM
 while :; do
@@ -33,7 +33,7 @@ def test_a_program_that_is_killed_comes_back_for_an_application_that_runs(cluste
             for path in (FILE, "/part/test.txt"):
                 wait_until(f"the application reads {path} again", lambda path=path: made.execute("app", f"cat {path}").out == CONTENT)
         assert (made.restarts("app"), made.restarts("starter")) == (0, 0)
-        # Nothing heaps up beneath.
+        # No mounts pile up beneath.
         for place in ("/data", "/part"):
             assert int(made.execute("app", f"grep -c ' {place} ' /proc/self/mountinfo").out) <= 3
         made.delete()
@@ -69,20 +69,20 @@ def test_a_driver_that_is_replaced_disturbs_nobody(cluster: Cluster) -> None:
             seen = reads()
             wait_until("it reads still", lambda before=seen: reads() > before + 10)
         assert made.execute("app", "cat /tmp/errors 2>/dev/null").out == ""
-        # The new driver looks after it as the old one did.
+        # The new driver serves the volume as the old one did.
         assert driver_state(cluster, made) == "mounted"
         made.delete()
         wait_until("the driver has forgotten it", lambda: driver_state(cluster, made) == "")
 
 
 def test_a_driver_is_replaced_while_a_program_never_answers_it(cluster: Cluster, node: NodeShell) -> None:
-    """What the driver has asked is in the program's hands, and keeps the old pod's control group; but not the next driver."""
+    """The process that asked the program keeps the old pod's control group, and does not keep the next driver from starting."""
     made = Pod(cluster, pod("silent"))
     with existing(made):
         made.wait_ready()
-        for name in ("sftp-server", "sshd"):  # sshfs takes requests, and waits for its server
+        for name in ("sftp-server", "sshd"):  # sshfs accepts requests, and waits for its server
             node.signal(made, name, "STOP")
-        assert "does not answer" in driver_says(cluster)
+        assert "does not answer" in driver_status(cluster)
         (old,) = [pod["metadata"]["name"] for pod in cluster.driver_pods()]
         cluster.check("-n", SYSTEM, "delete", "pod", old, "--wait=false")
 
@@ -101,22 +101,22 @@ def test_a_driver_is_replaced_while_a_program_never_answers_it(cluster: Cluster,
 
 
 def test_a_driver_that_is_killed_while_a_program_never_answers_it_starts_again(cluster: Cluster, node: NodeShell) -> None:
-    """In the same pod, whose control group still has the process that waits for the program."""
+    """It starts in the same pod, whose control group still has the process that waits for the program."""
     made = Pod(cluster, pod("silent-again"))
     with existing(made):
         made.wait_ready()
         for name in ("sftp-server", "sshd"):
             node.signal(made, name, "STOP")
-        assert "does not answer" in driver_says(cluster)
+        assert "does not answer" in driver_status(cluster)
         driver = Pod(cluster, cluster.driver_pods()[0])
         before = driver.restarts("meta-fuse-csi-plugin")
-        node.signal(driver, "meta-fuse-csi-p", "KILL")  # as much of its name as the kernel keeps
+        node.signal(driver, "meta-fuse-csi-p", "KILL")  # the kernel keeps this much of its name
         wait_until("kubelet starts it again", lambda: driver.restarts("meta-fuse-csi-plugin") > before and driver.is_ready())
-        assert "does not answer" in driver_says(cluster)
+        assert "does not answer" in driver_status(cluster)
         for name in ("sftp-server", "sshd"):
             node.signal(made, name, "CONT")
         assert made.execute("app", f"cat {FILE}").out == CONTENT
-        wait_until("it answers", lambda: driver_state(cluster, made) == "mounted" and "does not answer" not in driver_says(cluster))
+        wait_until("it answers", lambda: driver_state(cluster, made) == "mounted" and "does not answer" not in driver_status(cluster))
         made.delete()
 
 
@@ -130,7 +130,7 @@ def test_a_kubelet_that_is_restarted_finds_everything_as_it_was(cluster: Cluster
         node.restart_kubelet()
         wait_until("the driver is registered again", lambda: len(registrations(cluster)) > before)
         wait_until("kubelet publishes again", lambda: made.is_ready() and driver_state(cluster, made) == "mounted")
-        # A driver that mounts at each publish would have done it by now.
+        # A driver that mounts at each publish would have done so by now.
         assert len([line for line in node.mounts(uid) if " - fuse" in line]) == 1
         assert made.execute("app", "cat /tmp/errors 2>/dev/null").out == ""
         assert [pod["metadata"]["name"] for pod in cluster.driver_pods()] == [driver]
@@ -139,7 +139,7 @@ def test_a_kubelet_that_is_restarted_finds_everything_as_it_was(cluster: Cluster
 
 
 def registrations(cluster: Cluster) -> list[str]:
-    """The lines of the driver's log that say that kubelet has registered it."""
+    """Return the lines of the driver's log that say that kubelet has registered it."""
     log = cluster.check("-n", SYSTEM, "logs", "daemonset/meta-fuse-csi-plugin")
     return [line for line in log.splitlines() if "kubelet has registered" in line]
 
@@ -173,7 +173,7 @@ def test_an_application_that_starts_before_the_mount_sees_it_come(cluster: Clust
     with existing(made):
         made.wait_ready()
         wait_until("it sees the mount", lambda: made.execute("app", "cat /tmp/seen").out == CONTENT)
-        # What it wrote too early is nowhere: not beneath the mount, and not in it.
+        # What it wrote too early is lost: it is neither beneath the mount nor in it.
         assert made.execute("app", "cat /tmp/before").out == ""
         assert made.kubectl("logs", made.name, "-c", "app").out.count("No space left on device") <= 1
         made.delete()
@@ -190,11 +190,11 @@ def test_an_application_with_a_sub_path_waits_for_the_mount(cluster: Cluster) ->
 
 
 def driver_state(cluster: Cluster, made: Pod) -> str:
-    """What the driver says of a pod's volume; nothing where it does not know it."""
-    found = re.search(rf" {made.namespace}/{made.name} +(\w+)", driver_says(cluster))
+    """Return the driver's state of a pod's volume; "" where it does not know the volume."""
+    found = re.search(rf" {made.namespace}/{made.name} +(\w+)", driver_status(cluster))
     return found[1] if found else ""
 
 
-def driver_says(cluster: Cluster) -> str:
-    """The driver's status."""
+def driver_status(cluster: Cluster) -> str:
+    """Return the driver's status."""
     return cluster.check("-n", SYSTEM, "exec", "daemonset/meta-fuse-csi-plugin", "--", "meta-fuse-csi-plugin", "status")

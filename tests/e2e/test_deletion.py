@@ -1,4 +1,4 @@
-"""Pods are gone within their grace period and ten seconds, whatever their FUSE program does."""
+"""Test that pods are gone within their grace period and ten seconds, whatever their FUSE program does."""
 
 import pytest
 from cluster import Cluster, NodeShell, Pod, existing, wait_until

@@ -1,4 +1,4 @@
-"""The ways to deploy the driver: the Go plugin's own manifests, node-driver-registrar, and from one to the other."""
+"""Test the ways to deploy the driver: the Go plugin's own manifests, node-driver-registrar, and changes between them."""
 
 import os
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ FILE = "/data/subdir/test.txt"
 
 
 def deploy(cluster: Cluster, path: Path) -> None:
-    """Put a DaemonSet in the place of the one that is there."""
+    """Put a DaemonSet in the place of the one that is deployed."""
     cluster.check("apply", "-f", str(path))
     cluster.wait_for_driver()
 
@@ -26,21 +26,21 @@ def deploy(cluster: Cluster, path: Path) -> None:
 def undeploy(cluster: Cluster) -> None:
     """Remove the DaemonSet."""
     cluster.check("-n", SYSTEM, "delete", "daemonset", "meta-fuse-csi-plugin", "--ignore-not-found", "--wait=true")
-    # Its pods end later, and would share their places with the next ones.
+    # Its pods end later, and would share folders with the next ones.
     wait_until("its pods are gone", lambda: not cluster.driver_pods())
 
 
 @pytest.fixture
 def other_daemon_sets(cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster, which gets its own DaemonSet back at the end."""
+    """Yield the cluster, which gets its own DaemonSet back at the end."""
     yield cluster
-    # From nothing: what a manifest had in fields that the other does not name would stay.
+    # The DaemonSet is deployed from nothing: fields that the other manifest does not name would stay.
     undeploy(cluster)
     deploy(cluster, OURS)
 
 
 def check_recovers(made: Pod, node: NodeShell) -> None:
-    """Kill its program, and see another's files."""
+    """Kill a pod's program, and see the files of the next one."""
     (program,) = wait_until("sshfs runs", lambda: node.processes(made, "sshfs"))
     node.check(f"kill -9 {program}")
     wait_until("another sshfs runs", lambda: set(node.processes(made, "sshfs")) - {program})
@@ -89,7 +89,7 @@ def test_from_the_go_plugins_daemon_set_to_ours_under_a_pod_that_runs(other_daem
 def test_kustomize_removes_all_and_deploys_all(cluster: Cluster, node: NodeShell) -> None:
     made = Pod(cluster, pod("kustomized"))
     assert f"plugins_registry/{DRIVER}-reg.sock" in node.files("plugins_registry")
-    before = node.mounts("mfcp")  # of pods that are somebody else's
+    before = node.mounts("mfcp")  # of other people's pods
     try:
         cluster.check("delete", "--wait=true", "-k", str(DEPLOY), timeout=300)
         wait_until("kubelet forgets the driver", lambda: not cluster.is_registered())
@@ -108,7 +108,7 @@ def test_kustomize_removes_all_and_deploys_all(cluster: Cluster, node: NodeShell
 
 def test_metrics_are_a_component(other_daemon_sets: Cluster, tmp_path: Path) -> None:
     cluster = other_daemon_sets
-    # kustomize takes no absolute paths.
+    # kustomize accepts no absolute paths.
     deploy_folder = os.path.relpath(DEPLOY, tmp_path.resolve())
     overlay = {"resources": [deploy_folder], "components": [f"{deploy_folder}/metrics"]}
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
@@ -120,7 +120,7 @@ def test_metrics_are_a_component(other_daemon_sets: Cluster, tmp_path: Path) -> 
             (driver,) = cluster.driver_pods()
             return cluster.run("get", "--raw", f"/api/v1/namespaces/{SYSTEM}/pods/{driver['metadata']['name']}:9909/proxy/metrics")
 
-        # Nothing listens where nobody has asked for it.
+        # Nothing listens unless somebody has asked for it.
         assert "connection refused" in scrape().err
         cluster.check("apply", "-k", str(tmp_path))
         cluster.wait_for_driver()
@@ -156,12 +156,12 @@ def test_persistent_volumes_with_one_handle_in_two_pods(cluster: Cluster) -> Non
         with existing(inline, *pods):
             inline.wait_ready()
             refusal = 'volume mode "Persistent" not supported by driver'
-            # kubelet was seen to say it of one of them alone.
-            wait_until("it is said", lambda: any(refusal in text for made in pods for text in made.events()))
+            # kubelet was seen to report it for only one of them.
+            wait_until("it is reported", lambda: any(refusal in text for made in pods for text in made.events()))
             cluster.check("replace", "--force", "-f", str(DEPLOY / "csi-driver-persistent.yaml"))
             assert inline.read("app", FILE) == CONTENT
             for made in pods:
-                made.wait_ready(300)  # kubelet tries again ever more seldom
+                made.wait_ready(300)  # kubelet tries again at growing intervals
                 made.execute("app", f"echo {made.name} >/data/name")
             assert [made.read("app", "/data/name") for made in pods] == [f"{made.name}\n" for made in pods]
             pods[0].delete()
@@ -170,7 +170,7 @@ def test_persistent_volumes_with_one_handle_in_two_pods(cluster: Cluster) -> Non
     finally:
         cluster.check("-n", "default", "delete", "pvc", "mfcp-e2e", "--wait=true")
         cluster.check("delete", "pv", "mfcp-e2e", "--wait=true")
-        # Not the file: the namespace is in it, and the driver in that.
+        # Not the file: it contains the namespace, and the namespace contains the driver.
         cluster.check("delete", "csidriver", DRIVER)
         cluster.check("apply", "-f", str(DEPLOY / "csi-driver.yaml"))
 

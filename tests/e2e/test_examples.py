@@ -1,4 +1,4 @@
-"""Each example's deploy.yaml, as its users apply it, and what the Go plugin's own check looks at."""
+"""Test each example's deploy.yaml as its users apply it, and what the Go plugin's own check looks at."""
 
 import os
 from functools import partial
@@ -10,13 +10,13 @@ from cluster import ROOT, SOON, Cluster, Pod, existing, load, wait_until
 
 CONTENT = {"sshfs": "Hello from the SSH server.\n", "minio": "Hello from MinIO.\n"}
 
-# The programs of these are downloaded when their images are built, from places that not every network reaches; what
-# stand-ins/make makes instead is told in README.md.
+# The programs of these are downloaded when their images are built, from places that not every network reaches. README.md says what
+# stand-ins/make makes instead.
 DOWNLOADED = ("goofys", "mountpoint-s3", "ros3fs")
 
 
 def examples() -> list[Path]:
-    """The manifest of every example's pod."""
+    """Return the manifest of every example's pod."""
     found = [path for kind in ("proxy", "starter") for path in (ROOT / "examples" / kind).glob("*/deploy*.yaml")]
     left_out = () if os.environ.get("MFCP_E2E_ALL") else DOWNLOADED
     return sorted(path for path in found if path.parent.name not in (*left_out, "gcsfuse"))  # gcsfuse: see below
@@ -39,13 +39,13 @@ def test_an_example_shows_its_files_and_goes(cluster: Cluster, path: Path) -> No
 
 
 def with_a_bucket() -> list[Path]:
-    """The examples whose program asks the pod's MinIO for what is new, and whose image has MinIO's client."""
+    """Return the examples whose program asks the pod's MinIO for what is new, and whose image has MinIO's client."""
     return [path for path in examples() if path.name == "deploy.yaml" and path.parent.name in ("goofys", "mountpoint-s3", "s3fs")]
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=str(path.relative_to(ROOT / "examples"))) for path in with_a_bucket()])
 def test_what_is_uploaded_appears(cluster: Cluster, path: Path) -> None:
-    """With the Go plugin's own commands, in the container that it has them in."""
+    """It runs the Go plugin's own commands, in the same container."""
     (manifest,) = load(path)
     pod = Pod(cluster, manifest)
     with existing(pod):
@@ -64,7 +64,7 @@ def test_what_is_uploaded_appears(cluster: Cluster, path: Path) -> None:
 
 
 def reads(pod: Pod, file: str, content: str) -> bool:
-    """Whether an application reads this."""
+    """Return whether an application reads `content`."""
     return pod.execute("busybox", f"cat {file}").out == content
 
 
@@ -80,7 +80,7 @@ def test_a_job_with_a_sidecar_ends(cluster: Cluster) -> None:
 
 
 def running(cluster: Cluster, job: str) -> list[str]:
-    """The phases of a job's pods that have not ended."""
+    """Return the phases of a job's pods that have not ended."""
     pods = cluster.json("get", "pods", "-l", f"job-name={job}")["items"]
     return [pod["status"]["phase"] for pod in pods if pod["status"]["phase"] not in ("Succeeded", "Failed")]
 
@@ -94,7 +94,7 @@ def test_an_unmodified_image_runs_in_a_restricted_namespace(cluster: Cluster) ->
     cluster.apply(namespace)
     try:
         cluster.check("-n", pod.namespace, "get", "serviceaccounts")
-        # The namespace is what it is said to be.
+        # The namespace really is a restricted one.
         privileged = {"name": "x", "image": "x", "securityContext": {"privileged": True}}
         bad = {
             "apiVersion": "v1",
@@ -115,7 +115,7 @@ def test_an_unmodified_image_runs_in_a_restricted_namespace(cluster: Cluster) ->
 
 def test_gcsfuse_of_a_server_that_stands_in_for_google(cluster: Cluster) -> None:
     (manifest,) = load(ROOT / "examples/proxy/gcsfuse/deploy-fake.yaml")
-    # What users of Google's run is the same, but for its bucket's server.
+    # Users of Google's service run the same, except for the bucket's server.
     (real,) = load(ROOT / "examples/proxy/gcsfuse/deploy.yaml")
     (starter,) = real["spec"]["initContainers"]
     assert starter["args"][-2:] == ["BUCKET", "/tmp"]

@@ -1,4 +1,4 @@
-"""What the examples' pages say is done as it stands there, and what they show is seen."""
+"""Run the commands of the examples' pages as they are written there, and compare what they print with the pages."""
 
 import os
 import re
@@ -16,21 +16,21 @@ EXAMPLES = ROOT / "examples"
 
 @dataclass(frozen=True)
 class Step:
-    """A command, and what a page shows of its output, if it does."""
+    """Holds a command, and the output that a page shows, if it shows any."""
 
     command: str
     shown: str
 
 
 def pages() -> list[Path]:
-    """The page of every example whose pods can run here."""
+    """Return the page of every example whose pods can run here."""
     found = [path for kind in ("proxy", "starter") for path in (EXAMPLES / kind).glob("*/README.md")]
     return sorted(path for path in found if os.environ.get("MFCP_E2E_ALL") or path.parent.name not in DOWNLOADED)
 
 
 def steps(page: Path) -> list[Step]:
-    """The commands of a page's blocks. A block that shows output has a `$` before its commands."""
-    text = page.read_text().partition("\n## A bucket of Google's\n")[0]  # which would have to be there
+    """Return the commands of a page's blocks. A block that shows output has a `$` before its commands."""
+    text = page.read_text().partition("\n## A bucket of Google's\n")[0]  # that bucket would have to exist
     found = []
     for block in re.findall(r"(?:^    .*\n)+", text, re.MULTILINE):
         lines = [line[4:] for line in block.splitlines()]
@@ -44,7 +44,7 @@ def steps(page: Path) -> list[Step]:
 
 
 def run(command: str, pod: str) -> Done:
-    """Run a page's command, as a user does; nothing is said against its pod."""
+    """Run a page's command, as a user does; nothing may be wrong with its pod."""
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     assert pod not in done.stderr
@@ -52,26 +52,26 @@ def run(command: str, pod: str) -> Done:
 
 
 def shows(step: Step, pod: str) -> None:
-    """See what the page shows. What was uploaded may take a moment to appear."""
+    """Compare with what the page shows. An upload may take a moment to appear."""
     seen = ""
 
-    def look() -> bool:
+    def is_shown() -> bool:
         nonlocal seen
         seen = run(step.command, pod).out
         return comparable(seen) == comparable(step.shown)
 
-    wait_until(f"{step.command} shows {step.shown!r}", look, 60, lambda: f"it is {seen!r}")
+    wait_until(f"{step.command} shows {step.shown!r}", is_shown, 60, lambda: f"it is {seen!r}")
 
 
 def comparable(output: str) -> str:
-    """Without carriage returns and empty lines, as progress bars leave them, and the mount options that other runtimes add."""
+    """Remove carriage returns and empty lines, which progress bars print, and the mount options that other runtimes add."""
     lines = "".join(line for line in output.replace("\r", "").splitlines(keepends=True) if line.strip())
     return re.sub(r"\((r[ow]),[^)]*\)$", r"(\1)", lines, flags=re.MULTILINE)
 
 
 @pytest.fixture
 def removed_at_the_end(cluster: Cluster) -> Iterator[list[str]]:
-    """Files of manifests."""
+    """Collect files of manifests that are deleted at the end."""
     files: list[str] = []
     yield files
     for file in files:

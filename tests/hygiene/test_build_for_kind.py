@@ -1,4 +1,4 @@
-"""build-for-kind.sh, with programs that stand in for engines and clusters and write down what they are asked; and what it is written in."""
+"""Test build-for-kind.sh with stand-ins for engines and clusters that record their arguments, and check that macOS' bash can run it."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from test_files import ROOT
 SCRIPT = ROOT / "build-for-kind.sh"
 PREFIX = "ghcr.io/pfnet-research/meta-fuse-csi-plugin"
 
-# What the script uses besides the programs that are stood in for.
+# The script uses these programs besides those that have stand-ins.
 TOOLS = ("bash", "cat", "dirname", "grep", "mktemp", "rm", "uname")
 
 NEWER_THAN_3_2 = {
@@ -27,14 +27,14 @@ NEWER_THAN_3_2 = {
     "printf %()T": r"%\([^)]*\)T",
     "coproc, ;&": r"\bcoproc\b|;;?&",
     "{fd}>": r"\{\w+\}[<>]",
-    # macOS before 12.3 has none.
+    # macOS before 12.3 does not have it.
     "readlink -f": r"\breadlink -f\b",
 }
 
 
 @dataclass(frozen=True)
 class Ran:
-    """How the script ended, and what the programs were asked."""
+    """Holds how the script ended, and how the stand-ins were called."""
 
     code: int
     out: str
@@ -43,27 +43,27 @@ class Ran:
 
 
 class Machine:
-    """A PATH with what a test puts there and a few tools alone."""
+    """Provides a PATH with only what a test puts there and a few tools."""
 
     def __init__(self, folder: Path) -> None:
         self.programs = folder / "bin"
         self.asked = folder / "asked"
         self.programs.mkdir()
         self.asked.touch()
-        # A folder of their own: who wrote to a link would write to the machine's program.
+        # The stand-ins have a folder of their own: writing to a link would write to the machine's program.
         self.tools = folder / "tools"
         self.tools.mkdir()
         for name in TOOLS:
             (self.tools / name).symlink_to(next(path for path in (Path("/bin") / name, Path("/usr/bin") / name) if path.exists()))
 
     def have(self, name: str, script: str = "") -> None:
-        """Have a program; the script sees its arguments in `$*`."""
+        """Add a program; its script has the arguments in `$*`."""
         program = self.programs / name
         program.write_text(f'#!/bin/bash\necho "{name} $*" >>"{self.asked}"\n{script}\n')
         program.chmod(0o755)
 
     def run(self, *arguments: str, **variables: str) -> Ran:
-        # A script of bash 3.2 has neither.
+        # A script of bash 3.2 has neither of them.
         enabled = self.programs.parent / "bashrc"
         enabled.write_text("enable -n mapfile readarray\n")
         environment = {
@@ -114,7 +114,7 @@ def test_all_is_built_with_docker_and_loaded_into_kind(machine: Machine) -> None
 
 
 def test_dockers_own_builder_is_used(machine: Machine) -> None:
-    """One in a container would neither see fusermount3-proxy nor give its images to the engine."""
+    """A builder in a container would neither see fusermount3-proxy nor give its images to the engine."""
     has_docker(machine)
     ran = machine.run("--target", "none", "mfcp-example-proxy-sshfs", BUILDX_BUILDER="container")
     assert [line for line in ran.asked if line.startswith("BUILDX")] == ["BUILDX_BUILDER=desktop-linux"] * 2
@@ -185,7 +185,7 @@ def test_a_containerd_of_kubelets_gets_the_images(machine: Machine) -> None:
     assert ran.asked[-1].startswith("ctr --namespace k8s.io images import ")
 
 
-def test_a_containerd_of_dockers_is_told_before_anything_is_built(machine: Machine) -> None:
+def test_a_containerd_of_dockers_is_reported_before_anything_is_built(machine: Machine) -> None:
     machine.have("docker")
     machine.have("ctr", CTR % DOCKERS)
     ran = machine.run(CONTAINERD_ADDRESS="/run/containerd/containerd.sock")
@@ -197,7 +197,7 @@ def test_a_containerd_of_dockers_is_told_before_anything_is_built(machine: Machi
     assert not [line for line in ran.asked if line.startswith("docker build")]
 
 
-def test_a_containerd_that_does_not_answer_is_told(machine: Machine) -> None:
+def test_a_containerd_that_does_not_answer_is_reported(machine: Machine) -> None:
     machine.have("docker")
     machine.have("ctr", "echo 'ctr: permission denied' >&2; exit 1")
     ran = machine.run()
@@ -209,7 +209,7 @@ def test_a_containerd_that_does_not_answer_is_told(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("programs", "arguments", "told"),
+    ("programs", "arguments", "printed"),
     [
         ((), (), "neither docker, podman nor buildah works here"),
         (("docker",), (), "neither kind nor ctr is installed"),
@@ -217,19 +217,21 @@ def test_a_containerd_that_does_not_answer_is_told(machine: Machine) -> None:
         (("docker",), ("--target", "ctr"), "ctr is not installed"),
     ],
 )
-def test_what_is_missing_is_told_in_one_line(machine: Machine, programs: tuple[str, ...], arguments: tuple[str, ...], told: str) -> None:
+def test_what_is_missing_is_reported_in_one_line(
+    machine: Machine, programs: tuple[str, ...], arguments: tuple[str, ...], printed: str
+) -> None:
     for name in programs:
         machine.have(name)
     ran = machine.run(*arguments)
     assert ran.code == 1
-    assert told in ran.err
+    assert printed in ran.err
     assert ran.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     "arguments", [("nothing",), ("--engine", "lxc"), ("--target", "moon"), ("--name",), ("--none",), ("--target", "none", "--load", "a:b")]
 )
-def test_a_misuse_is_told_in_one_line(machine: Machine, arguments: tuple[str, ...]) -> None:
+def test_a_misuse_is_reported_in_one_line(machine: Machine, arguments: tuple[str, ...]) -> None:
     ran = machine.run(*arguments)
     assert ran.code == 2
     assert arguments[-1] in ran.err
@@ -240,11 +242,11 @@ def test_a_misuse_is_told_in_one_line(machine: Machine, arguments: tuple[str, ..
 
 
 def newer_than_3_2(text: str) -> list[str]:
-    """What a script has that bash 3.2 does not understand."""
+    """Return what bash 3.2 does not understand in a script."""
     code = re.sub(r"(^|\s)#.*", "", text)
     found = [what for what, pattern in NEWER_THAN_3_2.items() if re.search(pattern, code)]
     for name in set(re.findall(r"\b(\w+)=\(\)", code)):
-        # This is nothing where it is empty, and all of it elsewhere.
+        # In bash 3.2 this is nothing where the array is empty, and elsewhere all of it.
         unguarded = code.replace(f'${{{name}[@]+"${{{name}[@]}}"}}', "")
         found += [f"{name} may be empty" for _ in re.findall(rf"\$\{{{name}\[[@*]\]\}}", unguarded)]
     return found

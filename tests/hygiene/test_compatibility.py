@@ -1,4 +1,4 @@
-"""docs/compatibility.md and what reads options say the same."""
+"""Check that docs/compatibility.md has the options that the code reads."""
 
 import re
 import sys
@@ -22,7 +22,7 @@ def test_the_table_of_mount_options_has_every_one_that_is_known_and_no_other() -
 
 def test_the_table_of_the_command_line_has_every_option_and_its_argument() -> None:
     rows = re.findall(r"^    (-\w| {2}) --([\w-]+) +([A-Z]+)?", commandline.__doc__ or "", re.MULTILINE)
-    told = {name: (short.strip("- "), bool(argument)) for short, name, argument in rows}
+    documented = {name: (short.strip("- "), bool(argument)) for short, name, argument in rows}
     letters = {name: letter for letter, name in commandline._SHORT.items()}
     known = {name: (letters.get(name, ""), takes_argument) for name, takes_argument in commandline._LONG.items()}
-    assert told == known
+    assert documented == known

@@ -1,4 +1,4 @@
-"""The pages: what they link to and name exists, their YAML is Kubernetes', and what programs say is what these programs say."""
+"""Check the pages: their links and file names exist, Kubernetes accepts their YAML, and programs print what the pages quote."""
 
 import ast
 import errno
@@ -34,7 +34,7 @@ def test_what_it_links_to_exists(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """What a page's headings are called in links."""
+    """Return the anchors of a page's headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -43,7 +43,7 @@ def anchors(page: Path) -> set[str]:
 def test_the_files_that_it_names_exist(page: Path) -> None:
     folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
     named = set(re.findall(rf"(?<![\w/.~-])(?:\./)?((?:{folders})/[a-z][\w./-]*\w)", page.read_text()))
-    made = {name for name in named if name.startswith("dist/")}  # by packaging/build
+    made = {name for name in named if name.startswith("dist/")}  # packaging/build makes them
     assert [name for name in sorted(named - made) if not (ROOT / name).exists() and not (page.parent / name).exists()] == []
 
 
@@ -62,7 +62,7 @@ def test_a_page_builds_the_images_of_what_it_applies() -> None:
 
 # ---- YAML
 
-# Of a pod's keys those that its containers do not have; what a page shows beside them is a container's.
+# These keys belong to a pod and not to its containers; the other keys that a page shows beside them are a container's.
 OF_THE_POD = ("volumes", "containers", "initContainers", "hostUsers")
 
 
@@ -79,7 +79,7 @@ def parts() -> list[Any]:
 
 
 def as_manifest(part: dict[str, Any]) -> dict[str, Any]:
-    """A whole manifest, or a pod with the part that a page shows of one."""
+    """Return a whole manifest, or a pod with the part of one that a page shows."""
     if "kind" in part:
         return part
     spec = {key: value for key, value in part.items() if key in OF_THE_POD}
@@ -92,8 +92,8 @@ def as_manifest(part: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("part", parts())
 def test_kubernetes_takes_the_yaml(part: dict[str, Any]) -> None:
     if part.get("kind") == "Kustomization":
-        return  # kustomize's own
-    has_image_volume = any("image" in volume for volume in part.get("volumes", ()))  # newer than the oldest
+        return  # kustomize's own kind
+    has_image_volume = any("image" in volume for volume in part.get("volumes", ()))  # newer than the oldest version
     for version in VERSIONS[1:] if has_image_volume else VERSIONS:
         kubernetes_validate.validate(as_manifest(part), version, strict=True)
 
@@ -110,20 +110,20 @@ def test_yaml_stands_where_it_is_validated(page: Path) -> None:
     assert re.findall(rf"^\s*(?:{keys}):.*$", BLOCK.sub("", page.read_text()), re.MULTILINE) == []
 
 
-# ---- what programs say
+# ---- what programs print
 
 OURS = ("driver", "fusermount3", "install")
 
 
-def told() -> list[str]:
-    """The texts of these programs in the guide's tables, for somebody who searches for what they see."""
+def quoted_texts() -> list[str]:
+    """Return what the guide's tables quote of these programs, for people who search for what they see."""
     section = (ROOT / "docs/guide.md").read_text().partition("## When it does not mount\n")[2]
     rows = [row.split(" | ") for row in re.findall(r"^\| (`.*) \|$", section, re.MULTILINE)]
     return [text for row in rows if row[1] in OURS for text in re.findall(r"`([^`]+)`", row[0])]
 
 
-def said() -> str:
-    """All texts in the programs, with `...` for what they put in."""
+def program_texts() -> str:
+    """Return all texts in the programs, with `...` for what they put in."""
     texts = [(ROOT / "packaging/trampoline.c").read_text()]
     for path in [*(ROOT / "driver").rglob("*.py"), *(ROOT / "fusermount3_proxy").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -134,11 +134,11 @@ def said() -> str:
     return "\n".join(texts)
 
 
-def test_the_guide_quotes_what_the_programs_say() -> None:
-    assert len(told()) > 15
-    everything = said()
+def test_the_guide_quotes_what_the_programs_print() -> None:
+    assert len(quoted_texts()) > 15
+    everything = program_texts()
     wrong = []
-    for text in told():
+    for text in quoted_texts():
         for number in errno.errorcode:
             text = text.replace(os.strerror(number), "...")
         wrong += [part for part in text.split("...") if part.strip() and part not in everything]

@@ -1,4 +1,4 @@
-"""What holds for every file of the repository."""
+"""Check what must be true for every file of the repository."""
 
 import re
 import shutil
@@ -12,20 +12,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SHELL = re.compile(rb"#!\s*(/usr/bin/env\s+|/bin/|/usr/bin/)(sh|dash|bash)\b")
 
-# The sites that packages come from: each machine has its own configuration of that, mirrors and caches included.
+# The sites of package registries: each machine has its own configuration for them, with mirrors and caches.
 REGISTRY = re.compile(
     r"pypi[.]org|pythonhosted[.]org|proxy[.]golang[.]org|sum[.]golang[.]org|registry[.]npmjs[.]org|crates[.]io"
     r"|(deb|security|snapshot|ftp)[.]debian[.]org|(archive|security)[.]ubuntu[.]com",
     re.IGNORECASE,
 )
 
-# Where people have their checkouts, and their tools: nobody else has them there.
+# Paths of people's checkouts and tools, which exist on no other machine.
 SOMEBODYS_PATH = re.compile(r"(?<![\w.~$}*-])/(work|workspaces?|Users|builds|home/\w+)/\w|[.]pyenv\b")
 
 
 def files() -> list[Path]:
-    """All files that git knows, and those that it would take with the next `git add`."""
-    # The folder may belong to somebody else than root, who runs the tests.
+    """Return all files that git tracks, and those that the next `git add` would add."""
+    # The folder may belong to another user than root, who runs the tests.
     command = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
     paths = [ROOT / name.decode() for name in listed.split(b"\0") if name]
@@ -76,10 +76,10 @@ def test_every_dependency_is_locked() -> None:
     lock = (ROOT / "packaging/requirements.txt").read_text()
     locked = dict(re.findall(r"^([\w.-]+)==(\S+) \\\n    --hash=", lock, re.MULTILINE))
     assert {canonical(re.match(r"[\w.-]+", name)[0]) for name in asked} <= {canonical(name) for name in locked}
-    # Each has a version and a hash, or pip would take what it gets.
+    # Each has a version and a hash, or pip would accept anything.
     assert len(locked) == len(re.findall(r"^[^#\s]", lock, re.MULTILINE))
 
 
 def canonical(name: str) -> str:
-    """A package's name as the registry compares it."""
+    """Return a package's name in the form that the registry compares."""
     return re.sub(r"[-_.]+", "-", name).lower()

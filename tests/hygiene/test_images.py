@@ -1,4 +1,4 @@
-"""Every Dockerfile is one that docker, podman and buildah build, and has nothing that hadolint finds."""
+"""Check that docker, podman and buildah can build every Dockerfile, and that hadolint finds nothing."""
 
 import re
 import subprocess
@@ -36,14 +36,14 @@ def test_hadolint_finds_nothing(path: Path) -> None:
 
 @each_dockerfile
 def test_every_engine_builds_it(path: Path) -> None:
-    """What BuildKit alone knows, or a new buildah, is not used."""
+    """Nothing is used that only BuildKit, or only a new buildah, knows."""
     lines = path.read_text().splitlines()
     assert [line for line in lines if HERE_DOCUMENT.search(line) or BUILDKIT.search(line)] == []
 
 
 @each_dockerfile
 def test_names_of_images_are_whole(path: Path) -> None:
-    """Podman and buildah ask, or fail, where the registry of a name is left out."""
+    """Podman and buildah ask, or fail, where an image's name has no registry."""
     text = path.read_text()
     stages = {"scratch", *re.findall(r"^FROM\s+\S+\s+AS\s+(\S+)", text, re.MULTILINE | re.IGNORECASE)}
     names = re.findall(r"^FROM\s+(\S+)", text, re.MULTILINE) + re.findall(r"--from=(\S+)", text)

@@ -1,4 +1,4 @@
-"""What kustomize makes of deploy/, and of what users put beside it."""
+"""Check what kustomize makes of deploy/, and of the overlays that users put beside it."""
 
 import re
 import shutil
@@ -19,7 +19,7 @@ Objects = dict[str, dict[str, Any]]
 
 
 def render(folder: Path) -> Objects:
-    """The objects by their kinds, each of which Kubernetes takes."""
+    """Return the objects by kind; Kubernetes must accept each."""
     done = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     objects = list(yaml.safe_load_all(done.stdout))
@@ -31,7 +31,7 @@ def render(folder: Path) -> Objects:
 
 @pytest.fixture
 def beside(tmp_path: Path) -> Path:
-    """A folder with a copy of deploy/, as a user has it."""
+    """Make a folder with a copy of deploy/, as a user has it."""
     shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
     return tmp_path
 
@@ -43,13 +43,13 @@ def kustomization(folder: Path, **fields: Any) -> Path:
 
 
 def patch(**template: Any) -> dict[str, str]:
-    """A patch of the DaemonSet's pods."""
+    """Return a patch of the DaemonSet's pods."""
     daemon_set = {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "meta-fuse-csi-plugin", "namespace": "mfcp-system"}}
     return {"patch": yaml.safe_dump({**daemon_set, "spec": {"template": template}})}
 
 
 def driver(objects: Objects) -> dict[str, Any]:
-    """The driver's container."""
+    """Return the driver's container."""
     spec = objects["DaemonSet"]["spec"]["template"]["spec"]
     (found,) = [container for container in spec["containers"] if container["name"] == "meta-fuse-csi-plugin"]
     return dict(found)

@@ -1,4 +1,7 @@
-"""The pages say the limits that the code has: each sentence here is one of a page, with the numbers from the code put in."""
+"""Compare the limits that the pages name with those of the code.
+
+Each text here is part of a page; the numbers in it come from the code.
+"""
 
 import sys
 from pathlib import Path
@@ -10,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 from driver.model import limits, policy  # noqa: E402
 from driver.observe import logs  # noqa: E402
-from fusermount3_proxy import limits as clients_limits  # noqa: E402
+from fusermount3_proxy import limits as client_limits  # noqa: E402
 from fusermount3_proxy.wire import protocol  # noqa: E402
 
 KIB = 1024
@@ -19,15 +22,19 @@ WORDS = {8: "eight"}
 
 SECURITY = [
     f"| {limits.CONNECTIONS_MAX} are accepted: {limits.REQUESTS_AT_ONCE} are served, and {limits.CONNECTIONS_TO_CLOSE} more are closed "
-    f"without an answer; {limits.CONNECTIONS_IN_QUEUE} more wait in the kernel's queue of each socket |",
+    f"without an answer. {limits.CONNECTIONS_IN_QUEUE} more wait in the kernel's queue of each socket. |",
     f", {limits.PREPARED_AT_ONCE} of prepared mounts,",
     f"| threads | {limits.CONNECTION_THREADS + limits.LISTENER_THREADS + UNMOUNTING_THREADS}: {limits.CONNECTION_THREADS} receive and "
     f"close, {limits.LISTENER_THREADS} closes listening sockets, {UNMOUNTING_THREADS} unmounts |",
     f"| a packet, and the time for it | {protocol.PACKET_MAX // KIB} KiB, {limits.REQUEST_WAIT:g} s |",
-    f"| log | {logs._LINES_MAX} refusals, {logs._LINES_MAX} lines about mounts, and {logs._LINES_MAX} about what is wrong, a minute; "
-    f"{logs._TEXT_MAX} characters each |",
+    f"| log, refusals and lines about mounts | {logs._LINES_MAX} of each a minute; {logs._TEXT_MAX} characters each |",
+    f"| log, lines about what is wrong | {logs._LINES_MAX} a minute; {logs._TEXT_MAX} characters each |",
+    f"| {limits.PROCESSES_OF_A_POD} of each of four kinds (below).",
+    f"| {limits.PROCESSES_FOR_USAGE} for usage, {limits.PROCESSES_FOR_REBINDING} for subPath binds, "
+    f"{limits.PROCESSES_FOR_CHECKS} for checks, and {limits.PROCESSES_FOR_CHECKS_WITHOUT_LOCK} for checks without a lock |",
+    f"each mount with a synchronous INIT has a process for {limits.SYNC_MOUNT_WAIT:g} s",
     f"| mount options of a volume | {policy.OPTIONS_MAX} characters; {policy._WARNINGS_MAX} warnings about them |",
-    f"one of the {WORDS[limits.CONNECTION_THREADS]} of the volume that it was sent to",
+    f"one of the {WORDS[limits.CONNECTION_THREADS]} of the volume that the fd was sent to",
 ]
 
 OPERATIONS = [
@@ -38,8 +45,8 @@ OPERATIONS = [
 ]
 
 PROTOCOL = [
-    f"waits up to {clients_limits.SOCKET_WAIT:g} s for a socket",
-    f"After {clients_limits.SOCKET_WAIT_SILENT:g} s the client prints on standard error",
+    f"waits up to {client_limits.SOCKET_WAIT:g} s for a socket",
+    f"After {client_limits.SOCKET_WAIT_SILENT:g} s the client prints on standard error",
     f"one message of at most {protocol.ORIGINAL_MESSAGE_MAX} bytes",
     f"A packet is one JSON object (UTF-8) of at most {protocol.PACKET_MAX // KIB} KiB.",
     f"as its mountpoint. It has at most {protocol.MOUNTPOINT_MAX} bytes.",
@@ -59,6 +66,6 @@ DECISIONS = [f"threads of the volume's own, {WORDS[limits.CONNECTION_THREADS]} a
 @pytest.mark.parametrize(
     ("page", "sentences"), [("security", SECURITY), ("operations", OPERATIONS), ("protocol", PROTOCOL), ("decisions", DECISIONS)]
 )
-def test_a_page_says_the_limits_of_the_code(page: str, sentences: list[str]) -> None:
+def test_a_page_names_the_limits_of_the_code(page: str, sentences: list[str]) -> None:
     text = " ".join((ROOT / f"docs/{page}.md").read_text().split())
     assert [sentence for sentence in sentences if sentence not in text] == []

@@ -1,4 +1,4 @@
-"""Every manifest is one that Kubernetes takes, and names only what this project makes."""
+"""Check that Kubernetes accepts every manifest, and that each names only what this project makes."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import yaml
 from test_files import ROOT, files
 
-# The oldest with sidecars (initContainers with restartPolicy) on by default, and the newest that is known here.
+# The oldest version that has sidecars (initContainers with restartPolicy) on by default, and the newest that the package knows.
 VERSIONS = ("1.29", kubernetes_validate.latest_version())
 
 FOLDERS = ("deploy", "examples", "tests/e2e")
@@ -37,7 +37,7 @@ def test_there_are_manifests() -> None:
 @each_manifest
 @pytest.mark.parametrize("version", VERSIONS)
 def test_kubernetes_takes_it(manifest: dict[str, Any], version: str) -> None:
-    # Strict: a field with a typing error is one that Kubernetes does not know.
+    # Strict: a misspelled field is one that Kubernetes does not know.
     kubernetes_validate.validate(manifest, version, strict=True)
 
 
@@ -76,7 +76,7 @@ def _volumes(node: Any) -> list[list[dict[str, Any]]]:
 
 
 def test_both_daemon_sets_are_the_same_but_for_the_registration() -> None:
-    """One is a variant of the other: whoever changes one changes both."""
+    """One is a variant of the other: a change of one needs the same change of the other."""
     ours, with_registrar = (
         yaml.safe_load((ROOT / f"deploy/{name}.yaml").read_text()) for name in ("csi-driver-daemonset", "csi-driver-daemonset-registrar")
     )
@@ -90,7 +90,7 @@ def test_both_daemon_sets_are_the_same_but_for_the_registration() -> None:
 
 
 def test_no_probe_of_the_driver_asks_the_programs_of_pods() -> None:
-    """`status` does: pods whose programs hang would make the node NotReady, or have the driver restarted."""
+    """`status` asks them: pods with hung programs would make the node NotReady, or have the driver restarted."""
     for name in ("csi-driver-daemonset", "csi-driver-daemonset-registrar"):
         container = yaml.safe_load((ROOT / f"deploy/{name}.yaml").read_text())["spec"]["template"]["spec"]["containers"][0]
         commands = {kind: container[f"{kind}Probe"]["exec"]["command"][1:] for kind in ("startup", "readiness", "liveness")}

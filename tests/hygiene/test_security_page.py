@@ -1,4 +1,4 @@
-"""docs/security.md names a test for each attack and limit: they exist."""
+"""Check that the tests which docs/security.md names exist, and that it names every test of an attack."""
 
 import re
 from pathlib import Path

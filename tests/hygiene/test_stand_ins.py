@@ -1,4 +1,4 @@
-"""tests/e2e/stand-ins/make in a project of its own, with programs that stand in for what it calls."""
+"""Test tests/e2e/stand-ins/make in a project of its own, with stand-ins for the programs that it calls."""
 
 import shutil
 import subprocess
@@ -17,7 +17,7 @@ case "$1" in
         cp main.go "$2" ;;
 esac"""
 
-# In the place of build-for-kind.sh: prints what the image would download.
+# This takes the place of build-for-kind.sh, and prints what the image would download.
 DOWNLOAD = """#!/usr/bin/python3
 import sys, urllib.request
 address = next(argument.removeprefix("GOOFYS=") for argument in sys.argv if argument.startswith("GOOFYS="))
@@ -26,7 +26,7 @@ print(urllib.request.urlopen(address).read().decode())
 
 
 class Project:
-    """A copy of what make needs; root, Go, and the engine are not."""
+    """Represents a copy of the files that make needs, with stand-ins for root, Go and the engine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -81,15 +81,15 @@ def test_it_is_built_again_where_what_it_is_made_of_has_changed(project: Project
     assert project.builds == 2
 
 
-def test_a_server_that_ends_is_told(project: Project) -> None:
+def test_a_server_that_ends_is_reported(project: Project) -> None:
     project.have("python3", "echo no such module >&2; exit 1")
     done = project.run("goofys")
     assert done.returncode == 1
     assert done.stderr == f"make: the server of what images download has ended; see {project.folder}/.cache/e2e/downloads.log\n"
 
 
-def test_a_module_that_is_nowhere_is_told(project: Project) -> None:
-    """And not the whole machine copied."""
+def test_a_module_that_is_nowhere_is_reported(project: Project) -> None:
+    """The whole machine must not be copied instead."""
     project.have("go", GO.format(folder=project.folder, dir='"Error": "no such module"'))
     done = project.run("goofys")
     assert done.returncode != 0

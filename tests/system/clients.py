@@ -1,4 +1,4 @@
-"""The FUSE programs that are tested: how each is started, where it mounts, and what it does of its own accord."""
+"""List the FUSE programs that are tested: how each is started, where it mounts, and what it does without being asked."""
 
 import re
 import subprocess
@@ -22,7 +22,7 @@ JACOBSA = "jacobsa/fuse"
 FUSER = "fuser (Rust)"
 FUSE3 = "fuse3 (Rust)"
 
-# Where it is root libfuse tries umount(2) itself and does not call the helper; the driver then takes the mount off.
+# As root, libfuse tries umount(2) itself and does not call the helper; the driver then detaches the mount.
 ROOT_WITHOUT_RIGHTS = "(fuse: failed to unmount {mountpoint}: Operation not permitted\n)?"
 
 _SOURCE = "mkdir -p /source/folder && echo content >/source/folder/file"
@@ -32,18 +32,18 @@ _RCLONE = f"{_HOME} RCLONE_CONFIG=/tmp/rclone.conf rclone"
 
 @dataclass(frozen=True)
 class Client:
-    """One FUSE program.
+    """Represents one FUSE program.
 
-    Its first mount finds `file` there, or is empty where the test has to `fill` it. It ends by the signal `stop` with
-    one of `codes`, and what it says on standard error is `always_says`, and as it ends `complains` or `complains_unmounted`:
-    regular expressions, in which `{mountpoint}` is its mountpoint and `{root}` what libfuse says as root.
+    `file` is in its first mount, or that mount is empty and the test has to `fill` it. The program ends by the signal `stop` with
+    one of `codes`. Its standard error is `always_prints`, and at its end `complains` or `complains_unmounted`:
+    these are regular expressions, in which `{mountpoint}` is its mountpoint and `{root}` is libfuse's message for root.
     """
 
     name: str
     library: str
     command: str  # with {mountpoint}
     package: str = ""
-    version: Callable[[], str] | None = None  # where no package has it
+    version: Callable[[], str] | None = None  # where no package contains the program
     setup: str = _SOURCE
     places: tuple[str, ...] = (DATA, ELSEWHERE)
     file: str = "folder/file"
@@ -53,10 +53,10 @@ class Client:
     goes_into_background: bool = False
     stop: str = "TERM"
     codes: tuple[int, ...] = (0,)
-    always_says: str = ""
+    always_prints: str = ""
     complains: str = "{root}"
     complains_unmounted: str = ""
-    helpers: tuple[str, ...] = ()  # names of fusermount3 that are its own
+    helpers: tuple[str, ...] = ()  # names of fusermount3 that only this program uses
     binds: Callable[[], list[Bind]] = list
     server: Callable[[Pod], "Server"] | None = None
     notes: str = ""
@@ -66,13 +66,13 @@ class Client:
     def marks(self) -> list[pytest.MarkDecorator]:
         return [pytest.mark.long, pytest.mark.timeout(1800)] if self.is_long else []
 
-    def says(self, pattern: str, mountpoint: str) -> str:
-        """The regular expression for all that it says on standard error."""
+    def stderr_pattern(self, pattern: str, mountpoint: str) -> str:
+        """Return the regular expression for all of its standard error."""
         root = ROOT_WITHOUT_RIGHTS if "libfuse" in self.library else ""
-        return (self.always_says + pattern).replace("{root}", root).replace("{mountpoint}", mountpoint)
+        return (self.always_prints + pattern).replace("{root}", root).replace("{mountpoint}", mountpoint)
 
     def version_in(self, pod: Pod) -> str:
-        """Its version, as the distribution has it."""
+        """Return its version; the distribution's where a package contains it."""
         if self.version is not None:
             return self.version()
         query = ["dpkg-query", "--show", "--showformat=${Version}", self.package]
@@ -81,11 +81,11 @@ class Client:
 
     @property
     def process(self) -> str:
-        """What its process is called."""
+        """Return the name of its process."""
         return self.name.split()[0]
 
     def container(self, pod: Pod, volume: Published) -> Container:
-        """Its container, with all that it needs."""
+        """Start its container, with all that it needs."""
         binds = [*self.binds(), *(Bind(TREE / "fusermount3", helper, read_only=True) for helper in self.helpers)]
         if self.server is not None:
             server = self.server(pod)
@@ -100,7 +100,7 @@ class Client:
 
 @dataclass(frozen=True)
 class Server:
-    """What a program needs outside of its container."""
+    """Holds what a program needs outside its container."""
 
     container: Container
     binds: tuple[Bind, ...] = ()
@@ -125,7 +125,7 @@ def _program(find: Callable[[], Path], name: str) -> Callable[[], list[Bind]]:
 
 
 def _hello(crate: str, library: str, options: str = "", codes: tuple[int, ...] = (0,)) -> Client:
-    """The program in programs/CRATE: a file system with one file, to be read alone."""
+    """Return the program in programs/CRATE: a file system with one file that can only be read."""
     program = f"hello-{crate}"
     return Client(
         f"{program}{options}",
@@ -170,7 +170,7 @@ CLIENTS = [
         setup="mkdir /cipher && echo password >/password",
         places=(ELSEWHERE,),
         fills=True,
-        always_says=r"(\[.*Filesystem started.\n)?",
+        always_prints=r"(\[.*Filesystem started.\n)?",
         complains=r"{root}(\[.*Filesystem stopped.\n)?",
         complains_unmounted=r"(\[.*Filesystem stopped.\n)?",
         notes="not at the volume's own path: it tries to create a file in its mountpoint first, which the empty volume refuses",
@@ -250,7 +250,7 @@ CLIENTS = [
         package="fuse-overlayfs",
         setup=f"{_SOURCE} && mkdir /upper /workdir",
         codes=(1,),
-        always_says="(unknown argument ignored: lazytime\n)?",
+        always_prints="(unknown argument ignored: lazytime\n)?",
     ),
     Client(
         "hello",
@@ -264,7 +264,7 @@ CLIENTS = [
         binds=_program(static_fuse_program, "hello"),
         notes="libfuse's own example",
         codes=(8,),
-        always_says="(Ignoring invalid max threads value .*\n)?",
+        always_prints="(Ignoring invalid max threads value .*\n)?",
     ),
     Client(
         "squashfuse",
@@ -284,16 +284,16 @@ CLIENTS = [
         server=_ssh,
         codes=(1,),
     ),
-    # ---- go-fuse: asks nobody but fusermount3, with an empty environment, and looks into its mountpoint afterwards
+    # ---- go-fuse: calls only fusermount3, with an empty environment, and looks into its mountpoint afterwards
     Client(
         "gocryptfs",
         GO_FUSE,
         "gocryptfs -q -fg -passfile /password /cipher {mountpoint}",
         package="gocryptfs",
-        # The lowest cost that it takes: the key's strength is not what is tested.
+        # The lowest cost that the program accepts: the strength of the key is not tested.
         setup="mkdir /cipher && echo password >/password && gocryptfs -q -init -scryptn 10 -passfile /password /cipher",
         places=(DATA,),
-        codes=(0, 15),  # its main program (0) and its signal handler both end it, whichever comes first
+        codes=(0, 15),  # its main program (0) and its signal handler both end it, and either can be first
         fills=True,
         notes="mounts at the volume's own path only",
     ),
@@ -304,7 +304,7 @@ CLIENTS = [
         package="rclone",
         setup=f"{_SOURCE} && touch /tmp/rclone.conf",
         places=(DATA,),
-        codes=(0, 143),  # as gocryptfs
+        codes=(0, 143),  # see gocryptfs
         complains="(.* ERROR : {mountpoint}: Unmounted rclone mount\n)?",
         notes="mounts at the volume's own path only, with `--allow-non-empty`",
     ),
@@ -315,7 +315,7 @@ CLIENTS = [
         f"{_RCLONE} mount --allow-non-empty --vfs-cache-mode writes :local:/source {{mountpoint}}",
         package="rclone",
         setup=f"{_SOURCE} && touch /tmp/rclone.conf",
-        codes=(0, 143),  # as gocryptfs
+        codes=(0, 143),  # see gocryptfs
         complains="(.* ERROR : {mountpoint}: Unmounted rclone mount\n)?",
         notes="at the volume's own path with `--allow-non-empty`",
     ),
@@ -342,11 +342,11 @@ CLIENTS = [
         file="snapshots/latest/folder/file",
         writes=False,
         stop="INT",
-        codes=(0, 130),  # as gocryptfs
+        codes=(0, 130),  # see gocryptfs
         complains=r"\x1b\[2Ksignal interrupt received, cleaning up\n",
         complains_unmounted="unable to umount .*: entry for {mountpoint} not found in /etc/mtab\n",
     ),
-    # ---- jacobsa/fuse: asks whether it may write to its mountpoint first
+    # ---- jacobsa/fuse: first checks whether it may write to its mountpoint
     Client(
         "gcsfuse",
         JACOBSA,

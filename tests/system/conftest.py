@@ -1,9 +1,9 @@
-"""Nodes for the system tests. What is missing on this machine fails every test with one line; nothing is skipped.
+"""Make nodes for the system tests. What is missing on this machine fails every test with one line; nothing is skipped.
 
-    packaging/build                             what is tested
+    packaging/build                             builds what is tested
     .venv/bin/python -m pytest tests/system     as root
 
-They need the packages of packages.txt, and once Go and its module proxy for the S3 server. MFCP_DRIVER=source runs the
+The tests need the packages of packages.txt, and once Go and its module proxy for the S3 server. MFCP_DRIVER=source runs the
 driver from its source instead of the frozen one.
 """
 
@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that take long, or build what takes long, are not selected without --all; pytest counts them as deselected."""
+    """Deselect tests that take long, or build what takes long, without --all; pytest counts them as deselected."""
     items.sort(key=lambda item: rank(item.path))
     if is_everything_run():
         return
@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def table() -> Iterator[Table]:
-    """What is seen of each FUSE program; all tests together write it into docs/compatibility.md."""
+    """Collect what is seen of each FUSE program; all tests together write it into docs/compatibility.md."""
     table = Table()
     yield table
     if is_everything_run():
@@ -52,7 +52,7 @@ def table() -> Iterator[Table]:
 
 @pytest.fixture(scope="session")
 def folder() -> Iterator[Path]:
-    """A tmpfs in a mount namespace of the tests' own, as /run is one on most machines."""
+    """Mount a tmpfs in a mount namespace of the tests' own; /run is a tmpfs on most machines, too."""
     if os.geteuid() != 0:
         pytest.fail("the system tests mount file systems and start containers: run them as root", pytrace=False)
     if not os.path.exists("/dev/fuse"):
@@ -62,7 +62,7 @@ def folder() -> Iterator[Path]:
         mounts.enter_private_namespace()
     except OSError as error:
         pytest.fail(f"the system tests need a mount namespace of their own (CAP_SYS_ADMIN): {error}", pytrace=False)
-    # Wherever TMPDIR is: the path of a Unix socket holds 107 bytes, and podman wants short ones too.
+    # This ignores TMPDIR: the path of a Unix socket has at most 107 bytes, and podman needs short paths too.
     path = Path(tempfile.mkdtemp(prefix="mfcp-test-", dir="/tmp"))
     path.chmod(0o755)
     mounts.mount("-t", "tmpfs", "-o", "nosuid,nodev,mode=0755", "mfcp-test", path)
@@ -77,25 +77,25 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def engine(folder: Path) -> Iterator[Engine]:
-    """The container engine."""
+    """Run the container engine."""
     engine = Engine(folder / "engine")
     try:
         yield engine
     finally:
         engine.close()
-        # podman's own, for its storage.
+        # podman mounts this for its storage.
         mounts.unmount_all_below(folder / "engine")
 
 
 @pytest.fixture(scope="module")
 def module_node(folder: Path, engine: Engine, request: pytest.FixtureRequest) -> Iterator[Node]:
-    """A node with a driver for all tests of a module, whose DRIVER_OPTIONS are more of its command line."""
+    """Run a node with a driver for all tests of a module; its DRIVER_OPTIONS are added to the driver's command line."""
     place = Path(tempfile.mkdtemp(prefix="node-", dir=folder))
     place.chmod(0o755)
     driver = Driver(place)
     driver.options = getattr(request.module, "DRIVER_OPTIONS", ())
     driver.pods_dir.mkdir()
-    # As on a node of Kubernetes, whose kubelet folder is shared with containers.
+    # On a node of Kubernetes kubelet's folder is shared with containers, too.
     mounts.mount("--bind", driver.pods_dir, driver.pods_dir)
     mounts.mount("--make-shared", driver.pods_dir)
     node = Node(place, driver, Kubelet(driver.csi_socket, driver.pods_dir), engine)
@@ -103,7 +103,7 @@ def module_node(folder: Path, engine: Engine, request: pytest.FixtureRequest) ->
         driver.start()
         yield node
         node.delete_pods()
-        # Its own folders are mounts too.
+        # The node's own folders are mounts too.
         left = mounts.below(driver.pods_dir)[1:]
         assert not left, f"mounts are left in the pods folder: {left}"
         if driver.is_running:
@@ -116,7 +116,7 @@ def module_node(folder: Path, engine: Engine, request: pytest.FixtureRequest) ->
 
 @pytest.fixture
 def node(module_node: Node) -> Iterator[Node]:
-    """The module's node; the pods of the test are deleted at its end, and then nothing of it may be left."""
+    """Yield the module's node. At the end of the test its pods are deleted, and nothing of them may be left."""
     kept = list(module_node.pods)
     before = module_node.snapshot()
     said = len(module_node.driver.log)
@@ -129,19 +129,19 @@ def node(module_node: Node) -> Iterator[Node]:
 
 @pytest.fixture
 def pod(node: Node) -> Pod:
-    """A new pod."""
+    """Make a new pod."""
     return node.pod()
 
 
 @pytest.fixture(scope="module")
 def built() -> None:
-    """The frozen programs are in dist/."""
+    """Check that the frozen programs are in dist/."""
     check_built()
 
 
 @pytest.fixture
 def image(tmp_path: Path) -> Image:
-    """An image that holds nothing: no libc, no /proc, no /dev; a mountpoint and the folder of the socket."""
+    """Make an image that contains no libc, no /proc and no /dev, only a mountpoint and the folder of the socket."""
     root = tmp_path / "image"
     for folder in ("opt/mfcp", "usr/bin", "mnt", "proc", "fusermount3-proxy"):
         (root / folder).mkdir(parents=True)
@@ -151,19 +151,19 @@ def image(tmp_path: Path) -> Image:
 
 @pytest.fixture
 def image_with_proc(image: Image) -> Image:
-    """The same with /proc, as every container has it."""
+    """Make such an image with /proc, which every container has."""
     image.binds.append((Path("/proc"), "/proc"))
     return image
 
 
 @pytest.fixture
 def machine() -> Image:
-    """This machine's own root, with the tree in its place."""
+    """Use this machine's own root, with the tree in its place."""
     return Image(Path("/"))
 
 
 @pytest.fixture
 def stand_in(image: Image) -> Iterator[Asked]:
-    """A stand-in for the driver, with its socket in `image`."""
+    """Run a stand-in for the driver, with its socket in `image`."""
     with answering(image.root / "fusermount3-proxy" / "fuse.sock") as asked:
         yield asked

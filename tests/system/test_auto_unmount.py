@@ -1,6 +1,6 @@
-"""-o auto_unmount where the driver mounts: whatever ends the program, and no process of ours stays behind in the pod.
+"""Test -o auto_unmount where the driver mounts: any end of the program unmounts, and no process of ours stays in the pod.
 
-libfuse asks the helper first of all then, keeps its end of the socket open, and does not wait for the helper's end.
+With this option libfuse calls the helper first, keeps its end of the socket open, and does not wait for the helper's end.
 """
 
 import pytest
@@ -9,7 +9,7 @@ from harness.kubelet import Published
 from harness.pod import Pod
 from harness.programs import static_fuse_program
 
-# A zombie that its parent has not reaped holds nothing but its number: libfuse never waits for this helper.
+# A zombie uses nothing but its pid, and libfuse never reaps this helper.
 HELPERS = "for d in /proc/[0-9]*; do grep -qs fusermount3 $d/comm && ! grep -q '^State:.Z' $d/status && echo $d; done; true"
 
 
@@ -68,7 +68,7 @@ def test_a_program_in_the_background(setup: Setup) -> None:
 
 
 def test_somebody_keeps_the_socket_of_a_program_that_died(setup: Setup) -> None:
-    """libfuse's helper would wait for that end; nobody serves the mount any more, and the next one must not wait."""
+    """libfuse's helper would wait for the end of that socket. Nobody serves the mount any more, and the next program must not wait."""
     script = "hello -f -o auto_unmount /data & echo $! >/harness/pid; wait; sleep 1000"
     setup.mount(f"sh -c '{script}'")
     setup.fuse.check("kill -KILL $(cat /harness/pid)")

@@ -1,7 +1,7 @@
-"""Every FUSE library, through programs that use it: in a container without privileges, for two application containers.
+"""Test every FUSE library through programs that use it, in a container without privileges, for two application containers.
 
-Each mounts wherever it can (at the volume's own path, and at another one: the file system appears at the volume either
-way), and its mount ends in each of three ways, after each of which the next one is made. The libraries differ in how they
+Each program mounts at the volume's own path and at another one, if it can; the file system appears at the volume either
+way. Its mount ends in each of three ways, and after each the next one is made. The libraries differ in how they
 call fusermount3, in what they read, wait for and close first, and in what they take for a failure.
 """
 
@@ -16,12 +16,12 @@ from harness.pod import DATA, PLACE, TREE, Pod
 from harness.programs import rust_program
 from harness.table import Row, Table, programs_in
 
-# What the shell says that started a program, when a signal ends it.
+# The shell that started a program prints this when a signal ends the program.
 _SHELL = re.compile(r"^(Terminated|Killed|Interrupt)?\n", re.MULTILINE)
 
 
 class Life:
-    """One pod with one program, which mounts again and again."""
+    """Represents one pod with one program, which mounts again and again."""
 
     def __init__(self, pod: Pod, client: Client, row: Row) -> None:
         self.pod = pod
@@ -46,18 +46,18 @@ class Life:
             self.after = self.pod.application(self.volume)
             if self.client.fills:
                 self.after.check(f"mkdir /data/folder && echo content >/data/{self.client.file}")
-        self.look(program)
+        self.check_reads(program)
         return program
 
-    def look(self, program: Background) -> None:
-        """Everybody reads."""
+    def check_reads(self, program: Background) -> None:
+        """Check that everybody can read."""
         folder, _, name = self.client.file.rpartition("/")
         for application in self.applications:
             assert application.check(f"cat '/data/{self.client.file}'") == self.client.content
             assert name in application.check(f"ls -A '/data/{folder}'").splitlines()
 
     def write(self) -> None:
-        """One writes, and the other reads it."""
+        """Check that one container writes, and the other reads what was written."""
         before, after = self.applications
         after.check("echo written later >/data/new")
         assert before.check("cat /data/new") == "written later\n"
@@ -77,7 +77,7 @@ class Life:
         return int(self.fuse.check(f"pgrep -x {self.client.process}"))
 
     def library(self, program: Background) -> str:
-        """What it is built on, as it runs."""
+        """Return the library that the program is built on, as the running process shows it."""
         if self.client.library != LIBFUSE:
             return self.client.library
         loaded = self.fuse.check(f"grep -ohE 'libfuse3?[.]so[.0-9]*' /proc/{self.pid(program)}/maps | head -n 1").strip()
@@ -88,14 +88,14 @@ class Life:
     def kill(self, program: Background, signal: str) -> None:
         self.fuse.check(f"kill -{signal} {self.pid(program)}")
 
-    def ended(self, program: Background, codes: tuple[int, ...], says: str) -> None:
-        """It has ended with one of `codes`, has said nothing but what `says` matches, and the placeholder is there again."""
+    def ended(self, program: Background, codes: tuple[int, ...], stderr: str) -> None:
+        """Check that it has ended with one of `codes`, printed only what `stderr` matches, and that the placeholder is there again."""
         if self.client.goes_into_background:
             wait_until("it has ended", lambda: self.fuse.run(f"pgrep -x {self.client.process}").code == 1)
         else:
             assert program.wait() in codes, program.err
-        said = _SHELL.sub("", program.err)
-        assert re.fullmatch(says, said), said
+        printed = _SHELL.sub("", program.err)
+        assert re.fullmatch(stderr, printed), printed
         self.volume.wait_waiting()
         for application in self.applications:
             application.wait_for('seen=$(ls -A /data) && test -z "$seen"')
@@ -106,7 +106,7 @@ def test_mounts_serves_ends_in_three_ways_and_mounts_again(pod: Pod, client: Cli
     row = Row(client.name, client.version_in(pod), places=list(client.places), notes=client.notes)
     life = Life(pod, client, row)
     for mountpoint in client.places:
-        # Told to stop: it unmounts itself, and the helper has nothing to say.
+        # The program is stopped by its signal: it unmounts itself, and the helper prints nothing.
         program = life.mount(mountpoint)
         row.library = life.library(program)
         if client.writes:
@@ -114,18 +114,18 @@ def test_mounts_serves_ends_in_three_ways_and_mounts_again(pod: Pod, client: Cli
         else:
             life.cannot_write()
         life.kill(program, client.stop)
-        life.ended(program, client.codes, client.says(client.complains, mountpoint))
+        life.ended(program, client.codes, client.stderr_pattern(client.complains, mountpoint))
 
-        # Unmounted by hand: the program sees that its file system is gone, and ends as if it had been told to.
+        # It is unmounted by hand: the program sees that its file system is gone, and ends as after its signal.
         program = life.mount(mountpoint)
         result = life.fuse.run(f"fusermount3 -u {mountpoint}")
         assert (result.code, result.out, result.err) == (0, "", "")
-        life.ended(program, (0,), client.says(client.complains_unmounted, mountpoint))
+        life.ended(program, (0,), client.stderr_pattern(client.complains_unmounted, mountpoint))
 
-        # Killed: nobody unmounts but the driver.
+        # It is killed: only the driver unmounts.
         program = life.mount(mountpoint)
         life.kill(program, "KILL")
-        life.ended(program, (137,), client.always_says)
+        life.ended(program, (137,), client.always_prints)
     code = "" if client.goes_into_background else f" (exit {' or '.join(map(str, client.codes))})"
     row.seen = ["read", "wrote" if client.writes else "read-only", f"SIG{client.stop}{code}", "`fusermount3 -u`", "SIGKILL"]
     table.add(row)
@@ -137,7 +137,7 @@ def test_mounts_serves_ends_in_three_ways_and_mounts_again(pod: Pod, client: Cli
     ids=lambda command: command.split()[0],
 )
 def test_a_user_without_rights_mounts_and_the_library_unmounts(pod: Pod, command: str) -> None:
-    """By `fusermount3 -u -q -z -- M` after it has closed its fd, and nobody complains. (Its root tries umount(2) itself.)"""
+    """The library calls `fusermount3 -u -q -z -- M` after it has closed its fd, and nobody complains. (As root it tries umount(2).)"""
     volume = pod.publish()
     application, fuse = pod.application(volume), pod.fuse(volume, options=["--user", "1234:1234"])
     fuse.check("mkdir -p /tmp/source /tmp/elsewhere && echo content >/tmp/source/file")
@@ -153,8 +153,8 @@ def test_a_user_without_rights_mounts_and_the_library_unmounts(pod: Pod, command
 
 
 @pytest.mark.parametrize("command", ["mount", "mount2", "mount --daemon"])
-def test_rclone_wants_to_be_told_that_the_volumes_path_is_a_mount(pod: Pod, command: str) -> None:
-    """The placeholder: rclone asks the mount table first. The table in docs/compatibility.md says what to give it."""
+def test_rclone_needs_an_option_at_the_volumes_own_path(pod: Pod, command: str) -> None:
+    """rclone looks at the mount table first and finds the placeholder. The table in docs/compatibility.md has the option for that."""
     volume = pod.publish()
     result = pod.fuse(volume).run(f"mkdir /source && touch /config && rclone --config /config {command} :local:/source /data")
     assert result.code == 1
@@ -191,5 +191,5 @@ def test_fuser_takes_the_helper_that_a_variable_names(pod: Pod, option: str) -> 
 
 
 def test_the_table_names_every_program() -> None:
-    """tests/run --all writes it; one that was added must be in it."""
+    """tests/run --all writes the table; a program that was added must be in it."""
     assert programs_in() == [client.name for client in CLIENTS]

@@ -1,4 +1,4 @@
-"""That the other tests prove what they say: their containers can do nothing that needs privileges."""
+"""Test that the other tests prove what they claim: their containers can do nothing that needs privileges."""
 
 import os
 
@@ -20,7 +20,7 @@ def test_the_fuse_container_has_no_privileges(pod: Pod) -> None:
 
 
 def test_a_program_cannot_mount_by_itself(pod: Pod) -> None:
-    """With the distribution's fusermount3 nothing is mounted: so what other tests see is ours."""
+    """With the distribution's fusermount3 nothing is mounted, so the mounts in other tests are the driver's."""
     volume = pod.publish()
     fuse = pod.fuse(volume, helper=[])
     result = fuse.run("bindfs -f /srv /data")

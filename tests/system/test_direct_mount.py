@@ -1,4 +1,4 @@
-"""auto_unmount where the program has mounted by itself: the container has CAP_SYS_ADMIN, and the driver plays no part."""
+"""Test auto_unmount where the program has mounted by itself: the container has CAP_SYS_ADMIN, and the driver plays no part."""
 
 import pytest
 from harness.container import Background, Bind, Container
@@ -11,7 +11,7 @@ PROGRAMS = "/programs"
 
 @pytest.fixture
 def privileged(pod: Pod) -> Container:
-    """A container that may mount, and has no socket of the driver's."""
+    """Start a container that may mount, and has no socket of the driver's."""
     binds = [Bind(SOURCES, PROGRAMS, read_only=True)]
     container = pod.fuse(None, dev_fuse=False, binds=binds, options=["--cap-add=SYS_ADMIN", "--device=/dev/fuse"])
     container.check("mkdir /mnt/volume")
@@ -19,14 +19,14 @@ def privileged(pod: Pod) -> Container:
 
 
 def mounted(container: Container, command: str = f"python3 {PROGRAMS}/direct_mount.py /mnt/volume") -> tuple[Background, int]:
-    """The program, and the pid of its helper."""
+    """Return the program, and the pid of its helper."""
     program = container.start(command)
     container.wait_for("cat /mnt/volume/hello")
     return program, int(wait_until("the helper has started", lambda: program.out.strip()))
 
 
 def gone(container: Container, helper: int) -> None:
-    """The mount, and the helper with it."""
+    """Wait until the mount and the helper are gone."""
     container.wait_for("! grep -q ' /mnt/volume ' /proc/self/mountinfo")
     container.wait_for(f"! test -e /proc/{helper} || grep -q '^State:.Z' /proc/{helper}/status")
 
@@ -38,8 +38,8 @@ def test_a_killed_programs_mount_is_taken_off(privileged: Container) -> None:
         gone(privileged, helper)
 
 
-def test_so_it_is_when_its_whole_process_group_is_killed(privileged: Container) -> None:
-    """As a terminal does it: the helper has a session of its own, and takes no signal but SIGKILL."""
+def test_a_killed_process_groups_mount_is_taken_off(privileged: Container) -> None:
+    """A terminal kills a whole process group. The helper has a session of its own, and only SIGKILL ends it."""
     program, helper = mounted(privileged, f"setsid python3 {PROGRAMS}/direct_mount.py /mnt/volume")
     privileged.wait_for(f"test $(ps -o sid= -p {helper}) = {helper}")
     privileged.check(f"kill -TERM {helper}; kill -INT {helper}; kill -HUP {helper}")
@@ -48,7 +48,7 @@ def test_so_it_is_when_its_whole_process_group_is_killed(privileged: Container) 
     gone(privileged, helper)
 
 
-def test_after_an_orderly_end_the_helper_ends_and_says_nothing(privileged: Container) -> None:
+def test_after_an_orderly_end_the_helper_ends_and_prints_nothing(privileged: Container) -> None:
     program, helper = mounted(privileged)
     privileged.check("umount /mnt/volume")
     assert program.wait() == 0
@@ -70,8 +70,8 @@ def test_a_mount_that_another_program_serves_by_then_stays(privileged: Container
     assert other.wait() == 0
 
 
-def test_without_the_capability_it_says_nothing_and_ends(privileged: Container) -> None:
-    """Nobody listens any more."""
+def test_without_the_capability_the_helper_prints_nothing_and_ends(privileged: Container) -> None:
+    """Nobody reads its output any more."""
     program, helper = mounted(
         privileged, f"python3 {PROGRAMS}/direct_mount.py /mnt/volume setpriv --bounding-set=-sys_admin --inh-caps=-all"
     )
@@ -83,15 +83,15 @@ def test_without_the_capability_it_says_nothing_and_ends(privileged: Container) 
 
 
 def test_a_child_keeps_the_fd_a_moment_longer_than_the_socket(privileged: Container) -> None:
-    """The helper asks a connection that ends while it is asked."""
+    """The helper asks a connection that ends during the question."""
     for seconds in (0.05, 0.2):
         program, helper = mounted(privileged, f"python3 {PROGRAMS}/direct_mount.py /mnt/volume --keeper {seconds}")
         program.kill("KILL")
         gone(privileged, helper)
 
 
-def test_nobody_waits_for_the_end_of_its_output(privileged: Container) -> None:
-    """A shell that captures a daemon's output would wait as long as the mount lives; and it holds no /dev/fuse."""
+def test_the_helper_does_not_keep_the_programs_output_open(privileged: Container) -> None:
+    """A shell that captures a daemon's output would wait as long as the mount lives. The helper holds no /dev/fuse either."""
     program, helper = mounted(privileged)
     privileged.wait_for(f"test $(ps -o sid= -p {helper}) = {helper}")
     links = privileged.check(f"ls -l /proc/{helper}/fd | grep -o '[-]> .*'").split("\n")

@@ -1,4 +1,4 @@
-"""The driver is stopped and started again; volumes and their mounts go on. Programs that die meanwhile: test_recovery.py."""
+"""Test that volumes and their mounts go on when the driver is stopped and started. test_recovery.py has programs that die meanwhile."""
 
 import fcntl
 import json
@@ -20,13 +20,13 @@ from harness.hostile import mount, mount_and_end
 from harness.kubelet import Published, refused
 from harness.pod import Node, Pod
 
-LATE = 10.0  # seconds, where a death is looked for and not noticed (limits.CHECK_INTERVAL)
+LATE = 10.0  # seconds until a death is found by a periodic check (limits.CHECK_INTERVAL)
 
 how = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
 
 
 class Served:
-    """A volume with a bindfs on it, and an application from before and one from after the mount."""
+    """Represents a volume with a bindfs on it, and an application from before and one from after the mount."""
 
     def __init__(self, pod: Pod) -> None:
         self.volume: Published = pod.publish()
@@ -78,7 +78,7 @@ def test_mounts_go_on_and_are_unmounted_by_the_next_driver(node: Node, pod: Pod,
 
 @how
 def test_a_volume_that_nobody_has_mounted_yet_is_served_by_the_next_driver(node: Node, pod: Pod, number: signal.Signals) -> None:
-    """Before kubelet publishes again: the program need not wait for that."""
+    """It is served before kubelet publishes again, and the program need not wait for that."""
     volume = pod.publish(read_only=True)
     application, fuse = pod.application(volume), pod.fuse(volume)
     fuse.wait_until_running()
@@ -110,7 +110,7 @@ def test_volumes_without_kubernetes_go_on(node: Node) -> None:
 
 @pytest.mark.parametrize("republish", [True, False])
 def test_the_next_driver_unpublishes(node: Node, pod: Pod, republish: bool) -> None:
-    """Also where kubelet never published anew: the pod was deleted meanwhile."""
+    """It does so even where kubelet did not publish again, because the pod was deleted meanwhile."""
     served = Served(pod)
     restart(node, served, signal.SIGTERM)
     if republish:
@@ -120,10 +120,10 @@ def test_the_next_driver_unpublishes(node: Node, pod: Pod, republish: bool) -> N
     served.is_gone()
 
 
-def test_the_next_driver_waits_for_the_end_of_one_that_is_told_to_stop(node: Node, pod: Pod) -> None:
-    """As where a driver's pod is deleted by force while kubelet waits for an answer."""
+def test_the_next_driver_waits_for_the_end_of_one_that_is_reported_to_stop(node: Node, pod: Pod) -> None:
+    """This happens where a driver's pod is deleted by force while kubelet waits for an answer."""
     volume = pod.publish()
-    fd = mount(volume)  # nobody serves it, so that kubelet's question takes a second
+    fd = mount(volume)  # nobody serves it, so kubelet's question takes a second
     following = Driver(node.folder)
     asking = threading.Thread(target=lambda: volume.condition)
     asking.start()
@@ -145,8 +145,8 @@ def test_the_next_driver_waits_for_the_end_of_one_that_is_told_to_stop(node: Nod
             node.driver.start()
 
 
-def test_a_driver_that_is_told_to_stop_while_it_waits_begins_nothing(node: Node) -> None:
-    """What the other one finishes just now is not for two."""
+def test_a_driver_that_is_reported_to_stop_while_it_waits_begins_nothing(node: Node) -> None:
+    """Only one of the two drivers may finish what the first one is finishing just now."""
     driver = node.driver
     driver.stop()
     said = len(driver.log)
@@ -164,7 +164,7 @@ def test_a_driver_that_is_told_to_stop_while_it_waits_begins_nothing(node: Node)
 
 
 def test_a_driver_whose_starter_is_killed_ends_with_an_error(node: Node, pod: Pod) -> None:
-    """It would notice no death any more. Who has started it starts it anew: systemd's on-failure wants an exit code."""
+    """Such a driver would notice no death any more. It is started again because of its exit code, as by systemd's on-failure."""
     volume = pod.publish()
     (starter,) = node.driver.own_processes() - {node.driver.pid}
     os.kill(starter, signal.SIGKILL)
@@ -179,7 +179,7 @@ def test_a_driver_whose_starter_is_killed_ends_with_an_error(node: Node, pod: Po
 
 
 def test_the_end_of_a_mount_that_was_never_recorded_is_noticed_at_once(node: Node, pod: Pod) -> None:
-    """The driver was killed when it had made the mount, before it could write so."""
+    """The driver was killed after it had made the mount, and before it had written the record."""
     volume = pod.publish()
     records = {path: path.read_bytes() for path in (node.driver.run_dir / "state").glob("*.json")}
     application, fuse = pod.application(volume), pod.fuse(volume)
@@ -190,8 +190,8 @@ def test_the_end_of_a_mount_that_was_never_recorded_is_noticed_at_once(node: Nod
         path.write_bytes(content)
     node.driver.start()
     assert volume.fuse is not None
-    (told,) = json.loads(node.driver.cli("status", "--output", "json").stdout)["volumes"]
-    assert (told["state"], told["mounts"]) == ("mounted", 1)
+    (reported,) = json.loads(node.driver.cli("status", "--output", "json").stdout)["volumes"]
+    assert (reported["state"], reported["mounts"]) == ("mounted", 1)
     began = time.monotonic()
     program.kill("KILL")
     volume.wait_waiting(LATE)
@@ -199,7 +199,7 @@ def test_the_end_of_a_mount_that_was_never_recorded_is_noticed_at_once(node: Nod
     assert application.check("ls -A /data") == ""
 
 
-def test_what_somebody_has_left_in_its_folder_is_told_and_stays(node: Node) -> None:
+def test_what_somebody_has_left_in_the_drivers_folder_is_reported_and_stays(node: Node) -> None:
     driver = node.driver
     driver.stop()
     said = len(driver.log)
@@ -227,7 +227,7 @@ def test_what_somebody_has_left_in_its_folder_is_told_and_stays(node: Node) -> N
 
 
 def test_what_was_being_taken_off_without_the_private_tmpfs_is_cleared_away(node: Node) -> None:
-    """Somebody had unmounted it, and then the driver was killed."""
+    """Somebody had unmounted the private tmpfs, and then the driver was killed."""
     driver = node.driver
     driver.stop()
     left = driver.run_dir / "private-0123456789abcdef"
@@ -253,7 +253,7 @@ def test_it_ends_well_without_its_private_folder(node: Node) -> None:
 
 @pytest.fixture
 def own_run_dir(node: Node) -> Iterator[Path]:
-    """The driver's run folder, a file system of its own."""
+    """Give the driver a run folder that is a file system of its own."""
     driver = node.driver
     driver.stop()
     mounts.mount("-t", "tmpfs", "mfcp-test-run", driver.run_dir)
@@ -272,7 +272,7 @@ def test_it_ends_well_where_its_folder_has_become_read_only(node: Node, own_run_
 
 
 def test_a_program_that_ends_where_its_folder_has_become_read_only(node: Node, own_run_dir: Path) -> None:
-    """Its device node stays, and that keeps no mount."""
+    """The device node stays, and that keeps no mount."""
     devices = own_run_dir / "dev"
     volume = node.pod().publish()
     fd = mount(volume)
@@ -289,8 +289,8 @@ def test_a_program_that_ends_where_its_folder_has_become_read_only(node: Node, o
     volume.unpublish()
 
 
-def test_one_that_nothing_runs_in_ends_when_it_is_told_to(node: Node, tmp_path: Path) -> None:
-    """Here since nobody takes its log; gRPC that got no threads at the start stops its event loop as well."""
+def test_one_that_nothing_runs_in_ends_when_it_is_reported_to(node: Node, tmp_path: Path) -> None:
+    """The test is here because nobody reads its log. gRPC stops its event loop as well where it got no threads at the start."""
     driver = node.driver
     log = tmp_path / "log"
     os.mkfifo(log)

@@ -1,4 +1,4 @@
-"""The frozen fuse-starter: what it leaves to its program."""
+"""Test what the frozen fuse-starter hands on to its program."""
 
 import os
 import re
@@ -59,7 +59,7 @@ def test_program_gets_fd_3_and_no_other(machine: Image, stand_in: Asked, form: s
 
 @both_forms
 def test_program_gets_default_signals(machine: Image, stand_in: Asked, form: str) -> None:
-    """Python ignores SIGPIPE and SIGXFSZ; a program that inherited that would not die of a closed pipe."""
+    """Python ignores SIGPIPE and SIGXFSZ. A program that inherited this would not die of a closed pipe."""
     status = machine.run(starter(form, stand_in, "/bin/cat", "/proc/self/status")).stdout.decode()
     assert [re.search(rf"{name}:\s*(\w+)", status)[1].lstrip("0") for name in ("SigIgn", "SigBlk", "SigCgt")] == ["", "", ""]
 
@@ -117,14 +117,14 @@ def test_init_forwards_and_reaps(machine: Image, stand_in: Asked) -> None:
 
 
 def test_a_program_of_fuse_starter_runs_fusermount3(image_with_proc: Image, stand_in: Asked) -> None:
-    """Nothing that the one frozen program leaves disturbs the other."""
+    """The environment of one frozen program does not disturb the other."""
     command = [f"{PLACE}/fuse-starter", "--fd-passing-socket-path", "/fusermount3-proxy/fuse.sock", "--", f"{PLACE}/fusermount3", "-V"]
     done = image_with_proc.run(command, {"LC_ALL": "xx_YY"})
     assert (done.returncode, done.stdout, done.stderr) == (0, VERSION.encode(), b"")
 
 
 def _descends_to(pid: int, name: str) -> bool:
-    """Whether the process or a descendant runs `name`: the single file's program is a child of its boot loader."""
+    """Return whether the process or a descendant runs `name`: the single file's program is a child of its boot loader."""
     if Path(f"/proc/{pid}/comm").read_text().strip() == name:
         return True
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

@@ -1,4 +1,4 @@
-"""The files in dist/ for pods, and the frozen fusermount3 in images of every kind: what it needs, and what it bears."""
+"""Test the files in dist/ for pods, and the frozen fusermount3 in images of every kind: what it needs, and what it tolerates."""
 
 import os
 import re
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("built")
 
 def test_sizes() -> None:
     tree = sum(path.lstat().st_size for path in (TREE).rglob("*") if not path.is_dir())
-    # Debian's libpython makes them 12 and 9 MB at the most, Ubuntu's is larger.
+    # Debian's libpython makes them 12 and 9 MB at most; Ubuntu's is larger.
     larger = 1_500_000 if "ID=ubuntu" in Path("/etc/os-release").read_text() else 0
     assert tree <= 12_000_000 + larger
     assert all((DIST / name).stat().st_size <= 9_000_000 + larger for name in PROGRAMS)
@@ -33,8 +33,8 @@ def test_any_user_may_read_and_nobody_may_write() -> None:
         assert mode == (0o755 if executable else 0o644), path
 
 
-def test_names_no_place_of_the_build() -> None:
-    # Those of the checkout, and not the checkout itself: that may be called /src, as other people's places of building are.
+def test_the_files_name_no_path_of_the_build() -> None:
+    # Paths in the checkout are forbidden, but not the checkout's own path: it may be /src, which other projects build in, too.
     places = [os.fsencode(DIST.parent / name) for name in ("dist", "fusermount3_proxy", "packaging", ".venv")]
     for path in [*(TREE).rglob("*"), *(DIST / name for name in PROGRAMS)]:
         if path.is_file():
@@ -103,7 +103,7 @@ def test_says_why_it_cannot_install_itself(image: Image) -> None:
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Mode and content of every file below."""
+    """Return mode and content of every file below `folder`."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path.relative_to(folder)): (path.stat().st_mode, path.read_bytes()) for path in files}
 
@@ -149,7 +149,7 @@ def test_working_directory_is_gone(image_with_proc: Image, stand_in: Asked) -> N
     assert (done.returncode, done.stderr.count(b"\n"), done.stderr[:13]) == (1, 1, b"fusermount3: ")
 
 
-# What it bears.
+# What it tolerates.
 
 ODD_EVERYWHERE = [
     {},
@@ -159,7 +159,7 @@ ODD_EVERYWHERE = [
     {"LC_ALL": "C"},
     {"LC_ALL": "POSIX", "LANG": "tr_TR.ISO-8859-9"},
     {"LC_ALL": "xx_YY.nothing"},
-    # What a FUSE program leaves that is itself made with PyInstaller.
+    # A FUSE program that is itself made with PyInstaller leaves these variables.
     {"_PYI_ARCHIVE_FILE": "/app/program", "_PYI_PARENT_PROCESS_LEVEL": "1", "_PYI_APPLICATION_HOME_DIR": "/tmp/_MEI1"},
     {"_PYI_ARCHIVE_FILE": "/app/program", "_PYI_PARENT_PROCESS_LEVEL": "7", "_PYI_LINUX_PROCESS_NAME": "x", "_PYI_SPLASH_IPC": "1"},
     {"PYINSTALLER_RESET_ENVIRONMENT": "1", "PYINSTALLER_STRICT_UNPACK_MODE": "1"},
@@ -179,7 +179,7 @@ ODD_FOR_THE_TREE = [
 
 @pytest.mark.parametrize("odd", ODD_EVERYWHERE + ODD_FOR_THE_TREE, ids=str)
 def test_tree_with_an_odd_environment(image_with_proc: Image, stand_in: Asked, odd: dict[str, str]) -> None:
-    # A file that is no library, in the name of one.
+    # This is a file with the name of a library, and is none.
     (image_with_proc.root / "odd").mkdir()
     for name in ("libc.so.6", "libz.so.1", "libpython3.11.so.1.0", "libm.so.6"):
         (image_with_proc.root / "odd" / name).write_text("nothing")
@@ -204,7 +204,7 @@ def test_tree_with_preloaded_libraries_of_the_image(image: Image) -> None:
 
 @both_forms
 def test_environment_of_go_fuse(machine: Image, stand_in: Asked, form: str) -> None:
-    """It starts its helper with _FUSE_COMMFD alone: the socket is found in the environment of the program itself."""
+    """go-fuse starts its helper with only _FUSE_COMMFD: the socket is found in the environment of the program itself."""
     parent = f"{VARIABLE}={stand_in.path}"
     start = ["/usr/bin/env", parent, "/bin/sh", "-c", '"$@"; exit $?', "sh", "/usr/bin/env", "-i"]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -232,7 +232,7 @@ def test_closed_standard_fds(machine: Image, stand_in: Asked, form: str, closed:
     env = {VARIABLE: str(stand_in.path)}
     done = machine.mount(program_of(form, "fusermount3"), ["--", "/mnt"], env, closed=closed)
     assert (done.stdout, done.stderr) == (b"", b"")
-    # A line that has nowhere to go must not go to the driver, whose connection may have number 2.
+    # A line that can go nowhere must not go to the driver, whose connection may have number 2.
     assert [request.get("op") for request in stand_in.requests] == ["mount"]
     assert machine.run([program_of(form, "fusermount3"), "--", "/mnt"], {**env, "_FUSE_COMMFD": "99"}, closed=closed).returncode == 1
 

@@ -1,4 +1,4 @@
-"""A mount namespace has as many mounts as it may have (fs.mount-max): what is mounted comes off all the same."""
+"""Test that mounts are detached although a mount namespace has as many as it may have (fs.mount-max)."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def fleet(node: Node) -> Iterator[Fleet]:
 
 @contextmanager
 def full_table(folder: Path) -> Iterator[None]:
-    """The driver's namespace, which is the tests' own."""
+    """Fill the driver's namespace, which is the tests' own."""
     place = folder / "full"
     place.mkdir()
     try:
@@ -37,7 +37,7 @@ def full_table(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def full_pod(volume: Published) -> Iterator[None]:
-    """A process in a namespace of its own, in which the volume is mounted as a container that starts now has it, and no other."""
+    """Start a process in a namespace of its own, in which only this volume is mounted, as in a container that starts now."""
     script = (
         'mount --bind "$0" /srv && umount --lazy "$1" && mount -t tmpfs mfcp-test /mnt && mkdir /mnt/full && '
         '"$2" "$3" /mnt/full && echo full && exec sleep 100000'
@@ -58,19 +58,19 @@ def serving(fleet: Fleet, volume: Published, text: str) -> Background:
     return program
 
 
-def knows(volume: Published) -> None:
-    """Wait until the driver has taken the mount off; a mount table of that length is not looked into again and again."""
+def wait_detached(volume: Published) -> None:
+    """Wait until the driver has detached the mount. A mount table of that length is not read again and again."""
     wait_until("the driver calls it waiting", lambda: volume.condition.startswith("waiting since"), 2)
 
 
-def test_the_drivers_own(node: Node, fleet: Fleet) -> None:
-    """Whatever takes a mount off, an application that has bound it does not keep its program alive."""
+def test_the_mount_table_of_the_driver_is_full(node: Node, fleet: Fleet) -> None:
+    """An application that has bound the mount does not keep its program alive, however the mount is detached."""
     dying, asked, unpublished = volumes = [node.pod().publish() for _ in range(3)]
     programs = [serving(fleet, volume, "first") for volume in volumes]
     applications = [Application(volume) for volume in volumes]
     with full_table(node.folder):
         programs[0].kill("KILL")
-        knows(dying)
+        wait_detached(dying)
         unmount = fleet.unmount(asked)
         assert unmount.wait() == 0, unmount.err
         programs[1].wait()
@@ -83,7 +83,7 @@ def test_the_drivers_own(node: Node, fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("how", ["unpublish", "unmount", "death"])
-def test_a_pods_own(node: Node, fleet: Fleet, how: str) -> None:
+def test_the_mount_table_of_a_pod_is_full(node: Node, fleet: Fleet, how: str) -> None:
     volume = node.pod().publish()
     program = serving(fleet, volume, "first")
     said = len(node.driver.log)
@@ -96,7 +96,7 @@ def test_a_pods_own(node: Node, fleet: Fleet, how: str) -> None:
             assert unmount.wait() == 0, unmount.err
         else:
             program.kill("KILL")
-        knows(volume)
+        wait_detached(volume)
         assert "may stay in containers until they restart" in node.driver.log[said:]
         serving(fleet, volume, "second").kill("KILL")
     volume.wait_waiting()

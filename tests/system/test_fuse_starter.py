@@ -1,4 +1,4 @@
-"""fuse-starter: the program gets the mounted volume as fd 3, and fuse-starter is gone, or is its init."""
+"""Test fuse-starter: the program gets the mounted volume as fd 3, and fuse-starter has become the program or is its init."""
 
 import os
 import shlex
@@ -16,7 +16,7 @@ from harness.servers import SshServer
 STARTER = f"{PLACE}/fuse-starter"
 SINGLE_STARTER = "/usr/bin/fuse-starter"
 
-# What libfuse's own signal handler makes a program exit with differs; without it this and the number is the code.
+# Programs with libfuse's signal handler exit with different codes; without it the code is 128 plus the signal's number.
 DIED_OF_A_SIGNAL = 128
 
 both_forms = pytest.mark.parametrize("starter", [STARTER, SINGLE_STARTER], ids=["tree", "single file"])
@@ -35,11 +35,11 @@ def command(volume: Published, program: str, starter: str = STARTER, options: st
 
 
 class Setup:
-    """One pod for programs that end."""
+    """Represents one pod for programs that end."""
 
     def __init__(self, pod: Pod) -> None:
         self.volume = pod.publish()
-        # Nothing of the environment is needed, and no fusermount3.
+        # Neither the environment nor fusermount3 is needed.
         self.fuse: Container = pod.fuse(self.volume, binds=[hello(), single_starter()], environment={})
         self.application = pod.application(self.volume)
         self.application.wait_until_running()
@@ -65,7 +65,7 @@ def test_sshfs(pod: Pod, starter: str) -> None:
     after.check("echo written >/data/new")
     assert server.container.check("cat /srv/new") == "written\n"
     if starter == STARTER:
-        # It has become the program. The single file stays, to remove at the end what it extracted.
+        # fuse-starter has become the program. The single file stays, and removes at the end what it extracted.
         assert fuse.check(f"readlink /proc/{program.pid}/exe") == "/usr/bin/sshfs\n"
     program.kill("TERM")
     assert program.wait() < DIED_OF_A_SIGNAL, program.err
@@ -107,7 +107,7 @@ def test_a_socket_that_is_not_there(node: Node, setup: Setup) -> None:
 
 
 def waits(pod: Pod, seconds: int, program: str = "true") -> str:
-    """A command that waits for the socket of a volume that is not published."""
+    """Return a command that waits for the socket of a volume that is not published."""
     assert not os.path.lexists(pod.folder.empty_dir() / SOCKET)
     return f"{STARTER} --fd-passing-socket-path {SOCKETS}/{SOCKET} --wait {seconds} -- {program}"
 
@@ -116,7 +116,7 @@ def test_a_socket_that_appears_late(pod: Pod) -> None:
     """The container may run before kubelet has published its volume."""
     fuse = pod.fuse(None, binds=[hello()], dev_fuse=False)
     program = fuse.start(waits(pod, 60, "hello -f /dev/fd/3"))
-    wait_until("it says that it waits", lambda: "waiting up to 60 s for the driver" in program.err)
+    wait_until("it prints that it waits", lambda: "waiting up to 60 s for the driver" in program.err)
     volume = pod.publish()
     volume.wait_mounted(program)
     assert pod.application(volume).check("cat /data/hello") == "Hello World!\n"
@@ -150,7 +150,7 @@ def test_a_volume_that_is_mounted_already(node: Node, setup: Setup) -> None:
     setup.volume.wait_waiting()
 
 
-# ---- as a container's first process
+# ---- fuse-starter as a container's first process
 
 
 def first_process(pod: Pod, volume: Published, program: str, options: str = "--init") -> Container:
@@ -158,7 +158,7 @@ def first_process(pod: Pod, volume: Published, program: str, options: str = "--i
 
 
 def test_init_forwards_signals(pod: Pod) -> None:
-    """The kernel drops signals to a pid 1 that has no handler: with --init the program is not pid 1."""
+    """The kernel drops signals to a pid 1 without a handler. With --init the program is not pid 1."""
     volume = pod.publish()
     application = pod.application(volume)
     script = "trap 'exit 9' USR1; echo ready; while :; do sleep 0.01; done"
@@ -194,15 +194,15 @@ def test_init_reaps_orphans(pod: Pod) -> None:
 
 
 def test_init_does_not_keep_the_file_descriptor(pod: Pod) -> None:
-    """It would hide the program's death from the kernel."""
+    """The kept fd would hide the program's death from the kernel."""
     volume = pod.publish()
     script = 'while readlink /proc/1/fd/* | grep -qx "$(readlink /proc/$$/fd/3)"; do sleep 0.01; done; exit 7'
     assert first_process(pod, volume, shlex.join(["timeout", "10", "sh", "-c", script])).wait().code == 7
 
 
 @pytest.mark.parametrize("options", ["", "--init "])
-def test_a_first_process_that_waits_for_its_socket_ends_when_it_is_told_to(pod: Pod, options: str) -> None:
-    """The kernel drops signals to a pid 1 that has no handler."""
+def test_a_first_process_that_waits_for_its_socket_ends_when_it_is_reported_to(pod: Pod, options: str) -> None:
+    """The kernel drops signals to a pid 1 without a handler."""
     command = waits(pod, 3600).replace("--wait", f"{options}--wait")
     container = pod.fuse(None, dev_fuse=False, command=shlex.split(command))
     assert "waiting up to 3600 s" in container.error_line()

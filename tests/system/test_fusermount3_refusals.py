@@ -1,4 +1,4 @@
-"""fusermount3 where something is wrong: one clear line, exit code 1, and nothing left behind."""
+"""Test that fusermount3 prints one clear line, exits with 1 and leaves nothing behind where something is wrong."""
 
 import json
 import os
@@ -17,13 +17,13 @@ from harness.programs import SOURCES, static_fuse_program
 from standin_driver import Behaviour, StandIn
 
 LIBRARY = "/usr/bin/library"
-ANSWER_WAIT = 30  # seconds: how long the client waits for an answer
+ANSWER_WAIT = 30  # seconds that the client waits for an answer
 
 GOOD = b'{"volumeName":"v"}'
 
 
 class Setup:
-    """A pod without a volume: the drivers behind its sockets are stand-ins."""
+    """Represents a pod without a volume: stand-ins for the driver listen at its sockets."""
 
     def __init__(self, pod: Pod) -> None:
         self.empty_dir = pod.folder.empty_dir()
@@ -44,7 +44,7 @@ def setup(module_node: Node) -> Setup:
 
 @contextmanager
 def driver(setup: Setup, name: str, answer: Behaviour) -> Iterator[list[bytes]]:
-    """A driver of protocol v1 that does what the test says; yields the requests."""
+    """Run a stand-in for the driver, of protocol v1, with the behaviour `answer`; yields the requests."""
     requests: list[bytes] = []
 
     def behaviour(connection: socket.socket) -> None:
@@ -109,7 +109,7 @@ def test_a_bad_answer(node: Node, setup: Setup, answer: Behaviour, word: str) ->
 
 
 def test_a_driver_that_stops_answering(node: Node, setup: Setup) -> None:
-    """Both sides of the socket at once, since it takes its time."""
+    """Both kinds of socket are tested at once, since it takes its time."""
     release = threading.Event()
 
     def say_nothing(connection: socket.socket) -> None:
@@ -132,7 +132,7 @@ def test_a_driver_that_stops_answering(node: Node, setup: Setup) -> None:
 
 @pytest.fixture
 def unasked(setup: Setup) -> Iterator[list[bytes]]:
-    """The requests to a driver that nobody should reach."""
+    """Run a stand-in for the driver that should get no request; yields the requests."""
     with driver(setup, "unasked", with_fds(GOOD, 1)) as requests:
         yield requests
 
@@ -141,7 +141,7 @@ def unasked(setup: Setup) -> Iterator[list[bytes]]:
     ("variable", "line"),
     [
         ("", "fusermount3: old style mounting not supported"),
-        # No number is 0, as atoi(3) has it.
+        # What is no number is 0 for atoi(3).
         ("_FUSE_COMMFD=nonsense", "sending file descriptor: Socket operation on non-socket"),
         ("_FUSE_COMMFD=-1", "sending file descriptor: Bad file descriptor"),
         ("_FUSE_COMMFD=", "sending file descriptor: Socket operation on non-socket"),
@@ -151,7 +151,7 @@ def unasked(setup: Setup) -> Iterator[list[bytes]]:
     ids=["missing", "no number", "negative", "empty", "not open", "no socket"],
 )
 def test_a_bad_comm_fd(node: Node, setup: Setup, unasked: list[bytes], variable: str, line: str) -> None:
-    """Found before the driver is asked, so that nothing has to be undone."""
+    """The bad fd is found before the driver is asked, so nothing has to be undone."""
     result = setup.fuse.run(f"{VARIABLE}={SOCKETS}/unasked {variable} fusermount3 -- /mnt")
     assert (result.code, result.out, result.err.splitlines()) == (1, "", [line])
     assert unasked == []
@@ -189,7 +189,7 @@ def test_no_socket_to_be_found(node: Node, setup: Setup) -> None:
 
 
 def test_a_library_that_is_refused_with_a_subtype_calls_again_without(pod: Pod) -> None:
-    """libfuse hides what the first call said; the second one must find everything as it was."""
+    """libfuse hides the output of the first call. The second call must find everything as it was."""
     target = pod.folder.target()
     target.mkdir()
     mounts.mount("-t", "tmpfs", "-o", "mode=0777", "stand-in", target)

@@ -1,7 +1,7 @@
-"""gocryptfs and rclone mount2, for the clients that are built on go-fuse.
+"""Test gocryptfs and rclone mount2 as examples of clients that are built on go-fuse.
 
-They start fusermount3 with an environment of _FUSE_COMMFD alone, over a SEQPACKET socket, wait for its end first, take
-any word on standard error for a failure, and look into their mountpoint afterwards.
+They start fusermount3 with only _FUSE_COMMFD in its environment and a SEQPACKET socket, wait for its end first, take
+any output on standard error for a failure, and look into their mountpoint afterwards.
 """
 
 import pytest
@@ -11,7 +11,7 @@ from harness.pod import SOCKETS, VARIABLE, Pod, single_file, tree
 
 
 class Program:
-    """One of them: what makes its file system, and what mounts it."""
+    """Represents one of them: a command that makes its file system, and one that mounts it."""
 
     def __init__(self, setup: str, command: str) -> None:
         self.setup = setup
@@ -24,7 +24,7 @@ class Program:
         after = pod.application(volume)
         after.check("mkdir /data/folder && echo secret >/data/folder/file")
         assert before.check("cat /data/folder/file") == "secret\n"
-        # What is behind it has been written, too.
+        # The data has also reached the folder behind the file system.
         fuse.wait_for("find /behind -type f -size +0 | grep -qv /gocryptfs")
         fuse.check("fusermount3 -u /data")
         assert program.wait() == 0, program.err
@@ -34,7 +34,7 @@ class Program:
 
 PROGRAMS = {
     "gocryptfs": Program(
-        # The lowest cost that it takes: the key's strength is not what is tested.
+        # The lowest cost that the program accepts: the strength of the key is not tested.
         "echo password >/password && gocryptfs -q -init -scryptn 10 -passfile /password /behind",
         "gocryptfs -q -fg -passfile /password /behind /data",
     ),
@@ -49,7 +49,7 @@ both_programs = pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRA
 @both_programs
 @pytest.mark.parametrize("helper", ["tree", "single file"])
 def test_with_the_variable_in_the_programs_environment(pod: Pod, program: Program, helper: str) -> None:
-    """There are two sockets, so the variable of fusermount3's parent is what tells."""
+    """There are two sockets, so only the variable of fusermount3's parent says which one is meant."""
     volume = pod.publish()
     pod.publish(volume="other", socket="other.sock")
     before = pod.application(volume)
@@ -59,7 +59,7 @@ def test_with_the_variable_in_the_programs_environment(pod: Pod, program: Progra
 
 @both_programs
 def test_without_any_variable(pod: Pod, program: Program) -> None:
-    """The one socket in the folder where manifests mount the emptyDir is found."""
+    """The only socket in the folder where manifests mount the emptyDir is found."""
     volume = pod.publish()
     before, fuse = pod.application(volume), pod.fuse(volume, environment={})
     assert fuse.run(f"test -S {SOCKETS}/{volume.socket.name} && env | grep {VARIABLE}").code == 1

@@ -1,4 +1,4 @@
-"""The emptyDir is the pod's: whatever it puts there, and however fast it changes it, nothing outside is touched."""
+"""Test that nothing outside the emptyDir is touched, whatever the pod puts there and however fast it changes it."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ NAMES = (SOCKET, f"{SOCKET}.v1", "dev-fuse", ".mfcp-bind")
 
 
 class Outside:
-    """A folder of the node that must stay as it is."""
+    """Represents a folder of the node that must stay as it is."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.folder = folder
@@ -34,9 +34,9 @@ class Outside:
             (folder / name).write_text(name)
             (folder / name).chmod(0o600)
         (folder / "sub").mkdir(mode=0o700)
-        self._before = self._look()
+        self._before = self._state()
 
-    def _look(self) -> dict[str, tuple[int, int, int, int]]:
+    def _state(self) -> dict[str, tuple[int, int, int, int]]:
         found = {}
         for path in [self.folder, *self.folder.rglob("*")]:
             info = path.lstat()
@@ -44,7 +44,7 @@ class Outside:
         return found
 
     def is_untouched(self) -> bool:
-        return self._look() == self._before
+        return self._state() == self._before
 
 
 @contextmanager
@@ -63,14 +63,14 @@ def outside(node: Node) -> Iterator[Outside]:
 
 @pytest.fixture
 def free_outside(node: Node) -> Iterator[Outside]:
-    """One in which the driver's names are free: whoever is led there could put its own there."""
+    """Make one in which the driver's names are free: a driver that is led there could make its own files there."""
     with folder_outside(node, ("file",)) as made:
         yield made
 
 
 @contextmanager
 def racing(how: str, directory: Path, outside: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The racer, for as long as the block lasts; it must have swapped thousands of times."""
+    """Run the racer while the block lasts; it must have swapped thousands of times."""
     command = [sys.executable, "-I", SOURCES / "racer.py", how, directory, outside, *NAMES]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -86,7 +86,7 @@ def racing(how: str, directory: Path, outside: Path) -> Iterator[subprocess.Pope
 
 
 @pytest.mark.parametrize("how", ["links", "exchange", "remove"])
-def test_a_race_for_the_names_in_it(node: Node, pod: Pod, outside: Outside, how: str) -> None:
+def test_a_race_for_the_names_in_the_empty_dir(node: Node, pod: Pod, outside: Outside, how: str) -> None:
     directory = pod.folder.empty_dir()
     published = 0
     with racing(how, directory, outside.folder):
@@ -107,8 +107,8 @@ def test_a_race_for_the_names_in_it(node: Node, pod: Pod, outside: Outside, how:
     mount_and_end(volume)
 
 
-def test_a_race_for_the_directory_itself(node: Node, pod: Pod, free_outside: Outside) -> None:
-    """No container can do that, whose emptyDir it is; the driver does not count on it."""
+def test_a_race_for_the_empty_dir_itself(node: Node, pod: Pod, free_outside: Outside) -> None:
+    """No container whose emptyDir it is can do that, and the driver does not rely on this."""
     directory = pod.folder.empty_dir()
     with racing("directory", directory, free_outside.folder):
         for _ in range(_ROUNDS):
@@ -169,7 +169,7 @@ def test_what_is_there_already_is_neither_followed_nor_opened(pod: Pod, outside:
     path.rmdir() if kind == "directory" else path.unlink()
 
 
-def test_a_directory_that_cannot_be_written_is_told(pod: Pod) -> None:
+def test_an_empty_dir_that_cannot_be_written_is_reported(pod: Pod) -> None:
     directory = pod.folder.empty_dir()
     mounts.mount("--bind", "-o", "ro", directory, directory)
     try:
@@ -181,8 +181,8 @@ def test_a_directory_that_cannot_be_written_is_told(pod: Pod) -> None:
     mount_and_end(pod.publish())
 
 
-def test_something_is_mounted_over_it_after_publish(pod: Pod) -> None:
-    """kubelet does so with a memory emptyDir, and unmounts it when unpublish has answered."""
+def test_something_is_mounted_over_the_empty_dir_after_publish(pod: Pod) -> None:
+    """kubelet mounts a memory emptyDir so, and unmounts it when unpublish has answered."""
     volume = pod.publish()
     directory = volume.socket.parent
     mounts.mount("-t", "tmpfs", "mfcp-test-memory", directory)
@@ -192,12 +192,12 @@ def test_something_is_mounted_over_it_after_publish(pod: Pod) -> None:
         mount_and_end(volume)
         volume.unpublish()
     finally:
-        # Not lazily: nothing of the driver's keeps it busy.
+        # A plain unmount succeeds, because nothing of the driver's keeps it busy.
         mounts.unmount(directory)
     clear(directory)
 
 
-def test_it_is_replaced_after_publish(pod: Pod, free_outside: Outside) -> None:
+def test_the_empty_dir_is_replaced_after_publish(pod: Pod, free_outside: Outside) -> None:
     volume = pod.publish()
     directory = volume.socket.parent
     former = directory.rename(directory.with_name("former.other"))

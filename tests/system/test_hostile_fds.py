@@ -1,4 +1,4 @@
-"""fds that pods send along: of whatever they are, the driver keeps none, and what blocks whoever drops it blocks no other pod."""
+"""Test that the driver keeps no fd that a pod sends, and that an fd which blocks the thread that drops it blocks no other pod."""
 
 import array
 import os
@@ -28,11 +28,11 @@ def send(connection: socket.socket, packet: bytes, fds: list[int]) -> None:
     try:
         connection.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
     except (BrokenPipeError, ConnectionResetError):
-        pass  # it was let go already
+        pass  # it was disconnected already
 
 
 def of_every_kind(stack: ExitStack, volume: Published) -> dict[str, int]:
-    """Whatever a container can get without privileges, and some that it cannot."""
+    """Open all kinds of files that a container can get without privileges, and some that it cannot get."""
     opened = {
         "memfd": os.memfd_create("x"),
         "directory": os.open("/", os.O_RDONLY | os.O_DIRECTORY),
@@ -51,7 +51,7 @@ def of_every_kind(stack: ExitStack, volume: Published) -> dict[str, int]:
     pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     for end in pair:
         stack.enter_context(end)
-    # Full of data, with itself in its queue: the kernel's own garbage collector has to find that one.
+    # This one is full of data and has itself in its queue: only the kernel's garbage collector for sockets can find it.
     send(pair[0], bytes(65536), [pair[0].fileno(), pair[1].fileno()])
     for fd in opened.values():
         stack.callback(os.close, fd)
@@ -59,7 +59,7 @@ def of_every_kind(stack: ExitStack, volume: Published) -> dict[str, int]:
     return {**opened, "epoll": epoll.fileno(), "cycle": pair[1].fileno(), "the driver's own": own.fileno()}
 
 
-def test_every_kind_before_with_and_after_the_request(node: Node, pod: Pod) -> None:
+def test_fds_of_every_kind_before_with_and_after_the_request(node: Node, pod: Pod) -> None:
     volume = pod.publish()
     mount_and_end(volume)
     before = numbers(node)
@@ -75,7 +75,7 @@ def test_every_kind_before_with_and_after_the_request(node: Node, pod: Pod) -> N
             with connect(volume) as connection:
                 send(connection, b'{"op":"unmount","mountpoint":"/elsewhere"}', fds)
                 send(connection, MOUNT, fds)  # a connection carries one request, so this stays in its queue
-                assert receive(connection)[0].get("errno", EINVAL) == EINVAL  # or a reset, for what was not read
+                assert receive(connection)[0].get("errno", EINVAL) == EINVAL  # or a reset, because of what was not read
             with connect(volume) as connection:
                 send(connection, b"", fds)
                 assert receive(connection) == ({}, [])
@@ -89,7 +89,7 @@ def test_every_kind_before_with_and_after_the_request(node: Node, pod: Pod) -> N
 
 
 class Lingering:
-    """A TCP socket whose other end never reads: whoever drops the last copy of it waits for that."""
+    """Represents a TCP socket whose other end never reads: the thread that drops the last copy of it waits for that."""
 
     def __init__(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -110,11 +110,11 @@ class Lingering:
 
 @pytest.fixture
 def linger(node: Node) -> Iterator[Callable[[Published, str, int], None]]:
-    """Sends so many of them, each with a request, whose last copies are those in the sockets' queues then."""
+    """Yield a function that sends `number` of them, each with a request; their last copies are those in the sockets' queues."""
     with ExitStack() as stack:
 
         def sends(volume: Published, suffix: str, number: int) -> None:
-            # Or it would be the test that waits, where the driver was faster.
+            # The test keeps a copy: otherwise the test itself would wait where the driver was faster.
             node.driver.signal(signal.SIGSTOP)
             try:
                 for _ in range(number):
@@ -130,22 +130,22 @@ def linger(node: Node) -> Iterator[Callable[[Published, str, int], None]]:
 
 
 @pytest.mark.parametrize("suffix", ["", ".v1"])
-def test_lingering_tcp_sockets_hold_neither_the_driver_nor_the_volume(
+def test_lingering_tcp_sockets_block_neither_the_driver_nor_the_volume(
     node: Node, pod: Pod, linger: Callable[[Published, str, int], None], suffix: str
 ) -> None:
-    """More of them than there are threads to drop them."""
+    """More of them are sent than there are threads to drop them."""
     volume = pod.publish()
     serves_again(volume)
     before = numbers(node)
     linger(volume, suffix, 24)
     with attacked(node, before=before):
         pass
-    # The driver's threads are sent on, long before the sockets' own time.
+    # The driver's threads are interrupted long before the sockets' own time.
     recovers(node, before)
     serves_again(volume)
 
 
-def test_lingering_tcp_sockets_do_not_hold_unpublish(node: Node, pod: Pod, linger: Callable[[Published, str, int], None]) -> None:
+def test_lingering_tcp_sockets_do_not_delay_unpublish(node: Node, pod: Pod, linger: Callable[[Published, str, int], None]) -> None:
     before = numbers(node)
     volume = pod.publish()
     linger(volume, "", 24)
@@ -157,8 +157,8 @@ def test_lingering_tcp_sockets_do_not_hold_unpublish(node: Node, pod: Pod, linge
     recovers(node, before)
 
 
-def test_lingering_tcp_sockets_do_not_hold_the_drivers_end(node: Node, pod: Pod, linger: Callable[[Published, str, int], None]) -> None:
-    """An upgrade waits for it, and every other pod's clients meanwhile."""
+def test_lingering_tcp_sockets_do_not_delay_the_drivers_end(node: Node, pod: Pod, linger: Callable[[Published, str, int], None]) -> None:
+    """An upgrade waits for the end of the driver, and so do the clients of every other pod."""
     volume = pod.publish()
     linger(volume, ".v1", 40)
     began = time.monotonic()
@@ -168,7 +168,7 @@ def test_lingering_tcp_sockets_do_not_hold_the_drivers_end(node: Node, pod: Pod,
     serves_again(volume)
 
 
-def test_a_pod_that_removes_its_sockets_again_and_again_has_no_more_threads_by_that(
+def test_a_pod_that_removes_its_sockets_again_and_again_gets_no_more_threads(
     node: Node, pod: Pod, linger: Callable[[Published, str, int], None]
 ) -> None:
     volume = pod.publish()
@@ -186,10 +186,10 @@ def test_a_pod_that_removes_its_sockets_again_and_again_has_no_more_threads_by_t
 
 
 class Unwritten:
-    """A file of a FUSE file system whose program takes no data: whoever drops it waits until what others wrote is written.
+    """Represents a file of a FUSE file system whose program takes no data: a thread that drops it waits until the data is written.
 
-    The program is the pod's own, at its own volume. The copies that are sent are closed here before anything is written, or
-    it would be the test that waits, and one is kept.
+    The program is the pod's own, at its own volume. The test closes the copies that it sends before anything is written, and
+    keeps one: otherwise the test itself would wait.
     """
 
     def __init__(self, node: Node, pod: Pod) -> None:
@@ -201,7 +201,7 @@ class Unwritten:
         self._kept = -1
 
     def send(self, volume: Published, suffix: str, number: int) -> None:
-        self._node.driver.signal(signal.SIGSTOP)  # it is to drop the last copies
+        self._node.driver.signal(signal.SIGSTOP)  # so that the driver drops the last copies
         try:
             for _ in range(number):
                 fd = os.open(self.volume.target / "hello", os.O_RDWR)
@@ -214,14 +214,14 @@ class Unwritten:
             self._node.driver.signal(signal.SIGCONT)
 
     def close(self) -> None:
-        """When its connection is aborted: before, it would wait as well."""
+        """Close it when its connection is aborted: before, that would wait as well."""
         with suppress(OSError):  # what was written is lost
             os.close(self._kept)
 
 
 @pytest.mark.parametrize("suffix", ["", ".v1"])
 def test_files_of_a_stopped_program(node: Node, pod: Pod, suffix: str) -> None:
-    """The kernel tells it of each that is dropped, and waits for no answer."""
+    """The kernel reports each drop to the program, and waits for no answer."""
     volume = pod.publish()
     before = numbers(node)
     served = pod.publish(volume="served", socket="served.sock")
@@ -229,7 +229,7 @@ def test_files_of_a_stopped_program(node: Node, pod: Pod, suffix: str) -> None:
     program = fuse.start("python3 /programs/odd_program.py serves /data text")
     served.wait_mounted(program)
     fuse.wait_for("test -e /data/hello")
-    node.driver.signal(signal.SIGSTOP)  # it is to drop the last copies, and the test to close its own while the program answers
+    node.driver.signal(signal.SIGSTOP)  # so that the driver drops the last copies, and the test closes its own while the program answers
     try:
         for number in range(24):
             path, flags = [(served.target / "hello", os.O_RDONLY), (served.target, os.O_DIRECTORY), (served.target, os.O_PATH)][number % 3]
@@ -250,7 +250,7 @@ def test_files_of_a_stopped_program(node: Node, pod: Pod, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", ["", ".v1"])
 def test_files_of_a_program_that_takes_no_data_end_with_its_volume(node: Node, pod: Pod, suffix: str) -> None:
-    """They hold the threads of the volume that they were sent to, and nobody else."""
+    """Such files block the threads of the volume that they were sent to, and no others."""
     volume = pod.publish()
     before = numbers(node)
     unwritten = Unwritten(node, pod)
@@ -262,15 +262,15 @@ def test_files_of_a_program_that_takes_no_data_end_with_its_volume(node: Node, p
         unwritten.volume.unpublish()
         assert time.monotonic() - began < 5
     finally:
-        with suppress(AssertionError):  # it ends when it is unmounted
+        with suppress(AssertionError):  # the program ends when it is unmounted
             unwritten.program.kill()
         unwritten.close()
     recovers(node, before)
     serves_again(volume)
 
 
-def test_files_of_a_program_that_takes_no_data_hold_the_drivers_end_no_longer_than_the_program_lives(node: Node, pod: Pod) -> None:
-    """The kernel lets nobody end who waits for them, the driver neither. kubelet kills a pod's programs before all else."""
+def test_files_of_a_program_that_takes_no_data_delay_the_drivers_end_until_the_program_dies(node: Node, pod: Pod) -> None:
+    """The kernel lets no process end that waits for such files, not even the driver. kubelet kills a pod's programs first."""
     volume = pod.publish()
     unwritten = Unwritten(node, pod)
     try:
@@ -297,7 +297,7 @@ def test_a_flood_of_fds(node: Node, pod: Pod) -> None:
             with suppress(OSError), connect(volume, timeout=1) as connection:
                 connection.setblocking(False)
                 message = array.array("i", kinds * (_MOST // len(kinds)))
-                for _ in range(1000):  # until it is full, or was let go
+                for _ in range(1000):  # until the queue is full, or the connection was closed
                     connection.sendmsg([MOUNT[:-1]], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, message)])
     recovers(node, before)
     assert request(volume, b"{}")[0]["error"]

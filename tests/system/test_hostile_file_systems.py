@@ -1,4 +1,4 @@
-"""FUSE servers that are hostile: publish, republish, unmount, stats, unpublish and the driver's end stay bounded."""
+"""Test that publish, republish, unmount, stats, unpublish and the driver's end stay bounded in time with hostile FUSE servers."""
 
 import fcntl
 import os
@@ -25,7 +25,7 @@ _FUSE_DEV_IOC_CLONE = 0x8004E500  # _IOR(229, 0, uint32_t), <linux/fuse.h>
 
 
 class Served:
-    """A volume that a hostile server has mounted, in its container."""
+    """Represents a volume that a hostile server has mounted, in its container."""
 
     def __init__(self, pod: Pod, how: str) -> None:
         self.volume: Published = pod.publish()
@@ -39,7 +39,7 @@ class Served:
 
 
 def stats(node: Node, volume: Published) -> csi_pb2.NodeGetVolumeStatsResponse:
-    """NodeGetVolumeStats, which must answer in time."""
+    """Call NodeGetVolumeStats, which must answer in time."""
     asked = csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume.request.volume_id, volume_path=volume.request.target_path)
     began = time.monotonic()
     answer = node.kubelet.node().NodeGetVolumeStats(asked)
@@ -57,7 +57,7 @@ SERVERS = [
 
 
 @pytest.mark.parametrize("how", SERVERS)
-def test_a_hostile_server_keeps_nobody(node: Node, pod: Pod, how: str) -> None:
+def test_a_hostile_server_blocks_nobody(node: Node, pod: Pod, how: str) -> None:
     other = node.pod().publish()
     before = numbers(node)
     served = Served(pod, how)
@@ -80,8 +80,8 @@ def test_a_hostile_server_keeps_nobody(node: Node, pod: Pod, how: str) -> None:
     recovers(node, before)
 
 
-def test_one_that_says_that_it_is_not_connected_is_not_called_gone(node: Node, pod: Pod) -> None:
-    """As a program of a network file system may, whose server is gone."""
+def test_a_server_that_answers_enotconn_is_not_taken_for_dead(node: Node, pod: Pod) -> None:
+    """The program of a network file system may answer so when its server is gone."""
     served = Served(pod, "statfs-enotconn")
     assert "but the FUSE program answers that it is not connected" in stats(node, served.volume).volume_condition.message
 
@@ -90,14 +90,14 @@ BAD_ROOTS = [how for how in SERVERS if how.startswith("root-is-")]
 
 
 def ask_for_root(served: Served) -> None:
-    """As anybody may: from then on the kernel answers all questions about it with EIO."""
+    """Ask for the root, as any process may. From then on the kernel answers all questions about it with EIO."""
     with pytest.raises(OSError) as error:
         os.stat(served.volume.target)
     assert error.value.errno == EIO
 
 
 @pytest.mark.parametrize("how", BAD_ROOTS)
-def test_a_root_that_is_none_is_unmounted_and_unpublished(node: Node, pod: Pod, how: str) -> None:
+def test_a_root_that_is_no_directory_is_unmounted_and_unpublished(node: Node, pod: Pod, how: str) -> None:
     served = Served(pod, how)
     ask_for_root(served)
     served.volume.republish()
@@ -112,7 +112,7 @@ def test_a_root_that_is_none_is_unmounted_and_unpublished(node: Node, pod: Pod, 
 
 
 @pytest.mark.parametrize("how", BAD_ROOTS)
-def test_a_root_that_is_none_goes_with_its_program(pod: Pod, how: str) -> None:
+def test_a_root_that_is_no_directory_is_detached_when_its_program_dies(pod: Pod, how: str) -> None:
     served = Served(pod, how)
     ask_for_root(served)
     served.program.kill("KILL")
@@ -125,7 +125,7 @@ def test_a_root_that_is_none_goes_with_its_program(pod: Pod, how: str) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("how", ["never-anything", "reads-nothing"])
 def test_the_driver_can_be_replaced_whatever_a_server_does(node: Node, pod: Pod, how: str, number: signal.Signals) -> None:
-    """A thread that waits for an answer to what the server has read cannot be killed, nor the process that it is of."""
+    """A thread that waits for an answer to a request that the server has read cannot be killed, nor can its process."""
     served = Served(pod, how)
     assert stats(node, served.volume).volume_condition.abnormal
     began = time.monotonic()
@@ -137,8 +137,8 @@ def test_the_driver_can_be_replaced_whatever_a_server_does(node: Node, pod: Pod,
     served.volume.unpublish()
 
 
-def test_a_process_that_is_left_behind_keeps_nothing_of_the_drivers(node: Node, pod: Pod) -> None:
-    """With the driver's output it would keep its container: the engine says that it runs as long as somebody could write."""
+def test_a_process_that_is_left_behind_holds_nothing_of_the_drivers(node: Node, pod: Pod) -> None:
+    """With the driver's output it would keep the driver's container: the engine reports it as running while somebody can write."""
     served = Served(pod, "never-anything")
     stats(node, served.volume)
     starter, *left = [*map(str, node.driver.own_processes() - {node.driver.pid}), *node.driver.children()]
@@ -154,7 +154,7 @@ def test_a_process_that_is_left_behind_keeps_nothing_of_the_drivers(node: Node, 
         for pid in left:
             own = opened(pid)
             (answers,) = [fd for fd, what in own.items() if what.startswith("socket:")]
-            # What it asks about, which is a copy of the mount and so has no path but "/".
+            # This is what it asks about: a copy of the mount, whose path is only "/".
             assert {fd: what for fd, what in own.items() if fd != answers and what != "/"} == streams
             assert os.readlink(f"/proc/{pid}/cwd") == "/"
     finally:
@@ -162,7 +162,7 @@ def test_a_process_that_is_left_behind_keeps_nothing_of_the_drivers(node: Node, 
         served.volume.unpublish()
 
 
-def test_one_that_takes_its_lock_off_is_not_taken_for_dead(node: Node, pod: Pod) -> None:
+def test_a_program_that_removes_its_lock_is_not_taken_for_dead(node: Node, pod: Pod) -> None:
     served = Served(pod, "unlocks")
     for _ in range(3):
         served.volume.republish()
@@ -172,27 +172,27 @@ def test_one_that_takes_its_lock_off_is_not_taken_for_dead(node: Node, pod: Pod)
     assert served.program.is_running
 
 
-def test_one_that_takes_its_lock_off_and_dies_is_noticed(pod: Pod) -> None:
+def test_a_program_that_removes_its_lock_and_dies_is_noticed(pod: Pod) -> None:
     served = Served(pod, "unlocks-and-dies")
     served.volume.wait_waiting()
     served.start("never-getattr")
     served.volume.unpublish()
 
 
-def test_a_clone_of_the_fd_is_no_way_to_look_dead_or_to_stay(pod: Pod) -> None:
-    """FUSE_DEV_IOC_CLONE: the connection lives as long as the clone does, whatever has become of the first fd."""
+def test_a_cloned_fd_neither_fakes_a_death_nor_hides_one(pod: Pod) -> None:
+    """FUSE_DEV_IOC_CLONE: the connection lives as long as the clone, whatever has become of the first fd."""
     volume = pod.publish()
     fd = mount(volume)
     clone = os.open("/dev/fuse", os.O_RDWR)
     fcntl.ioctl(clone, _FUSE_DEV_IOC_CLONE, fd.to_bytes(4, "little"))
     os.close(fd)
-    # Nobody answers, so nobody can tell: it is not taken for dead.
+    # Nobody answers, so nobody can say whether it is dead: it is not taken for dead.
     for _ in range(2):
         volume.republish()
         assert request(volume, b'{"op":"mount","mountpoint":"/data"}')[0]["errno"] == EBUSY
     assert volume.fuse is not None
     os.close(clone)
-    # That closes no fd that the driver knows of. The next look finds it: a republish, a client, or the driver's own.
+    # This closes no fd that the driver watches. The next check finds it: at a republish, a request, or the driver's own.
     wait_until("the next client mounts", lambda: request_mount(volume))
     volume.unpublish()
 
@@ -205,7 +205,7 @@ def request_mount(volume: Published) -> bool:
 
 
 @pytest.mark.parametrize("how", ["child-keeps", "exits-group"])
-def test_whoever_keeps_the_fd_keeps_the_mount_until_unpublish(node: Node, pod: Pod, how: str) -> None:
+def test_a_process_that_keeps_the_fd_keeps_the_mount_until_unpublish(node: Node, pod: Pod, how: str) -> None:
     served = Served(pod, how)
     volume = served.volume
     volume.republish()
@@ -214,8 +214,8 @@ def test_whoever_keeps_the_fd_keeps_the_mount_until_unpublish(node: Node, pod: P
     volume.unpublish()
 
 
-def test_an_fd_in_the_hands_of_another_pod_ends_with_the_volume(pod: Pod) -> None:
-    """The test holds it, which is in no container of the pod."""
+def test_an_fd_held_by_another_pod_ends_with_the_volume(pod: Pod) -> None:
+    """The test holds the fd, and is in no container of the pod."""
     volume = pod.publish()
     fd = mount(volume)
     volume.unpublish()

@@ -1,4 +1,4 @@
-"""Clients that flood one volume: the driver stays within its limits, and another volume's mounts keep their latency."""
+"""Test that the driver stays within its limits when clients flood one volume, and that another volume's mounts stay fast."""
 
 import fcntl
 import os
@@ -25,13 +25,13 @@ _REQUESTS_AT_ONCE = PREPARED
 def try_to_connect(volume: Published, suffix: str) -> socket.socket | None:
     try:
         return connect(volume, suffix, timeout=0)
-    except OSError:  # its queue is full
+    except OSError:  # the queue is full
         return None
 
 
 @pytest.mark.parametrize("suffix", ["", ".v1"])
 def test_thousands_of_connections(node: Node, pod: Pod, suffix: str) -> None:
-    """Some hundred of them held, and the others made and dropped."""
+    """Some hundred of them are held, and the others are made and dropped."""
     volume = pod.publish()
     before = numbers(node)
     with attacked(node) as cost, ExitStack() as stack:
@@ -60,7 +60,7 @@ def test_packets_of_a_mebibyte(node: Node, pod: Pod) -> None:
                 try:
                     connection.send(MOUNT.ljust(1 << 20))
                 except (BrokenPipeError, ConnectionResetError):
-                    continue  # nine at once are one too many
+                    continue  # nine connections at once are one too many
                 assert "longer than" in str(receive(connection)[0].get("error", "longer than"))
     recovers(node, before)
     serves_again(volume)
@@ -82,7 +82,7 @@ def test_requests_that_are_cut_off_or_never_come(node: Node, pod: Pod) -> None:
 
 
 def test_answers_that_nobody_reads(node: Node, pod: Pod) -> None:
-    """Each has its answer in its own buffer, and the driver waits for none of them."""
+    """Each answer waits in the buffer of its connection, and the driver waits for none of them."""
     volume = pod.publish()
     before = numbers(node)
     with attacked(node) as cost, ExitStack() as stack:
@@ -95,7 +95,7 @@ def test_answers_that_nobody_reads(node: Node, pod: Pod) -> None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
             try:
                 connection.send(MOUNT if number % 4 == 1 else b"{" * 60_000)
-            except OSError:  # it was let go, or its buffer is full
+            except OSError:  # it was disconnected, or its buffer is full
                 pass
         cost.wait()
     recovers(node, before)
@@ -140,7 +140,7 @@ def test_prepared_mounts_that_nobody_proceeds_with(node: Node, pod: Pod) -> None
 
 
 def test_prepared_mounts_whose_programs_never_answer_init(node: Node, pod: Pod) -> None:
-    """Eight at once say that they are ready: one of them mounts, in one process, and unpublish waits for none."""
+    """Eight programs at once say that they are ready: one of them mounts, in one process, and unpublish waits for none."""
     before = numbers(node)
     volume = pod.publish()
     with attacked(node, prepared=_REQUESTS_AT_ONCE) as cost, ExitStack() as stack:
@@ -196,7 +196,7 @@ while True:  # and the driver's too, when it ends
 
 
 def test_all_inotify_instances_of_root(node: Node, pod: Pod) -> None:
-    """The kernel counts them by user. A driver starts all the same, and hears of a program's death at once."""
+    """The kernel counts inotify instances by user. A driver starts nevertheless, and hears of a program's death at once."""
     volume = pod.publish()
     fuse, attacker = pod.fuse(volume), pod.container()
     program = fuse.start("bindfs -f /srv /data")

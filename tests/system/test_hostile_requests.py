@@ -1,4 +1,4 @@
-"""What a pod may send to the driver's sockets: each gets an error or a closed connection, and the volume stays usable."""
+"""Test that each bad request to the driver's sockets gets an error or a closed connection, and that the volume stays usable."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from harness.hostile import connect
 from harness.kubelet import Published
 from harness.pod import Node, Pod
 
-REQUEST_WAIT = 5  # seconds: how long the driver waits for a request
+REQUEST_WAIT = 5  # seconds that the driver waits for a request
 AT_ONCE = 8  # requests of one volume
 
 MOUNT = b'{"op":"mount","mountpoint":"/data","options":"","fds":[]}'
@@ -45,7 +45,7 @@ def setup(module_node: Node) -> Setup:
 
 @pytest.fixture
 def still_works(node: Node, setup: Setup) -> Iterator[None]:
-    """After the test a program mounts on the same volume and unmounts."""
+    """Check after the test that a program can mount the same volume and unmount it."""
     yield
     program = setup.fuse.start("bindfs -f /srv /data")
     setup.volume.wait_mounted(program)
@@ -139,7 +139,7 @@ def test_fds_that_nobody_asked_for_are_not_kept(node: Node, setup: Setup) -> Non
         socket.send_fds(connection, [b"not JSON"], [write] * 100)
         os.close(write)
         assert answer(connection)["error"]
-        # The end of the pipe: nobody holds its other side any more.
+        # The pipe has ended: nobody holds its other side any more.
         os.set_blocking(read, False)
         assert os.read(read, 1) == b""
 
@@ -150,11 +150,11 @@ def test_unmounting_what_is_not_mounted(node: Node, setup: Setup) -> None:
         assert answer(connection)["errno"] == 22
 
 
-def test_a_client_that_sends_nothing_is_let_go(node: Node, setup: Setup) -> None:
+def test_a_client_that_sends_nothing_is_disconnected(node: Node, setup: Setup) -> None:
     with setup.connect() as connection:
         assert connection.recv(1) == b""
         idle = [setup.connect() for _ in range(AT_ONCE)]
-        # One too many: closed at once, and not after the others' time.
+        # This is one too many: it is closed at once, and not after the time of the others.
         with setup.connect() as extra:
             extra.settimeout(REQUEST_WAIT / 2)
             assert extra.recv(1) == b""
@@ -163,14 +163,14 @@ def test_a_client_that_sends_nothing_is_let_go(node: Node, setup: Setup) -> None
 
 
 @pytest.mark.parametrize("suffix", ["", ".v1"])
-def test_a_client_that_goes_before_its_answer(node: Node, pod: Pod, suffix: str) -> None:
-    volume = pod.publish()  # of its own: of a volume that said much already the log says no more
+def test_a_client_that_leaves_before_its_answer(node: Node, pod: Pod, suffix: str) -> None:
+    volume = pod.publish()  # its own volume: nothing more is logged for a volume with many refusals
     said = len(node.driver.log)
     for _ in range(5):
         connection = connect(volume, suffix)
         if suffix:
             connection.send(MOUNT)
-        # Whatever has arrived is lost with it.
+        # Everything that has arrived is lost with the connection.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
     wait_until("all are served", lambda: len(re.findall(": (?:mounted|request refused|mount refused)", node.driver.log[said:])) == 5)

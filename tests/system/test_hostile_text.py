@@ -1,4 +1,4 @@
-"""Text of pods: options, sources and names that try to reach the kernel's mount data, other lines of a table, or the log."""
+"""Test that options, sources and names of pods reach neither the kernel's mount data nor other lines of a table or the log."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from harness.pod import Node, Pod
 
 from driver.api.rpc import csi_pb2
 
-# Whatever a FUSE mount of the driver's may have in its line of the mount table.
+# What the line of one of the driver's FUSE mounts in the mount table may contain.
 _SUPER_OPTIONS = re.compile(r"rw|ro|user_id=\d+|group_id=\d+|default_permissions|allow_other|max_read=\d+|sync|dirsync")
 
 
@@ -33,7 +33,7 @@ ATTACKS = [
 
 
 @pytest.mark.parametrize("options", ATTACKS, ids=lambda text: repr(text[:30]))
-def test_options_reach_the_kernel_in_no_other_form_than_the_drivers(node: Node, pod: Pod, options: str) -> None:
+def test_a_programs_options_inject_nothing_into_the_mount_data(node: Node, pod: Pod, options: str) -> None:
     volume = pod.publish()
     answer, fds = ask(volume, options)
     try:
@@ -60,12 +60,12 @@ FORGED = "x 0 0\n99 98 0:99 / {target} rw - fuse forged rw\r98 97 0:98 / {target
 def test_a_source_forges_no_line_of_the_mount_table_or_the_log(node: Node, pod: Pod, name: str) -> None:
     victim, volume = node.pod().publish(), pod.publish()
     said = len(node.driver.log)
-    # As bytes that the mount table holds, and with the victim's own path in it.
+    # They are bytes that the mount table contains, and the victim's own path is among them.
     text = FORGED.format(target=victim.target)
     before = len(Path("/proc/self/mountinfo").read_bytes().split(b"\n"))
     _, fds = ask(volume, f"{name}={text}\n2026-01-01T00:00:00.000Z INFO pod=default/victim volume=x: unpublished")
     assert len(Path("/proc/self/mountinfo").read_bytes().split(b"\n")) == before + len(fds)
-    # The driver believes nothing of it.
+    # The driver believes none of it.
     victim.republish()
     assert victim.fuse is None
     mount_and_end(victim)
@@ -74,7 +74,7 @@ def test_a_source_forges_no_line_of_the_mount_table_or_the_log(node: Node, pod: 
     volume.wait_waiting()
     new = node.driver.log[said:]
     assert not re.search(r"^2026-01-01T00:00:00.000Z", new, re.MULTILINE)
-    # Python's own idea of lines has more ends than a newline.
+    # Python's idea of lines has more ends than a newline.
     assert [line for line in new.splitlines() if not re.match(r"\d{4}-\d\d-\d\dT[\d:.]+Z [A-Z]+ ", line)] == []
 
 
@@ -82,7 +82,7 @@ def test_a_source_forges_no_line_of_the_mount_table_or_the_log(node: Node, pod: 
 @pytest.mark.parametrize(
     "text", ["fd=0", "ro\0suid", "a\nb", "user_id=0", "context=x", "max_read=1\\,fd=0", "x" * 4000, "\ud7ff\U0010ffff"]
 )
-def test_the_volumes_own_options_are_no_way_either(node: Node, pod: Pod, where: str, text: str) -> None:
+def test_a_volumes_options_inject_nothing_into_the_mount_data(node: Node, pod: Pod, where: str, text: str) -> None:
     pod.folder.empty_dir()
     asked = {"attributes": {"mountOptions": text}} if where == "mountOptions" else {"mount_flags": (text,)}
     volume = pod.publish(**asked)
@@ -99,7 +99,7 @@ def test_the_volumes_own_options_are_no_way_either(node: Node, pod: Pod, where: 
 
 @pytest.mark.parametrize("text", ["a," * 400_000, "ro," * 300_000, "x" * 4097], ids=["unknown ones", "known ones", "one"])
 def test_a_volumes_options_have_a_length(node: Node, pod: Pod, text: str) -> None:
-    """Nobody waits while the driver reads a megabyte of them, and a log line for each."""
+    """Nobody waits while the driver reads a megabyte of options, or logs a line for each."""
     pod.folder.empty_dir()
     said = len(node.driver.log)
     began = time.monotonic()
@@ -119,7 +119,7 @@ def test_warnings_about_a_volumes_options_are_few(node: Node, pod: Pod) -> None:
 
 @pytest.mark.parametrize("volume_id", ["../../etc", "a\nb", "\x1b[2J", "\0", "x" * 100_000, "é\u202e", " "])
 def test_a_volume_id_is_text_alone(node: Node, pod: Pod, volume_id: str) -> None:
-    """It is never part of a path, and one line of the log whatever is in it."""
+    """The id is never part of a path, and is one line of the log whatever it contains."""
     said = len(node.driver.log)
     asked = pod.folder.request()
     pod.folder.empty_dir()
@@ -154,8 +154,8 @@ def test_a_target_outside_the_pods_folder_is_not_unpublished_either(node: Node, 
         pod.folder.publish(asked)
 
 
-def test_what_many_volumes_are_warned_of_does_not_keep_status_from_answering(node: Node, pod: Pod) -> None:
-    """It is what says whether the driver's pod is ready, and gRPC takes four mebibytes at the most."""
+def test_warnings_of_many_volumes_do_not_keep_status_from_answering(node: Node, pod: Pod) -> None:
+    """`status` decides whether the driver's pod is ready, and gRPC accepts four mebibytes at most."""
     pod.folder.empty_dir()
     options = ",".join(["\U000e0001" * 400] * 10)
     for number in range(100):

@@ -1,4 +1,4 @@
-"""A FUSE program that hangs: whatever anybody asks of its volume is answered in bounded time, and other volumes notice nothing."""
+"""Test that a FUSE program that hangs delays no answer beyond a bound, and that other volumes notice nothing."""
 
 import os
 import re
@@ -25,27 +25,27 @@ from driver.api.rpc import csi_pb2
 
 DRIVER_OPTIONS = ("--metrics-address", "127.0.0.1:0")
 
-PROBE_WAIT = 1.0  # seconds, as in the design's limits
+PROBE_WAIT = 1.0  # seconds, limits.PROBE_WAIT
 STATUS_WAIT = 5.0
 PROCESS_WAIT = 5.0
 WAITS_FOR_NOBODY = 0.9 * PROBE_WAIT  # 10 to 75 ms were seen
-SLACK = 4.0  # programs are started, on a machine with little of everything
-THREADS_OF_A_VOLUME = 1  # docs/operations.md: one who unmounts
-PROCESSES_OF_A_VOLUME = 3  # one who asks how it is, one who probes, one who renews subPaths
-PROCESSES_OF_A_POD = 4  # of those who ask and renew
+SLACK = 4.0  # for starting programs, on a slow machine
+THREADS_OF_A_VOLUME = 1  # docs/operations.md: one that unmounts
+PROCESSES_OF_A_VOLUME = 3  # one asks for the usage, one checks whether the program lives, one renews subPaths
+PROCESSES_OF_A_POD = 4  # of those that ask for usage and renew subPaths
 PROCESSES_FOR_CHECKS_WITHOUT_LOCK = 16
-PROCESSES_FOR_USAGE = 24  # the same, of all pods
+PROCESSES_FOR_USAGE = 24  # of all pods together
 
 
 @dataclass
 class Hung:
-    """A volume whose program does not answer any more."""
+    """Represents a volume whose program does not answer any more."""
 
     volume: Published
-    application: Container  # from before the mount: the engine starts none on a file system that hangs
+    application: Container  # from before the mount: the engine starts no container on a file system that hangs
     fuse: Container
     program: Background
-    free: Callable[[], object]  # what ends the hanging
+    free: Callable[[], object]  # ends the hanging
 
 
 def stopped(pod: Pod) -> Hung:
@@ -59,7 +59,7 @@ def stopped(pod: Pod) -> Hung:
 
 
 def never_answers(pod: Pod) -> Hung:
-    """It reads each request, which nobody can take back then but by an abort of the connection."""
+    """The program reads each request. After that only an abort of the connection can end the request."""
     volume = pod.publish()
     application, fuse = pod.application(volume), pod.fuse(volume, binds=[Bind(SOURCES, "/programs", read_only=True)])
     program = fuse.start("python3 /programs/odd_program.py never-answers /data text")
@@ -68,7 +68,7 @@ def never_answers(pod: Pod) -> Hung:
 
 
 def network_is_gone(pod: Pod, stop: str = "pkill -STOP -x ssh") -> Hung:
-    """sshfs, and the ssh that it talks through is stopped: it takes requests, and waits for the answers itself."""
+    """Stop the ssh through which sshfs works: sshfs accepts requests, and waits for the answers itself."""
     volume = pod.publish()
     application, server = pod.application(volume), SshServer(pod)
     server.container.check("echo content >/srv/file")
@@ -81,7 +81,7 @@ def network_is_gone(pod: Pod, stop: str = "pkill -STOP -x ssh") -> Hung:
 
 
 def network_is_down(pod: Pod) -> Hung:
-    """The same, and nothing comes back: no packet, no end of the connection."""
+    """Cut the network of sshfs: it accepts requests, and nothing comes back, neither a packet nor the end of the connection."""
     hung = network_is_gone(pod, stop="true")
     lo = ["nsenter", "--net", "--target", str(hung.fuse.pid), "ip", "link", "set", "lo"]
     subprocess.run([*lo, "down"], check=True)
@@ -112,7 +112,7 @@ def metrics(node: Node) -> str:
 
 
 class Other:
-    """Another pod's volume, which is mounted, unmounted and asked after while the first one hangs."""
+    """Represents another pod's volume, which is mounted, unmounted and asked for its usage while the first one hangs."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -132,7 +132,7 @@ class Other:
 
 
 @kinds
-def test_it_is_asked_and_unpublished(node: Node, pod: Pod, make: Callable[[Pod], Hung]) -> None:
+def test_a_hung_volume_is_asked_and_unpublished(node: Node, pod: Pod, make: Callable[[Pod], Hung]) -> None:
     other = Other(node)
     other.works()
     before = numbers(node)
@@ -153,7 +153,7 @@ def test_it_is_asked_and_unpublished(node: Node, pod: Pod, make: Callable[[Pod],
     assert len(node.driver.children()) <= PROCESSES_OF_A_VOLUME
     with within(WAITS_FOR_NOBODY, "unpublish"):
         hung.volume.unpublish()
-    # Nobody waits for it any more: its connection is aborted.
+    # Nobody waits for the program any more: its connection is aborted.
     recovers(node, before)
     other.works()
     hung.free()
@@ -162,7 +162,7 @@ def test_it_is_asked_and_unpublished(node: Node, pod: Pod, make: Callable[[Pod],
 
 @kinds
 @pytest.mark.parametrize("options", ["", "-z"], ids=["plain", "lazy"])
-def test_it_is_unmounted_and_another_one_mounts(node: Node, pod: Pod, make: Callable[[Pod], Hung], options: str) -> None:
+def test_a_hung_volume_is_unmounted_and_another_program_mounts(node: Node, pod: Pod, make: Callable[[Pod], Hung], options: str) -> None:
     hung = make(pod)
     with within(WAITS_FOR_NOBODY, "fusermount3 -u"):
         assert hung.fuse.run(f"fusermount3 -u {options} /data").code == 0
@@ -175,8 +175,8 @@ def test_it_is_unmounted_and_another_one_mounts(node: Node, pod: Pod, make: Call
     assert not node.driver.waits_for_a_fuse_program()
 
 
-def test_a_plain_unmount_of_one_that_applications_wait_for_is_refused(pod: Pod) -> None:
-    """As umount(8) refuses it. A lazy one frees them."""
+def test_a_plain_unmount_is_refused_while_applications_wait(pod: Pod) -> None:
+    """umount(8) refuses it too. A lazy unmount frees the applications."""
     volume = pod.publish()
     application = pod.application(volume)
     fuse = pod.fuse(volume)
@@ -198,7 +198,7 @@ def test_a_plain_unmount_of_one_that_applications_wait_for_is_refused(pod: Pod) 
     program.wait()
 
 
-def test_many_at_once_cost_a_bounded_number_of_threads(node: Node) -> None:
+def test_many_hung_volumes_cost_a_bounded_number_of_threads(node: Node) -> None:
     before = numbers(node)
     pods = [node.pod() for _ in range(8)]
     hung = [stopped(pod) for pod in pods]
@@ -215,8 +215,8 @@ def test_many_at_once_cost_a_bounded_number_of_threads(node: Node) -> None:
     recovers(node, before)
 
 
-def test_many_of_one_pod_share_a_few_processes(node: Node, pod: Pod) -> None:
-    """Each has memory of its own, and a pod may have any number of volumes."""
+def test_hung_programs_of_one_pod_share_a_few_processes(node: Node, pod: Pod) -> None:
+    """Each process has memory of its own, and a pod may have any number of volumes."""
     before = numbers(node)
     count = PROCESSES_OF_A_POD + 2
     volumes = [pod.publish(volume=f"v{n}", socket=f"{n}.sock") for n in range(count)]
@@ -241,7 +241,7 @@ def test_many_of_one_pod_share_a_few_processes(node: Node, pod: Pod) -> None:
 
 @contextmanager
 def many_that_never_answer(node: Node, count: int) -> Iterator[list[Published]]:
-    """Volumes of so many pods, served by one process: no test machine has room for that many containers."""
+    """Publish volumes of `count` pods, served by one process: no test machine has room for that many containers."""
     with never_answering([node.pod().publish() for _ in range(count)]) as volumes:
         yield volumes
 
@@ -262,8 +262,8 @@ def never_answering(volumes: list[Published]) -> Iterator[list[Published]]:
             program.kill()
 
 
-def test_many_of_many_pods_share_some_processes(node: Node) -> None:
-    """A server that many pods use is gone. The driver keeps to its memory, does all but ask, and notices who dies."""
+def test_hung_programs_of_many_pods_share_some_processes(node: Node) -> None:
+    """A server that many pods use is gone. The driver stays within its memory, does everything but ask, and notices each death."""
     other = Other(node)
     other.works()
     before = numbers(node)
@@ -310,15 +310,15 @@ def test_the_driver_is_ready_and_status_answers_in_time_however_many_hang(node: 
     recovers(node, before)
 
 
-def test_looks_at_mounts_without_a_lock_leave_room_for_others(node: Node) -> None:
-    """As of mounts that another driver made: nothing says that their programs live, and they are looked at all the time."""
+def test_checks_of_mounts_without_a_lock_leave_room_for_others(node: Node) -> None:
+    """Mounts of another driver are such: nothing says that their programs live, so they are checked all the time."""
     before = numbers(node)
     with many_that_never_answer(node, PROCESSES_FOR_CHECKS_WITHOUT_LOCK + 8) as volumes:
         shutil.rmtree(node.driver.run_dir / "dev")
         for volume in volumes:
             volume.republish()
         wait_until("all that may look do", lambda: len(node.driver.children()) == PROCESSES_FOR_CHECKS_WITHOUT_LOCK)
-        time.sleep(PROBE_WAIT)  # all others wait for one, and give up
+        time.sleep(PROBE_WAIT)  # all others wait for a process, and give up
         assert len(node.driver.children()) == PROCESSES_FOR_CHECKS_WITHOUT_LOCK
         new = node.pod().publish()
         os.close(mount(new))
@@ -330,8 +330,8 @@ def test_looks_at_mounts_without_a_lock_leave_room_for_others(node: Node) -> Non
     recovers(node, before)
 
 
-def test_without_a_process_to_ask_in_it_is_said_that_nobody_was_asked(node: Node, pod: Pod) -> None:
-    """The node is out of memory, or the like: nothing is known of the program."""
+def test_without_a_process_the_condition_says_that_nobody_was_asked(node: Node, pod: Pod) -> None:
+    """A node without memory is an example. Nothing is known about the program."""
     volume = pod.publish()
     fd = mount(volume)
     (starter,) = node.driver.own_processes() - {node.driver.pid}
@@ -345,7 +345,7 @@ def test_without_a_process_to_ask_in_it_is_said_that_nobody_was_asked(node: Node
             assert "its FUSE program was not asked: no process can be had for it" in stats(node, volume)
         os.close(fd)
         cannot = "it is not known whether the FUSE program is alive: no process can be had for it"
-        wait_until("it is told", lambda: cannot in stats(node, volume), 3 * PROCESS_WAIT)
+        wait_until("it is reported", lambda: cannot in stats(node, volume), 3 * PROCESS_WAIT)
     finally:
         os.kill(starter, signal.SIGCONT)
     volume.wait_waiting(2 * PROCESS_WAIT)

@@ -1,4 +1,4 @@
-"""fusermount3 gets a signal at any moment of its life: nothing is left mounted, and the volume can be mounted again."""
+"""Test that fusermount3 gets a signal at any moment of its life, leaves nothing mounted, and the volume can be mounted again."""
 
 import json
 import signal
@@ -13,7 +13,7 @@ MOMENTS = 40
 
 @pytest.mark.parametrize("name", ["TERM", "INT", "PIPE", "KILL", "HUP"])
 def test_a_signal_at_any_moment(node: Node, pod: Pod, name: str) -> None:
-    """Of the tree: docs/compatibility.md says what the single file's two processes make of it."""
+    """This is the tree's fusermount3: docs/compatibility.md says what the single file's two processes do with a signal."""
     volume = pod.publish()
     binds = [Bind(SOURCES, "/programs", read_only=True), Bind(static_fuse_program(), "/usr/bin/hello", read_only=True)]
     application, fuse = pod.application(volume), pod.fuse(volume, binds=binds)
@@ -22,10 +22,10 @@ def test_a_signal_at_any_moment(node: Node, pod: Pod, name: str) -> None:
     assert len(results) >= MOMENTS
     for result in results:
         assert result["code"] in (0, 1, -signal.Signals[f"SIG{name}"])
-        # It may find the mount of the one before, which the driver is about to take off.
+        # It may find the former mount, which the driver is about to detach.
         assert result["err"] in ("", "fusermount3: mount failed: Device or resource busy\n")
         assert result["fd"] or result["code"] != 0
-    # The moments were those of its whole life.
+    # The moments covered its whole life.
     assert {result["code"] for result in results} >= {0, -signal.Signals[f"SIG{name}"]}
     volume.wait_waiting()
     program = fuse.start("hello -f /data")

@@ -1,8 +1,8 @@
-"""The driver is killed at any of its system calls: the next one goes on with every volume, and nothing is left behind.
+"""Test that after the driver was killed at any of its system calls the next one goes on with every volume, and nothing is left behind.
 
-strace kills it (SIGKILL), before the call is made: so before each call that changes something, since being killed before
-another one is the same as before the next that does. The driver starts, publishes, mounts, unmounts, hears of a death, and
-unpublishes. The normal run takes some of the calls, and MFCP_ALL=1 takes them all. MFCP_SEED chooses the sample.
+strace kills the driver (SIGKILL) before a call is made. Only calls that change something are tried, because being killed before
+another one is the same as before the next call that changes something. The driver starts, publishes, mounts, unmounts, notices a
+death, and unpublishes. The normal run takes some of the calls, and MFCP_ALL=1 takes all. MFCP_SEED chooses the sample.
 """
 
 import contextlib
@@ -29,29 +29,29 @@ from harness.programs import path_of
 
 ALL = bool(os.environ.get("MFCP_ALL"))
 SEED = int(os.environ.get("MFCP_SEED", "1"))
-FIRES = 5.0  # seconds: by then the driver has made the call at which it is killed, if it makes it at all
-TRIES = 3  # for one call: which thread makes it may differ
-SAMPLE = 1  # of each scenario, besides
-ALWAYS = {  # what once left something behind
+FIRES = 5.0  # seconds: by then the driver has made the call at which it is killed, if it makes that call at all
+TRIES = 3  # for one call, because another thread may make it
+SAMPLE = 1  # calls of each scenario in addition to ALWAYS
+ALWAYS = {  # calls at which a killed driver once left something behind
     "mount": [("flock", 2)],  # a device node that is not locked yet
     "sync-init mount": [("close", 2)],  # a device node that a program has, and that was never mounted
-    "lazy unmount": [("mount", 2)],  # the rest of a take-off, without which containers keep the mount
+    "lazy unmount": [("mount", 2)],  # the rest of a detach, without which containers keep the mount
     "death": [("umount2", 2)],
 }
 
-# What changes something that outlives the process, or that somebody else sees.
+# Calls that change something that outlives the process, or that another process sees.
 CHANGES = (
     "mount,umount2,open_tree,mount_setattr,mkdir,rmdir,unlink,unlinkat,rename,renameat,renameat2,mknodat,fchmod,chmod,"
     "openat,openat2,write,flock,socket,bind,listen,accept4,recvmsg,sendmsg,close,inotify_add_watch,inotify_rm_watch,clone,clone3"
 )
-# A start makes thousands of the others for its imports.
+# A start makes thousands of the other calls for its imports.
 CHANGES_AT_START = (
     "mount,umount2,open_tree,mount_setattr,mkdir,rmdir,unlink,rename,renameat,fchmod,bind,listen,write,flock,inotify_add_watch"
 )
 
 
 class Traced:
-    """strace on a driver, which it kills at the `n`th call of `name` that one of its threads makes; never, without a name."""
+    """Runs strace on a driver, and has it kill the driver at the `n`th call of `name` in one of its threads; never without a name."""
 
     def __init__(self, node: Node, name: str = "", n: int = 0, calls: str = CHANGES) -> None:
         self.has_fired = False
@@ -66,7 +66,7 @@ class Traced:
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
-        """Attach to the driver that runs. At the end it is dead: killed by strace, or by this where strace has not fired."""
+        """Attach to the running driver. At the end the driver is dead: killed by strace, or by this function where strace has not fired."""
         command = [part for part in self._command if part != "-q"]
         with subprocess.Popen([*command, "-p", str(self._driver.pid)], stderr=subprocess.PIPE, text=True) as strace:
             assert strace.stderr is not None
@@ -76,11 +76,11 @@ class Traced:
                 with self._firing():
                     yield
             finally:
-                self._driver.signal(signal.SIGKILL)  # strace ends with it
+                self._driver.signal(signal.SIGKILL)  # strace ends with the driver
                 self._driver.wait()
 
     def start(self) -> None:
-        """Start a driver. At the end it is dead: killed by strace, or by this where strace has not fired."""
+        """Start a driver. At the end the driver is dead: killed by strace, or by this function where strace has not fired."""
         self._driver.wrapper = tuple(self._command)
         try:
             with self._firing():
@@ -94,7 +94,7 @@ class Traced:
 
     @contextlib.contextmanager
     def _firing(self) -> Iterator[None]:
-        """Wait until strace has killed the driver, if it is to. The block may fail where it has, and nowhere else."""
+        """Wait until strace has killed the driver, if it is to do so. The block may fail only where strace has killed the driver."""
         try:
             yield
         except (grpc.RpcError, AssertionError):
@@ -112,7 +112,7 @@ class Traced:
         return self.has_fired
 
     def calls(self) -> Counter[str]:
-        """How often it called what, the most that one thread did."""
+        """Return how often each call was made by the thread that made it most."""
         counts: Counter[tuple[str, str]] = Counter()
         for line in self._output.read_text(errors="replace").splitlines():
             thread, _, call = line.partition(" ")
@@ -127,7 +127,7 @@ class Traced:
 
 @dataclass
 class Stage:
-    """One volume, with whatever a scenario has done to it."""
+    """Represents one volume, with what a scenario has done to it."""
 
     node: Node
     fleet: Fleet
@@ -149,7 +149,7 @@ class Stage:
         return self.programs[-1]
 
     def mounted(self, text: str = "first") -> Background:
-        """A program that serves, and an application from before and after its mount."""
+        """Start a program that serves, and an application from before and one from after its mount."""
         self.applications.append(Application(self.published))
         program = self.start(text)
         shows(self.fleet.seen(self.published), text)
@@ -189,7 +189,7 @@ def prepare_mounted(stage: Stage) -> None:
 
 
 def prepare_to_go(stage: Stage) -> None:
-    """kubelet ends the containers before it unpublishes; a FUSE program may be slow to end."""
+    """kubelet ends the containers before it unpublishes. A FUSE program may be slow to end."""
     prepare_mounted(stage)
     stage.end_applications()
 
@@ -245,13 +245,13 @@ def is_alive(node: Node) -> bool:
     return Path(f"/proc/{node.driver.pid}").exists() and "State:\tZ" not in Path(f"/proc/{node.driver.pid}/status").read_text()
 
 
-# ---- what holds afterwards
+# ---- what is true afterwards
 
 
 def answers_everything(stage: Stage) -> None:
-    """The volume answers publish, mount, unmount and unpublish, whatever state it was left in, and all applications see it."""
+    """Check publish, mount, unmount and unpublish, whatever state the volume was left in, and that all applications see the result."""
     stage.publish()
-    # Who was at it when the driver died has mounted by now, or ends, or waits for the driver and mounts.
+    # A program that was mounting when the driver died has mounted by now, or ends, or waits for the driver and mounts.
     for program in stage.programs:
         wait_until("the program serves, or has ended", lambda program=program: not program.is_running or stage.is_served())
     if not stage.is_served():
@@ -273,7 +273,7 @@ def answers_everything(stage: Stage) -> None:
 
 
 class Bystander:
-    """A volume that is mounted all the time and has nothing to do with it."""
+    """Represents a volume that is mounted all the time and has nothing to do with the scenario."""
 
     def __init__(self, node: Node, fleet: Fleet) -> None:
         self.pod = node.pod()
@@ -303,7 +303,7 @@ def bystander(module_node: Node, fleet: Fleet) -> Iterator[Bystander]:
 
 
 def points(calls: Counter[str], scenario: str) -> list[tuple[str, int]]:
-    """At which calls to kill: all, or a sample."""
+    """Return the calls at which to kill: all, or a sample."""
     if ALL:
         return [(name, n) for name, count in sorted(calls.items()) for n in range(1, count + 1)]
     chosen = random.Random(f"{SEED} {scenario}")
@@ -312,13 +312,13 @@ def points(calls: Counter[str], scenario: str) -> list[tuple[str, int]]:
 
 
 def kill_at_each(scenario: str, trace: Callable[..., Traced], once: Callable[[Traced], None]) -> None:
-    """Record what the driver calls, and kill it at each of those calls. A call at which it is never killed fails the test."""
+    """Record which calls the driver makes, and kill it at each of them. A call at which it is never killed fails the test."""
     recorded = []
     for _ in range(2):
         traced = trace()
         once(traced)
         recorded.append(traced.calls())
-    # How often a thread wakes up, and reads, differs from run to run: what both runs have is made.
+    # How often a thread wakes up and reads differs from run to run. The calls that both runs have are always made.
     for name, n in points(recorded[0] & recorded[1], scenario):
         kill_at(name, n, trace, once)
 
@@ -335,7 +335,7 @@ def kill_at(name: str, n: int, trace: Callable[..., Traced], once: Callable[[Tra
 
 
 def in_scenario(node: Node, fleet: Fleet, bystander: Bystander, scenario: str, traced: Traced) -> None:
-    """Play one scenario under strace, and see that all goes on with the next driver."""
+    """Play one scenario under strace, and check that everything goes on with the next driver."""
     before = node.snapshot()
     stage = Stage(node, fleet, node.pod())
     prepare, act = SCENARIOS[scenario]
@@ -363,7 +363,7 @@ def test_at_any_system_call_of(module_node: Node, fleet: Fleet, bystander: Bysta
 
 @pytest.mark.timeout(3600 if ALL else 120)
 def test_at_any_system_call_of_its_start(module_node: Node, fleet: Fleet, bystander: Bystander) -> None:
-    """With volumes that wait, are mounted, have died with the driver away, and were published by a driver killed before the record."""
+    """Some volumes wait, some are mounted, some died without a driver, and some were published by a driver killed before the record."""
     node = module_node
     before = node.snapshot()
 

@@ -1,7 +1,7 @@
-"""Whatever can happen to a volume, thousands of times with one driver: it has in the end what it had in the beginning.
+"""Test that after thousands of all events that can happen to a volume one driver has what it had in the beginning.
 
-The clients and FUSE programs are the test's own sockets and fds, which takes milliseconds where a container takes a second:
-enough of them to see a leak of a few bytes each. test_soak.py does it with real programs, at random.
+Clients and FUSE programs are the test's own sockets and fds. This takes milliseconds where a container takes a second, so
+enough events happen to show a leak of a few bytes each. test_soak.py does it with real programs, at random.
 """
 
 import itertools
@@ -109,7 +109,7 @@ def goes_before_its_answer(node: Node, volume: Published) -> None:
 def loses_its_sockets(node: Node, volume: Published) -> None:
     for path in (volume.socket, volume.socket.with_name(f"{volume.socket.name}.v1")):
         path.unlink()
-        # The former ones have to be closed first.
+        # The former sockets have to be closed first.
         wait_until("the sockets are made again", lambda path=path: volume.republish() or path.exists())
 
 
@@ -126,7 +126,7 @@ EVENTS: list[Callable[[Node, Published], None]] = [
 
 
 def live(node: Node, volume: Published, turn: int) -> list[int]:
-    """All of it, in another order each time; the fds of a mount that is still there in the end."""
+    """Make everything happen, in another order each time. Returns the fds of a mount that is still there in the end."""
     for event in EVENTS[turn:] + EVENTS[:turn]:
         event(node, volume)
     volume.wait_waiting()
@@ -137,7 +137,7 @@ def live(node: Node, volume: Published, turn: int) -> list[int]:
 
 
 def cycle(node: Node, number: int) -> None:
-    """Volumes that are published, live, and are unpublished: waiting, mounted, or just when their program has died."""
+    """Publish volumes, let everything happen, and unpublish them: waiting, mounted, or just when their program has died."""
     volumes = [node.pod().publish() for _ in range(VOLUMES)]
     turns = [(number + index) % len(EVENTS) for index in range(VOLUMES)]
     with ThreadPoolExecutor(AT_ONCE) as pool:

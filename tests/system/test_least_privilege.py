@@ -1,4 +1,4 @@
-"""What the running driver may do: capabilities, no_new_privs, network, and the modes of what it makes."""
+"""Test what the running driver may do: its capabilities, no_new_privs, the network, and the modes of what it makes."""
 
 import os
 import re
@@ -25,18 +25,18 @@ def check(has: dict[str, str]) -> None:
     assert has["NoNewPrivs"] == "1"
 
 
-def test_every_thread_has_the_capabilities_that_are_used_and_no_way_to_others(node: Node, pod: Pod) -> None:
+def test_every_thread_has_only_the_capabilities_that_the_driver_uses(node: Node, pod: Pod) -> None:
     os.close(mount(pod.publish()))
     seen = set()
     for process in node.driver.own_processes():
         for task in Path(f"/proc/{process}/task").iterdir():
             try:
                 has = status(task)
-            except FileNotFoundError:  # it has ended
+            except FileNotFoundError:  # the thread has ended
                 continue
             seen.add(process)
             check(has)
-    assert len(seen) == 2  # the driver, and the process that starts others
+    assert len(seen) == 2  # the driver and its starter
 
 
 def test_nothing_is_opened_on_the_network(node: Node, pod: Pod) -> None:
@@ -54,8 +54,8 @@ def test_nothing_is_opened_on_the_network(node: Node, pod: Pod) -> None:
     assert inodes <= unix, "a socket that is no Unix socket"
 
 
-def test_what_it_makes_is_its_own(node: Node, pod: Pod) -> None:
-    """Whatever stands there is for root alone, but for what pods use."""
+def test_what_the_driver_makes_is_for_root_alone(node: Node, pod: Pod) -> None:
+    """Everything there is for root alone, except for what pods use."""
     volume = pod.publish()
     fd = mount(volume)
     assert status(Path(f"/proc/{node.driver.pid}"))["Umask"] == "0077"
@@ -87,5 +87,5 @@ assert (prctl.get_dumpable(), prctl.get_pdeathsig()) == (1, 9)
 
 
 def test_being_another_user_for_a_moment_changes_nothing_for_later() -> None:
-    """Which is how the driver has its inotify instance counted."""
+    """The driver becomes another user for a moment, so that its inotify instance is counted for that user."""
     subprocess.run([sys.executable, "-c", _AS_UNKNOWN_USER], cwd=REPOSITORY, check=True, timeout=20)

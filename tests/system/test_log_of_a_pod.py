@@ -1,4 +1,4 @@
-"""The log lets a person follow one pod's volume, from publish to unpublish, by its name alone."""
+"""Test that a person can follow one pod's volume in the log by its name alone, from publish to unpublish."""
 
 import json
 import os
@@ -27,7 +27,7 @@ LIFE = [
 
 
 def live(node: Node, pod: Pod) -> Published:
-    """All that can happen to a volume; meanwhile another pod's is there too."""
+    """Make everything happen that can happen to a volume; another pod's volume is there at the same time."""
     other = node.pod().publish()
     volume = pod.publish(attributes={"mountOptions": "bogus"})
     fuse = pod.fuse(volume)
@@ -50,8 +50,8 @@ def live(node: Node, pod: Pod) -> Published:
 
 
 def check_life(messages: Callable[[], list[str]]) -> None:
-    # The log is written before kubelet has its answer, and read through a file: all of it is there.
-    found = wait_until("the whole life is told", lambda: found if len(found := messages()) >= len(LIFE) else None)
+    # The log is written before kubelet has its answer, and it is read through a file, so all of it is there.
+    found = wait_until("the whole life is logged", lambda: found if len(found := messages()) >= len(LIFE) else None)
     for message, expected in zip(found, LIFE, strict=True):
         assert re.fullmatch(expected, message) or re.search(f"^{expected}", message), (message, expected)
 
@@ -60,7 +60,7 @@ def test_a_pods_lines_tell_the_life_of_its_volume(node: Node, pod: Pod) -> None:
     volume = live(node, pod)
     place = f" pod=default/pod-{pod.folder.uid[:8]} volume={volume.request.volume_id}: "
     check_life(lambda: [line.split(place, 1)[1] for line in node.driver.log.splitlines() if place in line])
-    # Nothing about the volume is said without its pod.
+    # No line about the volume is logged without the pod's name.
     for line in node.driver.log.splitlines():
         if volume.request.volume_id in line or volume.request.target_path in line:
             assert place in line
@@ -68,7 +68,7 @@ def test_a_pods_lines_tell_the_life_of_its_volume(node: Node, pod: Pod) -> None:
 
 def test_an_unpublish_that_fails_names_the_pod(node: Node, pod: Pod) -> None:
     volume = pod.publish()
-    # What lies under the placeholder keeps rmdir from removing the target.
+    # A file beneath the placeholder keeps rmdir from removing the target.
     node.driver.stop()
     unmount_all(volume)
     (volume.target / "file").write_text("somebody's\n")

@@ -1,4 +1,4 @@
-"""Hundreds of FUSE programs that die together, as when a node's memory runs out: each dead mount goes as soon as that of one."""
+"""Test that hundreds of FUSE programs die together, as when a node's memory runs out, and each dead mount is detached as fast as one."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from harness.hostile import mount
 from harness.pod import Pod
 
 VOLUMES = 300
-# seconds: five times what is promised, and half of what it takes where a death is not noticed but looked for
+# seconds: five times what is promised, and half of what it takes where a death is found by a periodic check
 LIMIT = 5.0
 HOLDER = "import os, signal; os.write(1, b'.'); signal.pause()"
 
@@ -20,7 +20,7 @@ HOLDER = "import os, signal; os.write(1, b'.'); signal.pause()"
 def test_hundreds_of_programs_that_die_together(pod: Pod) -> None:
     volumes = [pod.publish(volume=f"volume-{number}", socket=f"fd-{number}.sock") for number in range(VOLUMES)]
     fds = [mount(volume) for volume in volumes]
-    # One process that has all of them: no test machine has room for hundreds of containers.
+    # One process serves them all: no test machine has room for hundreds of containers.
     with subprocess.Popen([sys.executable, "-c", HOLDER], pass_fds=fds, stdout=subprocess.PIPE) as program:
         assert program.stdout is not None
         assert program.stdout.read(1)

@@ -1,4 +1,4 @@
-"""--metrics-address: what a real driver counts, and that nobody who reads it can hold the driver up."""
+"""Test --metrics-address: what a real driver counts, and that no reader can delay the driver."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def metrics(node: Node) -> dict[str, float]:
 
 
 class Counted:
-    """What is counted more than at its beginning."""
+    """Returns what was counted since its beginning."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -109,7 +109,7 @@ def test_a_mount_after_a_restart_of_the_driver_is_a_recovery_too(node: Node, pod
     volume.wait_waiting()
     mounted(volume, fuse)
     now = metrics(node)
-    # Counters begin anew with the driver.
+    # Counters begin again with each driver.
     assert (now["mfcp_recoveries_total"], now['mfcp_unmounts_total{cause="died"}']) == (1, 0 if dies_first else 1)
 
 
@@ -143,7 +143,7 @@ def test_pods_make_no_series_of_their_own(node: Node) -> None:
     assert set(metrics(node)) == before
 
 
-def test_who_reads_slowly_holds_up_nobody(node: Node, pod: Pod) -> None:
+def test_a_slow_reader_delays_nobody(node: Node, pod: Pod) -> None:
     volume = pod.publish()
     host, port = url(node).split("/")[2].rsplit(":", 1)
     slow = [socket.create_connection((host, int(port))) for _ in range(SCRAPES_AT_ONCE)]
@@ -151,12 +151,12 @@ def test_who_reads_slowly_holds_up_nobody(node: Node, pod: Pod) -> None:
         for client in slow:
             client.send(b"GET /metr")
         with pytest.raises((OSError, urllib.error.URLError)):
-            for _ in range(1000):  # until all of them have been accepted
+            for _ in range(1000):  # until all of them were accepted
                 metrics(node)
         began = time.monotonic()
         volume.republish()
         assert time.monotonic() - began < 1
-        # Their time ends, and others have theirs.
+        # Their time ends, and other readers are served.
         wait_until("the page is there again", lambda: has_page(node), 10 * SCRAPE_WAIT)
     finally:
         for client in slow:
@@ -171,7 +171,7 @@ def has_page(node: Node) -> bool:
 
 
 def network_sockets(pid: int) -> list[str]:
-    """The sockets of a process that are of the network."""
+    """Return the sockets of a process that belong to the network."""
     owned = set()
     for name in os.listdir(f"/proc/{pid}/fd"):
         try:
@@ -182,7 +182,7 @@ def network_sockets(pid: int) -> list[str]:
     for kind in ("tcp", "tcp6", "udp", "udp6", "udplite", "raw", "raw6", "icmp", "packet"):
         file = Path(f"/proc/{pid}/net/{kind}")
         lines = file.read_text().splitlines()[1:] if file.exists() else []
-        # The inode is the tenth field but for packet sockets, where it is the last.
+        # The inode is the tenth field, except for packet sockets, where it is the last.
         found += [f"{kind} {line}" for line in lines if owned & {(line.split() + [""] * 10)[9], line.split()[-1]}]
     return found
 
@@ -205,6 +205,6 @@ def test_nothing_is_opened_on_the_network_unless_it_is_asked_for(without_metrics
     assert network_sockets(node.driver.pid) == []
 
 
-def test_what_is_asked_for_is_all_that_is_opened(node: Node) -> None:
+def test_only_the_address_that_was_asked_for_is_opened(node: Node) -> None:
     metrics(node)
     wait_until("that alone is open", lambda: len(network_sockets(node.driver.pid)) == 1)

@@ -1,4 +1,4 @@
-"""A mistake of the driver's own in the middle of a mount: nothing stays mounted, no fd stays open, and the next program mounts."""
+"""Test that after a mistake of the driver in the middle of a mount nothing stays mounted, no fd stays open, and a program can mount."""
 
 import os
 import socket
@@ -22,7 +22,7 @@ PLACES = [
 
 @pytest.fixture
 def broken(module_node: Node, request: pytest.FixtureRequest) -> Iterator[Node]:
-    """A node whose driver makes a mistake once."""
+    """Run a node whose driver makes a mistake once."""
     driver = module_node.driver
     driver.stop()
     driver.wrapper = (sys.executable, str(Path(broken_driver.__file__)), request.param)
@@ -38,7 +38,7 @@ broken_at = pytest.mark.parametrize("broken", PLACES, indirect=True)
 
 
 @broken_at
-def test_while_it_mounts(broken: Node) -> None:
+def test_a_mistake_in_a_mount(broken: Node) -> None:
     volume = broken.pod().publish()
     before, fds = hostile.numbers(broken), broken.driver.fds()
     said = len(broken.driver.log)
@@ -53,7 +53,7 @@ def test_while_it_mounts(broken: Node) -> None:
 
 
 @broken_at
-def test_while_it_mounts_for_a_program_that_answers_init_first(broken: Node) -> None:
+def test_a_mistake_in_a_mount_with_synchronous_init(broken: Node) -> None:
     volume = broken.pod().publish()
     before, fds = hostile.numbers(broken), broken.driver.fds()
     said = len(broken.driver.log)
@@ -68,7 +68,7 @@ def test_while_it_mounts_for_a_program_that_answers_init_first(broken: Node) -> 
     if "_log_mounted" not in str(broken.driver.wrapper):
         assert answer["error"] == "mount failed: Input/output error"
         assert "internal error while beginning to follow a new mount" in log
-        assert [mount.fstype for mount in volume.mounts] == ["tmpfs"]  # though the program lives
+        assert [mount.fstype for mount in volume.mounts] == ["tmpfs"]  # although the program lives
     os.close(fd)
     volume.wait_waiting()
     hostile.recovers(broken, before)

@@ -1,4 +1,4 @@
-"""Mount options, from the program and from the volume, as mount tables and applications see them."""
+"""Test the mount options of the program and of the volume, as mount tables and applications see them."""
 
 import shlex
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from harness.pod import Node, Pod
 from harness.programs import static_fuse_program
 
 HELLO = "/usr/bin/hello"
-PROGRAMS = "bindfs -f /usr/bin /data"  # a file system with programs in it
+PROGRAMS = "bindfs -f /usr/bin /data"  # a file system that contains programs
 READ_ONLY = "Read-only file system"
 
 
@@ -22,9 +22,9 @@ def hello() -> Bind:
 
 
 class Setup:
-    """One pod for the options of the program: mounting again takes milliseconds.
+    """Represents one pod for the options of the program: another mount takes milliseconds.
 
-    libfuse adds the program's name as subtype where neither fsname nor subtype are given.
+    libfuse adds the program's name as subtype where neither fsname nor subtype is given.
     """
 
     def __init__(self, pod: Pod) -> None:
@@ -36,7 +36,7 @@ class Setup:
 
     @contextmanager
     def mounted(self, options: str, command: str = f"{HELLO} -f /data") -> Iterator[Mount]:
-        """The program with these -o; what the node's mount table shows."""
+        """Run the program with this -o; yields the line of the node's mount table."""
         program = self.fuse.start(f"{command} -o {shlex.quote(options)}")
         try:
             yield self.volume.wait_mounted(program)
@@ -110,12 +110,12 @@ def test_an_option_that_nobody_knows_is_refused(node: Node, setup: Setup) -> Non
     assert setup.volume.fuse is None
 
 
-# ---- what the volume says
+# ---- options of the volume
 
 
 @contextmanager
 def published(pod: Pod, options: str = "", **request: object) -> Iterator[tuple[Published, Container, Container, Mount]]:
-    """A volume with a bindfs on it: the volume, an application from before and one from after, and the mount."""
+    """Mount a bindfs on a volume. Yields the volume, an application from before and one from after the mount, and the mount."""
     volume = pod.publish(**request)
     before, fuse = pod.application(volume), pod.fuse(volume)
     fuse.check("mkdir /source && echo content >/source/file && chmod -R a+rwx /source")
@@ -124,7 +124,7 @@ def published(pod: Pod, options: str = "", **request: object) -> Iterator[tuple[
 
 
 def test_a_read_only_volume_refuses_every_write(pod: Pod) -> None:
-    """On the superblock: a container that started before the mount is refused as well, whatever the program asks."""
+    """The superblock is read-only: a container that started before the mount is refused as well, whatever the program asks."""
     with published(pod, "-o rw", read_only=True) as (_, before, after, mount):
         assert "ro" in mount.super_options
         for application in (before, after):

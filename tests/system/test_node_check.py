@@ -1,4 +1,4 @@
-"""What `check`, Probe and the driver's start say of a node that lacks something; each lack is a real one."""
+"""Test what `check`, Probe and the driver's start report about a node that lacks something; each lack is a real one."""
 
 import os
 import re
@@ -20,7 +20,7 @@ from harness.programs import REPOSITORY, SOURCES
 
 from driver.api.rpc import csi_pb2, csi_pb2_grpc
 
-# Newer than 5.0, so the same on every architecture.
+# These calls are newer than Linux 5.0, so their numbers are the same on every architecture.
 OPEN_TREE, OPENAT2, MOUNT_SETATTR = 428, 437, 442
 CHECKS = ["kernel", "file system", "capabilities", "system calls", "FUSE device", "propagation", "mounts"]
 
@@ -31,7 +31,7 @@ def without_calls(*numbers: int) -> tuple[str, ...]:
 
 @pytest.fixture
 def place(folder: Path) -> Iterator[Path]:
-    """A folder of the test's own, with a pods folder as on a node."""
+    """Make a folder of the test's own, with a pods folder as on a node."""
     path = Path(tempfile.mkdtemp(prefix="check-", dir=folder))
     pods = path / "pods"
     pods.mkdir()
@@ -42,7 +42,7 @@ def place(folder: Path) -> Iterator[Path]:
 
 
 def check(place: Path, *wrapper: str) -> tuple[int, dict[str, str], list[str]]:
-    """The exit code, what each check says ("" where it is ok), and the notes."""
+    """Return the exit code, what each check reports ("" where it is ok), and the notes."""
     before = sorted(path for path, _, _ in os.walk(place))
     whole = [*wrapper, *command(), "--pods-dir", place / "pods", "--run-dir", place / "run" / "mfcp", "check"]
     done = subprocess.run(whole, cwd=REPOSITORY, capture_output=True, text=True, timeout=20)
@@ -74,7 +74,7 @@ def test_a_node_that_lacks_nothing(place: Path) -> None:
 
 @pytest.mark.parametrize("options", ["rw", "ro"])
 def test_without_a_run_dir_it_leaves_nothing_behind(place: Path, options: str) -> None:
-    """It asks where a driver would keep its files, and does not make that folder."""
+    """It checks the place where a driver would keep its files, and does not make that folder."""
     script = 'mount -t tmpfs -o "$1" run /run; shift; "$@"; echo "left: $(ls -A /run)"'
     arguments = ("--endpoint", f"unix:{place}/csi.sock", "--pods-dir", str(place / "pods"), "check")
     whole = ["unshare", "--mount", "sh", "-c", script, "sh", options, *command(), *arguments]
@@ -129,7 +129,7 @@ def test_somebody_who_is_not_root(place: Path) -> None:
 
 
 def test_a_run_dir_without_devices(place: Path) -> None:
-    """The driver takes nodev off its own copy of the mount; a read-only one it cannot help."""
+    """The driver removes nodev from its own copy of the mount. It cannot do that with a read-only mount."""
     run = place / "run"
     run.mkdir()
     mounts.mount("-t", "tmpfs", "-o", "nodev", "run", run)
@@ -164,7 +164,7 @@ def test_a_container(engine: Engine, options: list[str], lacks: set[str]) -> Non
         if lacks == {"FUSE device"}:
             assert "cannot make and open a FUSE device (c 10:229)" in found["FUSE device"]
             assert "--device /dev/fuse" in found["FUSE device"]
-        # Where there is none to ask, nothing is said of what it can do.
+        # Where there is no device to check, nothing is reported about it.
         assert ("synchronous INIT" in found) is (not lacks)
     finally:
         engine.stop([container])
@@ -218,7 +218,7 @@ def test_a_driver_that_does_not_see_the_nodes_pids_says_so(place: Path, wrapper:
 
 @contextmanager
 def publishing(driver: Driver) -> Iterator[tuple[Callable[[], object], Path]]:
-    """A call that publishes a pod's volume, and its target."""
+    """Return a call that publishes a pod's volume, and its target."""
     pod = driver.pods_dir / "uid/volumes"
     (pod / "kubernetes.io~empty-dir/sockets").mkdir(parents=True)
     target = pod / "kubernetes.io~csi/data/mount"
@@ -232,7 +232,7 @@ def publishing(driver: Driver) -> Iterator[tuple[Callable[[], object], Path]]:
 
 
 def test_a_driver_without_openat2_is_not_ready_and_refuses_to_publish(place: Path) -> None:
-    """It starts, and its first publish would fail: Probe says so before."""
+    """It starts, but its first publish would fail, and Probe reports that before."""
     driver = Driver(place)
     driver.wrapper = without_calls(OPENAT2)
     with pytest.raises(AssertionError, match=r"not ready: system calls are refused: openat2 \(Function not implemented\)"):
@@ -265,7 +265,7 @@ def test_a_driver_whose_mounts_no_container_would_see_refuses_to_publish(place: 
             assert f"mount --make-rshared {driver.pods_dir}" in refusal.text
             assert "mountPropagation: Bidirectional" in refusal.text
             assert not target.exists()
-            # What the text says helps, and the driver need not be started anew.
+            # The remedy in the text helps, without a restart of the driver.
             mounts.mount("--make-rshared", driver.pods_dir)
             publish()
             assert target.is_mount()

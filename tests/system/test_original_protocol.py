@@ -1,4 +1,4 @@
-"""The Go plugin's protocol, both ways: its programs with our driver, and ours with its driver."""
+"""Test the Go plugin's protocol in both directions: its programs with our driver, and our programs with its driver."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def binds() -> list[Bind]:
 
 
 def test_an_original_client_mounts_with_our_driver(pod: Pod, binds: list[Bind]) -> None:
-    """Connecting is the request; the answer is one message with the fd. The program is served by it at /dev/fd/3."""
+    """Connecting is the request; the answer is one message with the fd. The program serves it at /dev/fd/3."""
     volume = pod.publish(attributes={"mountOptions": "noexec"})
     application, fuse = pod.application(volume), pod.fuse(volume, binds=binds)
     program = fuse.start(f"python3 {CLIENT} {SOCKETS}/{SOCKET} {HELLO} -f /dev/fd/3")
@@ -37,12 +37,12 @@ def test_an_original_client_mounts_with_our_driver(pod: Pod, binds: list[Bind]) 
     assert "noexec" in mount.options
     program.kill("KILL")
     volume.wait_waiting()
-    # The socket stays, other than the Go driver's.
+    # The socket stays, unlike the Go driver's.
     volume.wait_mounted(fuse.start(f"python3 {CLIENT} {SOCKETS}/{SOCKET} {HELLO} -f /dev/fd/3"))
     assert application.check("cat /data/hello") == "Hello World!\n"
 
 
-def test_an_original_client_that_is_refused_is_told_by_a_close(node: Node, pod: Pod, binds: list[Bind]) -> None:
+def test_an_original_client_that_is_refused_sees_a_close(node: Node, pod: Pod, binds: list[Bind]) -> None:
     volume = pod.publish()
     fuse = pod.fuse(volume, binds=binds)
     volume.wait_mounted(fuse.start(f"{HELLO} -f /data"))
@@ -53,7 +53,7 @@ def test_an_original_client_that_is_refused_is_told_by_a_close(node: Node, pod: 
 
 
 class OriginalDriver:
-    """What the Go driver does for one volume: one socket, one answer, and the socket is closed."""
+    """Does what the Go driver does for one volume: it makes one socket, gives one answer, and closes the socket."""
 
     def __init__(self, pod: Pod) -> None:
         self.empty_dir = pod.folder.empty_dir()
@@ -102,13 +102,13 @@ def test_our_fusermount3_with_an_original_driver(pod: Pod, original_driver: Orig
     program = fuse.start(f"{HELLO} -f /data")
     application.wait_for("cat /data/hello")
     assert application.check("cat /data/hello") == "Hello World!\n"
-    # There is no request for it in that protocol.
+    # That protocol has no request to unmount.
     result = fuse.run("fusermount3 -u -q /data")
     assert (result.code, result.err) == (1, "")
     assert program.is_running
 
 
-def test_unmounting_with_an_original_driver_is_told_to_be_impossible(pod: Pod, original_driver: OriginalDriver, binds: list[Bind]) -> None:
+def test_unmounting_with_an_original_driver_is_reported_as_impossible(pod: Pod, original_driver: OriginalDriver, binds: list[Bind]) -> None:
     fuse, application = containers(pod, original_driver, binds)
     result = fuse.run("fusermount3 -u /data")
     assert result.code == 1

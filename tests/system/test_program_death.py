@@ -1,6 +1,6 @@
-"""When a FUSE program counts as dead, and when not: it is stopped, has a rival, or another process keeps its fd.
+"""Test when a FUSE program counts as dead and when not: it is stopped, has a rival, or another process keeps its fd.
 
-That it is replaced, however it died: test_recovery.py.
+test_recovery.py tests that a program is replaced, however it died.
 """
 
 import os
@@ -23,7 +23,7 @@ def mounted(volume: Published, fuse: Container, text: str, options: str = "-f") 
     fuse.check(f"mkdir -p /source && echo {text} >/source/file")
     program = fuse.start(f"bindfs {options} /source /data")
     volume.wait_mounted(program)
-    # The mount is there before the program has its fd: what dies then is told otherwise.
+    # The mount is there before the program has its fd; a death before that is noticed in another way.
     assert fuse.check("cat /data/file") == f"{text}\n"
     return program
 
@@ -41,7 +41,7 @@ def test_a_second_program_is_refused_while_the_first_one_lives(pod: Pod) -> None
 
 
 def test_a_stopped_program_is_not_taken_for_dead(node: Node, pod: Pod) -> None:
-    """And the driver asks the kernel, not the program that does not answer."""
+    """The driver asks the kernel, and not the program, which does not answer."""
     volume = pod.publish()
     application, fuse = pod.application(volume), pod.fuse(volume)
     program = mounted(volume, fuse, "first")
@@ -56,7 +56,7 @@ def test_a_stopped_program_is_not_taken_for_dead(node: Node, pod: Pod) -> None:
 
 
 def test_a_process_that_keeps_the_file_descriptor_keeps_the_file_system(pod: Pod) -> None:
-    """Death is the last close of the fd, not the end of the process that mounted."""
+    """Death is the last close of the fd, and not the end of the process that mounted."""
     volume = pod.publish()
     hello = Bind(static_fuse_program(), "/usr/bin/hello", read_only=True)
     application, fuse = pod.application(volume), pod.fuse(volume, binds=[hello])
@@ -72,8 +72,8 @@ def test_a_process_that_keeps_the_file_descriptor_keeps_the_file_system(pod: Pod
     volume.wait_waiting()
 
 
-def test_it_is_noticed_and_others_mount_where_the_drivers_device_nodes_were_removed(node: Node, pod: Pod) -> None:
-    """By somebody who clears folders."""
+def test_a_death_is_noticed_although_the_device_nodes_were_removed(node: Node, pod: Pod) -> None:
+    """Somebody who clears folders may remove them."""
     volume, other = pod.publish(), node.pod()
     application = pod.application(volume)
     program = mounted(volume, pod.fuse(volume), "first")
@@ -88,10 +88,10 @@ def test_it_is_noticed_and_others_mount_where_the_drivers_device_nodes_were_remo
     assert application.check("cat /data/file") == "second\n"
 
 
-def test_its_mount_goes_at_once(pod: Pod) -> None:
-    """Who restarts it at once must not find its dead mount, which libfuse could not even open (ENOTCONN).
+def test_a_dead_mount_is_detached_at_once(pod: Pod) -> None:
+    """A program that is restarted at once must not find its dead mount, which libfuse cannot even open (ENOTCONN).
 
-    On an idle machine 99 of 100 mounts are off within 5 ms, and all within 10. Here is ten times that, for a busy one.
+    On an idle machine 99 of 100 mounts are detached within 5 ms, and all within 10. The test allows ten times that on a busy machine.
     """
     volume = pod.publish()
     seconds = []

@@ -1,4 +1,4 @@
-"""NodePublishVolume: what is refused, with which code of the CSI specification, and that nothing is left behind."""
+"""Test NodePublishVolume: what is refused, with which code of the CSI specification, and that nothing is left behind."""
 
 import os
 import stat
@@ -55,7 +55,7 @@ def test_a_bad_attribute(pod: Pod, name: str, value: str | None) -> None:
 
 
 def test_the_longest_socket_name(pod: Pod) -> None:
-    """A file's name may have 255 bytes, and the second socket's is three longer."""
+    """A file's name has at most 255 bytes, and the second socket's name is three bytes longer."""
     volume = pod.publish(socket="n" * 252)
     assert volume.socket.is_socket()
     assert volume.socket.with_name("n" * 252 + ".v1").is_socket()
@@ -116,7 +116,7 @@ def test_a_request_that_the_specification_forbids(pod: Pod, spoil: Callable[[Req
 
 
 def test_an_empty_dir_that_is_not_there_yet(pod: Pod) -> None:
-    """kubelet tries again, and then it is."""
+    """kubelet tries again, and then the emptyDir is there."""
     with refused(FAILED_PRECONDITION) as refusal:
         pod.folder.publish(pod.folder.request())
     assert EMPTY_DIR in refusal.text
@@ -162,7 +162,7 @@ def test_a_name_that_the_pod_has_taken(pod: Pod, make: Callable[[Path], None], s
 
 
 def test_a_link_in_place_of_the_target(node: Node, pod: Pod) -> None:
-    """Only the node's root can make one; nothing is mounted at its far end, which nobody would unmount."""
+    """Only the node's root can make such a link. Nothing is mounted at its far end, where nobody would unmount it."""
     elsewhere = node.folder / "elsewhere"
     elsewhere.mkdir(mode=0o700)
     pod.folder.target().symlink_to(elsewhere)
@@ -186,7 +186,7 @@ def test_a_target_that_cannot_be_made_is_named_once(pod: Pod) -> None:
     target.parent.unlink()
 
 
-def test_the_same_again_changes_nothing(pod: Pod) -> None:
+def test_a_repeated_publish_changes_nothing(pod: Pod) -> None:
     volume = pod.publish()
     sockets = os.stat(volume.socket), os.stat(volume.socket.with_name(f"{SOCKET}.v1"))
     before = volume.mounts
@@ -196,7 +196,7 @@ def test_the_same_again_changes_nothing(pod: Pod) -> None:
 
 
 def test_one_volume_id_at_many_targets(node: Node) -> None:
-    """As a PersistentVolume has it."""
+    """PersistentVolumes do this."""
     pods = [node.pod() for _ in range(2)]
     volumes = []
     for pod in pods:
@@ -241,7 +241,7 @@ def other_socket(request: Request) -> None:
 
 
 @pytest.mark.parametrize("change", [other_id, other_mode, other_flags, other_options, other_socket])
-def test_the_same_target_with_another_request(pod: Pod, change: Callable[[Request], None]) -> None:
+def test_another_publish_at_the_same_target_is_refused(pod: Pod, change: Callable[[Request], None]) -> None:
     volume = pod.publish()
     before = volume.mounts
     request = pod.folder.request()
@@ -274,5 +274,5 @@ def test_an_empty_dir_in_memory_that_is_mounted_after_the_publish(pod: Pod) -> N
         pod.stop_containers()
         volume.unpublish()
     finally:
-        # Not lazily: the driver must hold nothing of it.
+        # A plain unmount succeeds: the driver must hold nothing of it.
         mounts.unmount(empty_dir)

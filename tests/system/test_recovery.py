@@ -1,4 +1,4 @@
-"""A FUSE program that dies ten times in a row, in every way a program dies: each time another one mounts, all see it, the pod goes.
+"""Test ten deaths of a FUSE program in a row, of every kind: each time another one mounts, all containers see it, and the pod ends.
 
 Each test has three application containers: one from before the first mount, one from after it, and one that is replaced
 between two crashes.
@@ -17,22 +17,22 @@ from harness.pod import PLACE, SOCKETS, Node, Pod
 from harness.programs import SOURCES, static_fuse_program
 
 CRASHES = 10
-SECOND = 1.0  # from the program's death until its mount is off
-GONE = 10.0  # seconds, for the whole pod
+SECOND = 1.0  # from the program's death until its mount is detached
+GONE = 10.0  # seconds, for the end of the whole pod
 LIMIT = 10 * SECOND
 
 STARTER = f"{PLACE}/fuse-starter --fd-passing-socket-path $FUSERMOUNT3PROXY_FDPASSING_SOCKPATH --"
 ORIGINAL = f"python3 /programs/original_client.py {SOCKETS}/$(basename $FUSERMOUNT3PROXY_FDPASSING_SOCKPATH)"
 
-# Counts what it has written; what it could not write it leaves out.
+# This program counts what it has written, and leaves out what it could not write.
 WRITER = "sh -c 'n=0; while :; do n=$((n+1)); (echo $n >/data/{name}-$n) 2>/dev/null && echo $n; sleep 0.01; done'"
 
-# The same with one file, which it keeps open.
+# This one writes to one file, which it keeps open.
 KEEPER = "sh -c 'exec 3>/data/kept-{name}; n=0; while :; do n=$((n+1)); echo $n >&3 && echo $n; sleep 0.01; done'"
 
 
 class Lives:
-    """A volume whose FUSE programs die, and its applications."""
+    """Represents a volume whose FUSE programs die, and its applications."""
 
     def __init__(self, pod: Pod, source: Path, command: str, options: Sequence[str] = ()) -> None:
         self.pod = pod
@@ -51,7 +51,7 @@ class Lives:
         self.seconds: list[float] = []
 
     def new_container(self) -> Container:
-        """The FUSE container, as kubelet makes it the first time and each time it has crashed."""
+        """Start the FUSE container, as kubelet does the first time and after each crash."""
         binds = [
             Bind(SOURCES, "/programs", read_only=True),
             Bind(static_fuse_program(), "/usr/bin/hello", read_only=True),
@@ -66,7 +66,7 @@ class Lives:
         return [self.before, self.after, self.replaced]
 
     def mount(self) -> Background:
-        """The next program, with another text in its file."""
+        """Start the next program, with another text in its file."""
         self._life += 1
         self.text = f"life-{self._life}"
         self.fuse.check(f"echo {self.text} >/source/hello; rm -f /harness/serving")
@@ -76,13 +76,13 @@ class Lives:
         return self.program
 
     def see(self) -> None:
-        """All applications see what is mounted now."""
-        text = self.text if "/source" in self._command or "{text}" in self._command else "Hello World!"  # the same in every life
+        """Check that all applications see what is mounted now."""
+        text = self.text if "/source" in self._command or "{text}" in self._command else "Hello World!"  # the same text in every life
         for application in self.applications:
             assert application.check("cat /data/hello") == f"{text}\n"
 
     def see_nothing(self) -> None:
-        """The mount is off: an empty directory, in which nothing can be created."""
+        """Check that the mount is detached: there is an empty directory, in which nothing can be created."""
         for application in self.applications:
             assert application.check("ls -A /data") == ""
             for command in ("echo lost >/data/hello", "mkdir /data/lost", "ln -s lost /data/lost", "mkfifo /data/lost"):
@@ -95,10 +95,10 @@ class Lives:
         self.seconds.append(time.monotonic() - began)
 
     def is_off(self) -> None:
-        """Wait until the mount is off, on the node and for every application, who gets errors until then."""
+        """Wait until the mount is detached on the node and for every application. Applications get errors until then."""
         self.volume.wait_waiting(LIMIT)
         for application in self.applications:
-            # One from after the mount sees it a moment later than the node does.
+            # An application from after the mount sees it a moment later than the node.
             wait_until("it is off for an application", lambda application=application: is_empty_or_dead(application), LIMIT)
 
     def restart_application(self) -> None:
@@ -108,7 +108,7 @@ class Lives:
 
 
 def is_empty_or_dead(application: Container) -> bool:
-    """Whether an application sees the empty placeholder; what it sees otherwise is an error."""
+    """Return whether an application sees the empty placeholder; everything else that it sees is an error."""
     seen = application.run("ls -A /data")
     assert seen.out == "" and (seen.code == 0 or "not connected" in seen.err), seen
     return seen.code == 0
@@ -119,7 +119,7 @@ def kill_program(number: str) -> Callable[[Lives], None]:
 
 
 def kill_serving(lives: Lives) -> None:
-    """The process that serves is another one than the one that was started."""
+    """The process that serves is not the process that was started."""
     lives.fuse.wait_for("test -s /harness/serving")
     lives.fuse.check("kill -KILL $(cat /harness/serving)")
 
@@ -128,13 +128,13 @@ def kill_bindfs(lives: Lives) -> None:
     lives.fuse.check("pkill -KILL -x bindfs")
 
 
-# Of a container's own memory cgroup, version 2 or 1, cgroups(7).
+# Files of a container's own memory cgroup, version 2 or 1, cgroups(7).
 OOM_KILLS = "cat /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control 2>/dev/null | sed -n 's/^oom_kill //p'"
 MEMORY = ("--memory=64m", "--memory-swap=64m")
 
 
 def kill_by_oom(lives: Lives) -> None:
-    """The kernel kills it, as its container's cgroup says."""
+    """The kernel kills the program, because of its container's cgroup."""
     before = int(lives.fuse.check(OOM_KILLS))
     lives.program.kill("USR1")
     assert lives.program.wait() == 128 + signal.SIGKILL
@@ -189,7 +189,7 @@ def test_ten_crashes_in_a_row(node: Node, pod: Pod, tmp_path: Path, way: str) ->
 
 @pytest.mark.parametrize("how", ["killed", "removed"])
 def test_ten_containers_in_a_row(node: Node, pod: Pod, tmp_path: Path, how: str) -> None:
-    """As kubelet does it to end one, and to evict one: its first process is killed, or the engine removes it."""
+    """kubelet ends or evicts a container so: its first process is killed, or the engine removes the container."""
     lives = Lives(pod, tmp_path, BINDFS)
     end = {"killed": lambda lives: lives.fuse.kill("KILL"), "removed": lambda lives: lives.fuse.remove()}[how]
     for number in range(CRASHES):
@@ -207,7 +207,7 @@ def test_ten_containers_in_a_row(node: Node, pod: Pod, tmp_path: Path, how: str)
 
 
 def test_containers_that_are_killed_for_their_memory(node: Node, pod: Pod) -> None:
-    """The FUSE program is the container's first process, so the container ends with it, and kubelet makes another one."""
+    """The FUSE program is the container's first process. So the container ends with it, and kubelet starts another one."""
     volume = pod.publish()
     applications = [pod.application(volume)]
     for number in range(CRASHES // 2):
@@ -232,17 +232,17 @@ def test_containers_that_are_killed_for_their_memory(node: Node, pod: Pod) -> No
 
 
 def oom_kills_of_the_node() -> int:
-    # The container's own count ends with it.
+    # The container's own count ends with the container.
     return int(next(line.split()[1] for line in Path("/proc/vmstat").read_text().splitlines() if line.startswith("oom_kill ")))
 
 
-# Each also while the driver is away, and with one that has not seen the mount begin.
+# Each way is also tried while the driver is away, and with a driver that has not seen the mount begin.
 RESTARTED = ["SIGKILL", "daemonized", "forked", "first thread ended", "auto_unmount", "original protocol"]
 
 
 @pytest.mark.parametrize("way", RESTARTED)
 def test_ten_crashes_with_another_driver_each_time(node: Node, pod: Pod, tmp_path: Path, way: str) -> None:
-    """Stopped and started before the crash, killed before it, or away during it."""
+    """The driver is stopped and started before the crash, killed before it, or away during it."""
     command, kill = WAYS[way]
     lives = Lives(pod, tmp_path, command)
     for number in range(CRASHES):
@@ -269,17 +269,17 @@ def test_ten_crashes_with_another_driver_each_time(node: Node, pod: Pod, tmp_pat
 
 
 def test_no_write_vanishes(pod: Pod, tmp_path: Path) -> None:
-    """Applications write all the time while programs die: what was written without an error is where the next program finds it.
+    """Applications write all the time while programs die. What was written without an error is there for the next program.
 
-    Each with files that it makes anew, and with one that it keeps open: after the crash that one gives errors for ever.
+    Each application writes to new files, and to one file that it keeps open; after the crash the open one gives errors for ever.
     """
     lives = Lives(pod, tmp_path, BINDFS)
     names = ["before", "after", "replaced"]
     running = [each.start(WRITER.format(name=name)) for each, name in zip(lives.applications, names, strict=True)]
     for number in range(CRASHES):
         keeping = [each.start(KEEPER.format(name=f"{name}-{number}")) for each, name in zip(lives.applications, names, strict=True)]
-        said = [len(writer.out) for writer in running]
-        wait_until("all have written", lambda said=said: all(len(w.out) > n for w, n in zip(running, said, strict=True)))
+        lengths = [len(writer.out) for writer in running]
+        wait_until("all have written", lambda lengths=lengths: all(len(w.out) > n for w, n in zip(running, lengths, strict=True)))
         wait_until("all have written", lambda keeping=keeping: all(keeper.out for keeper in keeping))
         lives.crash(kill_program("KILL"))
         lives.mount()

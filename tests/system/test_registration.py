@@ -1,4 +1,4 @@
-"""What the driver does for kubelet beside CSI, and where it keeps its things, as a DaemonSet's pod."""
+"""Test what the driver does for kubelet besides CSI, and where it keeps its files, as in a DaemonSet's pod."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ _END = 20.0  # seconds
 
 
 class DaemonSetDriver:
-    """A driver whose root is read-only but for a folder, as the Go plugin's manifest has it."""
+    """Runs a driver whose root is read-only except for a folder, as in the Go plugin's manifest."""
 
     def __init__(self, folder: Path) -> None:
         self.csi_socket, self.registrations = folder / "csi.sock", folder / "registration"
@@ -60,7 +60,7 @@ def test_a_driver_with_a_read_only_root_keeps_its_things_beside_its_socket(drive
     assert {"dev", "state", "admin.sock"} <= set(os.listdir(driver.csi_socket.parent / ".mfcp"))
     with grpc.insecure_channel(f"unix:{driver.csi_socket}") as channel:
         assert csi_pb2_grpc.IdentityStub(channel).Probe(csi_pb2.ProbeRequest()).ready.value
-    # In a container of such a pod /run/mfcp is not there either.
+    # In a container of such a pod there is no /run/mfcp either.
     for options in ([f"--endpoint=unix:{driver.csi_socket}"], [f"--run-dir={driver.csi_socket.parent}/.mfcp"]):
         asked = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o ro none /run && exec "$@"', "sh", *command(), *options, "status"]
         status = subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, timeout=_END)
@@ -87,7 +87,7 @@ def test_a_driver_whose_socket_somebody_removed_ends_so_that_it_is_started_again
 
 
 def test_a_driver_that_somebody_else_registers_says_that_its_socket_was_removed(folder: Path) -> None:
-    """It goes on: without Kubernetes nobody may want that socket."""
+    """The driver goes on: without Kubernetes nobody may want that socket."""
     place = Path(tempfile.mkdtemp(prefix="unregistered-", dir=folder))
     driver = Driver(place)
     driver.start()

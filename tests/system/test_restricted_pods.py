@@ -1,6 +1,6 @@
-"""Pods that may do nothing (Kubernetes' restricted profile), of any user, and what the modes of files mean to them.
+"""Test pods that may do nothing (Kubernetes' restricted profile), of any user, and what the modes of files mean for them.
 
-Without capabilities, no_new_privs, a read-only root file system, the engine's seccomp profile. See also
+They have no capabilities, no_new_privs, a read-only root file system, and the engine's seccomp profile. See also
 test_root_file_systems.py and test_user_namespaces.py.
 """
 
@@ -60,7 +60,7 @@ def test_a_restricted_fuse_starter(pod: Pod, init: str) -> None:
 
 
 def test_the_single_file_where_there_is_a_place_to_unpack_it(pod: Pod) -> None:
-    """Everything read-only but an emptyDir, which is a place: the sockets'."""
+    """Everything is read-only except for an emptyDir, the one of the sockets."""
     volume = pod.publish()
     application = pod.application(volume)
     fuse = pod.fuse(volume, helper=single_file(), options=[*RESTRICTED, *user(1234, 1234)])
@@ -75,7 +75,7 @@ def test_the_single_file_where_there_is_a_place_to_unpack_it(pod: Pod) -> None:
 
 
 class Files:
-    """One file that the program says belongs to 4321:6666 with mode 640, whoever the program is."""
+    """Represents one file that the program reports as owned by 4321:6666 with mode 640, whatever user runs the program."""
 
     def __init__(self, pod: Pod, volume: Published, source: Path) -> None:
         self._pod, self._volume = pod, volume
@@ -100,7 +100,7 @@ class Files:
 
 
 def test_the_modes_that_the_program_says_count_for_every_user(pod: Pod, tmp_path: Path) -> None:
-    """As the kernel checks them (default_permissions), and not the program, which may do everything with its own file."""
+    """The kernel checks the modes (default_permissions), and not the program, which may do everything with its own file."""
     files = Files(pod, pod.publish(), tmp_path / "source")
     may = {
         who: tuple(application.run(command).code == 0 for command in ("cat /data/file", "echo more >>/data/file"))

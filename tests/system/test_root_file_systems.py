@@ -1,4 +1,4 @@
-"""Containers of many kinds: read-only, without a libc, of any user, with and without a file at /dev/fuse."""
+"""Test containers of many kinds: read-only, without a libc, of any user, with and without a file at /dev/fuse."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def hello() -> Bind:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Bind:
-    """A folder for bindfs that any user may read and write."""
+    """Make a folder for bindfs that any user may read and write."""
     folder = tmp_path / "source"
     folder.mkdir()
     folder.chmod(0o777)
@@ -45,7 +45,7 @@ def test_read_only_root_file_system_with_fuse_starter(pod: Pod, hello: Bind) -> 
 
 
 class TestWithoutLibc:
-    """Nothing in the root file system but what is bound there: no libc, no shell, no dynamic loader."""
+    """The root file system contains only what is bound there: no libc, no shell, no dynamic loader."""
 
     @pytest.fixture
     def rootfs(self, tmp_path: Path) -> Path:
@@ -84,7 +84,7 @@ class TestWithoutLibc:
 
 @pytest.mark.parametrize("helper", ["tree", "single file"])
 def test_without_root_and_capabilities(pod: Pod, source: Bind, helper: str) -> None:
-    """One user serves, another one uses: the kernel checks the modes, and the program's user owns the mount."""
+    """One user serves, and another one uses the files: the kernel checks the modes, and the program's user owns the mount."""
     volume = pod.publish()
     helpers = tree() if helper == "tree" else single_file()
     fuse = pod.fuse(volume, helper=helpers, binds=[source], options=UNPRIVILEGED)
@@ -102,7 +102,7 @@ def test_without_root_and_capabilities(pod: Pod, source: Bind, helper: str) -> N
 
 
 def test_without_root_on_a_read_only_root_file_system(pod: Pod, source: Bind) -> None:
-    """As Kubernetes' restricted profile asks for it. /dev/fuse is the empty file that the driver left in the emptyDir."""
+    """Kubernetes' restricted profile asks for this. /dev/fuse is the empty file that the driver left in the emptyDir."""
     volume = pod.publish()
     application = pod.application(volume, options=["--user", "1234:1234", *READ_ONLY])
     fuse = pod.fuse(volume, binds=[source], options=[*UNPRIVILEGED, *READ_ONLY])
@@ -120,7 +120,7 @@ def test_an_empty_file_that_the_container_makes_at_dev_fuse(pod: Pod, source: Bi
 
 
 def test_links_to_the_tree(pod: Pod, source: Bind) -> None:
-    """As an image's author places it: COPY mfcp /opt/mfcp, and two links."""
+    """An image's author places the tree so: COPY mfcp /opt/mfcp, and two links."""
     volume = pod.publish()
     application = pod.application(volume)
     fuse = pod.fuse(volume, helper=[Bind(TREE, PLACE, read_only=True)], binds=[source])

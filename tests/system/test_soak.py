@@ -1,8 +1,8 @@
-"""Fifty volumes, and whatever happens to them, at random: a model says after each step what must be mounted and what is seen.
+"""Test fifty volumes with random events. A model says after each step what must be mounted and what must be seen.
 
-hypothesis draws the steps, in two parts: one in which the driver is killed and replaced again and again, and one in which a
-single driver lives through everything and must have in the end what it had in the beginning. Each takes two fifths of the
-soak's time (harness/leaks.py); the rest is test_leaks.py's. A failure prints its steps.
+hypothesis draws the steps in two parts. In one the driver is killed and replaced again and again. In the other a
+single driver lives through everything, and must have in the end what it had in the beginning. Each part takes two fifths of the
+soak's time (harness/leaks.py); test_leaks.py takes the rest. A failure prints its steps.
 """
 
 import signal
@@ -37,8 +37,8 @@ T = TypeVar("T")
 PART = SECONDS * 2 / 5
 VOLUMES = 50
 HUNG_MAX, APPLICATIONS_MAX = 5, 12
-# Bytes, for Leaks.grown(): more than in test_leaks.py, as what happens at the same time differs from example to example, and
-# each new peak stays. In five minutes, 63 examples, 640 KiB came in the second half, in steps, with none in between.
+# Bytes for Leaks.grown(). It is more than in test_leaks.py, because what happens at the same time differs from example to example, and
+# each new peak stays. In five minutes and 63 examples, 640 KiB came in the second half, in steps, with none in between.
 PEAKS_MORE = 2 << 20
 BOUND = 10.0  # seconds, for each call
 
@@ -52,7 +52,7 @@ class State(Enum):
 
 @dataclass
 class Volume:
-    """What the model knows of one volume."""
+    """Holds what the model knows of one volume."""
 
     pod: Pod
     state: State = State.GONE
@@ -78,7 +78,7 @@ class Volume:
 
 
 class TimeIsUp(BaseException):
-    """Not an Exception: hypothesis lets it through."""
+    """It is not an Exception, so hypothesis lets it through."""
 
 
 Draw = Callable[[Random], Any]
@@ -94,7 +94,7 @@ def one_of(*values: object) -> Draw:
 
 @dataclass(frozen=True)
 class Step:
-    """Something that can happen, when it can, and what is drawn for it."""
+    """Describes something that can happen, when it can, and what is drawn for it."""
 
     do: Callable[..., None]
     is_possible: Callable[["Machine"], bool]
@@ -108,7 +108,7 @@ STEPS: list[Step] = []
 def step(
     is_possible: Callable[["Machine"], bool], replaces_driver: bool = False, **drawn: Draw
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a method one of them."""
+    """Make a method a step."""
 
     def add(do: Callable[..., None]) -> Callable[..., None]:
         STEPS.append(Step(do, is_possible, drawn, replaces_driver))
@@ -118,7 +118,7 @@ def step(
 
 
 class Machine(RuleBasedStateMachine):
-    """The model, and the real thing beside it."""
+    """Runs the model, and the real thing beside it."""
 
     node: Node
     leaks: Leaks
@@ -134,7 +134,7 @@ class Machine(RuleBasedStateMachine):
         self.steps: list[str] = []
         self.number = 0
 
-    # ---- choosing
+    # ---- how steps choose
 
     def those(self, *states: State, sockets: bool | None = None) -> list[Volume]:
         return [each for each in self.volumes if each.state in states and sockets in (None, each.has_sockets)]
@@ -155,7 +155,7 @@ class Machine(RuleBasedStateMachine):
 
     # ---- steps
 
-    # One seed, and not each choice: hypothesis begins with examples that are simple, and with steps left out, and an
+    # hypothesis draws one seed, and not each choice: it begins with simple examples and with steps left out, and an
     # example is long here. A failure names the seed.
     @initialize(random=st.randoms(use_true_random=True))
     def begin(self, random: Random) -> None:
@@ -166,7 +166,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def go_on(self) -> None:
-        """One step of those that are possible, each as likely."""
+        """Do one of the possible steps, each with the same probability."""
         chosen = self.random.choice([step for step in self.all_steps() if step.is_possible(self)])
         chosen.do(self, **{name: draw(self.random) for name, draw in chosen.drawn.items()})
 
@@ -190,12 +190,12 @@ class Machine(RuleBasedStateMachine):
                 started.append(self.choose(which, among, f"mount {how}"))
                 self._start(started[-1], how)
         for each in started:
-            self._look(each)
+            self._check_views(each)
 
     @step(lambda self: bool(self.those(State.SERVED, State.HUNG, sockets=True)), which=number(999))
     def mount_what_is_mounted(self, which: int) -> None:
         each = self.choose(which, self.those(State.SERVED, State.HUNG, sockets=True), "mount again")
-        # Elsewhere, since it looks at its mountpoint first, and would wait with all others for one that hangs.
+        # It mounts elsewhere, because a program looks at its mountpoint first, and would wait there for one that hangs.
         rival = self.fleet.start(each.published, "serves", "rival", at="/tmp")
         assert rival.wait() == 1
         assert "Device or resource busy" in rival.err
@@ -218,7 +218,7 @@ class Machine(RuleBasedStateMachine):
         each = self.choose(which, self.those(State.HUNG), "let go on the program of")
         each.serving.kill("CONT")
         each.state = State.SERVED
-        self._look(each)
+        self._check_views(each)
 
     @step(
         lambda self: bool(self.those(State.SERVED, State.HUNG, sockets=True)),
@@ -235,7 +235,7 @@ class Machine(RuleBasedStateMachine):
     @step(lambda self: bool(self.those(State.WAITING, sockets=True)), which=number(999))
     def unmount_what_is_not_mounted(self, which: int) -> None:
         each = self.choose(which, self.those(State.WAITING, sockets=True), "unmount in vain")
-        # The first one may be that of a program that has died; there is no second.
+        # The first unmount may be that of a dead program's mount; there is no second one.
         assert self.fleet.unmount(each.published).wait(BOUND) in (0, 1)
         assert self.fleet.unmount(each.published).wait(BOUND) == 1
 
@@ -258,7 +258,7 @@ class Machine(RuleBasedStateMachine):
     def start_application(self, which: int) -> None:
         each = self.choose(which, self.those(State.WAITING, State.SERVED), "an application of")
         each.applications.append(Application(each.published))
-        self._look(each)
+        self._check_views(each)
 
     @step(lambda self: True, which=number(999))
     def stats(self, which: int) -> None:
@@ -290,13 +290,13 @@ class Machine(RuleBasedStateMachine):
                 died.append(each)
         self.node.driver.start()
         for each in self.volumes:
-            each.has_sockets = each.state is not State.GONE  # made again at the start
+            each.has_sockets = each.state is not State.GONE  # the next driver makes them again at its start
         for each in died:
             self._is_waiting(each)
 
     @step(lambda self: bool(self.those(State.WAITING, sockets=True)), replaces_driver=True, which=number(999), after=number(150))
     def kill_driver_while_it_mounts(self, which: int, after: int) -> None:
-        """What then is mounted is known when the program serves, or has ended."""
+        """What is mounted then is known when the program serves, or has ended."""
         each = self.choose(which, self.those(State.WAITING, sockets=True), f"kill the driver after {after} ms of a mount of")
         self._start(each, "serves")
         time.sleep(after / 1000)
@@ -307,13 +307,13 @@ class Machine(RuleBasedStateMachine):
         wait_until("it serves, or has ended", lambda: not each.serving.is_running or text_at(each.published.target) == each.text, 30)
         if each.serving.is_running:
             each.state = State.SERVED
-            self._look(each)
+            self._check_views(each)
         else:
             self._is_waiting(each)
 
     @step(lambda self: True, chance=number(9))
     def kill_container(self, chance: int) -> None:
-        """With all programs in it; rarely, as so much ends with it."""
+        """Kill a container with all programs in it; this is rare, because so much ends with it."""
         self.say("kill the container" if chance == 9 else "let the container live")
         if chance != 9:
             return
@@ -324,11 +324,11 @@ class Machine(RuleBasedStateMachine):
         for each in served:
             self._is_waiting(each)
 
-    # ---- what holds
+    # ---- what must be true
 
     @invariant()
     def what_is_mounted_is_what_the_model_says(self) -> None:
-        """On the placeholder, once, in the node's table and in the container's."""
+        """Check that each mount is on the placeholder, once, in the node's table and in the container's."""
         expected = {}
         for each in self.volumes:
             if each.state is not State.GONE:
@@ -355,7 +355,7 @@ class Machine(RuleBasedStateMachine):
             print(f"the last of {len(self.steps)} steps: {'; '.join(self.steps[-40:])}")
             raise
 
-    # ---- doing
+    # ---- what steps do
 
     def _in_time(self, call: Callable[[], T]) -> T:
         began = time.monotonic()
@@ -368,7 +368,7 @@ class Machine(RuleBasedStateMachine):
         each.has_sockets = True
         if each.state is State.GONE:
             each.state = State.WAITING
-        self._look(each)
+        self._check_views(each)
 
     def _start(self, each: Volume, how: str) -> None:
         self.number += 1
@@ -382,7 +382,7 @@ class Machine(RuleBasedStateMachine):
     def _is_waiting(self, each: Volume) -> None:
         each.state, each.program = State.WAITING, None
         each.published.wait_waiting(BOUND)
-        self._look(each)
+        self._check_views(each)
 
     def _let_end(self, each: Volume) -> None:
         if each.state is State.HUNG:
@@ -396,25 +396,25 @@ class Machine(RuleBasedStateMachine):
         self._let_end(each)
         each.state, each.volume, each.program, each.has_sockets = State.GONE, None, None, False
 
-    def _look(self, each: Volume) -> None:
-        """What the applications see, those from before the mount and those from after it."""
+    def _check_views(self, each: Volume) -> None:
+        """Check what the applications see, those from before the mount and those from after it."""
         if each.state in (State.WAITING, State.SERVED):
             text = each.text if each.state is State.SERVED else ""
             for seen in [self.fleet.seen(each.published), *(application.seen for application in each.applications)]:
                 try:
                     shows(seen, text)
                 except AssertionError as error:
-                    said = each.program.err if each.program is not None else ""
-                    raise AssertionError(f"{error}; its program {'said: ' + said if said else 'said nothing'}") from None
+                    printed = each.program.err if each.program is not None else ""
+                    raise AssertionError(f"{error}; its program {'printed: ' + printed if printed else 'printed nothing'}") from None
 
 
 def types(table: list[Mount]) -> dict[str, list[str]]:
-    """What is mounted where, topmost last."""
+    """Return what is mounted where, topmost last."""
     return {path: [mount.fstype for mount in mounts.stack(path, table)] for path in {mount.path for mount in table}}
 
 
 def soak(node: Node, replaces_driver: bool, steps: int) -> None:
-    """Run examples of so many steps until the time is up."""
+    """Run examples of `steps` steps until the time is up."""
     Machine.node, Machine.leaks, Machine.replaces_driver = node, Leaks(node), replaces_driver
     Machine.done, Machine.deadline = 0, time.monotonic() + PART
     chosen = settings(
@@ -422,7 +422,7 @@ def soak(node: Node, replaces_driver: bool, steps: int) -> None:
         stateful_step_count=steps,
         deadline=None,
         database=None,
-        # Nothing is made smaller: the same steps need not fail again, and each takes its time.
+        # No smaller example is searched: the same steps need not fail again, and each takes its time.
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
@@ -431,7 +431,7 @@ def soak(node: Node, replaces_driver: bool, steps: int) -> None:
     except TimeIsUp:
         pass
     except FlakyStrategyDefinition:
-        # What hypothesis makes of an end in the middle of steps of which it has seen more before.
+        # hypothesis raises this where an example ends in the middle of steps of which it has seen more before.
         if time.monotonic() <= Machine.deadline:
             raise
     print(f"{Machine.done} steps in {PART:g} s")
@@ -445,7 +445,7 @@ def test_fifty_volumes_at_random(module_node: Node) -> None:
 
 @pytest.mark.timeout(PART * 2 + 300)
 def test_fifty_volumes_at_random_with_one_driver(module_node: Node) -> None:
-    """Programs and containers are killed, and it is never replaced: after each example it has what it had before the first."""
+    """Programs and containers are killed, and the driver is never replaced: after each example it has what it had before the first."""
     pid = module_node.driver.pid
     soak(module_node, replaces_driver=False, steps=30)
     assert module_node.driver.pid == pid

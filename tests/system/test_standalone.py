@@ -1,4 +1,4 @@
-"""Volumes without Kubernetes: the driver's commands, and containers that use what they made."""
+"""Test volumes without Kubernetes: the driver's commands, and containers that use what the commands made."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from harness.pod import SOCKETS, Node, Pod, tree
 
 
 class Volume:
-    """A volume that `volume add` made, as its output says to use it."""
+    """Represents a volume that `volume add` made, used as its output says."""
 
     def __init__(self, node: Node, pod: Pod, name: str, *options: str) -> None:
         added = node.driver.cli("volume", "add", name, *options)
@@ -30,7 +30,7 @@ class Volume:
         return self._pod.container(options=self._options("applications"))
 
     def _options(self, whose: str) -> list[str]:
-        """What `volume add` says to start a container with."""
+        """Return the options for starting a container that `volume add` prints."""
         (options,) = re.findall(f"^  {whose}: +(-v .*)$", self.out, re.MULTILINE)
         return str(options).split()
 
@@ -47,12 +47,12 @@ def rows(text: str) -> list[list[str]]:
 
 @pytest.mark.parametrize(("of", "commands"), [([], ["check", "ready", "status", "volume"]), (["volume"], ["add", "list", "remove"])])
 def test_help_says_what_each_command_is_for(node: Node, of: list[str], commands: list[str]) -> None:
-    """In the frozen driver too, which has no docstrings."""
+    """The frozen driver has no docstrings, but has help texts too."""
     lines = node.driver.cli(*of, "--help").stdout.splitlines()
-    told = dict(line.split(maxsplit=1) for line in lines[lines.index("Commands:") + 1 :])
-    assert sorted(told) == commands
+    reported = dict(line.split(maxsplit=1) for line in lines[lines.index("Commands:") + 1 :])
+    assert sorted(reported) == commands
     for command in commands:
-        assert told[command].split()[0] in node.driver.cli(*of, command, "--help").stdout
+        assert reported[command].split()[0] in node.driver.cli(*of, command, "--help").stdout
 
 
 def test_a_volume_from_add_to_remove(node: Node, pod: Pod) -> None:
@@ -75,7 +75,7 @@ def test_a_volume_from_add_to_remove(node: Node, pod: Pod) -> None:
     listed = rows(node.driver.cli("volume", "list").stdout)
     assert listed == [["NAME", "STATE", "TYPE", "SOURCE", "PATH"], ["plain", "mounted", "fuse", "/source", str(volume.target)]]
 
-    # While it is in use: the program ends, and everything is gone.
+    # The volume is in use: the program ends, and everything is removed.
     done = node.driver.cli("volume", "remove", "plain")
     assert done.returncode == 0, done.stderr
     assert volume.is_gone()
@@ -178,7 +178,7 @@ def test_status_shows_every_volume(node: Node, pod: Pod) -> None:
 
 
 def test_what_docker_has_made_of_its_paths_before_it_is_there(node: Node, pod: Pod) -> None:
-    """A container that is started at boot, before the volume is added: it works when it is started again."""
+    """A container is started at boot, before the volume is added. It works when it is started again."""
     folder = node.driver.run_dir / "volumes" / "at-boot"
     (folder / "mount").mkdir(parents=True)
     (folder / "sock" / "dev-fuse").mkdir(parents=True)
@@ -189,7 +189,7 @@ def test_what_docker_has_made_of_its_paths_before_it_is_there(node: Node, pod: P
 
 
 def test_nobody_but_root_reaches_the_sockets_on_the_host(node: Node) -> None:
-    """Also where Docker had made their folder: whoever reached them could serve what applications read."""
+    """This is so even where Docker had made their folder. A user who reached the sockets could serve what applications read."""
     root = node.driver.run_dir / "volumes"
     node.driver.stop()
     root.chmod(0o755)
@@ -198,8 +198,8 @@ def test_nobody_but_root_reaches_the_sockets_on_the_host(node: Node) -> None:
 
 
 @pytest.mark.parametrize("command", [("status",), ("volume", "list")])
-def test_whoever_looks_at_the_volumes_has_them_looked_after(node: Node, pod: Pod, command: tuple[str, ...]) -> None:
-    """Nobody publishes them anew."""
+def test_a_command_that_shows_the_volumes_repairs_them(node: Node, pod: Pod, command: tuple[str, ...]) -> None:
+    """No other process publishes these volumes again."""
     volume = Volume(node, pod, "looked-after")
     for socket in volume.sockets.iterdir():
         socket.unlink()

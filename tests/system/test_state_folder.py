@@ -1,4 +1,4 @@
-"""The folder of the records, on a disk that fails: volumes go on without."""
+"""Test the folder of the records on a disk that fails: volumes go on without it."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from harness.pod import Node
 
 @pytest.fixture
 def state(module_node: Node) -> Iterator[Path]:
-    """The driver's --state-dir, a file system of its own."""
+    """Give the driver a --state-dir that is a file system of its own."""
     driver = module_node.driver
     folder = module_node.folder / "state"
     folder.mkdir()
@@ -32,8 +32,8 @@ def state(module_node: Node) -> Iterator[Path]:
     folder.rmdir()
 
 
-def test_one_that_has_become_read_only(module_node: Node, state: Path) -> None:
-    """As disks do after an error. No pod is kept by that, and no driver from starting."""
+def test_the_folder_becomes_read_only(module_node: Node, state: Path) -> None:
+    """Disks become read-only after an error. This keeps no pod from working, and no driver from starting."""
     ends, stays = (module_node.pod().publish() for _ in range(2))
     mounts.mount("-o", "remount,ro", state)
     mount_and_end(ends)
@@ -47,7 +47,7 @@ def test_one_that_has_become_read_only(module_node: Node, state: Path) -> None:
     assert f"ERROR {state} (--state-dir) cannot be written" in log
     assert f"{ends.target} is not there any more" in log
     stays.republish()
-    assert "cannot be recorded" not in stays.condition  # it is, as it was
+    assert "cannot be recorded" not in stays.condition  # it is recorded as it was
     mount_and_end(stays)
     mounts.mount("-o", "remount,rw", state)
     stays.republish()
@@ -60,15 +60,15 @@ def test_one_that_has_become_read_only(module_node: Node, state: Path) -> None:
     assert os.listdir(state) == []
 
 
-def test_one_that_has_room_again(module_node: Node, state: Path) -> None:
-    """What could not be recorded is, at kubelet's next republish."""
+def test_the_folder_has_room_again(module_node: Node, state: Path) -> None:
+    """What could not be recorded is recorded at kubelet's next republish."""
     mounts.mount("-o", "remount,nr_inodes=2", state)
     first, second = (module_node.pod().publish() for _ in range(2))
     said = len(module_node.driver.log)
     for _ in range(3):
         second.republish()
         assert "cannot be recorded" in second.condition
-    assert module_node.driver.log[said:] == ""  # it is told already
+    assert module_node.driver.log[said:] == ""  # it was logged before
     first.unpublish()
     second.republish()
     assert "cannot be recorded" not in second.condition
@@ -94,8 +94,8 @@ def test_a_record_in_it_that_no_driver_wrote_costs_no_other_volume(module_node: 
 
 
 @pytest.mark.parametrize("root", ["pods", "volumes"])
-def test_a_record_of_a_target_elsewhere_is_not_taken_up_and_stays(module_node: Node, state: Path, tmp_path: Path, root: str) -> None:
-    """A placeholder would be mounted on any directory of the node. So is one of another --pods-dir than today's."""
+def test_a_record_of_a_target_elsewhere_is_not_restored_and_stays(module_node: Node, state: Path, tmp_path: Path, root: str) -> None:
+    """A placeholder would be mounted on any directory of the node. A record of another --pods-dir is not restored either."""
     driver = module_node.driver
     volume = module_node.pod().publish()
     (file,) = state.iterdir()
@@ -116,7 +116,7 @@ def test_a_record_of_a_target_elsewhere_is_not_taken_up_and_stays(module_node: N
     volume.unpublish()
 
 
-def test_one_that_somebody_has_removed_is_made_again(module_node: Node, state: Path) -> None:
+def test_a_removed_folder_is_made_again(module_node: Node, state: Path) -> None:
     driver = module_node.driver
     driver.stop()
     folder = state / "made"
@@ -135,7 +135,7 @@ def test_one_that_somebody_has_removed_is_made_again(module_node: Node, state: P
         volume.unpublish()
 
 
-def test_one_that_cannot_be_made_is_told(module_node: Node, state: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(module_node: Node, state: Path) -> None:
     driver = module_node.driver
     driver.stop()
     mounts.mount("-o", "remount,ro", state)
@@ -143,7 +143,7 @@ def test_one_that_cannot_be_made_is_told(module_node: Node, state: Path) -> None
     with pytest.raises(AssertionError, match="the driver ended with 1"):
         driver.start()
     assert driver.wait() == 1
-    told = driver.log.splitlines()[-1]
-    assert told.startswith(f"Error: cannot prepare {state}/missing (--state-dir): Read-only file system")
+    reported = driver.log.splitlines()[-1]
+    assert reported.startswith(f"Error: cannot prepare {state}/missing (--state-dir): Read-only file system")
     driver.options = ()
     driver.start()

@@ -1,4 +1,4 @@
-"""kubelet's subPath binds: whoever has one sees each next mount, as those do who have the whole volume."""
+"""Test kubelet's subPath binds: a container with a subPath sees each next mount, as containers with the whole volume do."""
 
 import signal
 import time
@@ -29,7 +29,7 @@ class Setup:
         return program
 
     def application(self, sub_path: str = "sub", propagation: str = "rslave") -> Container:
-        """A container with a subPath of what is mounted now."""
+        """Start a container with a subPath of what is mounted now."""
         self._containers += 1
         path = self.volume.pod.bind_sub_path(self.volume, f"app{self._containers}", sub_path)
         container = self.pod.container([Bind(path, "/data-subpath", propagation)])
@@ -47,7 +47,7 @@ def setup(pod: Pod) -> Setup:
 
 
 def sees(container: Container, text: str, file: str = "/data-subpath/file") -> None:
-    wait_until(f"{file} says {text}", lambda: container.run(f"cat {file}").out == f"{text}\n")
+    wait_until(f"{file} contains {text}", lambda: container.run(f"cat {file}").out == f"{text}\n")
 
 
 def test_ten_crashes_in_a_row_are_seen_and_the_pod_goes(node: Node, setup: Setup) -> None:
@@ -61,7 +61,7 @@ def test_ten_crashes_in_a_row_are_seen_and_the_pod_goes(node: Node, setup: Setup
         program = setup.mount(f"life {number}")
         if number == 3:  # started between two crashes: its bind is of another file system
             applications.append(setup.application())
-        if number == 6:  # restarted between two
+        if number == 6:  # restarted between two crashes
             setup.pod.stop(applications.pop())
             applications += [setup.application(), setup.application()]
         for application in applications:
@@ -83,7 +83,7 @@ def test_writing_through_it_reaches_the_new_program(setup: Setup) -> None:
     assert setup.fuse.check("cat /source/sub/new") == "written\n"
 
 
-def test_deeper_ones_and_odd_names(setup: Setup) -> None:
+def test_deeper_sub_paths_and_odd_names(setup: Setup) -> None:
     setup.fuse.check("mkdir '/source/a b\\c' && echo odd >'/source/a b\\c/file'")
     program = setup.mount("first")
     deep, odd = setup.application("sub/deep"), setup.application("a b\\c")
@@ -94,7 +94,7 @@ def test_deeper_ones_and_odd_names(setup: Setup) -> None:
     sees(odd, "odd")
 
 
-def test_an_unmount_by_hand_is_no_other(setup: Setup) -> None:
+def test_an_unmount_by_hand_is_like_a_crash(setup: Setup) -> None:
     setup.mount("first")
     application = setup.application()
     assert setup.fuse.run("fusermount3 -u /data").code == 0
@@ -103,7 +103,7 @@ def test_an_unmount_by_hand_is_no_other(setup: Setup) -> None:
     sees(application, "second")
 
 
-def test_one_that_is_not_there_any_more_comes_when_it_is(setup: Setup) -> None:
+def test_a_removed_sub_path_is_bound_again_when_it_exists(setup: Setup) -> None:
     program = setup.mount("first")
     application = setup.application()
     program.kill("KILL")
@@ -118,7 +118,7 @@ def test_one_that_is_not_there_any_more_comes_when_it_is(setup: Setup) -> None:
 
 
 def test_a_link_in_its_place_is_not_followed(node: Node, setup: Setup) -> None:
-    """The pod's program says what is where: a link would lead the driver, which is root, to a file of the node."""
+    """The pod's program decides what each name is: a link would lead the driver, which is root, to a file of the node."""
     program = setup.mount("first")
     application = setup.application()
     program.kill("KILL")
@@ -154,7 +154,7 @@ def test_a_program_that_hangs_blocks_nobody(node: Node, setup: Setup) -> None:
     application = setup.application()
     program.kill("KILL")
     setup.volume.wait_waiting()
-    # Mounted, and it never reads a request.
+    # It is mounted, and never reads a request.
     program = setup.fuse.start("/opt/mfcp/fuse-starter --fd-passing-socket-path $FUSERMOUNT3PROXY_FDPASSING_SOCKPATH -- sleep 1000")
     setup.volume.wait_mounted(program)
     began = time.monotonic()
@@ -176,7 +176,7 @@ def test_a_directory_that_each_next_program_lacks_does_not_fill_the_log(node: No
     for _ in range(25):
         program = setup.fuse.start("bindfs -f /empty /data")
         setup.volume.wait_mounted(program)
-        wait_until("it is told", lambda: f"{sentence} No such file or directory" in setup.volume.condition)
+        wait_until("it is reported", lambda: f"{sentence} No such file or directory" in setup.volume.condition)
         setup.volume.republish()
         program.kill("KILL")
         setup.volume.wait_waiting()

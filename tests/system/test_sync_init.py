@@ -1,4 +1,4 @@
-"""--sync-init of libfuse 3.19: the program answers INIT while the driver mounts, or never does."""
+"""Test --sync-init of libfuse 3.19: the program answers INIT while the driver mounts, or never answers."""
 
 import signal
 import time
@@ -10,12 +10,12 @@ from harness.pod import Node, Pod
 from harness.programs import SOURCES
 
 PROGRAMS = "/programs"
-SYNC_MOUNT_WAIT = 30.0  # seconds, what a program has for its answer
+SYNC_MOUNT_WAIT = 30.0  # seconds that a program has for its answer
 BUSY = "fusermount3: mount failed: Device or resource busy"
 
 
 class Setup:
-    """A pod with one volume; each test ends with nothing mounted."""
+    """Represents a pod with one volume; each test ends with nothing mounted."""
 
     def __init__(self, pod: Pod) -> None:
         self.volume: Published = pod.publish()
@@ -26,13 +26,13 @@ class Setup:
     def start(self, how: str, options: str = "") -> Background:
         return self.fuse.start(f"python3 {PROGRAMS}/sync_init.py {how} /data {options}")
 
-    def starts_and_says(self, how: str, word: str) -> Background:
+    def starts_and_prints(self, how: str, word: str) -> Background:
         program = self.start(how)
         program.wait_until_it_says(word)
         return program
 
     def serves(self, program: Background) -> None:
-        """It has mounted, an application reads, and it ends by an unmount."""
+        """Check that the program has mounted, that an application reads, and that the program ends by an unmount."""
         self.volume.wait_mounted(program)
         assert self.application.check("cat /data/hello") == "Hello World!\n"
         assert self.fuse.run("fusermount3 -u /data").code == 0
@@ -73,7 +73,7 @@ def test_it_is_replaced_when_it_dies_after_the_mount(setup: Setup) -> None:
 
 
 def test_a_program_that_changes_its_mind_mounts_in_the_usual_way_at_once(setup: Setup) -> None:
-    """Nothing is reserved for it: it never meets its own first call."""
+    """Nothing is reserved for the program, so its first call is not in the way of its second."""
     for _ in range(10):
         program = setup.start("gives-up")
         setup.serves(program)
@@ -81,12 +81,12 @@ def test_a_program_that_changes_its_mind_mounts_in_the_usual_way_at_once(setup: 
         assert BUSY not in program.err
 
 
-def test_a_program_that_dies_before_it_goes_on_stands_in_nobodys_way(setup: Setup) -> None:
+def test_a_program_that_dies_before_it_proceeds_blocks_nobody(setup: Setup) -> None:
     assert setup.start("is-killed").wait() == 128 + signal.SIGKILL
     setup.serves(setup.start("serves"))
 
 
-def test_a_program_that_dies_with_init_in_hand_stands_in_nobodys_way(setup: Setup) -> None:
+def test_a_program_that_dies_with_init_in_hand_blocks_nobody(setup: Setup) -> None:
     for _ in range(3):
         program = setup.start("dies")
         assert program.wait() == 128 + signal.SIGKILL
@@ -95,7 +95,7 @@ def test_a_program_that_dies_with_init_in_hand_stands_in_nobodys_way(setup: Setu
 
 
 def test_while_a_program_does_not_answer_everything_else_goes_on(node: Node, setup: Setup) -> None:
-    hung = setup.starts_and_says("never", "has INIT")
+    hung = setup.starts_and_prints("never", "has INIT")
     began = time.monotonic()
     setup.volume.republish()
     assert setup.application.check("ls -A /data") == ""
@@ -108,7 +108,7 @@ def test_while_a_program_does_not_answer_everything_else_goes_on(node: Node, set
     other.serves(other.start("serves"))
     assert time.monotonic() - began < SYNC_MOUNT_WAIT / 2
     assert hung.is_running
-    # It is told, and another one can mount.
+    # The program gets an error, and another one can mount.
     assert hung.wait(SYNC_MOUNT_WAIT + 10) == 0
     assert hung.out == "has the fd\nhas INIT\n-4 1\n"
     assert hung.err == "fusermount3: mount failed: the FUSE program did not answer INIT in time\n"
@@ -116,14 +116,14 @@ def test_while_a_program_does_not_answer_everything_else_goes_on(node: Node, set
 
 
 def test_a_hung_program_that_is_killed_is_replaced_at_once(setup: Setup) -> None:
-    hung = setup.starts_and_says("never", "has INIT")
+    hung = setup.starts_and_prints("never", "has INIT")
     hung.kill("KILL")
     hung.wait()
     setup.serves(setup.start("serves"))
 
 
 def test_unpublish_does_not_wait_for_it(setup: Setup) -> None:
-    hung = setup.starts_and_says("never", "has INIT")
+    hung = setup.starts_and_prints("never", "has INIT")
     began = time.monotonic()
     setup.volume.unpublish()
     assert time.monotonic() - began < 5
@@ -132,7 +132,7 @@ def test_unpublish_does_not_wait_for_it(setup: Setup) -> None:
 
 
 def test_a_driver_that_is_killed_meanwhile_leaves_nothing_behind(node: Node, setup: Setup) -> None:
-    hung = setup.starts_and_says("never", "has INIT")
+    hung = setup.starts_and_prints("never", "has INIT")
     node.driver.stop(signal.SIGKILL)
     assert hung.wait() == 0
     assert hung.out == "has the fd\nhas INIT\n-5 1\n"
@@ -143,13 +143,13 @@ def test_a_driver_that_is_killed_meanwhile_leaves_nothing_behind(node: Node, set
 
 
 def test_a_program_that_is_killed_with_its_helper_at_any_moment_is_replaced(node: Node, setup: Setup) -> None:
-    """From its word that it is ready until it serves, in steps of a fifth of a millisecond."""
+    """The moments lie between its line that it is ready and its serving, a fifth of a millisecond apart."""
     said = len(node.driver.log)
     for number in range(40):
         assert setup.start(f"{number / 5}").wait() == 128 + signal.SIGKILL
         setup.volume.wait_waiting()
     new = node.driver.log[said:]
-    # Before the mount and after it.
+    # Some moments are before the mount, and some after it.
     assert "request refused: mount failed: the client has gone" in new
     assert "the FUSE program has ended; its mount is detached" in new
     setup.serves(setup.start("serves"))

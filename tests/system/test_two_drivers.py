@@ -1,4 +1,4 @@
-"""Two drivers with one run folder, in two mount namespaces: a package on the host, say, and a DaemonSet that mounts /run/mfcp."""
+"""Test two drivers with one run folder in two mount namespaces: for example a package on the host, and a DaemonSet with /run/mfcp."""
 
 import os
 import signal
@@ -14,12 +14,12 @@ from harness.kubelet import Kubelet, Published
 from harness.pod import Node
 
 OWN_NAMESPACE = ("unshare", "--mount", "--propagation", "unchanged")
-AT_ONCE = 10.0  # seconds; a former driver that is stopping is waited for 15
+AT_ONCE = 10.0  # seconds; a former driver that is stopping would be waited for 15 s
 
 
 @pytest.fixture(params=[(OWN_NAMESPACE, ()), ((), OWN_NAMESPACE), ((), ())], ids=["first apart", "second apart", "together"])
 def second(module_node: Node, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Driver]:
-    """A driver that does not run yet, with the node's run folder and another endpoint. The node's driver runs."""
+    """Make a driver that does not run yet, with the node's run folder and another endpoint. The node's driver runs."""
     first = module_node.driver
     first.stop()
     place = module_node.folder / "second"
@@ -46,7 +46,7 @@ def folders(driver: Driver) -> set[Path]:
 
 
 def ends_well(volume: Published, fd: int) -> None:
-    """The volume's driver takes the mount off, for which it needs its private folder."""
+    """Check that the volume's driver detaches the mount, for which it needs its private folder."""
     os.close(fd)
     volume.wait_waiting()
 
@@ -63,8 +63,8 @@ def test_the_second_does_not_start_while_the_first_serves(module_node: Node, sec
     second.begin()
     assert second.wait() == 1
     assert time.monotonic() - began < AT_ONCE
-    (told,) = second.log.splitlines()
-    assert told == (
+    (reported,) = second.log.splitlines()
+    assert reported == (
         f"Error: another driver (pid {first.pid}) serves from {first.run_dir} (--run-dir): "
         "stop it first, or give each driver a --run-dir of its own"
     )
@@ -73,7 +73,7 @@ def test_the_second_does_not_start_while_the_first_serves(module_node: Node, sec
     hostile.mount_and_end(volume)
 
 
-def test_one_that_does_not_answer_is_no_reason_and_keeps_what_it_uses(module_node: Node, second: Driver) -> None:
+def test_a_driver_that_does_not_answer_is_replaced_and_keeps_what_it_uses(module_node: Node, second: Driver) -> None:
     first = module_node.driver
     volume = module_node.pod().publish()
     fd = hostile.mount(volume)
@@ -92,8 +92,8 @@ def test_one_that_does_not_answer_is_no_reason_and_keeps_what_it_uses(module_nod
     hostile.mount_and_end(volume)
 
 
-def test_nor_is_one_that_was_killed(module_node: Node, second: Driver) -> None:
-    """The second goes on with its volumes."""
+def test_a_killed_driver_is_replaced(module_node: Node, second: Driver) -> None:
+    """The second driver goes on with the volumes of the first."""
     first = module_node.driver
     volume = module_node.pod().publish()
     fd = hostile.mount(volume)
@@ -106,8 +106,8 @@ def test_nor_is_one_that_was_killed(module_node: Node, second: Driver) -> None:
     volume.unpublish()
 
 
-def test_a_third_keeps_what_one_uses_that_could_not_lock_the_run_folder(module_node: Node, second: Driver) -> None:
-    """The second took the place of one that did not answer, does not answer itself now, and lives on."""
+def test_a_third_driver_leaves_alone_what_a_driver_without_the_lock_uses(module_node: Node, second: Driver) -> None:
+    """The second one took the place of a driver that did not answer. Now it does not answer itself, and lives on."""
     first = module_node.driver
     firsts = folders(first)
     first.signal(signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""Two volumes in one pod: each has sockets, a mount and a life of its own."""
+"""Test that two volumes in one pod have sockets, a mount and a life of their own."""
 
 import pytest
 from harness.container import Bind, Container
@@ -9,7 +9,7 @@ NAMES = ("one", "two")
 
 
 class TwoVolumes:
-    """Volumes `one` and `two`, at /one and /two, each with a bindfs of its own in the same container."""
+    """Represents volumes `one` and `two`, at /one and /two, each with a bindfs of its own in the same container."""
 
     def __init__(self, pod: Pod, empty_dirs: tuple[str, str]) -> None:
         self.volumes: dict[str, Published] = {
@@ -42,14 +42,14 @@ def test_each_volume_has_its_own_file_system(pod: Pod, empty_dirs: tuple[str, st
         assert both.reads(name) == f"content of {name}\n"
     assert both.volumes["one"].fuse.device != both.volumes["two"].fuse.device
 
-    # The death of one is nothing to the other.
+    # The death of one program changes nothing for the other.
     programs["one"].kill("KILL")
     both.volumes["one"].wait_waiting()
     assert both.reads("two") == "content of two\n"
     both.volumes["one"].wait_mounted(both.fuse.start(both.command("one")))
     assert both.reads("one") == "content of one\n"
 
-    # Each socket unmounts its own volume alone.
+    # Each socket unmounts only its own volume.
     unmount = f"{VARIABLE}={both.sockets['two']}/two.sock fusermount3 -u"
     result = both.fuse.run(f"{unmount} /one")
     assert (result.code, result.err) == (1, "fusermount3: entry for /one not found in /etc/mtab\n")
@@ -78,8 +78,8 @@ def test_without_the_variable_one_socket_is_enough(pod: Pod) -> None:
     volume.wait_mounted(fuse.start("bindfs -f /source /data"))
 
 
-def test_one_that_is_mounted_inside_the_other_is_hidden_when_that_one_recovers(pod: Pod) -> None:
-    """docs/operations.md says so: what covers a dead mount covers what a container has mounted in it, until it restarts."""
+def test_a_volume_mounted_inside_another_is_hidden_when_that_one_recovers(pod: Pod) -> None:
+    """docs/operations.md says so: what covers a dead mount covers also what a container has mounted in it, until it restarts."""
     both = TwoVolumes(pod, ("shared", "shared"))
     outer, inner = (both.volumes[name] for name in NAMES)
     both.fuse.check("mkdir /source-one/inside")

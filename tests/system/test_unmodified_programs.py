@@ -1,4 +1,4 @@
-"""bindfs in the ways that test_clients.py does not start it: with the single file, in the background, and under a probe."""
+"""Test bindfs in the ways in which test_clients.py does not start it: with the single file, in the background, and under a probe."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from harness.pod import Pod, single_file
 
 @pytest.fixture
 def content(tmp_path: Path) -> Path:
-    """What is served."""
+    """Make the folder that is served."""
     folder = tmp_path / "content"
     (folder / "folder").mkdir(parents=True)
     (folder / "folder" / "file").write_text("content\n")
@@ -49,7 +49,7 @@ def test_bindfs_with_the_single_file(pod: Pod, content: Path) -> None:
 
 
 def test_a_startup_probe_sees_when_it_is_mounted(pod: Pod, content: Path) -> None:
-    """Manifests wait with these commands: nothing but the mount may show the word fuse."""
+    """Manifests wait with these commands: only the mount may show the word fuse."""
     probes = ["mount | grep /data | grep fuse", "/bin/mount | grep fuse"]
     volume = pod.publish()
     application, fuse = pod.application(volume), pod.fuse(volume, binds=[Bind(content, "/source")])
@@ -59,7 +59,7 @@ def test_a_startup_probe_sees_when_it_is_mounted(pod: Pod, content: Path) -> Non
 
 
 def test_bindfs_in_the_background(pod: Pod, content: Path) -> None:
-    """Without -f it forks, and its first process ends: the child keeps the file system."""
+    """Without -f the program forks, and its first process ends: the child keeps the file system."""
     volume = pod.publish()
     application, fuse = pod.application(volume), pod.fuse(volume, binds=[Bind(content, "/source")])
     fuse.check("bindfs /source /data")

@@ -1,6 +1,6 @@
-"""Somebody unmounts on the node what is at a target: kubelet's next republish, or the next program, puts it right.
+"""Test that kubelet's next republish, or the next program, repairs a target at which somebody on the node has unmounted something.
 
-Or mounts something else there.
+Some tests mount something else there instead.
 """
 
 import os
@@ -19,7 +19,7 @@ from harness.pod import Node, Pod
 from harness.programs import SOURCES
 
 EBUSY = 16
-TOLD = "it was unmounted on the node"
+REPORTED = "it was unmounted on the node"
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def fleet(node: Node) -> Iterator[Fleet]:
 
 
 def served(node: Node, fleet: Fleet) -> tuple[Published, Background]:
-    """A volume, and the program whose file in it says "first"."""
+    """Mount a program whose file contains "first"; returns the volume and the program."""
     volume = node.pod().publish()
     program = fleet.start(volume, "serves", "first")
     shows(fleet.seen(volume), "first")
@@ -38,7 +38,7 @@ def served(node: Node, fleet: Fleet) -> tuple[Published, Background]:
 
 
 def is_whole(volume: Published) -> None:
-    """A placeholder is there, a program can mount on it, and unpublish finds nothing of an application's."""
+    """Check that a placeholder is there, that a program can mount on it, and that unpublish finds nothing of an application's."""
     assert [mount.fstype for mount in volume.mounts] == ["tmpfs"]
     with pytest.raises(OSError, match="No space left"):
         (volume.target / "early").touch()
@@ -47,14 +47,14 @@ def is_whole(volume: Published) -> None:
 
 
 def test_the_placeholder(node: Node, pod: Pod) -> None:
-    """Without it what an application writes lands on the node's disk, and unpublish, which deletes no file, is stuck."""
+    """Without it, what an application writes is written to the node's disk, and unpublish, which deletes no file, cannot end."""
     volume = pod.publish()
     said = len(node.driver.log)
     mounts.unmount(volume.target)
     volume.republish()
-    assert TOLD in volume.condition
+    assert REPORTED in volume.condition
     volume.republish()
-    assert node.driver.log[said:].count(TOLD) == 1
+    assert node.driver.log[said:].count(REPORTED) == 1
     is_whole(volume)
 
 
@@ -67,7 +67,7 @@ def test_the_placeholder_and_its_directory(pod: Pod) -> None:
 
 
 def test_a_symlink_in_the_place_of_its_directory(pod: Pod, tmp_path: Path) -> None:
-    """It is not followed, and the condition says what to do."""
+    """The link is not followed, and the condition says what to do."""
     volume = pod.publish()
     mounts.unmount(volume.target)
     volume.target.rmdir()
@@ -91,7 +91,7 @@ def test_the_placeholder_before_a_program_mounts(pod: Pod) -> None:
 
 
 def test_the_placeholder_while_a_program_is_asked_for_init(node: Node, pod: Pod) -> None:
-    """A process mounts for it. What is at the target when that has been killed is a new device, and yet no FUSE mount."""
+    """A process mounts for the program. When that was killed, a new device is at the target, and yet it is no FUSE mount."""
     volume = pod.publish()
     fuse = pod.fuse(volume, binds=[Bind(SOURCES, "/programs", read_only=True)])
     program = fuse.start("python3 /programs/sync_init.py never /data")
@@ -119,7 +119,7 @@ def test_something_else_is_mounted_there(node: Node, pod: Pod) -> None:
 
 
 def test_something_else_was_mounted_there_when_a_program_asked(pod: Pod) -> None:
-    """Without Kubernetes there is no republish that would look again."""
+    """Without Kubernetes there is no republish that would check again."""
     volume = pod.publish()
     mounts.mount("-t", "ramfs", "something", volume.target)
     os.close(hostile.mount(volume))
@@ -133,9 +133,9 @@ def test_something_else_was_mounted_there_when_a_program_asked(pod: Pod) -> None
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("is_republished", [True, False], ids=["republished", "asked"])
 def test_a_mount_whose_program_lives(node: Node, fleet: Fleet, layers: int, is_republished: bool) -> None:
-    """Another one can mount, in place of that which nobody who starts now sees."""
+    """Another program can mount, in place of the mount that no container which starts now sees."""
     volume, first = served(node, fleet)
-    former = Application(volume)  # keeps the file system, and so its program
+    former = Application(volume)  # keeps the file system, and with it its program
     for _ in range(layers):
         mounts.unmount_lazily(volume.target)
     if is_republished:
@@ -144,7 +144,7 @@ def test_a_mount_whose_program_lives(node: Node, fleet: Fleet, layers: int, is_r
     second = fleet.start(volume, "serves", "second")
     shows(fleet.seen(volume), "second")
     application = Application(volume)
-    assert TOLD in volume.condition
+    assert REPORTED in volume.condition
     shows(former.seen, "first")
     former.end()
     first.wait()
@@ -157,7 +157,7 @@ def test_a_mount_whose_program_lives(node: Node, fleet: Fleet, layers: int, is_r
 
 
 def test_a_republish_after_a_restart_finds_nothing_wrong(node: Node, fleet: Fleet) -> None:
-    """The new driver does not know the placeholder beneath a mount, until that is off."""
+    """The new driver does not know the placeholder beneath a mount until the mount is detached."""
     volume, program = served(node, fleet)
     said = len(node.driver.log)
     node.driver.stop()
@@ -166,12 +166,12 @@ def test_a_republish_after_a_restart_finds_nothing_wrong(node: Node, fleet: Flee
     program.kill("KILL")
     volume.wait_waiting()
     volume.republish()
-    assert TOLD not in node.driver.log[said:]
+    assert REPORTED not in node.driver.log[said:]
     is_whole(volume)
 
 
 def test_something_else_is_mounted_over_it(node: Node, fleet: Fleet) -> None:
-    """It is not the driver's, and what is beneath goes on."""
+    """What is mounted over it is not the driver's, and the mount beneath goes on."""
     volume, _ = served(node, fleet)
     mounts.mount("-t", "tmpfs", "mfcp-test", volume.target)
     volume.republish()
@@ -179,7 +179,7 @@ def test_something_else_is_mounted_over_it(node: Node, fleet: Fleet) -> None:
     mounts.unmount(volume.target)
     shows(fleet.seen(volume), "first")
     volume.republish()
-    assert volume.condition.startswith("mounted since") and TOLD not in volume.condition
+    assert volume.condition.startswith("mounted since") and REPORTED not in volume.condition
 
 
 @pytest.mark.parametrize("restarts", [False, True])
@@ -206,7 +206,7 @@ def test_what_is_beneath_something_else_is_neither_lost_nor_taken_off(node: Node
 
 
 def test_unpublish_beneath_something_else_ends_the_program(node: Node, fleet: Fleet) -> None:
-    """And leaves it in no container."""
+    """No container keeps the mount."""
     volume, program = served(node, fleet)
     application = Application(volume)
     for _ in range(2):
@@ -217,16 +217,16 @@ def test_unpublish_beneath_something_else_ends_the_program(node: Node, fleet: Fl
     application.end()
 
 
-def test_a_mount_is_not_called_crashed(node: Node, fleet: Fleet) -> None:
+def test_an_unmount_on_the_node_is_not_called_a_crash(node: Node, fleet: Fleet) -> None:
     volume, program = served(node, fleet)
     mounts.unmount(volume.target)
     program.wait()
-    wait_until("it is told", lambda: TOLD in volume.condition)
+    wait_until("it is reported", lambda: REPORTED in volume.condition)
     assert "it was unmounted, and not mounted again" in volume.condition
 
 
 def test_something_else_is_mounted_over_the_placeholder_before_a_restart(node: Node, pod: Pod) -> None:
-    """It is told as long as it is there."""
+    """The condition reports it as long as it is there."""
     volume = pod.publish()
     node.driver.stop()
     mounts.mount("-t", "tmpfs", "mfcp-test", volume.target)
@@ -240,8 +240,8 @@ def test_something_else_is_mounted_over_the_placeholder_before_a_restart(node: N
     is_whole(volume)
 
 
-def test_again_and_again_while_programs_mount(pod: Pod) -> None:
-    """At any moment of a mount: what is there then is never taken for it, or nobody could mount or unpublish any more."""
+def test_unmounting_on_the_node_again_and_again_while_programs_mount(pod: Pod) -> None:
+    """The unmount happens at any moment of a mount. If a former file system were taken for the new one, nobody could mount any more."""
     volume = pod.publish()
     code = "import ctypes, sys\nlibc = ctypes.CDLL(None)\nwhile True: libc.umount2(sys.argv[1].encode(), 2)  # MNT_DETACH"
     with subprocess.Popen([sys.executable, "-c", code, volume.target]) as unmounts:

@@ -1,4 +1,4 @@
-"""fusermount3 -u, by hand and by the FUSE library, and mounting again: the volume's sockets stay."""
+"""Test fusermount3 -u, called by hand and by the FUSE library, and another mount after it: the volume's sockets stay."""
 
 import os
 import tempfile
@@ -19,18 +19,18 @@ both_places = pytest.mark.parametrize("mountpoint", ["/data", "/elsewhere"])
 
 
 class Setup:
-    """One pod for all tests here: each ends with nothing mounted."""
+    """Represents one pod for all tests here; each test ends with nothing mounted."""
 
     def __init__(self, pod: Pod) -> None:
         self.volume: Published = pod.publish()
         self.fuse: Container = pod.fuse(self.volume)
         self.before: Container = pod.application(self.volume)
-        # Two that run no FUSE program: one sees the volume at a path of its own, and one does not see it at all.
+        # These two run no FUSE program: one sees the volume at a path of its own, and one does not see it at all.
         self.other: Container = pod.fuse(self.volume, data="/mine", dev_fuse=False)
         environment = {VARIABLE: f"{SOCKETS}/{self.volume.socket.name}"}
         self.blind: Container = pod.container([Bind(self.volume.socket.parent, SOCKETS), *tree()], environment=environment)
         self.fuse.check("mkdir /source /elsewhere && echo content >/source/file")
-        for container in (self.fuse, self.before, self.other, self.blind):  # or a test would find them new at its end
+        for container in (self.fuse, self.before, self.other, self.blind):  # otherwise a test would find them new at its end
             container.wait_until_running()
 
     def mount(self, mountpoint: str = "/data") -> Background:
@@ -40,7 +40,7 @@ class Setup:
         return program
 
     def unmounted(self, program: Background) -> None:
-        """The program has ended well, and applications see the placeholder."""
+        """Check that the program has ended well, and that applications see the placeholder."""
         assert program.wait() == 0, program.err
         self.volume.wait_waiting()
         assert self.before.check("ls -A /data") == ""
@@ -61,7 +61,7 @@ def test_unmount_and_mount_again_three_times(node: Node, setup: Setup, mountpoin
 
 
 def test_the_drivers_own_questions_do_not_make_it_busy(node: Node, setup: Setup) -> None:
-    """kubelet asks how a volume is at any moment."""
+    """kubelet asks for the volume's condition at any moment."""
     asked = 0
     stopped = threading.Event()
 
@@ -85,24 +85,24 @@ def test_the_drivers_own_questions_do_not_make_it_busy(node: Node, setup: Setup)
 
 
 @pytest.fixture
-def looked_at(folder: Path) -> Iterator[tuple[Path, int]]:
-    """A mount, and an fd by which somebody has found it."""
+def found_mount(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Mount a file system, and open an fd with which somebody has found it."""
     path = Path(tempfile.mkdtemp(prefix="mount-", dir=folder))
     mounts.call_mount("tmpfs", path, "tmpfs")
     yield path, os.open(path, os.O_PATH)
     mounts.unmount_all_below(path)
 
 
-def test_who_looks_at_it_just_now_does_not_keep_it(looked_at: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A question begins with finding the mount, and that alone makes it busy."""
-    path, fd = looked_at
+def test_a_lookup_at_the_same_moment_does_not_make_it_busy(found_mount: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question begins with a lookup of the mount, and a lookup alone makes the mount busy."""
+    path, fd = found_mount
     monkeypatch.setattr(takeoff.time, "sleep", lambda _: os.close(fd))
     takeoff._unmount_unless_busy(str(path))
     assert not mounts.stack(path)
 
 
-def test_what_stays_busy_is_told_soon(looked_at: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    path, fd = looked_at
+def test_what_stays_busy_is_reported_soon(found_mount: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, fd = found_mount
     waited: list[float] = []
     monkeypatch.setattr(takeoff.time, "sleep", waited.append)
     with pytest.raises(OSError, match="Device or resource busy"):
@@ -112,14 +112,14 @@ def test_what_stays_busy_is_told_soon(looked_at: tuple[Path, int], monkeypatch: 
 
 
 @both_places
-def test_the_library_unmounts_when_it_is_told_to_stop(node: Node, setup: Setup, mountpoint: str) -> None:
+def test_the_library_unmounts_when_it_is_reported_to_stop(node: Node, setup: Setup, mountpoint: str) -> None:
     program = setup.mount(mountpoint)
     program.kill("TERM")
     setup.unmounted(program)
 
 
 def test_an_application_that_started_after_the_mount_sees_each_one(node: Node, pod: Pod) -> None:
-    """It has bound the FUSE file system itself, and is not in the placeholder's propagation tree."""
+    """Such an application has bound the FUSE file system itself, and is not in the placeholder's propagation tree."""
     volume = pod.publish()
     fuse = pod.fuse(volume)
     fuse.check("mkdir /source")
@@ -136,7 +136,7 @@ def test_an_application_that_started_after_the_mount_sees_each_one(node: Node, p
 @both_places
 @pytest.mark.parametrize("options", ["-u", "-u -z", "-u -q", "-uqz"])
 def test_from_another_container_of_the_pod(node: Node, setup: Setup, options: str, mountpoint: str) -> None:
-    """It names the volume by the path that it has there, which is nobody else's."""
+    """This container names the volume by its own path of it, which no other container has."""
     program = setup.mount(mountpoint)
     result = setup.other.run(f"fusermount3 {options} /mine")
     assert (result.code, result.out, result.err) == (0, "", "")
@@ -146,7 +146,7 @@ def test_from_another_container_of_the_pod(node: Node, setup: Setup, options: st
 
 @both_places
 def test_from_a_container_that_does_not_see_the_volume(node: Node, setup: Setup, mountpoint: str) -> None:
-    """By the path that the program gave, which only the driver knows."""
+    """It names the path that the program gave, which only the driver knows."""
     assert setup.blind.run("test -e /data -o -e /elsewhere").code == 1
     program = setup.mount(mountpoint)
     for unknown in ("/mine", "/elsewhere2"):
@@ -172,13 +172,13 @@ def test_a_busy_file_system_stays_for_other_containers_too(node: Node, setup: Se
 
 @both_places
 def test_the_first_unmount_of_what_a_dead_program_left_succeeds(node: Node, setup: Setup, mountpoint: str) -> None:
-    """With libfuse's helper it would still be mounted, and scripts and programs take an error for one of theirs."""
+    """With libfuse's helper it would still be mounted, and scripts and programs take an error for one of their own."""
     setup.mount(mountpoint).kill("KILL")
     setup.volume.wait_waiting()
     wait_until("the driver is done with it", lambda: setup.fuse.run(f"fusermount3 -u {mountpoint}").code == 0)
     result = setup.fuse.run(f"fusermount3 -u {mountpoint}")
     assert (result.code, result.err) == (1, f"fusermount3: entry for {mountpoint} not found in /etc/mtab\n")
-    # A mount that was unmounted leaves nothing.
+    # A mount that was unmounted leaves nothing behind.
     program = setup.mount(mountpoint)
     assert setup.fuse.run(f"fusermount3 -u {mountpoint}").code == 0
     setup.unmounted(program)
@@ -187,7 +187,9 @@ def test_the_first_unmount_of_what_a_dead_program_left_succeeds(node: Node, setu
 
 @both_places
 @pytest.mark.parametrize("is_away", [False, True], ids=["before", "meanwhile"])
-def test_so_does_it_after_a_restart_of_the_driver(module_node: Node, setup: Setup, mountpoint: str, is_away: bool) -> None:
+def test_the_first_unmount_succeeds_after_a_restart_of_the_driver_too(
+    module_node: Node, setup: Setup, mountpoint: str, is_away: bool
+) -> None:
     driver = module_node.driver
     program = setup.mount(mountpoint)
     if is_away:

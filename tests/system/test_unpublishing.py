@@ -1,4 +1,4 @@
-"""NodeUnpublishVolume: whatever the pod does, it ends in bounded time, and deletes no file."""
+"""Test that NodeUnpublishVolume ends in bounded time whatever the pod does, and deletes no file."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def mounted(volume: Published, fuse: Container) -> Background:
     fuse.check("mkdir /source && echo content >/source/file")
     program = fuse.start("bindfs -f /source /data")
     volume.wait_mounted(program)
-    assert fuse.check("cat /data/file") == "content\n"  # it serves
+    assert fuse.check("cat /data/file") == "content\n"  # the program serves
     return program
 
 
@@ -34,7 +34,7 @@ def unpublish_in_time(volume: Published) -> None:
 
 
 def test_while_it_is_mounted_and_in_use(pod: Pod) -> None:
-    """The program is told, though containers still hold its file system."""
+    """The program sees the end of its mount, although containers still hold the file system."""
     volume = pod.publish()
     before, fuse = pod.application(volume), pod.fuse(volume)
     program = mounted(volume, fuse)
@@ -56,7 +56,7 @@ def test_while_the_program_is_stopped_and_applications_wait_for_it(pod: Pod) -> 
     reader = application.start("cat /data/file")
     assert reader.pid
     unpublish_in_time(volume)
-    # The connection is aborted: who waited gets an answer.
+    # The connection is aborted, so everyone who waited gets an answer.
     assert reader.wait() == 1
     program.kill("CONT")
     program.wait()
@@ -110,7 +110,7 @@ def test_files_under_a_published_target_stay(pod: Pod) -> None:
     file = target / "file"
     file.write_text("somebody's\n")
     volume = pod.publish()
-    assert not file.exists()  # the placeholder is over it
+    assert not file.exists()  # the placeholder covers it
     program = mounted(volume, pod.fuse(volume))
     with refused(grpc.StatusCode.FAILED_PRECONDITION):
         volume.unpublish()
@@ -144,7 +144,7 @@ FOREIGN = "a tmpfs file system of something else is mounted there"
 
 
 def restart_without_records(node: Node) -> None:
-    """Start the driver anew, so that it knows no volume."""
+    """Start the driver again so that it knows no volume."""
     node.driver.stop()
     for record in (node.driver.run_dir / "state").glob("*.json"):
         record.unlink()
@@ -152,7 +152,7 @@ def restart_without_records(node: Node) -> None:
 
 
 def is_refused_until_unmounted(volume: Published) -> None:
-    """Unpublish leaves what is mounted at the target, says what to do, and succeeds when that is done."""
+    """Check that unpublish leaves what is mounted at the target, says what to do, and succeeds when that is done."""
     (before,) = volume.mounts
     for _ in range(2):
         with refused(grpc.StatusCode.FAILED_PRECONDITION) as refusal:
@@ -194,7 +194,7 @@ def test_what_somebody_mounted_in_place_of_the_placeholder_stays(node: Node, pod
 
 
 def test_what_somebody_mounted_in_place_of_a_fuse_mount_stays(pod: Pod) -> None:
-    """The kernel mostly gives it the device number of the FUSE file system or of the placeholder, which are both free."""
+    """The kernel mostly gives it the device number of the FUSE file system or of the placeholder; both are free."""
     volume = pod.publish()
     program = mounted(volume, pod.fuse(volume))
     for _ in range(2):
@@ -224,7 +224,7 @@ def test_what_somebody_mounted_over_the_placeholder_goes(node: Node, pod: Pod, i
 
 
 def test_a_fuse_mount_beneath_something_else_goes_when_nobody_knows_it(node: Node, pod: Pod) -> None:
-    """From all containers, and its program ends."""
+    """It is detached from all containers, and its program ends."""
     volume = pod.publish()
     program = mounted(volume, pod.fuse(volume))
     application = pod.application(volume)
@@ -237,7 +237,7 @@ def test_a_fuse_mount_beneath_something_else_goes_when_nobody_knows_it(node: Nod
 
 @pytest.mark.parametrize("layers", [0, 1])
 def test_a_fuse_mount_on_the_bare_directory_goes(pod: Pod, layers: int) -> None:
-    """The Go plugin's driver mounts so, and publish would adopt it."""
+    """The Go plugin's driver mounts so, and publish would adopt such a mount."""
     target = pod.folder.target()
     target.mkdir()
     fd = mounts.mount_fuse(target)
@@ -248,7 +248,7 @@ def test_a_fuse_mount_on_the_bare_directory_goes(pod: Pod, layers: int) -> None:
     os.close(fd)
 
 
-def test_retries_of_one_that_hangs_have_one_thread(node: Node, pod: Pod) -> None:
+def test_retries_of_a_hung_unpublish_share_one_thread(node: Node, pod: Pod) -> None:
     """The driver does not know the volume, and kubelet's folder is on a file system whose server never answers an rmdir."""
     volume = pod.publish()
     mounts.unmount(volume.target)
@@ -264,7 +264,7 @@ def test_retries_of_one_that_hangs_have_one_thread(node: Node, pod: Pod) -> None
             with refused(grpc.StatusCode.DEADLINE_EXCEEDED):
                 volume.unpublish()
             assert node.driver.threads() == before + 1
-        with refused(grpc.StatusCode.ABORTED):  # what that thread removes must not be a new volume's
+        with refused(grpc.StatusCode.ABORTED):  # what the hung thread removes must not be a new volume's target
             volume.republish()
     finally:
         server.kill()

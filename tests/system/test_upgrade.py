@@ -1,4 +1,4 @@
-"""The driver is replaced by another one, ours or the Go plugin's before it: whoever reads a volume notices nothing."""
+"""Test that a container that reads a volume notices nothing when another driver replaces the driver, ours or the Go plugin's."""
 
 import os
 import signal
@@ -19,12 +19,12 @@ from harness.programs import SOURCES
 
 from driver.api.rpc import csi_pb2
 
-# Reads and writes again and again; ends with the first error.
+# This program reads and writes again and again, and ends with the first error.
 WORKER = "sh -c 'while cat /data/file && echo $$ >/data/written-{name}; do :; done'"
 
 
 def test_readers_and_writers_go_on_without_an_error(node: Node, pod: Pod) -> None:
-    """Stopped and started, killed and started, with containers from before and after the mount."""
+    """The driver is stopped and started, and killed and started, with containers from before and after the mount."""
     volume = pod.publish()
     before, fuse = pod.application(volume), pod.fuse(volume)
     fuse.check("mkdir /source && echo content >/source/file")
@@ -54,7 +54,7 @@ def test_readers_and_writers_go_on_without_an_error(node: Node, pod: Pod) -> Non
 
 
 class Former:
-    """A FUSE file system that was at the target before our driver: mounted by another one, which kept no record for us."""
+    """Represents a FUSE file system that another driver mounted at the target before ours, and that has no record."""
 
     def __init__(self, pod: Pod, on_tmpfs: bool, text: str = "former") -> None:
         pod.folder.empty_dir()
@@ -86,7 +86,7 @@ def former(pod: Pod, on_tmpfs: bool) -> Iterator[Former]:
 
 
 @both
-def test_a_mount_of_another_driver_is_taken_over_and_unpublished(pod: Pod, former: Former) -> None:
+def test_a_mount_of_another_driver_is_adopted_and_unpublished(pod: Pod, former: Former) -> None:
     application = Application(Published(pod.folder, pod.folder.request()))
     try:
         volume = pod.publish()
@@ -95,7 +95,7 @@ def test_a_mount_of_another_driver_is_taken_over_and_unpublished(pod: Pod, forme
     finally:
         application.end()
     volume.unpublish()
-    assert former.wait() == 0  # it was told
+    assert former.wait() == 0  # it saw the end of its mount
 
 
 @both
@@ -124,20 +124,20 @@ def test_it_is_unmounted_by_hand(pod: Pod, former: Former) -> None:
 
 
 @both
-def test_what_it_lacks_is_told_until_it_has_gone(node: Node, pod: Pod, former: Former) -> None:
-    """The volume is read-only, and the other driver did not heed that."""
+def test_options_that_an_adopted_mount_lacks_are_reported_until_it_ends(node: Node, pod: Pod, former: Former) -> None:
+    """The volume is read-only, and the other driver has ignored that."""
     volume = pod.publish(read_only=True)
 
     def condition() -> str:
         request = csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume.request.volume_id, volume_path=volume.request.target_path)
         return node.kubelet.node().NodeGetVolumeStats(request).volume_condition.message
 
-    told = "the FUSE file system that was mounted there before is not ro, nosuid, nodev"
-    assert told in condition()
-    assert told in node.driver.log
+    reported = "the FUSE file system that was mounted there before is not ro, nosuid, nodev"
+    assert reported in condition()
+    assert reported in node.driver.log
     node.driver.stop()
     node.driver.start()
-    assert told in condition()
+    assert reported in condition()
     former.kill()
     volume.republish()
-    wait_until("it is told no more", lambda: told not in condition())
+    wait_until("it is not reported any more", lambda: reported not in condition())

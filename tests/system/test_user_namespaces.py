@@ -1,7 +1,7 @@
-"""Pods whose root is another user of the node (hostUsers: false): what works for them, and what does not.
+"""Test pods whose root is another user of the node (hostUsers: false): what works for them, and what does not.
 
-Either with the volumes as they are, as Docker's userns-remap gives them, so that their owner is nobody for the pod; or with
-idmapped copies of them, as kubelet and containerd do it. The engine here knows no idmapped volumes: the test makes them.
+They get either the volumes as they are, as with Docker's userns-remap, so that the owner is nobody for the pod; or
+idmapped copies of them, as kubelet and containerd make them. The engine here knows no idmapped volumes, so the test makes them.
 """
 
 import ctypes
@@ -45,7 +45,7 @@ def _call(number: int, *arguments: object) -> int:
 
 
 def idmapped(target: Path, user_namespace: int) -> int:
-    """What a container runtime does with a volume of such a pod: a copy of the mount, idmapped, that gets later mounts."""
+    """Do what a container runtime does with a volume of such a pod: copy the mount, idmapped; the copy gets later mounts."""
     tree = _call(_OPEN_TREE, _AT_FDCWD, os.fsencode(target), _OPEN_TREE_CLONE)
     attributes = _MountAttr(set=_MOUNT_ATTR_IDMAP, propagation=_MS_SLAVE, userns=user_namespace)
     try:
@@ -58,7 +58,7 @@ def idmapped(target: Path, user_namespace: int) -> int:
 
 @pytest.fixture
 def user_namespace() -> Iterator[int]:
-    """One with the pod's mapping, as kubelet makes it."""
+    """Make one with the pod's mapping, as kubelet does."""
     with subprocess.Popen(["unshare", "--user", "cat"], stdin=subprocess.PIPE) as process:
         wait_until(
             "it has a namespace of its own",
@@ -89,7 +89,7 @@ class Containers:
 
     @property
     def owner(self) -> int:
-        """Whose the driver's files are, for the pod."""
+        """Return the owner of the driver's files as the pod sees it."""
         return NOBODY if self._user_namespace is None else 0
 
     def fuse(self, volume: Published, *options: str) -> Container:
@@ -141,7 +141,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_program_mounts_dies_and_is_replaced_and_all_see_it(containers: Containers, way: str) -> None:
-    """Permission is enough for the sockets, and the fd is good wherever it goes: it was opened in the node's user namespace."""
+    """Permission is enough to use the sockets, and the fd works everywhere: it was opened in the node's user namespace."""
     pod = containers.pod
     volume = pod.publish()
     applications = [containers.application(volume), pod.application(volume)]
@@ -183,7 +183,7 @@ def test_a_container_that_is_killed_or_removed_is_replaced(containers: Container
 
 
 def test_owners_are_the_nodes(containers: Containers) -> None:
-    """What a program says of owners is taken as it is: it serves what it sees as its own, and that is nobody's for the pod."""
+    """The owners that a program reports are used as they are: it reports its own files, which belong to nobody for the pod."""
     volume = containers.pod.publish()
     application, fuse = containers.application(volume), containers.fuse(volume)
     fuse.check("echo content >/srv/file && echo secret >/srv/secret && chmod 600 /srv/secret")
@@ -195,8 +195,8 @@ def test_owners_are_the_nodes(containers: Containers) -> None:
         assert application.run(command).code != 0, command
 
 
-def test_a_program_that_is_told_the_nodes_uid_gives_the_pod_its_files(containers: Containers) -> None:
-    """It stands in /proc/self/uid_map."""
+def test_a_program_that_is_reported_the_nodes_uid_gives_the_pod_its_files(containers: Containers) -> None:
+    """The node's uid is in /proc/self/uid_map."""
     volume = containers.pod.publish()
     application, fuse = containers.application(volume), containers.fuse(volume)
     fuse.check("echo content >/srv/file && chmod 600 /srv/file")
@@ -209,7 +209,7 @@ def test_a_program_that_is_told_the_nodes_uid_gives_the_pod_its_files(containers
 
 
 def test_a_program_that_may_mount_in_its_own_namespace_does_not_ask_the_driver(containers: Containers) -> None:
-    """Root of a user namespace with CAP_SYS_ADMIN: mount(2) says what it thinks of a file that is no /dev/fuse, and libfuse gives up."""
+    """As root of a user namespace with CAP_SYS_ADMIN, mount(2) rejects a file that is no /dev/fuse, and libfuse gives up."""
     volume = containers.pod.publish()
     fuse = containers.fuse(volume, "--cap-add=SYS_ADMIN")
     result = fuse.run("bindfs -f /srv /data")
@@ -218,9 +218,9 @@ def test_a_program_that_may_mount_in_its_own_namespace_does_not_ask_the_driver(c
 
 
 def test_a_mounted_file_system_can_not_be_idmapped(pod: Pod, user_namespace: int) -> None:
-    """So such a container does not start on it; once the program has gone it does. FUSE takes it from programs that ask for it alone.
+    """Such a container does not start on it, and starts when the program has ended. FUSE allows it only for programs that ask for it.
 
-    The kernel's words; runc 1.2 puts "failed to set MOUNT_ATTR_IDMAP on PATH:" before them.
+    The text is the kernel's; runc 1.2 puts "failed to set MOUNT_ATTR_IDMAP on PATH:" before it.
     """
     volume = pod.publish()
     program = pod.fuse(volume).start("bindfs -f /srv /data")

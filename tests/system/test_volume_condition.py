@@ -1,4 +1,4 @@
-"""NodeGetVolumeStats, and `status` on the node: how a volume is, in a sentence, whatever its FUSE program does."""
+"""Test that NodeGetVolumeStats, and `status` on the node, report a volume's condition in a sentence, whatever its program does."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from harness.pod import Node, Pod
 
 from driver.api.rpc import csi_pb2
 
-PROBE_WAIT = 1  # seconds: how long the driver waits for a FUSE program
+PROBE_WAIT = 1  # seconds that the driver waits for a FUSE program
 BYTES, INODES = csi_pb2.VolumeUsage.BYTES, csi_pb2.VolumeUsage.INODES
 
 
 class Stats:
-    """An answer of NodeGetVolumeStats."""
+    """Holds an answer of NodeGetVolumeStats."""
 
     def __init__(self, node: Node, volume: Published) -> None:
         request = csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume.request.volume_id, volume_path=volume.request.target_path)
@@ -44,7 +44,7 @@ def threads(node: Node) -> int:
     return len(os.listdir(f"/proc/{node.driver.pid}/task"))
 
 
-def test_the_capabilities_are_told(node: Node) -> None:
+def test_the_capabilities_are_reported(node: Node) -> None:
     answer = node.kubelet.node().NodeGetCapabilities(csi_pb2.NodeGetCapabilitiesRequest())
     kinds = csi_pb2.NodeServiceCapability.RPC
     assert {kinds.GET_VOLUME_STATS, kinds.VOLUME_CONDITION} <= {capability.rpc.type for capability in answer.capabilities}
@@ -55,20 +55,20 @@ def test_a_volume_through_its_life(node: Node, pod: Pod) -> None:
     stats = Stats(node, volume)
     assert stats.is_abnormal
     assert "no FUSE program has mounted it yet" in stats.text
-    assert stats.usage[BYTES].total == 4096  # the placeholder's
+    assert stats.usage[BYTES].total == 4096  # of the placeholder
 
     fuse = pod.fuse(volume)
     program = mounted(volume, fuse)
     stats = Stats(node, volume)
     assert (stats.is_abnormal, stats.text[:13]) == (False, "mounted since")
-    said = os.statvfs(volume.target)
-    assert stats.usage[BYTES].total == said.f_blocks * said.f_frsize > 4096
+    expected = os.statvfs(volume.target)
+    assert stats.usage[BYTES].total == expected.f_blocks * expected.f_frsize > 4096
     assert 0 < stats.usage[BYTES].available <= stats.usage[BYTES].total
-    assert stats.usage[INODES].total == said.f_files
+    assert stats.usage[INODES].total == expected.f_files
 
     program.kill("KILL")
     volume.wait_waiting()
-    stats = wait_until("it is told", lambda: found if "waiting" in (found := Stats(node, volume)).text else None)
+    stats = wait_until("it is reported", lambda: found if "waiting" in (found := Stats(node, volume)).text else None)
     assert stats.is_abnormal
     assert "its FUSE program has ended without unmounting" in stats.text
 
@@ -79,7 +79,7 @@ def test_a_volume_through_its_life(node: Node, pod: Pod) -> None:
     assert "it was unmounted, and not mounted again" in Stats(node, volume).text
 
 
-def test_a_program_that_hangs_keeps_nobody(node: Node, pod: Pod) -> None:
+def test_a_program_that_hangs_blocks_nobody(node: Node, pod: Pod) -> None:
     volume, other = pod.publish(), node.pod().publish()
     program = mounted(volume, pod.fuse(volume))
     Stats(node, volume)
@@ -90,20 +90,20 @@ def test_a_program_that_hangs_keeps_nobody(node: Node, pod: Pod) -> None:
         assert stats.is_abnormal
         assert "the FUSE program does not answer within 1 s" in stats.text
         assert stats.seconds < 10 * PROBE_WAIT
-        # All zeros, and not left out: kubelet drops the condition of an answer without usage.
+        # The usage is all zeros, and not left out: kubelet drops the condition of an answer without usage.
         assert [stats.usage[BYTES].total, stats.usage[INODES].total] == [0, 0]
         assert Stats(node, other).seconds < PROBE_WAIT
         done = node.driver.cli("status")
         assert done.returncode == 0
         assert "the FUSE program does not answer within 1 s" in done.stdout
-    # Nobody waits for it any more; gRPC has some threads that come and go.
+    # Nobody waits for the program any more; some of gRPC's threads come and go.
     wait_until("nothing is left of it", lambda: not node.driver.children())
     assert threads(node) <= before + 3
     program.kill("CONT")
     wait_until("it answers again", lambda: not Stats(node, volume).is_abnormal)
 
 
-def test_what_the_volume_is_warned_of_is_told(node: Node, pod: Pod) -> None:
+def test_warnings_about_the_volume_are_reported(node: Node, pod: Pod) -> None:
     volume = pod.publish(attributes={"mountOptions": "noexec,bogus\x1b[31m"})
     mounted(volume, pod.fuse(volume))
     stats = Stats(node, volume)
@@ -112,7 +112,7 @@ def test_what_the_volume_is_warned_of_is_told(node: Node, pod: Pod) -> None:
     assert stats.text.isprintable()
 
 
-def test_sockets_that_cannot_be_made_again_are_told_until_they_can(node: Node, pod: Pod) -> None:
+def test_sockets_that_cannot_be_made_again_are_reported_until_they_can(node: Node, pod: Pod) -> None:
     volume = pod.publish()
     mounted(volume, pod.fuse(volume))
     volume.socket.unlink()
@@ -174,7 +174,7 @@ def test_status_says_the_same(node: Node, pod: Pod) -> None:
     assert line.endswith(shown["condition"])
 
 
-def test_a_restart_of_the_driver_changes_nothing_of_it(node: Node, pod: Pod) -> None:
+def test_the_condition_survives_a_restart_of_the_driver(node: Node, pod: Pod) -> None:
     volume = pod.publish()
     fuse = pod.fuse(volume)
     mounted(volume, fuse).kill("KILL")
@@ -188,7 +188,7 @@ def test_a_restart_of_the_driver_changes_nothing_of_it(node: Node, pod: Pod) -> 
     assert not Stats(node, volume).is_abnormal
 
 
-def test_a_mount_that_ended_while_no_driver_ran_is_told(node: Node, pod: Pod) -> None:
+def test_a_mount_that_ended_while_no_driver_ran_is_reported(node: Node, pod: Pod) -> None:
     volume = pod.publish()
     program = mounted(volume, pod.fuse(volume))
     node.driver.stop()

@@ -1,4 +1,4 @@
-"""Programs that start before their volume is published, or while the driver is away."""
+"""Test programs that start before their volume is published, or while the driver is away."""
 
 import time
 
@@ -7,26 +7,26 @@ from harness.events import wait_until
 from harness.kubelet import SOCKET
 from harness.pod import PLACE, SOCKETS, VARIABLE, Node, Pod
 
-WAIT = 10  # seconds: how long the clients wait for a socket
-SLACK = 3  # for starting the programs, on a machine with little of everything
+WAIT = 10  # seconds that the clients wait for a socket
+SLACK = 3  # for starting the programs, on a slow machine
 
 WAITING = f"fusermount3: waiting up to {WAIT} s for the driver at {SOCKETS}/{SOCKET}"
 NO_DRIVER = f"no driver answers at {SOCKETS}/{SOCKET}"
 
 
 def is_waiting(program: Background) -> None:
-    wait_until("the client says that it waits", lambda: WAITING in program.err)
+    wait_until("the client prints that it waits", lambda: WAITING in program.err)
 
 
 def unpublished(pod: Pod) -> tuple[Container, str]:
-    """A FUSE container of a volume that is not published, and the command of a program in it."""
+    """Return a FUSE container of a volume that is not published, and the command of a program in it."""
     fuse = pod.fuse(None, dev_fuse=False, environment={VARIABLE: f"{SOCKETS}/{SOCKET}"})
     fuse.check("touch /dev/fuse && mkdir /source /elsewhere && echo content >/source/file")
     return fuse, "bindfs -f /source /elsewhere"
 
 
 def test_without_a_driver_a_program_ends_with_one_clear_line(node: Node, pod: Pod) -> None:
-    """All ways at once, since each takes its time."""
+    """All ways are tested at once, since each takes its time."""
     volume = pod.publish()
     published = pod.fuse(volume)
     published.wait_until_running()

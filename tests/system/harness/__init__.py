@@ -1,1 +1,1 @@
-"""What the system tests stand on: a node of one's own with a driver, a kubelet that is played, and real containers."""
+"""The parts that all system tests use: a node of their own with a driver, a kubelet that the tests play, and real containers."""

@@ -1,6 +1,6 @@
-"""Runs the driver from its source with a mistake in it: broken_driver.py MODULE:FUNCTION COMMAND --OPTION...
+"""Run the driver from its source with a mistake in it: broken_driver.py MODULE:FUNCTION COMMAND --OPTION...
 
-FUNCTION, or CLASS.METHOD, raises an exception that nothing expects when it is called for the first time.
+FUNCTION, or CLASS.METHOD, raises an unexpected exception when it is called for the first time.
 """
 
 import importlib

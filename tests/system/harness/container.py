@@ -1,4 +1,4 @@
-"""Containers by podman, with the engine's default capabilities and seccomp profile."""
+"""Run containers by podman, with the engine's default capabilities and seccomp profile."""
 
 import itertools
 import queue
@@ -18,7 +18,7 @@ from harness.programs import path_of
 _CAP_SYS_RESOURCE = 24  # capabilities(7)
 _LOW_LIMIT = 4096
 _START = 30.0  # seconds
-LOG_FOLDER = "/harness"  # in every container: where background programs leave what they say
+LOG_FOLDER = "/harness"  # in every container: background programs write their output here
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Bind:
 
 @dataclass(frozen=True)
 class Result:
-    """What a command in a container printed, and its exit code."""
+    """Holds what a command in a container printed, and its exit code."""
 
     code: int
     out: str
@@ -45,16 +45,16 @@ class Result:
 
 
 class Engine:
-    """podman with a storage of its own, so that containers of this machine play no part."""
+    """Runs podman with a storage of its own, so that the machine's other containers do not matter."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._podman = [path_of("podman"), "--root", f"{folder}/storage", "--runroot", f"{folder}/run", "--events-backend", "none"]
-        # podman's own choice is crun, and it does not look for another one everywhere.
+        # podman would choose crun, and does not look for another runtime everywhere.
         if shutil.which("crun") is None:
             self._podman += ["--runtime", path_of("runc")]
         self._limits = _limits()
-        # The first of all calls makes the storage, which two at once would both do.
+        # The first call makes the storage. Two first calls at once would both try to make it.
         self.call("ps")
         self._running: list[Container] = []
 
@@ -67,9 +67,9 @@ class Engine:
         network: "Container | None" = None,
         environment: dict[str, str] | None = None,
     ) -> "Container":
-        """Start a container on an overlay of `rootfs`. Returns at once; what is done with it first waits for it.
+        """Start a container on an overlay of `rootfs`. Returns at once; the first use of the container waits until it runs.
 
-        Without a `command` a shell waits for what Container.run() is given. Containers of one pod share the `network`.
+        Without a `command`, a shell runs and waits for the commands of Container.run(). Containers of one pod share the `network`.
         """
         name = f"mfcp-test-{secrets.token_hex(6)}"
         logs = self._folder / "logs" / name
@@ -92,7 +92,7 @@ class Engine:
                 *("--rootfs", f"{rootfs}:O"),
                 *(command or ("/bin/sh",)),
             ],
-            cwd=self._folder,  # conmon leaves a file `oom` where it was started, when the kernel kills for want of memory
+            cwd=self._folder,  # conmon writes a file `oom` to its working directory when the kernel kills the container for want of memory
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -104,25 +104,25 @@ class Engine:
     def settle(self) -> None:
         """Wait until every container with a shell runs.
 
-        Done before any program is started: a container that was started before a mount must not bind it, nor what is
-        left of it when its program has died.
+        Call it before any program is started: a container that was started before a mount must neither bind that mount nor
+        the dead mount that remains when its program has died.
         """
         for container in self._running:
             if container.has_shell:
                 container.wait_until_running()
 
     def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """A podman command."""
+        """Run a podman command."""
         return subprocess.run([*self._podman, *arguments], capture_output=True, text=True, timeout=_START)
 
     def owns(self, path: str) -> bool:
-        """Whether a mount point is podman's own, for its storage as a whole."""
+        """Return whether podman itself has mounted `path`, for its storage as a whole."""
         return path == f"{self._folder}/storage/overlay"
 
     def stop(self, containers: Sequence["Container"]) -> None:
-        """End containers, and wait until nothing is left of them."""
+        """End containers, and wait until nothing of them is left."""
         guests = [container for container in containers if container.is_guest]
-        # podman waits 20 s for a container whose network others still use.
+        # podman waits 20 s for a container whose network other containers still use.
         for group in (guests, [container for container in containers if not container.is_guest]):
             for container in group:
                 container.end()
@@ -131,13 +131,13 @@ class Engine:
                 self._running.remove(container)
 
     def close(self) -> None:
-        """Remove whatever is left."""
+        """Remove everything that is left."""
         self.stop(list(self._running))
         self.call("rm", "--all", "--force", "--time", "0")
 
 
 class Container:
-    """One container. Commands run in its shell; it and they end with it."""
+    """Represents one container. Commands run in its shell; the shell and the commands end with the container."""
 
     def __init__(self, engine: Engine, name: str, process: subprocess.Popen[bytes], logs: Path, has_shell: bool, is_guest: bool) -> None:
         self.name = name
@@ -154,7 +154,7 @@ class Container:
         """Run a shell command in the container and wait for it."""
         assert self.has_shell and self._process.stdin is not None
         mark = f"end-{secrets.token_hex(8)}"
-        # In a subshell, so that neither an exit nor the reading of standard input reaches the shell that serves us.
+        # A subshell keeps an exit, and a read of standard input, away from the shell that serves the tests.
         script = f"(\n{command}\n) </dev/null; printf '\\n{mark} %d\\n' $?; printf '\\n{mark}\\n' >&2\n"
         try:
             self._process.stdin.write(script.encode(errors="surrogateescape"))
@@ -169,7 +169,7 @@ class Container:
         return Result(int(last.split()[1]), out, err)
 
     def check(self, command: str, timeout: float = 20.0) -> str:
-        """The output of a command that must succeed."""
+        """Return the output of a command that must succeed."""
         result = self.run(command, timeout)
         assert result.code == 0, f"{command} ended with {result.code}: {result.out}{result.err}"
         return result.out
@@ -179,25 +179,25 @@ class Container:
         wait_until(f"{command} succeeds", lambda: self.run(command).code == 0)
 
     def line(self) -> str:
-        """The next line of its first process, where that is no shell of ours."""
+        """Return the next line of standard output of the first process, where that is not the tests' own shell."""
         return self._out.line()
 
     def error_line(self) -> str:
-        """The same, of standard error."""
+        """Return the next line of standard error of the first process, where that is not the tests' own shell."""
         return self._err.line()
 
     def start(self, command: str) -> "Background":
-        """Start a program in the background. `command` is one program with its arguments; variables may stand in front."""
+        """Start a program in the background. `command` is one program with its arguments; variable assignments may precede it."""
         self._engine.settle()
         number = next(self._numbers)
         file = f"{LOG_FOLDER}/{number}"
-        # The shell starts what is in its background with these two ignored, and programs of libfuse then leave them so.
+        # The shell starts background jobs with these two signals ignored, and programs of libfuse leave them ignored.
         inner = f"echo $$ >{file}.pid; exec env --default-signal=INT,QUIT {command}"
         self.check(f"{{ sh -c {shlex.quote(inner)}; echo $? >{file}.tmp; mv {file}.tmp {file}.exit; }} >{file}.out 2>{file}.err &")
         return Background(self, self.logs / str(number), command)
 
     def wait_until_running(self) -> None:
-        """Wait until its first process runs."""
+        """Wait until the first process runs."""
         if self._is_ready:
             return
         if self.has_shell:
@@ -208,22 +208,22 @@ class Container:
 
     @property
     def pid(self) -> int:
-        """Its first process, as the node sees it; 0 where it does not run."""
+        """Return the pid of the first process as the node sees it; 0 where it does not run."""
         done = self._engine.call("inspect", "--format", "{{.State.Pid}}", self.name)
         return int(done.stdout) if done.returncode == 0 else 0
 
     def kill(self, signal: str) -> None:
-        """Send a signal to its first process."""
+        """Send a signal to the first process."""
         done = self._engine.call("kill", "--signal", signal, self.name)
         assert done.returncode == 0, done.stderr
 
     def remove(self) -> None:
-        """Have the engine remove it, whatever runs in it."""
+        """Have the engine remove the container, whatever runs in it."""
         done = self._engine.call("rm", "--force", "--time", "0", self.name)
         assert done.returncode == 0, done.stderr
 
     def wait(self, timeout: float = _START) -> Result:
-        """Wait for its end: exit code and output of its first process."""
+        """Wait for the container's end. Returns the exit code and the output of its first process."""
         try:
             code = self._process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -232,7 +232,7 @@ class Container:
         return Result(code, self._out.rest(), self._err.rest())
 
     def end(self) -> None:
-        """Make it end: the shell ends with its input, and everything in the container with the shell."""
+        """Make the container end: the shell ends with its input, and everything in the container ends with the shell."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.close()
@@ -243,7 +243,7 @@ class Container:
 
 
 class Background:
-    """A program that runs in a container."""
+    """Represents a program that runs in a container."""
 
     def __init__(self, container: Container, files: Path, command: str) -> None:
         self._container = container
@@ -252,7 +252,7 @@ class Background:
 
     @property
     def pid(self) -> int:
-        """Its pid in the container."""
+        """Return its pid in the container."""
         return int(wait_until(f"{self.command} has started", lambda: _text(self._files, "pid").strip()))
 
     @property
@@ -283,22 +283,22 @@ class Background:
         self._container.check(f"kill -{signal} {self.pid}")
 
     def wait(self, timeout: float = 15.0) -> int:
-        """Its exit code, 128 and the signal where a signal ended it."""
+        """Return its exit code; 128 plus the signal's number where a signal ended it."""
         try:
             return int(wait_until(f"{self.command} ends", lambda: _text(self._files, "exit"), timeout))
         except AssertionError as error:
-            raise AssertionError(f"{error}; it said: {self.out}{self.err}") from None
+            raise AssertionError(f"{error}; it printed: {self.out}{self.err}") from None
 
 
 class _Lines:
-    """The lines that come out of a pipe, read by a thread so that neither side ever waits for the other."""
+    """Reads the lines that come out of a pipe in a thread, so that neither side ever waits for the other."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._queue: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, args=(pipe,), daemon=True).start()
 
     def until(self, mark: str, timeout: float, command: str) -> tuple[str, str]:
-        """What came before the line that begins with `mark`, without the newline that was added to it; and that line.
+        """Return what came before the line that begins with `mark`, without the newline that was added to it; and that line.
 
         Raises EOFError where the pipe ends first.
         """
@@ -316,13 +316,13 @@ class _Lines:
             lines.append(line)
 
     def line(self) -> str:
-        """The next line."""
+        """Return the next line."""
         line = self._queue.get(timeout=_START)
         assert line is not None, "the pipe has ended"
         return line.strip()
 
     def rest(self) -> str:
-        """Everything up to the end of the pipe."""
+        """Return everything up to the end of the pipe."""
         lines = []
         while (line := self._queue.get(timeout=_START)) is not None:
             lines.append(line)
@@ -343,7 +343,7 @@ def _text(files: Path, kind: str) -> str:
 
 
 def _limits() -> list[str]:
-    """podman raises two limits for containers. Where it may not, it cannot start any but with lower ones."""
+    """Podman raises two limits for containers. Where it may not raise them, it can start only containers with lower limits."""
     effective = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:"))
     if int(effective.split()[1], 16) >> _CAP_SYS_RESOURCE & 1:
         return []

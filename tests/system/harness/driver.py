@@ -1,4 +1,4 @@
-"""The driver as a process."""
+"""Run the driver as a process."""
 
 import os
 import re
@@ -21,12 +21,12 @@ NODE_ID = "test-node"
 DEFAULT = REPOSITORY / "dist" / "meta-fuse-csi-plugin" / "meta-fuse-csi-plugin"
 _START = 20.0  # seconds
 
-# What differs between two lives of a driver in the names of what it holds.
+# Parts of the names of the driver's files that differ from one driver process to the next.
 _NUMBERS = re.compile(r"\b[0-9a-f]{16}\b|\d+")
 
 
 def command() -> list[str]:
-    """How the driver is started: the frozen one, or what the variable MFCP_DRIVER says ("source" is the source here)."""
+    """Return the command that starts the driver: the frozen one, or the one of MFCP_DRIVER ("source" is the source here)."""
     chosen = os.environ.get(VARIABLE, "")
     if chosen == "source":
         return [sys.executable, "-m", "driver.cli"]
@@ -38,25 +38,25 @@ def command() -> list[str]:
 
 
 class Driver:
-    """A driver with its places below `folder`; it can be stopped and started again."""
+    """Represents a driver with its folders below `folder`; it can be stopped and started again."""
 
     def __init__(self, folder: Path) -> None:
         self.pods_dir = folder / "pods"
         self.run_dir = folder / "run"
         self.csi_socket = folder / "csi.sock"
         self.admin_socket = folder / "admin.sock"
-        self.options: tuple[str, ...] = ()  # more of its command line
-        self.wrapper: tuple[str, ...] = ()  # a command that starts it
+        self.options: tuple[str, ...] = ()  # further command line options
+        self.wrapper: tuple[str, ...] = ()  # a command that starts the driver
         self._log = folder / "driver.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start the driver, and wait until it answers."""
         self.begin()
         wait_until("the driver answers", self._answers, _START)
 
     def begin(self) -> None:
-        """Start it."""
+        """Start the driver without waiting."""
         self._log.touch()
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -74,20 +74,20 @@ class Driver:
             )
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Stop it, and return its exit code as subprocess has it."""
+        """Stop the driver, and return its exit code as subprocess reports it."""
         assert self._process is not None
         self._process.send_signal(number)
         return self.wait()
 
     def wait(self) -> int:
-        """Wait for its end; its exit code, or that of what it was started with."""
+        """Wait for the driver's end. Returns its exit code, or that of the wrapper."""
         assert self._process is not None
         code = self._process.wait(_START)
         self._process = None
         return code
 
     def end(self) -> None:
-        """Make sure that it does not run."""
+        """Make sure that the driver does not run."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(_START)
@@ -108,11 +108,11 @@ class Driver:
 
     @property
     def log(self) -> str:
-        """Everything that it has said, all its lives together."""
+        """Return everything that it has logged, in all its starts together."""
         return self._log.read_text(errors="surrogateescape")
 
     def fds(self) -> Counter[str]:
-        """Its open fds by what they are; sockets and the like without their numbers."""
+        """Count its open fds by what they are; sockets and the like are counted without their numbers."""
         assert self._process is not None
         folder = f"/proc/{self._process.pid}/fd"
         kinds: Counter[str] = Counter()
@@ -124,21 +124,21 @@ class Driver:
         return kinds
 
     def state(self) -> frozenset[str]:
-        """What it keeps in its own folder: device nodes, records, volumes without Kubernetes."""
+        """Return what lies in its own folder: device nodes, records, volumes without Kubernetes."""
         found = [os.path.join(path, name) for path, folders, files in os.walk(self.run_dir) for name in [*folders, *files]]
         return frozenset(_NUMBERS.sub("N", path) if "/private-" in path else path for path in found)
 
     def own_processes(self) -> set[int]:
-        """Itself, and the process that starts others for it."""
+        """Return the pids of the driver and of its starter."""
         return {self.pid, *(int(child) for children in self._of_threads("children") for child in children.split())}
 
     def threads(self) -> int:
-        """How many threads of its own it has: gRPC's have names, and come and go."""
+        """Count its threads without those of gRPC, which have names and come and go."""
         own = Path(f"/proc/{self.pid}/comm").read_text()
         return self._of_threads("comm").count(own)
 
     def watches(self) -> int:
-        """How many files it has inotify watch."""
+        """Count the files that it watches with inotify."""
         watches = 0
         for fd in os.listdir(f"/proc/{self.pid}/fd"):
             try:
@@ -148,20 +148,20 @@ class Driver:
         return watches
 
     def memory(self) -> int:
-        """Bytes of its own in memory, with those of the process that starts others for it.
+        """Return the bytes of its own memory, with those of its starter.
 
-        Without the pages of its files; and pages that the two have in common count twice from the beginning, as they are
-        copied when Python's garbage collector first goes through them.
+        Pages of files do not count. Pages that the two processes share are counted twice from the beginning, because they are
+        copied anyway when Python's garbage collector first visits them.
         """
         texts = [Path(f"/proc/{pid}/status").read_text() for pid in self.own_processes()]
         return sum(int(line.split()[1]) << 10 for text in texts for line in text.splitlines() if line.startswith("RssAnon:"))
 
     def children(self) -> list[str]:
-        """Processes that were started for it, and that have something to do."""
+        """Return the processes that were started for it and that have work."""
         return [child for child in self._started() if not self._is_spare(child)]
 
     def spares(self) -> set[int]:
-        """The process that waits for something to do, if there is one just now."""
+        """Return the spare process that waits for work, if there is one now."""
         return {int(child) for child in self._started() if self._is_spare(child)}
 
     def _started(self) -> list[str]:
@@ -176,17 +176,17 @@ class Driver:
             return False
 
     def waits_for_a_fuse_program(self) -> bool:
-        """Whether one of its children waits for an answer from a FUSE program."""
+        """Return whether one of its processes waits for an answer from a FUSE program."""
         waits = [wait for child in self.children() for wait in self._of_threads("wchan", child)]
         return any("request_wait_answer" in wait for wait in waits)  # fs/fuse/dev.c
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """One of the commands that talk to it."""
+        """Run one of the commands that connect to the driver."""
         whole = [*command(), "--admin-socket", str(self.admin_socket), *arguments]
         return subprocess.run(whole, cwd=REPOSITORY, capture_output=True, text=True, timeout=_START)
 
     def _of_threads(self, name: str, pid: int | str | None = None) -> list[str]:
-        """A file of /proc/PID/task, of each of a process's threads."""
+        """Return the content of one file of /proc/PID/task/TID for each thread of a process."""
         texts = []
         for task in Path(f"/proc/{pid or self.pid}/task").glob("*"):
             try:

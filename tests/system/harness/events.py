@@ -1,4 +1,4 @@
-"""Waiting for something to become true, with a deadline."""
+"""Wait for a condition, with a deadline."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ _INTERVAL = 0.01
 
 
 def wait_until(what: str, condition: Callable[[], T], timeout: float = 10.0) -> T:
-    """The first value of `condition()` that is true; AssertionError, naming `what`, where there is none in `timeout` seconds."""
+    """Return the first true value of `condition()`. Raises AssertionError, naming `what`, after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
         value = condition()

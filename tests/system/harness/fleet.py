@@ -1,4 +1,4 @@
-"""Many volumes at once: their FUSE programs in one container, and applications that cost a process each."""
+"""Run many volumes at once: all FUSE programs in one container, and each application as a mere process."""
 
 import itertools
 import os
@@ -17,7 +17,7 @@ _PODS = "/pods"
 
 
 class Fleet:
-    """A container that sees the pods folder as it changes: sockets, targets, and what is mounted there."""
+    """Represents a container that sees the pods folder as it changes: the sockets, the targets, and what is mounted there."""
 
     def __init__(self, node: Node) -> None:
         self._pods_dir = node.driver.pods_dir
@@ -28,24 +28,24 @@ class Fleet:
         self._pid = self.container.pid
 
     def inside(self, path: Path) -> str:
-        """A path of the pods folder, in the container."""
+        """Return a path of the pods folder as it is in the container."""
         return f"{_PODS}/{path.relative_to(self._pods_dir)}"
 
     def seen(self, volume: Published) -> Path:
-        """The volume's target, as the container sees it."""
+        """Return the volume's target as it is in the container."""
         return Path(f"/proc/{self._pid}/root{self.inside(volume.target)}")
 
     def all_mounts(self) -> list[Mount]:
-        """What the container sees mounted in the pods folder."""
+        """Return what the container sees mounted in the pods folder."""
         return [mount for mount in mounts.table(self._pid) if mount.path.startswith(f"{_PODS}/")]
 
     def start(self, volume: Published, how: str, text: str, program: str = "odd_program.py", at: str = "") -> Background:
-        """A program of tests/system/programs, at the volume's target or elsewhere."""
+        """Start a program of tests/system/programs, which mounts at the volume's target or at `at`."""
         socket = f"{VARIABLE}={self.inside(volume.socket)}"
         return self.container.start(f"{socket} python3 /programs/{program} {how} {at or self.inside(volume.target)} {text}")
 
     def unmount(self, volume: Published, *options: str) -> Background:
-        """fusermount3 -u."""
+        """Start `fusermount3 -u` for the volume."""
         socket = f"{VARIABLE}={self.inside(volume.socket)}"
         return self.container.start(f"{socket} fusermount3 -u {' '.join(options)} {self.inside(volume.target)}")
 
@@ -54,9 +54,9 @@ class Fleet:
 
 
 class Application:
-    """A process with a mount namespace of its own that has bound a volume as a container does, and shows what is there.
+    """Represents a process with a mount namespace of its own that has bound a volume as a container does, and shows what is there.
 
-    One that starts while a FUSE file system is mounted has bound that one, and not what lies beneath it.
+    One that starts while a FUSE file system is mounted has bound that file system, and not the placeholder beneath.
     """
 
     _numbers = itertools.count()
@@ -76,7 +76,7 @@ class Application:
 
 
 def text_at(seen: Path) -> str:
-    """What an application reads; "" where it reads nothing. Only where a program that is not stopped serves, or none."""
+    """Return what an application reads, "" where it reads nothing. The FUSE program, if any, must not be stopped."""
     try:
         return (seen / "hello").read_text().strip()
     except OSError:
@@ -84,7 +84,7 @@ def text_at(seen: Path) -> str:
 
 
 def shows(seen: Path, text: str) -> None:
-    """Wait until an application reads `text`; "" is the placeholder."""
+    """Wait until an application reads `text`; "" stands for the placeholder."""
     wait_until(f"{seen} shows {text!r}", lambda: text_at(seen) == text if text else _is_empty(seen))
 
 

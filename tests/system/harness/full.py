@@ -1,4 +1,4 @@
-"""Fill a mount namespace: as many mounts as fs.mount-max lets it have, and not one more. Run as a program it fills its own.
+"""Fill a mount namespace with as many mounts as fs.mount-max allows. Run as a program, it fills its own namespace.
 
 python3 full.py FOLDER
 """
@@ -16,7 +16,7 @@ _LEAVES = 100
 
 
 def fill(folder: Path) -> None:
-    """Fill this process's mount namespace, in a folder; unmounting that one lazily undoes it."""
+    """Fill this process's mount namespace, in `folder`. A lazy unmount of `folder` undoes it."""
     _mount("mfcp-full", folder, "tmpfs", 0)
     _mount(None, folder, None, _MS_PRIVATE)
     leaf, tree = folder / "leaf", folder / "tree"
@@ -27,7 +27,7 @@ def fill(folder: Path) -> None:
     for number in range(_LEAVES):
         (tree / str(number)).mkdir()
         _mount(leaf, tree / str(number), None, _MS_BIND)
-    # Whole trees while there is room for one, and then the rest.
+    # Whole trees of mounts are bound while there is room, and then single mounts.
     for source, name in ((tree, "tree"), (leaf, "leaf")):
         number = 0
         while True:

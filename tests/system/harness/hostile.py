@@ -1,4 +1,4 @@
-"""A hostile pod's end of the sockets, and what its attacks cost the driver and the other volumes meanwhile."""
+"""Attack the sockets as a hostile pod, and measure what this costs the driver and the other volumes."""
 
 import json
 import os
@@ -22,28 +22,28 @@ PROCEED = b'{"op":"proceed"}'
 _TIMEOUT = 20.0  # seconds
 _PAUSE = 0.01  # seconds from one honest mount to the next
 
-# The limits of one volume; docs/security.md says the same.
+# The limits of one volume, as docs/security.md has them.
 LISTENERS = 2
 CONNECTIONS = limits.CONNECTIONS_MAX
 PREPARED = limits.PREPARED_AT_ONCE
-THREADS = limits.CONNECTION_THREADS + limits.LISTENER_THREADS + 1  # one unmounts
+THREADS = limits.CONNECTION_THREADS + limits.LISTENER_THREADS + 1  # and one that unmounts
 CHILDREN = 4
-MEMORY = 24 << 20  # bytes that an attack may make the driver grow by
+MEMORY = 24 << 20  # bytes by which the driver may grow during an attack
 
-# What the honest pod's mounts need meanwhile: its connection, its device node and the process that looks whether its program
-# lives have fds, and kubelet's calls a connection.
+# What the honest pod's mounts need at the same time: fds for its connection, its device node and the process that checks
+# whether its program lives, and a connection for kubelet's calls.
 OTHERS_FDS = 8
 OTHERS_THREADS = 3
 
-# What is promised is a p99 of 4 times that without an attack (bench measures it). Here the attackers run on the same two cores.
+# Promised is a p99 of 4 times that without an attack, which bench measures. Here the attackers run on the same two cores.
 SLOWER = 10 * 4
-QUIET = 0.005  # seconds: less than that alone is luck, on a machine that does other work
+QUIET = 0.005  # seconds: a shorter time without an attack would be luck, on a machine that does other work
 ALONE = 50  # mounts
-STALL = 1.0  # seconds: no single mount waits as long as the driver waits for any pod's program
+STALL = 1.0  # seconds: no mount may wait as long as the driver waits for any pod's program
 
 
 def connect(volume: Published, suffix: str = ".v1", timeout: float = _TIMEOUT) -> socket.socket:
-    """A connection to a volume's socket, from outside any container."""
+    """Connect to a volume's socket, from outside any container."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET if suffix else socket.SOCK_STREAM)
     connection.settimeout(timeout)
     folder = os.open(volume.socket.parent, os.O_PATH)
@@ -58,7 +58,7 @@ def connect(volume: Published, suffix: str = ".v1", timeout: float = _TIMEOUT) -
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, object], list[int]]:
-    """An answer, {} where the driver closed without one, and the fds that came with it."""
+    """Return an answer, {} where the driver closed without one, and the fds that came with it."""
     try:
         data, fds, _, _ = socket.recv_fds(connection, 65536, 4)
     except ConnectionResetError:
@@ -67,14 +67,14 @@ def receive(connection: socket.socket) -> tuple[dict[str, object], list[int]]:
 
 
 def request(volume: Published, packet: bytes, fds: Sequence[int] = ()) -> tuple[dict[str, object], list[int]]:
-    """One request and its answer."""
+    """Send one request, and return its answer."""
     with connect(volume) as connection:
         socket.send_fds(connection, [packet], fds)
         return receive(connection)
 
 
 def mount(volume: Published, packet: bytes = MOUNT) -> int:
-    """Mount, and return the fd to serve it by."""
+    """Mount, and return the fd that serves the mount."""
     answer, fds = request(volume, packet)
     assert "error" not in answer, answer
     (fd,) = fds
@@ -82,7 +82,7 @@ def mount(volume: Published, packet: bytes = MOUNT) -> int:
 
 
 def mount_and_end(volume: Published) -> float:
-    """What an honest program costs: seconds until it has its fd. It is gone at the end, and the volume waits again."""
+    """Mount as an honest program does, and end. Returns the seconds until the fd was there; afterwards the volume waits again."""
     began = time.monotonic()
     fd = mount(volume)
     took = time.monotonic() - began
@@ -92,7 +92,7 @@ def mount_and_end(volume: Published) -> float:
 
 
 def serves_again(volume: Published) -> None:
-    """Wait until an honest program can mount: the surplus of clients may still have to go."""
+    """Wait until an honest program can mount: the driver may still have to close surplus connections."""
 
     def mounts() -> bool:
         try:
@@ -109,7 +109,7 @@ def serves_again(volume: Published) -> None:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What the driver has at one moment; gRPC's threads are not among its own."""
+    """Counts what the driver has at one moment, without gRPC's threads."""
 
     fds: int
     threads: int
@@ -118,7 +118,7 @@ class Numbers:
 
 
 def numbers(node: Node) -> Numbers:
-    """Count, when nothing changes any more: the connection of kubelet's last call takes a moment to go."""
+    """Count when nothing changes any more: the connection of kubelet's last call takes a moment to close."""
     found = [_now(node)]
     while len(found) < 10 or len({(each.fds, each.threads, each.children) for each in found[-10:]}) > 1:
         time.sleep(0.01)
@@ -139,7 +139,7 @@ def _now(node: Node) -> Numbers:
 
 @dataclass
 class Cost:
-    """The most that was seen while an attack ran, more than before it; and how long another volume's mounts took."""
+    """Holds the most that was seen during an attack beyond what was there before, and how long another volume's mounts took."""
 
     rounds: int
     fds: int = 0
@@ -151,27 +151,27 @@ class Cost:
 
     @property
     def is_measured(self) -> bool:
-        """Whether the other volume has been mounted often enough."""
+        """Return whether the other volume was mounted often enough."""
         return len(self.latencies) >= self.rounds
 
     def attacks(self, least: int) -> Iterator[int]:
-        """The numbers of an attack's rounds: as many as that, and on until all is measured."""
+        """Yield the numbers of an attack's rounds: at least `least`, and more until all is measured."""
         number = 0
         while number < least or not self.is_measured:
             yield number
             number += 1
 
     def wait(self) -> None:
-        """Wait until all is measured, with an attack that lasts."""
+        """Wait until all is measured, for an attack that goes on by itself."""
         wait_until("the other volume's mounts are measured", lambda: self.is_measured, 60)
 
 
 @contextmanager
 def attacked(node: Node, volumes: int = 1, prepared: int = 0, before: Numbers | None = None, rounds: int = 100) -> Iterator[Cost]:
-    """While the block attacks, another pod mounts again and again; at the end everything is within its limits.
+    """Let another pod mount again and again while the block attacks; at the end check that everything is within its limits.
 
-    `volumes` is how many are attacked, `prepared` how many mounts are prepared there; `before` what the driver had, where the
-    attack has begun already.
+    `volumes` is the number of attacked volumes, and `prepared` that of mounts that are prepared there. `before` is what the driver
+    had, where the attack has begun already.
     """
     other = node.pod().publish()
     cost = Cost(rounds)
@@ -228,7 +228,7 @@ def _p99(seconds: Sequence[float]) -> float:
 
 
 def recovers(node: Node, before: Numbers, published: int = 0) -> None:
-    """Wait until the driver has exactly what it had; but for the sockets of so many volumes that were published since."""
+    """Wait until the driver has exactly what it had `before`, and the sockets of the `published` volumes since then."""
     expected = (before.fds + published * LISTENERS, before.threads, before.children)
 
     def now() -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Images in which the frozen programs run without a container: a root directory, entered by chroot in a mount namespace."""
+"""Make images in which the frozen programs run without a container: a root directory, entered by chroot in a mount namespace."""
 
 import json
 import os
@@ -26,7 +26,7 @@ both_forms = pytest.mark.parametrize("form", ["tree", "single"])
 
 
 def program_of(form: str, name: str) -> str:
-    """The path at which a program is started: of the tree, or the single file."""
+    """Return the path at which a program of the tree, or the single file, is started."""
     return f"{PLACE}/{name}" if form == "tree" else str(DIST / name)
 
 
@@ -39,7 +39,7 @@ def check_built() -> None:
 
 @dataclass
 class Asked:
-    """Where a stand-in for the driver listens, and what it was asked."""
+    """Holds where a stand-in for the driver listens, and the requests that it received."""
 
     path: Path
     requests: list[dict[str, object]]
@@ -47,7 +47,7 @@ class Asked:
 
 @contextmanager
 def answering(path: Path, original: bool = False) -> Iterator[Asked]:
-    """A stand-in for the driver that answers each request with a volume's name and an fd."""
+    """Run a stand-in for the driver that answers each request with a volume's name and an fd."""
     asked = Asked(path, [])
     content = path.with_name("content")
     content.write_bytes(FD_CONTENT)
@@ -57,7 +57,7 @@ def answering(path: Path, original: bool = False) -> Iterator[Asked]:
             asked.requests.append(json.loads(connection.recv(1 << 17)))
         with open(content, "rb") as file:
             answer(connection, b'{"volumeName":"vol"}', file.fileno())
-            # Whatever else arrives was not meant for the driver.
+            # Anything else that arrives was not meant for the driver.
             if extra := connection.recv(1 << 16):
                 asked.requests.append({"unexpected": repr(extra)})
 
@@ -67,9 +67,9 @@ def answering(path: Path, original: bool = False) -> Iterator[Asked]:
 
 
 class Image:
-    """A root directory in which programs are run, each in a mount namespace of its own.
+    """Represents a root directory in which programs are run, each in a mount namespace of its own.
 
-    `binds` are (source, target in the image). The image `/` is this machine's, with the tree in its place.
+    `binds` are pairs (source, target in the image). The image `/` is this machine's root, with the tree in its place.
     """
 
     def __init__(self, root: Path) -> None:
@@ -86,7 +86,7 @@ class Image:
         before: Callable[[], None] | None = None,
         pass_fds: Sequence[int] = (),
     ) -> "subprocess.Popen[bytes]":
-        """Start a program; `env` is its whole environment, `closed` are standard fds, `before` is called in the image."""
+        """Start a program. `env` is its whole environment, `closed` are its closed standard fds, and `before` is called in the image."""
 
         def enter() -> None:
             self._enter()
@@ -112,7 +112,7 @@ class Image:
     def run(
         self, argv: Sequence[str | bytes], env: dict[str, str] | None = None, **options: object
     ) -> "subprocess.CompletedProcess[bytes]":
-        """Run a program to its end; options of start()."""
+        """Run a program to its end; takes the options of start()."""
         process = self.start(argv, env, **options)  # type: ignore[arg-type]
         try:
             out, err = process.communicate(timeout=20)
@@ -124,7 +124,7 @@ class Image:
     def mount(
         self, program: str, arguments: Sequence[str | bytes], env: dict[str, str] | None = None, **options: object
     ) -> "subprocess.CompletedProcess[bytes]":
-        """Run fusermount3 as a FUSE library does. Asserts that it passes on the driver's fd, and nothing else."""
+        """Run fusermount3 as a FUSE library does. Asserts that it passes on only the driver's fd."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with ours, theirs:
             env = {"_FUSE_COMMFD": str(theirs.fileno()), **(env or {})}

@@ -1,4 +1,4 @@
-"""A kubelet that is played: its folders, and its calls of the driver in its order."""
+"""Play kubelet: its folders, and its calls of the driver in its order."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ _TIMEOUT = 60.0  # seconds; kubelet's is two minutes
 
 @dataclass
 class Refusal:
-    """The status of a call that failed."""
+    """Holds the status of a call that failed."""
 
     code: grpc.StatusCode = grpc.StatusCode.OK
     text: str = ""
@@ -34,7 +34,7 @@ class Refusal:
 
 @contextmanager
 def refused(code: grpc.StatusCode) -> Iterator[Refusal]:
-    """The block must end with a call that is refused with `code` and one line of text."""
+    """Assert that the block ends with a call that is refused with `code` and one line of text."""
     refusal = Refusal()
     try:
         yield refusal
@@ -52,19 +52,19 @@ class Kubelet:
         self.pods_dir = pods_dir
 
     def pod(self) -> "PodFolder":
-        """The folder of a new pod."""
+        """Make the folder of a new pod."""
         uid = str(uuid.uuid4())
         folder = self.pods_dir / uid
         (folder / "volumes" / "kubernetes.io~empty-dir").mkdir(parents=True)
         return PodFolder(self, uid, folder)
 
     def node(self) -> "csi_pb2_grpc.NodeStub":
-        """The raw service, for one call after another."""
+        """Return the raw service, for one call after another."""
         return _OneCallEach(self._csi_socket)  # type: ignore[return-value]
 
 
 class _OneCallEach:
-    """A connection per call, so that none of them is open when the driver's fds are counted."""
+    """Makes a connection for each call, so that none is open when the driver's fds are counted."""
 
     def __init__(self, csi_socket: Path) -> None:
         self._csi_socket = csi_socket
@@ -79,7 +79,7 @@ class _OneCallEach:
 
 @dataclass
 class PodFolder:
-    """PODS/UID."""
+    """Represents PODS/UID."""
 
     kubelet: Kubelet
     uid: str
@@ -87,7 +87,7 @@ class PodFolder:
     published: list["Published"] = field(default_factory=list)
 
     def empty_dir(self, name: str = EMPTY_DIR) -> Path:
-        """An emptyDir volume, made if it is not there."""
+        """Return an emptyDir volume, which is made where it is missing."""
         path = self.folder / "volumes" / "kubernetes.io~empty-dir" / name
         if not path.exists():
             path.mkdir()
@@ -95,7 +95,7 @@ class PodFolder:
         return path
 
     def target(self, volume: str = VOLUME) -> Path:
-        """Where kubelet wants a CSI volume; the folder above it is kubelet's and exists."""
+        """Return the target path of a CSI volume. kubelet owns the folder above it, which exists."""
         folder = self.folder / "volumes" / "kubernetes.io~csi" / volume
         folder.mkdir(parents=True, exist_ok=True)
         return folder / "mount"
@@ -109,7 +109,7 @@ class PodFolder:
         mount_flags: tuple[str, ...] = (),
         attributes: Mapping[str, str | None] | None = None,
     ) -> csi_pb2.NodePublishVolumeRequest:
-        """What kubelet sends for an inline volume; an attribute of None is left out."""
+        """Return kubelet's request for an inline volume; an attribute of None is left out."""
         context: dict[str, str | None] = {
             "csi.storage.k8s.io/ephemeral": "true",
             "csi.storage.k8s.io/pod.name": f"pod-{self.uid[:8]}",
@@ -133,7 +133,7 @@ class PodFolder:
         )
 
     def publish(self, request: csi_pb2.NodePublishVolumeRequest | None = None) -> "Published":
-        """NodePublishVolume. Raises grpc.RpcError."""
+        """Call NodePublishVolume. Raises grpc.RpcError."""
         request = request or self.request()
         self.kubelet.node().NodePublishVolume(request)
         published = Published(self, request)
@@ -141,14 +141,14 @@ class PodFolder:
         return published
 
     def bind_sub_path(self, published: "Published", container: str, sub_path: str) -> Path:
-        """A subPath as kubelet makes it: a bind of what is mounted now, which the container binds in its turn."""
+        """Make a subPath as kubelet does: bind what is mounted now; the container binds that in turn."""
         path = self.folder / "volume-subpaths" / published.target.parent.name / container / "0"
         path.mkdir(parents=True)
         mounts.mount("--bind", published.target / sub_path, path)
         return path
 
     def _remove_sub_paths(self) -> None:
-        # kubelet unmounts each once, and comes back for those that could not be removed then.
+        # kubelet unmounts each of them once, and comes back for those that could not be removed then.
         paths = sorted((self.folder / "volume-subpaths").glob("*/*/*"))
         for _ in range(3):
             for path in paths:
@@ -160,7 +160,7 @@ class PodFolder:
         assert not left, f"kubelet cannot remove {left} in three tries"
 
     def delete(self) -> None:
-        """What kubelet does with a deleted pod: unpublish, and remove its folders, which must be empty of mounts."""
+        """Do what kubelet does with a deleted pod: unpublish, and remove its folders, in which nothing may be mounted."""
         self._remove_sub_paths()
         for published in list(self.published):
             published.unpublish()
@@ -168,14 +168,14 @@ class PodFolder:
         assert not left, f"mounts are left in the folder of a deleted pod: {left}"
         for empty_dir in (self.folder / "volumes" / "kubernetes.io~empty-dir").iterdir():
             shutil.rmtree(empty_dir)
-        # Only directories may be left now, and rmdir refuses where the driver left something in one.
+        # Only directories may be left now. rmdir fails where the driver left something in one.
         for path, _, _ in os.walk(self.folder, topdown=False):
             os.rmdir(path)
 
 
 @dataclass
 class Published:
-    """A published volume."""
+    """Represents a published volume."""
 
     pod: PodFolder
     request: csi_pb2.NodePublishVolumeRequest
@@ -186,7 +186,7 @@ class Published:
 
     @property
     def socket(self) -> Path:
-        """The original protocol's socket."""
+        """Return the path of the original protocol's socket."""
         context = self.request.volume_context
         return self.pod.empty_dir(context["fdPassingEmptyDirName"]) / context["fdPassingSocketName"]
 
@@ -194,7 +194,7 @@ class Published:
         self.pod.kubelet.node().NodePublishVolume(self.request)
 
     def unpublish(self) -> None:
-        """NodeUnpublishVolume; the target must be gone when it answers."""
+        """Call NodeUnpublishVolume. The target must be gone when it answers."""
         request = csi_pb2.NodeUnpublishVolumeRequest(volume_id=self.request.volume_id, target_path=self.request.target_path)
         self.pod.kubelet.node().NodeUnpublishVolume(request)
         assert not os.path.lexists(self.target)
@@ -203,12 +203,12 @@ class Published:
 
     @property
     def mounts(self) -> list[Mount]:
-        """What is mounted at the target, topmost last."""
+        """Return what is mounted at the target, topmost last."""
         return mounts.stack(self.target)
 
     @property
     def fuse(self) -> Mount | None:
-        """The FUSE mount at the target."""
+        """Return the FUSE mount at the target, None where there is none."""
         here = self.mounts
         return here[-1] if here and here[-1].is_fuse else None
 
@@ -226,20 +226,20 @@ class Published:
     def wait_served(self, program: Background) -> None:
         """Wait until `program` has mounted and answers.
 
-        A mount is in the mount table before its program has the fd. A driver that is killed in between takes the mount with it.
+        A mount is in the mount table before its program has the fd. Where the driver is killed in between, the mount ends with it.
         """
         self.wait_mounted(program)
         wait_until(f"{program.command} answers", lambda: _is_answered(self.target))
 
     def wait_waiting(self, timeout: float = 5.0) -> None:
-        """Wait until the placeholder alone is there, for containers that started after the mount as well."""
+        """Wait until only the placeholder is there, also for containers that started after the mount."""
         wait_until("the placeholder alone is at the target", lambda: [m.fstype for m in self.mounts] == ["tmpfs"], timeout)
-        # They see it a few system calls later, and the driver says so after that.
+        # Those containers see it a few system calls later, and the driver reports it after that.
         wait_until("the driver calls it waiting", lambda: self.condition.startswith("waiting since"), timeout)
 
     @property
     def condition(self) -> str:
-        """NodeGetVolumeStats' sentence."""
+        """Return the sentence of NodeGetVolumeStats' condition."""
         request = csi_pb2.NodeGetVolumeStatsRequest(volume_id=self.request.volume_id, volume_path=self.request.target_path)
         return str(self.pod.kubelet.node().NodeGetVolumeStats(request).volume_condition.message)
 

@@ -1,4 +1,4 @@
-"""What one driver process has when nothing is published, compared from time to time: nothing may be more, however long it lives."""
+"""Compare, from time to time, what one driver process has when nothing is published. Nothing may grow, however long it lives."""
 
 import os
 import time
@@ -11,16 +11,16 @@ from harness.pod import Node, Snapshot
 # says; 3600 for an hour.
 SECONDS = float(os.environ.get("MFCP_SOAK_SECONDS", "120"))
 
-# Bytes, for grown(), however long it runs. Some 180 KiB were seen in the normal run, and 100 in a longer one.
+# Bytes that grown() may return, however long the test runs. Some 180 KiB were seen in the normal run, and 100 in a longer one.
 MEMORY_MORE = 512 << 10
 
-_SETTLES = 20.0  # seconds: what the last of all calls has left goes by then
-_QUIET = 10  # looks in a row that see the same
+_SETTLES = 20.0  # seconds: what the last call has left ends within this time
+_QUIET = 10  # checks in a row that see the same
 
 
 @dataclass(frozen=True)
 class Held:
-    """What does not depend on names."""
+    """Counts what does not depend on names."""
 
     fds: Counter[str]  # sockets too
     threads: int
@@ -30,7 +30,7 @@ class Held:
 
 @dataclass
 class Leaks:
-    """Compares with the first look, when nothing was published."""
+    """Compares with the first check, when nothing was published."""
 
     node: Node
     before: Snapshot = field(init=False)
@@ -42,7 +42,7 @@ class Leaks:
         self.before = self.node.snapshot()
 
     def check(self) -> None:
-        """Nothing is published again: what the driver has, the node and the pods folder have, is what they had."""
+        """Check that driver, node and pods folder have what they had at first, now that nothing is published again."""
         self.node.expect(self.before)
         deadline = time.monotonic() + _SETTLES
         while (now := _settled(self.node)) != self.held:
@@ -50,12 +50,12 @@ class Leaks:
         self.memory.append(self.node.driver.memory())
 
     def grown(self) -> int:
-        """Bytes of memory that came in the second half of all checks.
+        """Return the bytes of memory that came in the second half of all checks.
 
-        In the first one a few hundred KiB come: what Python and the C library keep for the next time. They level off, and a
-        leak does not. Memory goes up and down a little, so of the last looks the least counts.
+        In the first half a few hundred KiB come, which Python and the C library keep for reuse. They level off, and a
+        leak does not. Memory goes up and down a little, so the least of the last checks counts.
         """
-        assert len(self.memory) > 3, f"the driver's memory was looked at {len(self.memory)} times, which says nothing"
+        assert len(self.memory) > 3, f"the driver's memory was measured {len(self.memory)} times, which says nothing"
         return min(self.memory[-2:]) - self.memory[(len(self.memory) - 1) // 2]
 
 

@@ -1,4 +1,4 @@
-"""Mount tables, read apart from the product's own reader, and a mount namespace of the tests' own."""
+"""Read mount tables without the product's own reader, and give the tests a mount namespace of their own."""
 
 import ctypes
 import os
@@ -18,7 +18,7 @@ _of_the_machine: set[tuple[str, str]] = set()
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of mountinfo, proc_pid_mountinfo(5)."""
+    """Represents one line of mountinfo, proc_pid_mountinfo(5)."""
 
     mount_id: str
     parent_id: str
@@ -36,7 +36,7 @@ class Mount:
 
 def parse(text: str) -> list[Mount]:
     mounts = []
-    # Not splitlines(): a name may hold what Python takes for the end of a line.
+    # Not splitlines(): a name may contain what Python takes for the end of a line.
     for line in text.split("\n")[:-1]:
         left, _, right = line.partition(" - ")
         fields, (fstype, source, super_options) = left.split(" "), right.split(" ")
@@ -56,12 +56,12 @@ def parse(text: str) -> list[Mount]:
 
 
 def table(pid: int | str = "self") -> list[Mount]:
-    """The mounts that a process sees."""
+    """Return the mounts that a process sees."""
     return parse(os.fsdecode(Path(f"/proc/{pid}/mountinfo").read_bytes()))
 
 
 def stack(path: Path | str, mounts: list[Mount] | None = None) -> list[Mount]:
-    """The mounts at `path`, topmost last."""
+    """Return the mounts at `path`, topmost last."""
     here = [mount for mount in (table() if mounts is None else mounts) if mount.path == str(path)]
     by_parent = {mount.parent_id: mount for mount in here}
     ids = {mount.mount_id for mount in here}
@@ -72,15 +72,15 @@ def stack(path: Path | str, mounts: list[Mount] | None = None) -> list[Mount]:
 
 
 def below(folder: Path) -> list[Mount]:
-    """The mounts at `folder` and below it."""
+    """Return the mounts at `folder` and below it."""
     return [mount for mount in table() if Path(mount.path).is_relative_to(folder)]
 
 
 def enter_private_namespace() -> None:
-    """Give this process, and all it starts from now on, a mount table of its own.
+    """Give this process, and all processes that it starts from now on, a mount table of its own.
 
-    Whatever goes wrong, the machine's own mounts stay as they are, and what is forgotten ends with the last process. What
-    else the machine mounts meanwhile (another container engine) is not seen here, where mounts are counted.
+    The machine's own mounts stay as they are whatever goes wrong, and a forgotten mount ends with the last process. What
+    else the machine mounts meanwhile, such as another container engine, is not seen in this namespace, where mounts are counted.
     """
     if _libc.unshare(_CLONE_NEWNS) != 0:
         raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNS)")
@@ -94,31 +94,31 @@ def own() -> list[Mount]:
 
 
 def mount(*arguments: str | Path) -> None:
-    """mount(8)."""
+    """Call mount(8)."""
     subprocess.run(["mount", *map(str, arguments)], check=True)
 
 
 def call_mount(source: Path | str, target: Path | str, fstype: str | None = None, flags: int = 0, data: str | None = None) -> None:
-    """mount(2): between fork and exec too, and with what mount(8) would not pass on."""
+    """Call mount(2), also between fork and exec, and with arguments that mount(8) would not pass on."""
     kind, text = (None if word is None else word.encode() for word in (fstype, data))
     if _libc.mount(os.fsencode(source), os.fsencode(target), kind, ctypes.c_ulong(flags), text) != 0:
         raise OSError(ctypes.get_errno(), "mount", str(target))
 
 
 def mount_fuse(target: Path) -> int:
-    """Mount a FUSE file system, and return the fd to serve it by."""
+    """Mount a FUSE file system, and return the fd that serves it."""
     fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     call_mount("/dev/fuse", target, "fuse", data=f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other")
     return fd
 
 
 def unmount(path: Path) -> None:
-    """umount(8)."""
+    """Call umount(8)."""
     subprocess.run(["umount", path], check=True)
 
 
 def unmount_lazily(path: Path) -> None:
-    """umount(8), whoever uses it."""
+    """Call umount(8) with -l."""
     subprocess.run(["umount", "--lazy", path], check=True)
 
 

@@ -1,4 +1,4 @@
-"""Pods on a node: the FUSE container and the application containers, as a pod's manifest would have them."""
+"""Make pods on a node, with a FUSE container and application containers as in a pod's manifest."""
 
 import os
 import re
@@ -25,19 +25,19 @@ SOCKETS = "/fusermount3-proxy"
 DATA = "/data"
 _SPARE_WAIT = 0.2  # seconds
 VARIABLE = "FUSERMOUNT3PROXY_FDPASSING_SOCKPATH"
-_PRIVATE = re.compile(r"-[0-9a-f]{16}$")  # of the driver's own tmpfs: each life of it has another one
+_PRIVATE = re.compile(r"-[0-9a-f]{16}$")  # the driver's private tmpfs, which has another name in each driver process
 
 HELPERS = ("/usr/bin/fusermount3", "/usr/bin/fusermount")  # libfuse 3 and libfuse 2
 
 
 def tree() -> list[Bind]:
-    """The tree in its place, and its fusermount3 where FUSE libraries look for one."""
+    """Bind the tree in its place, and its fusermount3 where FUSE libraries look for one."""
     _need(TREE)
     return [Bind(TREE, PLACE, read_only=True), *(Bind(TREE / "fusermount3", helper, read_only=True) for helper in HELPERS)]
 
 
 def single_file() -> list[Bind]:
-    """The single file where FUSE libraries look for one."""
+    """Bind the single file where FUSE libraries look for fusermount3."""
     _need(SINGLE_FILE)
     return [Bind(SINGLE_FILE, helper, read_only=True) for helper in HELPERS]
 
@@ -48,7 +48,7 @@ def _need(path: Path) -> None:
 
 
 class Pod:
-    """One pod."""
+    """Represents one pod."""
 
     def __init__(self, node: "Node", folder: PodFolder) -> None:
         self.folder = folder
@@ -56,12 +56,12 @@ class Pod:
         self._containers: list[Container] = []
 
     def publish(self, **request: object) -> Published:
-        """Publish a volume; arguments of PodFolder.request()."""
+        """Publish a volume; takes the arguments of PodFolder.request()."""
         self.folder.empty_dir(str(request.get("empty_dir", EMPTY_DIR)))
         return self.folder.publish(self.folder.request(**request))  # type: ignore[arg-type]
 
     def container(self, binds: Sequence[Bind] = (), **options: object) -> Container:
-        """A container; arguments of Engine.start()."""
+        """Start a container; takes the arguments of Engine.start()."""
         container = self._node.engine.start(binds, **options)  # type: ignore[arg-type]
         self._containers.append(container)
         return container
@@ -76,9 +76,9 @@ class Pod:
         binds: Sequence[Bind] = (),
         **options: object,
     ) -> Container:
-        """The container of the FUSE program: the emptyDir, the volume at `data`, our fusermount3, and a /dev/fuse.
+        """Start the container of the FUSE program with the emptyDir, the volume at `data`, our fusermount3, and a /dev/fuse.
 
-        `dev_fuse` is the file of the emptyDir; without it the container has none.
+        `dev_fuse` is the file of the emptyDir for /dev/fuse; without it the container has none.
         """
         empty_dir = volume.socket.parent if volume else self.folder.empty_dir()
         placed = [Bind(empty_dir, SOCKETS), *(tree() if helper is None else helper), *binds]
@@ -91,7 +91,7 @@ class Pod:
         return self.container(placed, environment=environment, **options)
 
     def application(self, volume: Published, data: str = DATA, **options: object) -> Container:
-        """A container that uses the volume, as HostToContainer has it."""
+        """Start a container that uses the volume with propagation HostToContainer."""
         return self.container([Bind(volume.target, data, "rslave")], **options)
 
     def stop(self, container: Container) -> None:
@@ -104,16 +104,16 @@ class Pod:
         self._containers.clear()
 
     def delete(self) -> None:
-        """What kubelet does: the containers, then the volumes, then the folders."""
+        """Do what kubelet does: end the containers, then unpublish the volumes, then remove the folders."""
         self.stop_containers()
         self.folder.delete()
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What there is on a node that a test may leave behind.
+    """Holds what there is on a node that a test may leave behind.
 
-    Without the mounts that the machine has outside of the tests' mount namespace: others make them, and they come in.
+    It leaves out the mounts outside the tests' mount namespace: other programs make them, and they are propagated into it.
     """
 
     mounts: Counter[str]
@@ -125,7 +125,7 @@ class Snapshot:
 
 @dataclass
 class Node:
-    """A driver, a kubelet and a container engine in a folder of their own."""
+    """Represents a driver, a kubelet and a container engine in a folder of their own."""
 
     folder: Path
     driver: Driver
@@ -144,7 +144,7 @@ class Node:
             pod.delete()
 
     def snapshot(self) -> Snapshot:
-        # The driver makes another spare process a moment after it has used one; former versions have none.
+        # The driver makes another spare process a moment after it has used one; older versions have none.
         deadline = time.monotonic() + _SPARE_WAIT
         while not (spares := self.driver.spares()) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -186,7 +186,7 @@ def _names(table: Iterable[Mount]) -> Counter[str]:
 
 
 def _processes(driver: set[int]) -> list[str]:
-    """Every process but the driver in this mount namespace, which nothing but these tests uses."""
+    """Return every process but the driver in this mount namespace, which only these tests use."""
     own = os.readlink("/proc/self/ns/mnt")
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):

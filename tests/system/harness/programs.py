@@ -1,4 +1,4 @@
-"""Programs that no distribution has in the form that the tests need: made once, kept in the repository's .cache."""
+"""Make programs that no distribution has in the form that the tests need. They are made once and kept in the repository's .cache."""
 
 import gzip
 import hashlib
@@ -21,11 +21,11 @@ _S3_SERVER = "github.com/johannesboyne/gofakes3/cmd/gofakes3"
 
 
 def missing(text: str) -> NoReturn:
-    """Something that the tests need is not on this machine: the test fails with one line that says what to do."""
+    """Fail the test with one line that says what is missing on this machine and what to do."""
     pytest.fail(text, pytrace=False)
 
 
-# Each by the package that has it; the packages are those of packages.txt.
+# Programs, each with the package that contains it; the packages are those of packages.txt.
 _INSTALLED = {
     "archivemount": "archivemount",
     "bindfs": "bindfs",
@@ -66,17 +66,17 @@ def check_installed() -> None:
 
 
 def path_of(name: str) -> str:
-    """Where an installed program is."""
+    """Return the path of an installed program."""
     path = shutil.which(name, path=_PATH)
     assert path is not None, name
     return path
 
 
 def static_fuse_program() -> Path:
-    """libfuse's own example hello, linked statically: needs no libc, and nothing else of the container's root.
+    """Link libfuse's own example hello statically, so that it needs no libc, and nothing else of the container's root.
 
-    A FUSE file system with one file, /hello, that says "Hello World!", and with libfuse's own command line: it takes
-    every mount option as it is, which programs with options of their own do not.
+    It is a FUSE file system with one file, /hello, that contains "Hello World!", and with libfuse's own command line: it takes
+    every mount option as it is. Programs with options of their own do not.
     """
     example = Path("/usr/share/doc/libfuse3-dev/examples/hello.c")
     packed = example.with_name("hello.c.gz")
@@ -105,27 +105,27 @@ def static_fuse_program() -> Path:
 
 
 def s3_server() -> Path:
-    """A small S3 server, static, built from what programs/go.mod and go.sum lock."""
+    """Build a small static S3 server from what programs/go.mod and go.sum lock."""
     return _go_program(SOURCES, _S3_SERVER, "gofakes3")
 
 
 def gcsfuse() -> Path:
-    """gcsfuse, static."""
+    """Build a static gcsfuse."""
     return _go_program(SOURCES / "gcs", "github.com/googlecloudplatform/gcsfuse/v3", "gcsfuse")
 
 
 def gcs_server() -> Path:
-    """A small server that speaks Google's protocol, static."""
+    """Build a small static server that speaks Google's protocol."""
     return _go_program(SOURCES / "gcs", "github.com/fsouza/fake-gcs-server", "fake-gcs-server")
 
 
 def gcsfuse_version() -> str:
-    """The version that is locked."""
+    """Return the locked version of gcsfuse."""
     return _locked(SOURCES / "gcs/go.mod", r"googlecloudplatform/gcsfuse/v3 v(\S+)")
 
 
 def rust_program(name: str) -> Path:
-    """The program in programs/NAME, built from what its crates.lock locks."""
+    """Build the program in programs/NAME from what its crates.lock locks."""
     source = SOURCES / name
     files = [source / "Cargo.toml", source / "crates.lock", source / "src/main.rs"]
     built = _CACHE / f"hello-{name}-{hashlib.sha256(b''.join(file.read_bytes() for file in files)).hexdigest()[:16]}"
@@ -146,14 +146,14 @@ def rust_program(name: str) -> Path:
 
 
 def _write_cargo_lock(folder: Path) -> None:
-    """Cargo.lock with the versions and hashes of crates.lock, and the address that this machine's cargo has for all of them."""
+    """Write Cargo.lock with the versions and hashes of crates.lock, and the address from which this machine's cargo gets crates."""
     lock = folder / "Cargo.lock"
     address = next(line for line in lock.read_text().splitlines() if line.startswith("source = "))
     lock.write_text(re.sub(r"^checksum = ", f"{address}\\nchecksum = ", (folder / "crates.lock").read_text(), flags=re.MULTILINE))
 
 
 def crate_version(name: str) -> str:
-    """The version of the crate that programs/NAME is built on."""
+    """Return the version of the crate that programs/NAME is built on."""
     return _locked(SOURCES / name / "Cargo.toml", rf'{name} = .*"=([0-9.]+)"')
 
 
@@ -185,7 +185,7 @@ def _locked(file: Path, pattern: str) -> str:
 
 
 def _place(made: Path, built: Path) -> None:
-    """Under its name all at once: another run of the tests may look for it."""
+    """Put a file under its name in one step: another run of the tests may look for it."""
     unfinished = built.with_name(f"{built.name}.{os.getpid()}")
     shutil.copy(made, unfinished)
     unfinished.rename(built)

@@ -1,4 +1,4 @@
-"""Servers that FUSE programs need, each in a container of its own, which shares its network with the FUSE container."""
+"""Run the servers that FUSE programs need, each in a container that shares its network with the FUSE container."""
 
 import subprocess
 
@@ -25,9 +25,9 @@ Subsystem sftp internal-sftp
 
 
 class SshServer:
-    """OpenSSH's sshd; what it serves lies in /srv of its container.
+    """Runs OpenSSH's sshd; it serves /srv of its container.
 
-    `OPTIONS` is what the client needs to be told, as sshfs options.
+    `OPTIONS` are the sshfs options that the client needs.
     """
 
     OPTIONS = (
@@ -40,19 +40,19 @@ class SshServer:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.container.logs / "key"], check=True)
         (self.container.logs / "sshd_config").write_text(_SSHD_CONFIG)
         self.container.check("mkdir -p /run/sshd /srv")
-        # sshd refuses accounts that are locked, as root's is on some machines.
+        # sshd refuses locked accounts, and root's account is locked on some machines.
         self.container.check("sed -i 's/^root:[^:]*:/root:*:/' /etc/shadow")
         server = self.container.start(f"/usr/sbin/sshd -D -e -f {LOG_FOLDER}/sshd_config")
         wait_until(f"sshd listens, {server.err}", lambda: "listening on" in server.err)
 
     @property
     def key(self) -> Bind:
-        """The key to log in with, for the container of the client."""
+        """Return the bind of the key with which the client logs in."""
         return Bind(self.container.logs, "/ssh", read_only=True)
 
 
 class S3Server:
-    """A small S3 server with one empty bucket."""
+    """Runs a small S3 server with one empty bucket."""
 
     BUCKET = "test-bucket"
     URL = f"http://127.0.0.1:{_S3_PORT}"
@@ -64,9 +64,9 @@ class S3Server:
 
 
 class GcsServer:
-    """A small server that speaks Google's protocol, with one empty bucket.
+    """Runs a small server that speaks Google's protocol, with one empty bucket.
 
-    `OPTIONS` is what gcsfuse needs to be told: where it is, and which of Google's calls it does not know.
+    `OPTIONS` are the options that gcsfuse needs: where the server is, and which of Google's calls it does not know.
     """
 
     BUCKET = "test-bucket"

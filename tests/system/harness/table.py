@@ -1,4 +1,4 @@
-"""The table of FUSE programs in docs/compatibility.md: tests/run --all writes it from what the tests have seen."""
+"""Write the table of FUSE programs in docs/compatibility.md from what the tests have seen (tests/run --all)."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ _HEAD = ["program", "version", "library", "mounts at", "seen", "what to give it,
 
 @dataclass
 class Row:
-    """What was asserted of one program."""
+    """Holds what was asserted of one program."""
 
     name: str
     version: str
@@ -33,7 +33,7 @@ class Row:
 
 
 class Table:
-    """All rows of one run."""
+    """Collects the rows of one run."""
 
     def __init__(self) -> None:
         self._rows: dict[str, Row] = {}
@@ -42,7 +42,7 @@ class Table:
         self._rows[row.name] = row
 
     def write(self, names: list[str], document: Path = DOCUMENT) -> None:
-        """Put the table into the document, where every one of `names` has a row: half a table would say nothing."""
+        """Put the table into the document, where every one of `names` has a row. Half a table would say nothing."""
         if set(names) - set(self._rows):
             return
         lines = [_line(_HEAD), _line(["---"] * len(_HEAD)), *(_line(self._rows[name].cells) for name in names)]
@@ -55,13 +55,13 @@ class Table:
 
 
 def programs_in(document: Path = DOCUMENT) -> list[str]:
-    """The programs that the table in the document names."""
+    """Return the programs that the table in the document names."""
     made = document.read_text().partition(_BEGIN)[2].partition(_END)[0]
     return re.findall(r"^\| ([^|]+) \|", made, re.MULTILINE)[2:]
 
 
 def is_everything_run() -> bool:
-    """Whether this is tests/run --all."""
+    """Return whether this is tests/run --all."""
     return os.environ.get("MFCP_ALL") == "1"
 
 

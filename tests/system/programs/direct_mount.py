@@ -1,8 +1,8 @@
-"""What libfuse 3.16 and later does with auto_unmount where it may mount by itself: direct_mount.py MOUNTPOINT [PREFIX...]
+"""Do what libfuse 3.16 and later does with auto_unmount where it may mount by itself: direct_mount.py MOUNTPOINT [PREFIX...]
 
-It mounts, and starts `PREFIX... fusermount3 --auto-unmount -- MOUNTPOINT` with one end of a socket, whose other end it keeps
+It mounts, starts `PREFIX... fusermount3 --auto-unmount -- MOUNTPOINT` with one end of a socket, and keeps the other end
 for as long as it lives. It serves one file until it is unmounted. `--keeper SECONDS` in place of PREFIX leaves a child that
-keeps the fd so long after its end.
+keeps the fd so much longer.
 """
 
 import ctypes
@@ -30,6 +30,6 @@ print(helper.pid, flush=True)
 server = Server(fd)
 server.answer_init(server.read()[1])
 server.serve()
-# Unmounted: the library closes its end at the program's end.
+# It is unmounted: the library closes its end at the program's end.
 comm.close()
 print(helper.wait(), flush=True)

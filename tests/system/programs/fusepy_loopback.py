@@ -1,4 +1,4 @@
-"""The files of a folder by fusepy, which uses libfuse through ctypes: fusepy_loopback.py FOLDER MOUNTPOINT."""
+"""Serve the files of a folder by fusepy, which uses libfuse through ctypes: fusepy_loopback.py FOLDER MOUNTPOINT."""
 
 import errno
 import os

@@ -1,20 +1,20 @@
-"""A FUSE server that does what none should: hostile_fuse.py HOW MOUNTPOINT [OPTIONS]
+"""Serve a FUSE file system as no server should: hostile_fuse.py HOW MOUNTPOINT [OPTIONS]
 
-It answers INIT and says "serves"; says "asked NAME" when the kernel asks what HOW is about. HOW is one of:
+It answers INIT and prints "serves"; it prints "asked NAME" when the kernel asks what HOW is about. HOW is one of:
 
     never-getattr, never-statfs, never-opendir      reads that request, and never answers it
     never-anything                                  reads every request, and answers none
-    never-writes                                    lets the kernel keep what is written, and never takes it
-    reads-nothing                                   reads INIT alone
+    never-writes                                    lets the kernel cache writes, and never takes them
+    reads-nothing                                   reads only INIT
     root-is-link, root-is-file, root-is-device      answers so when it is asked for the root
-    root-is-nothing                                 the same, of no type at all
+    root-is-nothing                                 answers so with no type at all
     getattr-enotconn, statfs-enotconn               answers that with ENOTCONN
     getattr-fails                                   answers that with EIO
     huge                                            sizes of 2^64 - 1, names of 64 KiB in a listing
-    garbage                                         answers that are too short, too long, for nobody, and of no form
-    unlocks                                         takes its lock off the fd, and serves
-    unlocks-and-dies                                takes its lock off, and dies by SIGKILL
-    child-keeps                                     a child, in a session of its own, keeps the fd and serves; this one ends
+    garbage                                         answers that are too short, too long, for no request, and of no form
+    unlocks                                         removes its lock from the fd, and serves
+    unlocks-and-dies                                removes its lock, and dies by SIGKILL
+    child-keeps                                     a child in a session of its own keeps the fd and serves; the parent ends
     exits-group                                     its first thread ends, another one serves
 """
 
@@ -39,7 +39,7 @@ _WRITEBACK_CACHE = 1 << 16  # FUSE_WRITEBACK_CACHE
 
 
 class Hostile(Server):
-    """Serves as Server does, but for what `how` says."""
+    """Serves as Server does, except for what `how` says."""
 
     def __init__(self, fd: int, how: str) -> None:
         super().__init__(fd)

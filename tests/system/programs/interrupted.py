@@ -1,7 +1,7 @@
-"""Starts fusermount3 as a FUSE library does, and sends it a signal at a moment of its short life: interrupted.py SIGNAL COUNT MOUNTPOINT
+"""Start fusermount3 as a FUSE library does, and send it a signal at a moment of its life: interrupted.py SIGNAL COUNT MOUNTPOINT
 
-The moments go over its whole life, COUNT of them and as many more as it takes until one comes too late. Prints one JSON
-line for each: how it ended, what it said, and whether the fd came.
+The moments cover its whole life: COUNT of them, and as many more as it takes until one comes too late. Prints one JSON
+line for each: how fusermount3 ended, what it printed, and whether the fd came.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""What a FUSE library does with fusermount3: library.py KIND ARGUMENT...
+"""Do with fusermount3 what a FUSE library does: library.py KIND ARGUMENT...
 
 Makes a socket pair (KIND is stream or seqpacket), starts `fusermount3 ARGUMENT...` with one end in _FUSE_COMMFD, and
-prints as JSON how it ended, what it said, and what came over the socket.
+prints as JSON how it ended, what it printed, and what came over the socket.
 """
 
 import array

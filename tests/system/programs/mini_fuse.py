@@ -1,4 +1,4 @@
-"""What a FUSE library does, for programs of the tests that do it in other orders or not at all."""
+"""Do what a FUSE library does, for programs of the tests that do it in other orders or not at all."""
 
 import array
 import os
@@ -29,14 +29,14 @@ def call_helper(*arguments: str, prefix: Sequence[str] = ()) -> tuple[socket.soc
 
 
 class Server:
-    """A FUSE file system with one file, straight on the fd."""
+    """Serves a FUSE file system with one file, directly on the fd."""
 
     def __init__(self, fd: int, content: bytes = _CONTENT) -> None:
         self.fd = fd
         self._content = content
 
     def read(self) -> tuple[int, int, int, bytes]:
-        """The next request: opcode, its number, the node, and what follows the header."""
+        """Return the next request: opcode, its number, the node id, and what follows the header."""
         packet = os.read(self.fd, 1 << 18)
         _, opcode, unique, node = struct.unpack_from("IIQQ", packet)
         return opcode, unique, node, packet[40:]

@@ -1,4 +1,4 @@
-"""Serves a FUSE fd that it was given: a directory with a directory "mount", which it is asked to remove and never answers."""
+"""Serve a FUSE fd that was passed to it: a directory with a directory "mount", whose removal it never answers."""
 
 import struct
 import sys
@@ -9,7 +9,7 @@ _LOOKUP, _RMDIR = 1, 11
 
 
 class NeverRemoves(Server):
-    """A file system of directories."""
+    """Serves a file system of directories."""
 
     def read(self) -> tuple[int, int, int, bytes]:
         while True:

@@ -1,13 +1,13 @@
-"""FUSE programs whose processes live in other ways than most: odd_program.py HOW MOUNTPOINT TEXT
+"""Run FUSE programs whose processes live in unusual ways: odd_program.py HOW MOUNTPOINT TEXT
 
 It serves one file, /hello, with the line TEXT, until it is unmounted. HOW says what is odd:
 
     serves              nothing
-    forks               a child serves, and the process that mounted ends; its pid is in /harness/serving, as the others'
+    forks               a child serves, and the process that mounted ends; /harness/serving has the pid that serves, as always
     first-thread-ends   the first thread ends, another one serves
-    never-answers       answers INIT, and reads each request after it without an answer
+    never-answers       answers INIT, and then reads each request without an answer
 
-After SIGUSR1 it takes memory until the kernel kills it, which only a container with a limit of memory should let it do.
+After SIGUSR1 it takes memory until the kernel kills it: send that only in a container with a limit of memory.
 """
 
 import ctypes

@@ -1,6 +1,6 @@
-"""What the Go plugin's fuse-starter does: original_client.py SOCKET PROGRAM ARGUMENT...
+"""Do what the Go plugin's fuse-starter does: original_client.py SOCKET PROGRAM ARGUMENT...
 
-Prints the message that came with the fd, and becomes the program with the fd as 3.
+Prints the message that came with the fd, and becomes the program with that fd as fd 3.
 """
 
 import os

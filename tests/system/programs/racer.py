@@ -1,11 +1,11 @@
-"""Changes names in a directory as fast as it can, until SIGTERM: racer.py HOW DIRECTORY OUTSIDE NAME...
+"""Change names in a directory as fast as possible, until SIGTERM: racer.py HOW DIRECTORY OUTSIDE NAME...
 
-    links       each name is a link to the one of OUTSIDE, and is not
+    links       each name becomes a link to the same name in OUTSIDE, and is removed again
     exchange    each name is exchanged with such a link, whatever it is (RENAME_EXCHANGE)
     remove      each name is removed
     directory   DIRECTORY itself is exchanged with a link to OUTSIDE
 
-Prints how often it did.
+Prints how often it changed something.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Serves a FUSE fd that it was given, mounted by somebody else: serve_fd.py FD TEXT"""
+"""Serve a FUSE fd that another process has mounted: serve_fd.py FD TEXT"""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""Many FUSE servers in one process, which answer INIT and nothing after it: silent_fuse.py FD...
+"""Run many FUSE servers in one process, which answer INIT and nothing after it: silent_fuse.py FD...
 
-It writes a line when all serve.
+It prints a line when all of them serve.
 """
 
 import sys

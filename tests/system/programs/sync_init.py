@@ -1,15 +1,15 @@
-"""What libfuse 3.19 does with a helper that knows --sync-init, for a program that asks for it: sync_init.py HOW MOUNTPOINT [OPTIONS]
+"""Do what libfuse 3.19 does with a helper that supports --sync-init: sync_init.py HOW MOUNTPOINT [OPTIONS]
 
-The fd comes first, INIT is answered while the helper waits for mount(2), and the helper says at last how that went.
+The fd comes first, INIT is answered while the helper waits for mount(2), and at last the helper reports the result.
 HOW says what kind of program it is:
 
     serves      answers INIT, prints the result, and serves one file, /hello, until it is unmounted
-    usual-init  the same without the ioctl, as on kernels that do not have it: INIT comes after the mount
+    usual-init  serves without the ioctl, as on kernels that do not have it: INIT comes after the mount
     is-killed   dies of SIGKILL when it has the fd
     gives-up    changes its mind when it has the fd, and mounts in the usual way
     never       reads INIT and never answers; prints the result
     dies        dies of SIGKILL when it has read INIT
-    MS          a number: serves, and the helper and it are killed so many milliseconds after it said that it is ready
+    MS          a number: serves, and is killed together with the helper so many milliseconds after its word that it is ready
 """
 
 import fcntl

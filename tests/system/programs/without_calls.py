@@ -1,4 +1,4 @@
-"""Starts a command for which some system calls do not exist: a seccomp filter answers ENOSYS, as an older kernel would.
+"""Start a command for which some system calls do not exist: a seccomp filter answers ENOSYS, as an older kernel would.
 
 without_calls.py NUMBER[,NUMBER...] COMMAND [ARGUMENT...]
 """
@@ -38,7 +38,7 @@ def main() -> None:
     filters.append(instruction(RETURN, ALLOW))
     program = Program(len(filters), b"".join(filters))
     libc = ctypes.CDLL(None, use_errno=True)
-    # Without no_new_privs, so that nothing else differs: root may.
+    # It is loaded without no_new_privs, which root may do, so that nothing else differs.
     if libc.prctl(PR_SET_SECCOMP, MODE_FILTER, ctypes.byref(program), 0, 0) != 0:
         sys.exit(f"prctl(PR_SET_SECCOMP): {os.strerror(ctypes.get_errno())}")
     os.execvp(sys.argv[2], sys.argv[2:])
