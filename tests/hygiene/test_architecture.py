@@ -11,7 +11,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text()
 
 def named() -> list[str]:
     """The files that the page names, with the folders that it leaves out."""
-    return sorted({name for name in re.findall(r"`([\w./-]+\.(?:py|c))`", PAGE)})
+    return sorted(set(re.findall(r"`([\w./-]+\.(?:py|c))`", PAGE)))
 
 
 @pytest.mark.parametrize("name", named())

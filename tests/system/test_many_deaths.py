@@ -17,6 +17,7 @@ LIMIT = 5.0
 HOLDER = "import os, signal; os.write(1, b'.'); signal.pause()"
 
 
+@pytest.mark.alone
 def test_hundreds_of_programs_that_die_together(pod: Pod) -> None:
     volumes = [pod.publish(volume=f"volume-{number}", socket=f"fd-{number}.sock") for number in range(VOLUMES)]
     fds = [mount(volume) for volume in volumes]
