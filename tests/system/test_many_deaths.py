@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from harness import mounts
 from harness.events import wait_until
 from harness.hostile import mount

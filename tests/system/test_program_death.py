@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 
+import pytest
 from harness.container import Background, Bind, Container
 from harness.events import wait_until
 from harness.hostile import mount
@@ -88,6 +89,7 @@ def test_a_death_is_noticed_although_the_device_nodes_were_removed(node: Node, p
     assert application.check("cat /data/file") == "second\n"
 
 
+@pytest.mark.alone
 def test_a_dead_mount_is_detached_at_once(pod: Pod) -> None:
     """A program that is restarted at once must not find its dead mount, which libfuse cannot even open (ENOTCONN).
 
