@@ -41,7 +41,7 @@ def serve(settings: Settings) -> None:
     scraped = _listen_for_scrapes(settings.metrics_address)
     instance = _open_inotify()
     try:
-        privileges.drop()
+        privileges.drop_unused()
     except OSError as error:
         raise StartError(f"cannot drop privileges: {error}") from None
     starter = Starter()
@@ -82,7 +82,7 @@ async def _serve(settings: Settings, scraped: socket.socket | None, instance: in
             if not reason and error.errno in (EPERM, EACCES):
                 reason = "the driver needs root with CAP_SYS_ADMIN"
             raise StartError(f"cannot prepare {settings.run_dir} (--run-dir): {error}{'; ' if reason else ''}{reason}") from None
-        scrapes = metricspage.Scrapes()
+        scrapes = metricspage.MetricsServer()
         stack.callback(scrapes.stop)
         if scraped is not None:
             metrics.start(volumes.by_state, volumes.troubled)
@@ -159,7 +159,7 @@ def _open_inotify() -> int:
     # inotify instances are counted by user, 128 for each: a pod that runs as root, in a user namespace too, could take all
     # of root's and keep the driver from starting.
     try:
-        return privileges.as_unknown_user(syscalls.inotify_init)
+        return privileges.run_as_unused_uid(syscalls.inotify_init)
     except OSError as error:
         raise StartError(f"no inotify instance is to be had ({error.strerror}); raise fs.inotify.max_user_instances") from None
 

@@ -47,10 +47,10 @@ def checks(pods_dir: str, run_dir: str) -> Iterator[Check]:
     """Check everything that mounting needs, one after another. Leaves nothing behind."""
     yield Check("kernel", _kernel(os.uname().release))
     yield Check("file system", _fuse())
-    lacking = privileges.missing()
+    lacking = privileges.missing_capabilities()
     yield Check("capabilities", _capabilities(lacking))
     # Without the capabilities EPERM comes from their absence, which the check before this one reports.
-    refused = {name: errno for name, errno in syscalls.refused().items() if errno != EPERM or not lacking}
+    refused = {name: errno for name, errno in syscalls.refused_calls().items() if errno != EPERM or not lacking}
     yield Check("system calls", _system_calls(refused))
     yield Check("FUSE device", _device(run_dir))
     yield Check("propagation", propagation(pods_dir))

@@ -74,7 +74,7 @@ async def serve(
 
     def starter_has_ended() -> None:
         asyncio.get_running_loop().remove_reader(starter.pidfd)
-        starter.report_mistake()
+        starter.report_end()
         give_up("the process that starts the driver's other processes has ended: the driver has to be restarted")
 
     asyncio.get_running_loop().add_reader(starter.pidfd, starter_has_ended)

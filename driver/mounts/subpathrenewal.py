@@ -55,7 +55,7 @@ class SubPathRenewal:
         self._has_old = False
         self._troubles.end(KIND)
         if done:
-            self._log.doing(f"subPath binds that show the new mount: {done}")
+            self._log.activity(f"subPath binds that show the new mount: {done}")
 
 
 def _reason(error: OSError) -> str:

@@ -356,7 +356,7 @@ class TargetMount:
                 reason = error.strerror or f"it takes longer than {limits.DETACH_WAIT:g} s"
                 self._troubles.begin("stays", f"the mount of the FUSE program that has gone cannot be taken off: {reason}")
                 return False
-        self._log.doing("the FUSE program has gone; its mount is taken off, and another one can mount")
+        self._log.activity("the FUSE program has gone; its mount is taken off, and another one can mount")
         return True
 
 

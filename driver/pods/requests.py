@@ -138,7 +138,7 @@ class PodRequests:
             raise Refused(f"mount failed: {os.strerror(EBUSY)}", EBUSY) from None
 
     def _log_mounted(self, request: MountRequest, peer: Peer, kernel: MountArguments, took: Timer) -> None:
-        self._log.doing(
+        self._log.activity(
             f"mounted {os.fsdecode(kernel.fstype)} {os.fsdecode(kernel.source)!r} for uid {peer.uid}, pid {peer.pid}, "
             f"asked for at {os.fsdecode(from_wire(request.mountpoint))!r}, in {took.stop()}"
         )
@@ -155,7 +155,7 @@ class PodRequests:
                 raise Refused(f"not mounted: {os.fsdecode(mountpoint)!r}", EINVAL)
             await self._take_off(plain=not request.lazy)
             self._mount.unmounted_after_end(record.mountpoint)  # its program had died, and that was not noticed yet
-        self._log.doing("unmounted, as the pod asked for")
+        self._log.activity("unmounted, as the pod asked for")
 
     def _refuse_when_closing(self) -> None:
         if self.is_closing:

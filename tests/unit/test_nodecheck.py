@@ -112,7 +112,7 @@ def test_what_is_missing_is_what_is_not_effective(
     file = tmp_path / "status"
     file.write_text(STATUS.format(effective))
     monkeypatch.setattr(privileges, "open", lambda path, **options: file.open(**options), raising=False)
-    assert privileges.missing() == missing
+    assert privileges.missing_capabilities() == missing
 
 
 def test_system_calls_that_are_refused_are_told_with_the_remedy() -> None:

@@ -55,7 +55,7 @@ def test_an_error_without_a_number_is_one_too(bounds: Bounds) -> None:
 def test_one_that_ends_without_a_word_has_asked_nobody(bounds: Bounds) -> None:
     with pytest.raises(NotAsked) as caught:
         call(bounds, DEADLINE, process_jobs.dies)
-    assert caught.value.strerror == "the process that was to ask it has ended"
+    assert caught.value.strerror == "the process that should ask it has ended"
     assert call(bounds, DEADLINE, process_jobs.same, 7) == 7
 
 
@@ -154,7 +154,7 @@ def test_one_pods_calls_share_a_few_processes(bounds: Bounds) -> None:
         assert await waiting == 8
         for caller in callers:
             await ended(caller)
-        await nothing_taken(bounds.questions)
+        await all_have_ended(bounds.questions)
 
     run(main())
 
@@ -179,7 +179,7 @@ def test_the_calls_of_all_pods_share_some_processes(bounds: Bounds, starter: Sta
         assert await asyncio.gather(*waiting) == [0, 1, 2]
         for caller in callers:
             await ended(caller)
-        await nothing_taken(bound)
+        await all_have_ended(bound)
         assert not bound._waiting
 
     run(main())
@@ -220,16 +220,16 @@ def test_the_second_half_of_them_is_for_pods_that_have_none(starter: Starter) ->
     run(main())
 
 
-async def nothing_taken(bound: Bound) -> None:
+async def all_have_ended(bound: Bound) -> None:
     """Wait until all processes have ended, and are given back."""
-    while bound._taken:
+    while bound._used:
         await asyncio.sleep(0.001)
 
 
 async def all_work(bound: Bound) -> None:
     """Wait until all who have been called have a process."""
     await asyncio.sleep(0)
-    while bound._unmade:
+    while bound._starting:
         await asyncio.sleep(0.001)
 
 
@@ -244,13 +244,13 @@ def test_where_no_process_comes_nobody_is_taken_for_silent(bounds: Bounds, start
             found = await asyncio.gather(*calls, return_exceptions=True)
         finally:
             signal.pidfd_send_signal(starter.pidfd, signal.SIGCONT)
-        assert not bounds.questions._taken
+        assert not bounds.questions._used
         for error in found:
             assert isinstance(error, NotAsked)
             assert not isinstance(error, TimeoutError)
             assert error.errno == EAGAIN
             assert error.strerror is not None
-            assert error.strerror.startswith("no process can be had for it")
+            assert error.strerror.startswith("no process could be started for it")
         assert await BoundedCall(bounds.questions).call(SHARE, DEADLINE, process_jobs.same, 7) == 7
 
     run(main())

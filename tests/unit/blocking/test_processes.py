@@ -309,9 +309,9 @@ def test_a_mistake_that_ends_its_starter_is_logged(monkeypatch: pytest.MonkeyPat
     broken = Starter()
     pid = pid_of(broken)
     assert select.select([broken.pidfd], [], [], DEADLINE)[0]
-    broken.report_mistake()
+    broken.report_end()
     assert "TypeError" in caplog.text
-    broken.report_mistake()  # nothing more
+    broken.report_end()  # nothing more
     os.close(broken.pidfd)
     broken._requests.close()
     os.waitpid(pid, 0)

@@ -149,7 +149,7 @@ async def serving(address: str = "127.0.0.1:0") -> AsyncIterator[socket.socket]:
     """A server until the block's end; nothing of it is left then."""
     with nothing_leaked():
         listener = metricspage.listen(address)
-        scrapes = metricspage.Scrapes()
+        scrapes = metricspage.MetricsServer()
         await scrapes.start(listener)
         try:
             yield listener
