@@ -130,7 +130,7 @@ def test_a_command_without_a_driver_says_so(tmp_path: Path, arguments: list[str]
     ],
 )
 def test_goes_single_dash_is_taken(arguments: list[str], expected: list[str]) -> None:
-    assert cli._go_style(arguments) == expected
+    assert cli._double_dashes(arguments) == expected
 
 
 def test_what_users_of_klog_write_is_taken() -> None:
@@ -144,7 +144,7 @@ def test_an_endpoint_that_somebody_has_is_told_before_anything_is_made(tmp_path:
     (tmp_path / "file").touch()
     with listen(f"{tmp_path}/served", socket.SOCK_STREAM) as server:
         answer_once(server)
-        for name, word in (("file", "no socket"), ("served", "another process serves")):
+        for name, word in (("file", "not a socket"), ("served", "another process serves")):
             ended = run("--nodeid", "n", "--endpoint", f"unix:{tmp_path}/{name}", "--run-dir", tmp_path / "run")
             check_mistake(ended, 1, "--endpoint", f"{tmp_path}/{name}", word)
     assert sorted(os.listdir(tmp_path)) == ["file", "served"]

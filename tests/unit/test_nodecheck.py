@@ -60,18 +60,18 @@ def put_mounts(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
 
 def test_a_pods_folder_that_is_shared_is_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_mounts(monkeypatch, "1 0 0:1 / / rw - ext4 /dev/vda rw", f"2 1 0:2 / {tmp_path} rw shared:5 - tmpfs t rw")
-    assert nodecheck.propagation(str(tmp_path)) == ""
+    assert nodecheck.propagation_problem(str(tmp_path)) == ""
 
 
 def test_a_pods_folder_on_a_shared_root_is_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_mounts(monkeypatch, "1 0 0:1 / / rw shared:1 - ext4 /dev/vda rw")
-    assert nodecheck.propagation(str(tmp_path)) == ""
+    assert nodecheck.propagation_problem(str(tmp_path)) == ""
 
 
 @pytest.mark.parametrize("optional", ["", "master:3 "])
 def test_a_pods_folder_that_is_not_shared_is_told_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optional: str) -> None:
     put_mounts(monkeypatch, "1 0 0:1 / / rw shared:1 - ext4 /dev/vda rw", f"2 1 0:2 / {tmp_path} rw {optional}- tmpfs t rw")
-    text = nodecheck.propagation(str(tmp_path))
+    text = nodecheck.propagation_problem(str(tmp_path))
     assert f"mount --make-rshared {tmp_path}" in text
     assert "Bidirectional" in text
 
@@ -80,12 +80,12 @@ def test_a_link_to_the_pods_folder_is_followed(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     put_mounts(monkeypatch, "1 0 0:1 / / rw shared:1 - ext4 /dev/vda rw", f"2 1 0:2 / {tmp_path}/real rw - tmpfs t rw")
-    assert f"--make-rshared {tmp_path}/real" in nodecheck.propagation(str(tmp_path / "link"))
+    assert f"--make-rshared {tmp_path}/real" in nodecheck.propagation_problem(str(tmp_path / "link"))
 
 
 def test_without_a_pods_folder_there_are_no_pods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_mounts(monkeypatch, "1 0 0:1 / / rw - ext4 /dev/vda rw")
-    assert nodecheck.propagation(str(tmp_path / "missing")) == ""
+    assert nodecheck.propagation_problem(str(tmp_path / "missing")) == ""
 
 
 def test_capabilities_that_are_missing_are_told_with_the_remedy() -> None:
@@ -213,12 +213,12 @@ def test_the_first_problem_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     places = (str(tmp_path), f"{tmp_path}/run")
     put_mounts(monkeypatch, "1 0 0:1 / / rw - ext4 /dev/vda rw")
     put_filesystems(tmp_path, monkeypatch, "nodev\tfuse\n")
-    assert "--make-rshared /" in nodecheck.problem(*places)
+    assert "--make-rshared /" in nodecheck.first_problem(*places)
     put_filesystems(tmp_path, monkeypatch, "")
-    assert "modprobe" in nodecheck.problem(*places)
+    assert "modprobe" in nodecheck.first_problem(*places)
     put_mounts(monkeypatch, "1 0 0:1 / / rw shared:1 - ext4 /dev/vda rw")
     put_filesystems(tmp_path, monkeypatch, "nodev\tfuse\n")
-    assert nodecheck.problem(*places) == ""
+    assert nodecheck.first_problem(*places) == ""
     assert all(not check.problem for check in nodecheck.checks(*places))
 
 

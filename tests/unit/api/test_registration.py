@@ -30,10 +30,10 @@ def ask(folder: Path, *statuses: pluginregistration_pb2.RegistrationStatus) -> t
     refusals: list[str] = []
 
     async def session() -> pluginregistration_pb2.PluginInfo:
-        place = registration.Place(str(folder))
-        server = await services._register(ENDPOINT, place, refusals.append)
+        registration_socket = registration.RegistrationSocket(str(folder))
+        server = await services._register(ENDPOINT, registration_socket, refusals.append)
         try:
-            async with grpc.aio.insecure_channel(f"unix:{place.path}") as channel:
+            async with grpc.aio.insecure_channel(f"unix:{registration_socket.path}") as channel:
                 kubelet = pluginregistration_pb2_grpc.RegistrationStub(channel)
                 info = await kubelet.GetInfo(pluginregistration_pb2.InfoRequest())
                 for status in statuses:
@@ -53,12 +53,12 @@ def test_kubelet_is_told_what_it_needs(folder: Path) -> None:
 
 def test_the_socket_has_the_drivers_name_and_is_roots_alone(folder: Path) -> None:
     async def session() -> None:
-        place = registration.Place(str(folder))
-        server = await services._register(ENDPOINT, place, lambda text: None)
+        registration_socket = registration.RegistrationSocket(str(folder))
+        server = await services._register(ENDPOINT, registration_socket, lambda text: None)
         (path,) = folder.iterdir()
         assert path.name == f"{csi.NAME}-reg.sock"
         assert path.stat().st_mode & 0o777 == 0o600
-        place.remove()
+        registration_socket.remove()
         await server.stop(None)
         # kubelet forgets a plugin whose socket goes: pods then say that the driver is not there.
         assert list(folder.iterdir()) == []
@@ -68,7 +68,7 @@ def test_the_socket_has_the_drivers_name_and_is_roots_alone(folder: Path) -> Non
 
 def test_the_socket_of_whoever_took_the_place_stays(folder: Path) -> None:
     async def session() -> None:
-        old, new = registration.Place(str(folder)), registration.Place(str(folder))
+        old, new = registration.RegistrationSocket(str(folder)), registration.RegistrationSocket(str(folder))
         servers = [await services._register(ENDPOINT, old, lambda text: None)]
         try:
             os.unlink(old.path)  # as node-driver-registrar does
@@ -87,7 +87,7 @@ def test_the_socket_of_whoever_took_the_place_stays(folder: Path) -> None:
 
 
 def test_a_place_that_another_process_has_is_told(folder: Path) -> None:
-    with listen(registration.Place(str(folder)).path, socket.SOCK_STREAM) as server:
+    with listen(registration.RegistrationSocket(str(folder)).path, socket.SOCK_STREAM) as server:
         answer_once(server)
         with pytest.raises(StartError, match="another process"):
             ask(folder)

@@ -34,7 +34,7 @@ from driver.model.policy import Refused
 from driver.observe import metrics
 from driver.observe.logs import log
 from driver.pods import server
-from driver.pods.server import Brings
+from driver.pods.server import Content
 from fusermount3_proxy.wire import protocol
 from fusermount3_proxy.wire.protocol import MountRequest, UnmountRequest
 
@@ -162,25 +162,25 @@ FD = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0]).tobytes())]
 
 
 @pytest.mark.parametrize(
-    ("packet", "with_it", "brings"),
+    ("packet", "with_it", "content"),
     [
-        (b"x", [], Brings.DATA),
-        (b"x" * (protocol.PACKET_MAX + 1), [], Brings.DATA),
-        (b"x", FD, Brings.FDS),
-        (b"", FD, Brings.FDS),
-        (b"", [], Brings.NOTHING),
+        (b"x", [], Content.DATA),
+        (b"x" * (protocol.PACKET_MAX + 1), [], Content.DATA),
+        (b"x", FD, Content.FDS),
+        (b"", FD, Content.FDS),
+        (b"", [], Content.NOTHING),
     ],
 )
-def test_what_a_packet_brings_is_known_before_it_is_received(packet: bytes, with_it: list[tuple[int, int, bytes]], brings: Brings) -> None:
+def test_what_a_packet_holds_is_known_before_it_is_received(packet: bytes, with_it: list[tuple[int, int, bytes]], content: Content) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         ours.setblocking(False)
-        assert server._next_brings(ours) is None
+        assert server._peek(ours) is None
         theirs.sendmsg([packet], with_it)
-        assert [server._next_brings(ours) for _ in range(2)] == [brings, brings]
+        assert [server._peek(ours) for _ in range(2)] == [content, content]
         ours.recv(1)
         theirs.close()
-        assert server._next_brings(ours) is Brings.NOTHING
+        assert server._peek(ours) is Content.NOTHING
 
 
 # ---- refusals
@@ -258,7 +258,7 @@ def test_a_mistake_of_the_driver_is_reported_as_its_own_and_costs_one_connection
             with served.connect(suffix) as client:
                 if suffix:
                     send(client, MOUNT)
-                    text = "the driver failed by a mistake of its own; its log has the details"
+                    text = "the driver failed with an internal error; its log has the details"
                     assert await answer(client) == ({"error": text, "errno": EIO}, [])
                 assert await is_closed(client)
             served.handler.outcome = None

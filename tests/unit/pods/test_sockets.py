@@ -186,7 +186,7 @@ def test_nobody_can_connect_to_sockets_that_may_not_be_kept(place: FolderBeneath
             refused += 1
 
     monkeypatch.setattr(sockets, "_identity", is_removed_meanwhile)
-    with pytest.raises(OSError, match="the pod removes them"):
+    with pytest.raises(OSError, match="the pod removes the sockets"):
         PodSockets.listen(place, NAME)
     assert refused == 2 * sockets._TRIES
     assert os.listdir(directory) == ["dev-fuse"]
