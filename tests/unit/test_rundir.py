@@ -1,4 +1,4 @@
-"""Where the commands look for the driver that they talk to."""
+"""Tests where the commands find the driver's run folder."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whether somebody serves a socket: a process that is stuck accepts connections too, and is no reason not to start."""
+"""Tests how the driver finds out whether a process serves a socket. One that hangs accepts connections, but does not answer."""
 
 import asyncio
 import os
@@ -108,5 +108,5 @@ def test_something_else_is_left_alone(path: str) -> None:
         run(refuse_if_served(path, "--endpoint"))
 
 
-def test_a_process_of_another_pid_namespace_is_told_so() -> None:
+def test_a_process_in_another_pid_namespace_is_described_so() -> None:
     assert str(Listener(0, answers=True)) == "in a pid namespace that is not visible here"
