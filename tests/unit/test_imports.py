@@ -134,8 +134,8 @@ def test_what_runs_in_the_pod_loads_built_in_modules_alone(name: str) -> None:
     assert {other for other in loaded if other.partition(".")[0] != "fusermount3_proxy"} <= MAY_LOAD
 
 
-def test_the_driver_begins_with_what_its_workers_do_and_without_grpc() -> None:
-    """Workers know what is imported when their starter is forked; pods need not wait for what answers kubelet."""
+def test_the_driver_begins_with_what_its_processes_call_and_without_grpc() -> None:
+    """Processes find only functions of modules that were imported before the starter was forked. Pods need not wait for gRPC."""
     command = [sys.executable, "-c", LOAD.format(root=str(ROOT), module="driver.daemon")]
     loaded = set(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split())
     assert {"driver.mounts.fusemount", "driver.mounts.subpaths"} <= loaded
