@@ -1,4 +1,4 @@
-"""Calls the driver at its admin socket, for the commands."""
+"""Calls the driver at its admin socket, for the commands. All public functions raise click.ClickException with one line of text."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -10,24 +10,24 @@ import grpc
 from driver.api.rpc import admin_pb2, admin_pb2_grpc
 
 _TIMEOUT = 30.0  # seconds; longer than the driver's own limits
-# The answer has no limit of size: the driver is trusted, and thousands of volumes may not fit into gRPC's usual 4 MiB.
+# The size of an answer is not limited: the driver is trusted, and thousands of volumes may not fit into gRPC's default of 4 MiB.
 _OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1))
 
 
 def add(socket: str, name: str, read_only: bool, options: str) -> admin_pb2.Volume:
-    """Add a volume. All functions here raise click.ClickException, with one line of text."""
+    """Add a volume without Kubernetes, and return it."""
     request = admin_pb2.AddVolumeRequest(name=name, read_only=read_only, options=options)
     added: admin_pb2.Volume = _call(socket, lambda stub: stub.AddVolume(request, timeout=_TIMEOUT))
     return added
 
 
 def remove(socket: str, name: str) -> None:
-    """Remove a volume."""
+    """Remove a volume without Kubernetes."""
     _call(socket, lambda stub: stub.RemoveVolume(admin_pb2.RemoveVolumeRequest(name=name), timeout=_TIMEOUT))
 
 
 def volumes(socket: str) -> Sequence[admin_pb2.Volume]:
-    """Return the volumes that add() made."""
+    """Return the volumes without Kubernetes."""
     answer: admin_pb2.ListVolumesResponse = _call(socket, lambda stub: stub.ListVolumes(admin_pb2.ListVolumesRequest(), timeout=_TIMEOUT))
     return answer.volumes
 
@@ -39,7 +39,7 @@ def status(socket: str) -> admin_pb2.GetStatusResponse:
 
 
 def readiness(socket: str) -> str:
-    """Return why the driver cannot mount, "" where it can."""
+    """Return why the driver cannot mount, and "" if it can."""
     answer: admin_pb2.GetReadinessResponse = _call(
         socket, lambda stub: stub.GetReadiness(admin_pb2.GetReadinessRequest(), timeout=_TIMEOUT)
     )
@@ -47,7 +47,7 @@ def readiness(socket: str) -> str:
 
 
 def _call(socket: str, call: Callable[[admin_pb2_grpc.AdminStub], Any]) -> Any:
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own lines on standard error do not help users
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC would print lines on standard error that do not help users
     with grpc.insecure_channel(f"unix:{socket}", options=_OPTIONS) as channel:
         try:
             return call(admin_pb2_grpc.AdminStub(channel))

@@ -1,6 +1,6 @@
 """Parses the command line of meta-fuse-csi-plugin, and runs the driver or one of the commands that call it.
 
-Each command imports what it needs when it runs: with gRPC and the driver, `--help` would take twice as long.
+Each command imports what it needs only when it runs. If gRPC and the driver were imported here, `--help` would take twice as long.
 """
 
 import json
@@ -21,7 +21,7 @@ from driver.observe.logs import FORMATS, configure, log, shown
 if TYPE_CHECKING:
     from driver.api.rpc import admin_pb2
 
-# The options of klog, which manifests for the Go plugin have. They are accepted, and do nothing.
+# Options of klog, which manifests for the Go plugin have. They are accepted and ignored.
 _KLOG = (
     "logtostderr",
     "alsologtostderr",
@@ -38,7 +38,7 @@ _KLOG = (
 )
 
 
-# The texts of --help are arguments, because the frozen driver has no docstrings.
+# The texts of --help are given as arguments, because docstrings are stripped from the packaged driver.
 @click.group(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -55,7 +55,7 @@ _KLOG = (
     help="How much to log: 0 warnings and errors, 1 to 5 also what happens to volumes, 6 and more everything.",
 )
 @click.option("--pods-dir", default="/var/lib/kubelet/pods", show_default=True, help="kubelet's folder of pods.")
-@click.option("--run-dir", help=f"The driver's own folder.  [default: {rundir.DEFAULT}, or beside --endpoint where that is read-only]")
+@click.option("--run-dir", help=f"The driver's own folder.  [default: {rundir.DEFAULT}, or beside --endpoint if that is read-only]")
 @click.option("--state-dir", help="Folder for the records of volumes.  [default: state in --run-dir]")
 @click.option("--admin-socket", help="Socket at which the driver serves the commands below.  [default: admin.sock in --run-dir]")
 @click.option("--kubelet-registration-path", help="Register with kubelet, which finds the --endpoint socket at this path on the node.")
@@ -80,17 +80,17 @@ def main(
     log_format: str,
     **klog: str,
 ) -> None:
-    """Run the driver, or leave the rest to the command that was given."""
+    """Run the driver, or if a command is given, pass the admin socket's path to it."""
     if context.invoked_subcommand is not None:
-        context.obj = admin_socket or _admin_socket(run_dir, endpoint)
+        context.obj = admin_socket or _find_admin_socket(run_dir, endpoint)
         return
     if not nodeid:
         raise click.UsageError("--nodeid is missing or empty: give the name of this node")
-    # gRPC would start threads of its own in the processes that the driver forks (starter.py), which do not use gRPC. It reads
-    # this variable when it is imported.
+    # Without this gRPC would start threads in the processes that the driver forks, which do not use gRPC. gRPC reads the variable
+    # when it is imported.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     if log_format == "json":
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own lines are not JSON
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC would log lines that are not JSON
     from driver import daemon
 
     configure(verbosity, log_format)
@@ -129,8 +129,8 @@ def main(
     except BaseException:
         report_internal_error("running the driver")
         os._exit(1)
-    # The interpreter's own end would wait for threads that hang in a pod's file system, and close what pods have queued, which
-    # may block.
+    # A normal exit of the interpreter would wait for threads that hang in a pod's file system. It would also close connections,
+    # which can block because of the fds that pods have queued in them.
     os._exit(0)
 
 
@@ -149,7 +149,7 @@ for _name in _KLOG:
     help="Add, remove and list volumes without Kubernetes, for Docker, Podman and plain hosts.",
 )
 def volume() -> None:
-    """Group the commands about volumes without Kubernetes."""
+    """Group the commands for volumes without Kubernetes."""
 
 
 @volume.command("add", help="Publish a volume, and print how to give it to containers.")
@@ -210,12 +210,12 @@ def status(admin_socket: str, output: str) -> None:
         sys.exit(1)
 
 
-# The keys of _status_of() that are columns of the text, and "mode" in place of readOnly. The condition tells of `abnormal`.
+# The keys of _status_of() that are columns of the text, with "mode" for readOnly. The condition shows what is abnormal.
 _COLUMNS = ("volume", "pod", "state", "since", "mounts", "mode", "type", "source", "path", "condition")
 
 
 def _status_of(volume: "admin_pb2.Volume") -> dict[str, object]:
-    """Return a volume as the JSON of `status` has it. Programs read these keys: they stay as they are."""
+    """Return a volume as an object of the JSON output of `status`. Do not change these keys, because other programs read them."""
     return {
         "volume": volume.name,
         "pod": volume.pod,
@@ -231,7 +231,7 @@ def _status_of(volume: "admin_pb2.Volume") -> dict[str, object]:
     }
 
 
-@main.command(help="Say whether the driver can mount, for probes: exit code 0, or 1 and the reason. Asks no FUSE program.")
+@main.command(help="Report whether the driver can mount, for probes: exit code 0, or 1 and the reason. Asks no FUSE program.")
 @click.pass_obj
 def ready(admin_socket: str) -> None:
     """Run the command `ready`."""
@@ -247,18 +247,14 @@ def _readiness(problem: str) -> str:
     return f"not ready: {problem}" if problem else "ready"
 
 
-def _admin_socket(run_dir: str | None, endpoint: str) -> str:
-    """Return the socket at which the driver serves the commands."""
+def _find_admin_socket(run_dir: str | None, endpoint: str) -> str:
+    """Return the path of the socket at which the driver serves the commands."""
     if run_dir:
         return f"{os.path.normpath(run_dir)}/admin.sock"
-    return f"{rundir.in_use(_path_of(endpoint)) or rundir.DEFAULT}/admin.sock"
+    return f"{rundir.of_running_driver(endpoint.removeprefix('unix:')) or rundir.DEFAULT}/admin.sock"
 
 
-def _path_of(endpoint: str) -> str:
-    return endpoint.removeprefix("unix:")
-
-
-@main.command(help="Check whether this node has what the driver needs, and say what to do where it has not. No driver has to run.")
+@main.command(help="Check whether this node has what the driver needs, and say what to do about what it lacks. No driver has to run.")
 @click.pass_context
 def check(context: click.Context, /) -> None:
     """Run the command `check`."""
@@ -266,8 +262,9 @@ def check(context: click.Context, /) -> None:
 
     assert context.parent is not None
     given = context.parent.params
-    # Where a driver runs, its folder is found: users do not repeat its --endpoint in its container's shell.
-    run_dir = given["run_dir"] or rundir.in_use(_path_of(given["endpoint"])) or rundir.default(_path_of(given["endpoint"]))
+    # The folder of a running driver is preferred, because users do not repeat its --endpoint in its container's shell.
+    csi_socket = given["endpoint"].removeprefix("unix:")
+    run_dir = given["run_dir"] or rundir.of_running_driver(csi_socket) or rundir.default(csi_socket)
     pods_dir, run_dir = os.path.normpath(given["pods_dir"]), os.path.normpath(run_dir)
     _check_absolute({"--pods-dir": pods_dir, "--run-dir": run_dir})
     failed = False
@@ -281,22 +278,22 @@ def check(context: click.Context, /) -> None:
 
 
 def _table(rows: list[list[str]], columns: tuple[str, ...]) -> None:
-    """Print rows below a line with the columns' names."""
+    """Print a table with a headline."""
     table = [[column.upper() for column in columns], *([shown(cell) or "-" for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     for row in table:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _go_style(arguments: list[str]) -> list[str]:
-    """Replace the single dash of long options by two: Go's flag package accepts both, and manifests for the Go plugin have them."""
+def _double_dashes(arguments: list[str]) -> list[str]:
+    """Return the arguments with two dashes before each long option that has one: manifests for the Go plugin may have one."""
     known = {f"-{parameter.opts[0].lstrip('-')}" for parameter in main.params if parameter.opts[0].startswith("--")}
-    return [f"-{a}" if a.split("=")[0] in known and not a.startswith("--") else a for a in arguments]
+    return [f"-{argument}" if argument.split("=")[0] in known else argument for argument in arguments]
 
 
 def run() -> None:
     """Run the program."""
-    main.main(args=_go_style(sys.argv[1:]), prog_name="meta-fuse-csi-plugin")
+    main.main(args=_double_dashes(sys.argv[1:]), prog_name="meta-fuse-csi-plugin")
 
 
 if __name__ == "__main__":

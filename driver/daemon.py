@@ -1,4 +1,29 @@
-"""The driver's process: puts the parts together, serves until a signal, and leaves the volumes as they are."""
+"""Starts the driver's parts, serves until a signal, and stops so that all volumes and their mounts stay as they are.
+
+The start, in serve(), before there is an event loop, a thread or anything of a pod's:
+
+    1. Make standard streams, umask and the limit of fds what the driver needs.
+    2. Open the metrics' listening socket and the inotify instance, for which the driver needs privileges that it drops next.
+    3. Drop the privileges that it does not need any more.
+    4. Fork the starter, which forks all later processes.
+
+The start goes on in _serve(), in the event loop:
+
+    5. Make sure that no other driver serves the CSI socket, and handle signals.
+    6. Make the run folder, wait until a former driver has left it and the records, and open the workspace.
+    7. Restore the volumes from their records. From now on pods' requests are answered.
+    8. Serve the metrics.
+    9. Wait until the requests that had queued meanwhile are answered, for half a second at most.
+   10. Serve kubelet and the commands, until a signal or an error sets `stopped`.
+
+The stop:
+
+   11. Stop the gRPC servers (services.serve() does this before it returns).
+   12. Stop watching the mounts, without unmounting them, and wait for those that are being detached.
+   13. Close the metrics, the file watch and the workspace, in this order. If a mount is still being detached, leave them: its
+       thread uses the workspace, and the next driver finishes the work.
+   14. The caller ends the process at once (cli.py).
+"""
 
 import asyncio
 import os
@@ -10,7 +35,7 @@ from errno import EACCES, EPERM
 from functools import partial
 
 from driver import nodecheck
-from driver.api.endpoint import Served, listener_at, refuse_if_served
+from driver.api.endpoint import AlreadyServed, find_listener, refuse_if_served
 from driver.blocking.calls import Bounds
 from driver.blocking.processes import Starter
 from driver.blocking.threads import NUDGE
@@ -22,86 +47,101 @@ from driver.mounts.workspace import Workspace
 from driver.observe import metrics, metricspage
 from driver.observe.internalerror import handle_loop_exception
 from driver.observe.logs import log
-from driver.rundir import Claim
+from driver.rundir import RunDirLock
 from driver.volumes.records import Records
 from driver.volumes.standalone import Standalone
 from driver.volumes.volumes import Volumes
 
-_QUIET_WAIT = 0.5  # seconds, where pods do not stop asking
-_FORMER_WAIT = 15.0  # seconds; a driver that is told to stop ends within services.GRACE twice
-_FORMER_RETRY = 0.05
+_QUIET_WAIT = 0.5  # seconds at most until pods' requests that had queued are answered
+_FORMER_WAIT = 15.0  # seconds; a driver that is being stopped ends within services.GRACE twice
+_FORMER_RETRY = 0.05  # seconds
 
 
 def serve(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT. Raises StartError."""
+    """Run the driver until SIGTERM or SIGINT. Raises StartError if it cannot start, or cannot go on."""
+    # 1. The process itself.
     _open_standard_streams()
     os.umask(0o077)
     _raise_fd_limit()
-    # Before the privileges go: a port below 1024 needs one, another user's limits need another.
-    scraped = _listen_for_scrapes(settings.metrics_address)
-    instance = _open_inotify()
+    # 2. Listening at a port below 1024 and changing the uid need privileges.
+    metrics_listener = _listen_for_metrics(settings.metrics_address)
+    inotify = _open_inotify()
+    # 3. Capabilities belong to threads, so they are dropped before there are any.
     try:
-        privileges.drop()
+        privileges.drop_unused()
     except OSError as error:
         raise StartError(f"cannot drop privileges: {error}") from None
+    # 4. A process that was forked later could hold fds of a pod's.
     starter = Starter()
-    # Not asyncio.run(): it would cancel what waits for pods and close their connections right here, where what is queued
-    # in one may block for as long as the pod likes. The caller ends the process instead, with all that there is.
-    _loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(_loop)
-    _loop.set_exception_handler(handle_loop_exception)
-    _loop.run_until_complete(_serve(settings, scraped, instance, starter))
+    # asyncio.run() would cancel all tasks at the end and close pods' connections in this thread, which a pod could block for ever
+    # with what it has queued in them. The caller ends the process instead.
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    loop.set_exception_handler(handle_loop_exception)
+    loop.run_until_complete(_serve(settings, metrics_listener, inotify, starter))
 
 
-async def _serve(settings: Settings, scraped: socket.socket | None, instance: int, starter: Starter) -> None:
+async def _serve(settings: Settings, metrics_listener: socket.socket | None, inotify: int, starter: Starter) -> None:
+    # 5. Another driver, and signals.
     await refuse_if_served(settings.csi_socket, "--endpoint")
     starter.keep_spare()
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    asyncio.get_running_loop().add_signal_handler(NUDGE, lambda: None)  # else it would be ignored, and interrupt nothing
+    stopped = _stop_at_signals()
     with ExitStack() as stack:
         try:
-            # First of all: the records are usually in it, and where it cannot be made that is said of --run-dir.
+            # 6. The run folder is made first: the records are usually in it, and an error must name --run-dir then.
             os.makedirs(settings.run_dir, mode=0o700, exist_ok=True)
             records = _open_records(settings.state_dir)
-            is_alone = await _former_driver_ends(settings, Claim(settings.run_dir), records, stopped)
+            is_alone = await _wait_for_former_driver(settings, RunDirLock(settings.run_dir), records, stopped)
             if stopped.is_set():
                 return
             workspace = Workspace(settings.run_dir, is_alone)
             stack.callback(workspace.close)
-            files = FileWatch(instance)
+            files = FileWatch(inotify)
             stack.callback(files.close)
+            # 7. The volumes.
             volumes = Volumes(workspace, files, records, Bounds(starter))
             stack.callback(volumes.release)
             standalone = Standalone(volumes, f"{settings.run_dir}/volumes")
             standalone.prepare()
             volumes.restore(settings.pods_dir, standalone.root)
         except OSError as error:
-            reason = nodecheck.problem(settings.pods_dir, settings.run_dir)
-            if not reason and error.errno in (EPERM, EACCES):
-                reason = "the driver needs root with CAP_SYS_ADMIN"
-            raise StartError(f"cannot prepare {settings.run_dir} (--run-dir): {error}{'; ' if reason else ''}{reason}") from None
-        scrapes = metricspage.Scrapes()
-        stack.callback(scrapes.stop)
-        if scraped is not None:
+            raise _cannot_prepare(settings, error) from None
+        # 8. The metrics.
+        metrics_server = metricspage.MetricsServer()
+        stack.callback(metrics_server.stop)
+        if metrics_listener is not None:
             metrics.start(volumes.by_state, volumes.troubled)
-            await scrapes.start(scraped)
-            log.info(f"metrics are at {metricspage.url(scraped)}")
-        # Pods have waited since the former driver ended. kubelet waits for this one as well, but asks again.
+            await metrics_server.start(metrics_listener)
+            log.info(f"metrics are at {metricspage.url(metrics_listener)}")
+        # 9. Pods have waited since the former driver ended. kubelet has waited as well, but it asks again.
         await volumes.quiet(_QUIET_WAIT)
+        # 10. Importing gRPC takes as long as answering hundreds of pods.
         from driver.api import services
 
         if not features.sees_host_pids():
             log.warning(nodecheck.NO_HOST_PIDS)
-        node_problem = partial(nodecheck.problem, settings.pods_dir, settings.run_dir)
-        propagation_problem = partial(nodecheck.propagation, settings.pods_dir)
+        node_problem = partial(nodecheck.first_problem, settings.pods_dir, settings.run_dir)
+        propagation_problem = partial(nodecheck.propagation_problem, settings.pods_dir)
         try:
+            # 11. This stops the gRPC servers before it returns.
             await services.serve(settings, volumes, standalone, files, starter, node_problem, propagation_problem, stopped)
         finally:
+            # 12. The mounts stay as they are.
             volumes.release()
+            # 13. Leaving the `with` block closes the rest.
             if not await volumes.settle(services.GRACE):
-                stack.pop_all()  # what is under way on the private tmpfs is finished by the next driver
+                stack.pop_all()
+
+
+def _stop_at_signals() -> asyncio.Event:
+    """Return an event that SIGTERM and SIGINT set."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    # Without a handler the kernel would ignore this signal, and it would interrupt no system call.
+    loop.add_signal_handler(NUDGE, lambda: None)
+    return stopped
 
 
 def _open_records(folder: str) -> Records:
@@ -111,42 +151,50 @@ def _open_records(folder: str) -> Records:
         raise StartError(f"cannot prepare {folder} (--state-dir): {error.strerror}; give a folder on a tmpfs of the node") from None
 
 
-async def _former_driver_ends(settings: Settings, claim: Claim, records: Records, stopped: asyncio.Event) -> bool:
-    """Wait for a driver that does not serve any more and still has the run folder or the records. Raises Served where one serves.
+def _cannot_prepare(settings: Settings, error: OSError) -> StartError:
+    reason = nodecheck.first_problem(settings.pods_dir, settings.run_dir)
+    if not reason and error.errno in (EPERM, EACCES):
+        reason = "the driver needs root with CAP_SYS_ADMIN"
+    return StartError(f"cannot prepare {settings.run_dir} (--run-dir): {error}{'; ' if reason else ''}{reason}")
 
-    It finishes what is under way when it is stopped, and whoever deletes its pod by force has the next one started meanwhile.
-    Returns whether it has ended; it may hang in the kernel for ever, which must not keep this one from serving.
+
+async def _wait_for_former_driver(settings: Settings, run_dir_lock: RunDirLock, records: Records, stopped: asyncio.Event) -> bool:
+    """Wait until a driver that does not serve any more has left the run folder and the records. Returns whether it has.
+
+    A driver that is being stopped finishes its work, and the next one may be started meanwhile, as by a pod that was deleted by
+    force. One that hangs in the kernel may never end, and must not keep this one from serving, so the wait is limited. Raises
+    AlreadyServed if a driver serves from the run folder.
     """
     loop = asyncio.get_running_loop()
     end = loop.time() + _FORMER_WAIT
-    is_told = False
+    is_logged = False
     while True:
-        listener = await listener_at(settings.own_socket)
+        listener = await find_listener(settings.own_socket)
         if listener is not None and listener.answers:
             text = f"another driver ({listener}) serves from {settings.run_dir} (--run-dir)"
-            raise Served(f"{text}: stop it first, or give each driver a --run-dir of its own")
-        is_stuck = listener is not None  # one that is stopping has removed its sockets
-        has_folder, has_records = claim.own(), records.own()
+            raise AlreadyServed(f"{text}: stop it first, or give each driver a --run-dir of its own")
+        is_stuck = listener is not None  # a driver that is being stopped has removed its sockets
+        has_folder, has_records = run_dir_lock.acquire(), records.own()
         if (has_folder and has_records) or stopped.is_set():
             return has_folder and has_records
         folder = settings.run_dir if has_records else settings.state_dir
         if is_stuck or loop.time() >= end:
             break
-        if not is_told:
-            is_told = True
-            log.info(f"another driver has {folder}: waiting for its end")
+        if not is_logged:
+            is_logged = True
+            log.info(f"another driver uses {folder}: waiting for its end")
         await asyncio.sleep(_FORMER_RETRY)
     if has_records:
-        log.warning(f"another driver has {folder} and does not serve: this one leaves what is there as it is")
+        log.warning(f"another driver uses {folder} and does not serve: this driver does not change what is there")
     else:
         log.warning(
-            f"another driver has {folder}: its volumes are known here when kubelet publishes them, and until it has ended a "
-            "restart of this one will not know any (give each driver a --state-dir of its own)"
+            f"another driver uses {folder}: this driver learns of volumes only when kubelet publishes them, and cannot record them "
+            "until the other one has ended (give each driver a --state-dir of its own)"
         )
     return False
 
 
-def _listen_for_scrapes(address: str | None) -> socket.socket | None:
+def _listen_for_metrics(address: str | None) -> socket.socket | None:
     if address is None:
         return None
     try:
@@ -156,26 +204,26 @@ def _listen_for_scrapes(address: str | None) -> socket.socket | None:
 
 
 def _open_inotify() -> int:
-    # inotify instances are counted by user, 128 for each: a pod that runs as root, in a user namespace too, could take all
-    # of root's and keep the driver from starting.
+    # The kernel allows each user 128 instances. A pod that runs as root could use up all of root's, and keep the driver from
+    # starting.
     try:
-        return privileges.as_unknown_user(syscalls.inotify_init)
+        return privileges.run_as_unused_uid(syscalls.inotify_init)
     except OSError as error:
-        raise StartError(f"no inotify instance is to be had ({error.strerror}); raise fs.inotify.max_user_instances") from None
+        raise StartError(f"cannot create an inotify instance ({error.strerror}): raise fs.inotify.max_user_instances") from None
 
 
 def _open_standard_streams() -> None:
-    # Where one is closed, the next socket would get its number, and be written to.
+    # If a standard stream were closed, the next socket would get its number, and the log would be written to it.
     while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
 
 
 def _raise_fd_limit() -> None:
-    # Two fds a volume, and some for each call at work.
+    # The driver has two fds for each volume, and some for each call.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         if soft != hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     except ValueError:
-        pass  # the hard limit is above fs.nr_open, as where that was lowered later: no process may set it any more
+        pass  # fs.nr_open was lowered below the hard limit, and the kernel lets no process set the limit to that any more

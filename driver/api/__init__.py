@@ -1,1 +1,1 @@
-"""What kubelet and operators call over gRPC. Each service is thin: it validates the request and calls one method."""
+"""Serves gRPC to kubelet and operators. Each method is thin: it validates the request and calls one method of another package."""

@@ -1,4 +1,4 @@
-"""Serves the driver's own gRPC service, of rpc/admin.proto, to the commands. Each method calls the part that does the work."""
+"""Serves the driver's own gRPC service (rpc/admin.proto) to the commands of cli.py."""
 
 from collections.abc import Callable
 
@@ -16,6 +16,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
     """Implements the service of admin.proto."""
 
     def __init__(self, volumes: Volumes, standalone: Standalone, problem: Callable[[], str]) -> None:
+        """`problem` returns why the driver cannot mount, and "" if it can."""
         self._volumes = volumes
         self._standalone = standalone
         self._problem = problem
@@ -33,35 +34,35 @@ class Admin(admin_pb2_grpc.AdminServicer):
 
     @answers
     async def ListVolumes(self, request: admin_pb2.ListVolumesRequest, context: Context) -> admin_pb2.ListVolumesResponse:
-        """List the volumes without Kubernetes, after publishing them again, which repairs what is missing."""
+        """List the volumes without Kubernetes, after repairing them."""
         await self._standalone.repair()
         return admin_pb2.ListVolumesResponse(volumes=[message_of(volume) for volume in self._standalone.all()])
 
     @answers
     async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Context) -> admin_pb2.GetStatusResponse:
-        """Describe the driver and every volume. Examining them ends after limits.STATUS_WAIT."""
+        """Describe the driver and every volume. Examining the volumes takes limits.STATUS_WAIT at most."""
         await self._standalone.repair()
         volumes = list(self._volumes)
         conditions = await condition.examine_all(volumes)
         return admin_pb2.GetStatusResponse(
             version=__version__,
             problem=_utf8(self._problem()),
-            volumes=[message_of(volume, how) for volume, how in zip(volumes, conditions, strict=True)],
+            volumes=[message_of(volume, examined) for volume, examined in zip(volumes, conditions, strict=True)],
         )
 
     @answers
     async def GetReadiness(self, request: admin_pb2.GetReadinessRequest, context: Context) -> admin_pb2.GetReadinessResponse:
-        """Say why the driver cannot mount. No FUSE program is asked: a pod whose programs hang must not make the node NotReady."""
+        """Return why the driver cannot mount. No FUSE program is asked, so a pod whose programs hang does not make the node NotReady."""
         return admin_pb2.GetReadinessResponse(problem=_utf8(self._problem()))
 
 
 def _utf8(text: str) -> str:
-    """Escape what is not UTF-8, as a path may have it: protobuf would refuse the whole message."""
+    """Escape bytes of a path that are not UTF-8, because protobuf would refuse the whole message."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def message_of(volume: Volume, how: Condition | None = None) -> admin_pb2.Volume:
-    """Make the message that describes a volume; `how` is its condition, where it was examined."""
+def message_of(volume: Volume, examined: Condition | None = None) -> admin_pb2.Volume:
+    """Return the message that describes a volume. `examined` is its condition, or None if it was not examined."""
     publication, current = volume.publication, volume.mounts.current
     return admin_pb2.Volume(
         name=publication.volume_id,
@@ -72,9 +73,9 @@ def message_of(volume: Volume, how: Condition | None = None) -> admin_pb2.Volume
         source=current.mount.source if current else "",
         fs_type=current.mount.fstype if current else "",
         read_only=volume.policy.options.flags.get("ro", False),
-        warnings=volume.policy.warnings if how is None else (),
+        warnings=volume.policy.warnings if examined is None else (),
         since=int(volume.mounts.past.since),
         mounts=volume.mounts.past.mounts,
-        abnormal=how is not None and how.is_abnormal,
-        condition=how.text if how else "",
+        abnormal=examined is not None and examined.is_abnormal,
+        condition=examined.text if examined else "",
     )

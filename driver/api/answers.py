@@ -1,4 +1,4 @@
-"""Turns the exceptions of gRPC methods into a status code and one line of text."""
+"""Turns exceptions of gRPC methods into a status code and one line of text."""
 
 import functools
 from collections.abc import Awaitable, Callable
@@ -21,7 +21,7 @@ Method = Callable[[Service, Request, Context], Awaitable[Response]]
 
 
 def answers(method: Method[Service, Request, Response]) -> Method[Service, Request, Response]:
-    """Make a gRPC method answer with a status and one line of text when it raises. A VolumeError has the status in it."""
+    """Make a gRPC method answer with a status code and one line of text if it raises. A VolumeError determines the status code."""
 
     @functools.wraps(method)
     async def call(self: Service, request: Request, context: Context) -> Response:
@@ -34,7 +34,7 @@ def answers(method: Method[Service, Request, Response]) -> Method[Service, Reque
         except OSError as error:
             code, text = grpc.StatusCode.INTERNAL, shown(f"the driver failed: {error}")
             log.error(f"{method.__name__} failed: {text}")
-        except Exception as error:  # without this gRPC would answer UNKNOWN, and the call would not be counted
+        except Exception as error:  # otherwise gRPC would answer UNKNOWN, and the call would not be counted
             code, text = grpc.StatusCode.INTERNAL, shown(f"the driver failed: {error!r}")
             report_internal_error(f"serving {method.__name__}")
         metrics.called(method.__name__, code.name)

@@ -1,6 +1,6 @@
-"""CSI's gRPC services, thin: look at the request, call one method of the volumes. No state here.
+"""Serves CSI's gRPC services. Each method validates its request and calls one method of the volumes.
 
-Section names are those of the CSI specification v1.12.0. grpcio answers UNIMPLEMENTED for every method that is not here.
+The names are those of the CSI specification v1.12.0. grpcio answers UNIMPLEMENTED to the calls of all other methods.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,25 +32,25 @@ _READ_ONLY_MODES = (
 
 
 class Identity(csi_pb2_grpc.IdentityServicer):
-    """Identity Service RPC."""
+    """Implements CSI's section "Identity Service RPC"."""
 
     def __init__(self, problem: Callable[[], str]) -> None:
-        """`problem` says why the driver cannot mount, "" where it can."""
+        """`problem` returns why the driver cannot mount, and "" if it can."""
         self._problem = problem
 
     async def GetPluginInfo(self, request: csi_pb2.GetPluginInfoRequest, context: Context) -> csi_pb2.GetPluginInfoResponse:
-        """GetPluginInfo."""
+        """Return the driver's name and version."""
         return csi_pb2.GetPluginInfoResponse(name=NAME, vendor_version=__version__)
 
     async def GetPluginCapabilities(
         self, request: csi_pb2.GetPluginCapabilitiesRequest, context: Context
     ) -> csi_pb2.GetPluginCapabilitiesResponse:
-        """GetPluginCapabilities: none, volumes are made by pods."""
+        """Return no capabilities: there is no controller that could make volumes, because pods bring their own."""
         return csi_pb2.GetPluginCapabilitiesResponse()
 
     @answers
     async def Probe(self, request: csi_pb2.ProbeRequest, context: Context) -> csi_pb2.ProbeResponse:
-        """Probe: FAILED_PRECONDITION with the remedy where this node cannot mount."""
+        """Return that the driver is ready, or FAILED_PRECONDITION with the remedy if this node cannot mount."""
         if problem := self._problem():
             raise VolumeError(Code.FAILED_PRECONDITION, problem)
         response = csi_pb2.ProbeResponse()
@@ -59,41 +59,41 @@ class Identity(csi_pb2_grpc.IdentityServicer):
 
 
 class Controller(csi_pb2_grpc.ControllerServicer):
-    """Controller Service RPC: it can do nothing, and says so to callers that ask it first."""
+    """Implements CSI's section "Controller Service RPC", for callers that ask for the capabilities. The driver has none."""
 
     async def ControllerGetCapabilities(
         self, request: csi_pb2.ControllerGetCapabilitiesRequest, context: Context
     ) -> csi_pb2.ControllerGetCapabilitiesResponse:
-        """ControllerGetCapabilities: none."""
+        """Return no capabilities."""
         return csi_pb2.ControllerGetCapabilitiesResponse()
 
 
 class Node(csi_pb2_grpc.NodeServicer):
-    """Node Service RPC."""
+    """Implements CSI's section "Node Service RPC"."""
 
-    def __init__(self, volumes: Volumes, node_id: str, pods_dir: str, propagation: Callable[[], str]) -> None:
-        """`propagation` says why no container would see a mount, "" where they do."""
+    def __init__(self, volumes: Volumes, node_id: str, pods_dir: str, propagation_problem: Callable[[], str]) -> None:
+        """`propagation_problem` returns why no container would see a mount, and "" if containers would see it."""
         self._volumes = volumes
         self._node_id = node_id
         self._pods_dir = pods_dir
-        self._propagation = propagation
-        self._is_seen = False
+        self._propagation_problem = propagation_problem
+        self._is_propagation_checked = False
 
     async def NodeGetInfo(self, request: csi_pb2.NodeGetInfoRequest, context: Context) -> csi_pb2.NodeGetInfoResponse:
-        """NodeGetInfo."""
+        """Return the node's name."""
         return csi_pb2.NodeGetInfoResponse(node_id=self._node_id)
 
     async def NodeGetCapabilities(
         self, request: csi_pb2.NodeGetCapabilitiesRequest, context: Context
     ) -> csi_pb2.NodeGetCapabilitiesResponse:
-        """NodeGetCapabilities: VOLUME_MOUNT_GROUP, so that kubelet leaves ownership alone instead of a recursive chown."""
+        """Return the capabilities. VOLUME_MOUNT_GROUP stops kubelet from changing the group of all files of a volume."""
         kinds = csi_pb2.NodeServiceCapability.RPC
         able = (kinds.VOLUME_MOUNT_GROUP, kinds.GET_VOLUME_STATS, kinds.VOLUME_CONDITION)
         return csi_pb2.NodeGetCapabilitiesResponse(capabilities=[csi_pb2.NodeServiceCapability(rpc=kinds(type=kind)) for kind in able])
 
     @answers
     async def NodePublishVolume(self, request: csi_pb2.NodePublishVolumeRequest, context: Context) -> csi_pb2.NodePublishVolumeResponse:
-        """NodePublishVolume. kubelet calls it again about every ten seconds (requiresRepublish)."""
+        """Publish a volume, or repair a published one. kubelet calls this about every ten seconds (requiresRepublish)."""
         try:
             publication = publication_of(request, self._pods_dir)
             self._check_propagation()
@@ -104,18 +104,18 @@ class Node(csi_pb2_grpc.NodeServicer):
         return csi_pb2.NodePublishVolumeResponse()
 
     def _check_propagation(self) -> None:
-        """Everything else that a node lacks fails by itself, and says so; here a pod would wait for ever, without a word."""
-        if self._is_seen:
-            return  # It does not get worse by itself, and the mount table of a busy node is long.
-        if problem := self._propagation():
+        """Raise VolumeError if no container would see the mount. Without this check a pod would wait for ever, without an error."""
+        if self._is_propagation_checked:
+            return  # propagation does not change by itself, and reading a long mount table takes time
+        if problem := self._propagation_problem():
             raise VolumeError(Code.FAILED_PRECONDITION, problem)
-        self._is_seen = True
+        self._is_propagation_checked = True
 
     @answers
     async def NodeUnpublishVolume(
         self, request: csi_pb2.NodeUnpublishVolumeRequest, context: Context
     ) -> csi_pb2.NodeUnpublishVolumeResponse:
-        """NodeUnpublishVolume. When it answers, the target is gone; of a volume that is not there it is no error."""
+        """Unpublish a volume, and answer when its target is removed. It is no error if the volume is not published."""
         _check_volume_id(request.volume_id)
         volume = self._volumes.at(request.target_path.rstrip("/"))
         try:
@@ -127,10 +127,10 @@ class Node(csi_pb2_grpc.NodeServicer):
 
     @answers
     async def NodeGetVolumeStats(self, request: csi_pb2.NodeGetVolumeStatsRequest, context: Context) -> csi_pb2.NodeGetVolumeStatsResponse:
-        """NodeGetVolumeStats, with the volume's condition.
+        """Return a volume's usage and condition.
 
-        kubelet drops the condition of an answer without usage. So where there is none, because the FUSE program does not
-        answer or has gone, it is all zeros.
+        kubelet ignores the condition if the answer has no usage. So the usage is all zeros if it is not known, because the FUSE
+        program does not answer or has ended.
         """
         _check_volume_id(request.volume_id)
         if not request.volume_path:
@@ -138,11 +138,11 @@ class Node(csi_pb2_grpc.NodeServicer):
         volume = self._volumes.at(request.volume_path.rstrip("/"))
         if volume is None or volume.publication.volume_id != request.volume_id:
             raise VolumeError(Code.NOT_FOUND, f"no volume {request.volume_id} is published at {request.volume_path}")
-        how, usage = await condition.examine(volume)
+        examined, usage = await condition.examine(volume)
         usage = usage or condition.NOTHING_KNOWN
         return csi_pb2.NodeGetVolumeStatsResponse(
             usage=[_usage(usage.size, csi_pb2.VolumeUsage.BYTES), _usage(usage.inodes, csi_pb2.VolumeUsage.INODES)],
-            volume_condition=csi_pb2.VolumeCondition(abnormal=how.is_abnormal, message=how.text),
+            volume_condition=csi_pb2.VolumeCondition(abnormal=examined.is_abnormal, message=examined.text),
         )
 
 
@@ -151,7 +151,7 @@ def _usage(amount: Amount, unit: csi_pb2.VolumeUsage.Unit) -> csi_pb2.VolumeUsag
 
 
 def publication_of(request: csi_pb2.NodePublishVolumeRequest, pods_dir: str) -> Publication:
-    """What a NodePublishVolumeRequest asks for. Raises VolumeError with INVALID_ARGUMENT."""
+    """Return the publication that a NodePublishVolumeRequest asks for. Raises VolumeError with INVALID_ARGUMENT."""
     _check_volume_id(request.volume_id)
     if not request.HasField("volume_capability"):
         raise VolumeError(Code.INVALID_ARGUMENT, "volume_capability is missing")
@@ -164,7 +164,7 @@ def publication_of(request: csi_pb2.NodePublishVolumeRequest, pods_dir: str) -> 
             check(value)
         except BadPath as error:
             raise VolumeError(Code.INVALID_ARGUMENT, f"volume attribute {attribute}: {error}") from None
-    # Each is looked at in the event loop, which other volumes wait for: an attribute may have a megabyte.
+    # The options are parsed in the event loop. The limit stops a pod from blocking other volumes with a megabyte of options.
     if sum(map(len, (*request.volume_capability.mount.mount_flags, context.get(MOUNT_OPTIONS, "")))) > OPTIONS_MAX:
         raise VolumeError(Code.INVALID_ARGUMENT, f"{MOUNT_OPTIONS} and mount flags are longer than {OPTIONS_MAX} characters together")
     return Publication(
@@ -172,7 +172,7 @@ def publication_of(request: csi_pb2.NodePublishVolumeRequest, pods_dir: str) -> 
         paths=_pod_paths(request.target_path, empty_dir, pods_dir),
         socket_name=socket_name,
         read_only=request.readonly or request.volume_capability.access_mode.mode in _READ_ONLY_MODES,
-        # volume_mount_group changes nothing: a FUSE program decides who owns its files.
+        # volume_mount_group is ignored, because a FUSE program decides who owns its files.
         mount_flags=tuple(request.volume_capability.mount.mount_flags),
         mount_options=context.get(MOUNT_OPTIONS, ""),
         pod=_pod_of(context),

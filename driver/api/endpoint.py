@@ -1,4 +1,4 @@
-"""Checks the paths of the Unix sockets at which the driver serves."""
+"""Checks the Unix sockets at which the driver serves, and finds out whether another process serves there."""
 
 import asyncio
 import os
@@ -11,27 +11,26 @@ from dataclasses import dataclass
 from driver.model.errors import StartError
 from driver.observe.logs import log
 
-# What a gRPC client sends first, to which a server that runs answers at once (RFC 9113, 3.4): the preface and an empty
-# SETTINGS frame.
+# A connection begins with these bytes, the preface and an empty SETTINGS frame (RFC 9113, 3.4). A gRPC server answers at once.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 _ANSWER_WAIT = 3.0  # seconds
 _CONNECT_RETRY = 0.05
 _UCRED = struct.Struct("iII")  # struct ucred, unix(7): pid, uid, gid
 
 
-class Served(StartError):
-    """Another process serves a socket that this driver needs."""
+class AlreadyServed(StartError):
+    """Reports that another process serves a socket that this driver needs."""
 
 
 @dataclass(frozen=True)
 class Listener:
-    """The process that listens at a socket. One that cannot end, or is stopped, does not answer, though connecting works."""
+    """Describes the process that listens at a socket. `answers` is False for one that is stopped or hangs in the kernel."""
 
-    pid: int  # 0 where its pid namespace is not seen from here
+    pid: int  # 0 if the process is in a pid namespace that is not visible here
     answers: bool
 
     def __str__(self) -> str:
-        return f"pid {self.pid}" if self.pid else "in a pid namespace that is not seen from here"
+        return f"pid {self.pid}" if self.pid else "in a pid namespace that is not visible here"
 
 
 def socket_path(endpoint: str) -> str:
@@ -41,25 +40,29 @@ def socket_path(endpoint: str) -> str:
     if scheme != "unix" or not colon or not path.strip("/"):
         raise StartError(f"--endpoint {endpoint!r} is not unix:PATH")
     if len(os.fsencode(path)) > 107:
-        raise StartError(f"--endpoint {endpoint!r}: the path is longer than 107 bytes, the most that a Unix socket may have")
+        raise StartError(f"--endpoint {endpoint!r}: the path is longer than 107 bytes, which is the limit for a Unix socket")
     return path
 
 
 async def refuse_if_served(path: str, option: str) -> None:
-    """Raise StartError where another process serves a path (Served), or something else has it; a process that is stuck is no reason."""
+    """Raise AlreadyServed if another process serves the socket at `path`, and StartError if something else is there.
+
+    It is no error if the process that listens there does not answer: the driver takes the place of one that cannot end. The
+    error names the command line's `option`.
+    """
     try:
         mode = os.lstat(path).st_mode
     except OSError:
         return
     if not stat.S_ISSOCK(mode):
-        raise StartError(f"{option}: {path} exists and is no socket; remove it or choose another path")
-    listener = await listener_at(path)
+        raise StartError(f"{option}: {path} exists and is not a socket: remove it or choose another path")
+    listener = await find_listener(path)
     if listener is not None and listener.answers:
-        raise Served(f"{option}: another process serves {path} ({listener}); stop it first")
+        raise AlreadyServed(f"{option}: another process serves {path} ({listener}): stop it first")
 
 
-async def listener_at(path: str) -> Listener | None:
-    """Return who listens at a Unix socket, and whether it answers as a gRPC server does; None where nobody listens."""
+async def find_listener(path: str) -> Listener | None:
+    """Return the process that listens at a Unix socket and whether it answers as a gRPC server does, or None if no process does."""
     loop = asyncio.get_running_loop()
     listener: Listener | None = None
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -76,7 +79,7 @@ async def listener_at(path: str) -> Listener | None:
             log.warning(f"a process ({listener}) has {path} and does not answer within {_ANSWER_WAIT:g} s: this driver takes its place")
             return listener
         except OSError:
-            return None  # nobody listens, or it is about to end
+            return None  # no process listens, or the one that does is ending
 
 
 async def _connect(probe: socket.socket, path: str) -> None:
@@ -88,7 +91,7 @@ async def _connect(probe: socket.socket, path: str) -> None:
             await asyncio.sleep(_CONNECT_RETRY)
 
 
-def removed(paths: Iterable[str]) -> str:
-    """Say which of the sockets at `paths` is gone, by which kubelet reaches the driver, and what to do; "" where none is."""
+def removal_problem(paths: Iterable[str]) -> str:
+    """Return which of the sockets at `paths`, by which kubelet reaches the driver, are gone, and what to do; "" if none is gone."""
     gone = [path for path in paths if not os.path.lexists(path)]
     return f"somebody has removed {' and '.join(gone)}, by which kubelet reaches the driver: restart the driver" if gone else ""

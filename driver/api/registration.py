@@ -1,7 +1,7 @@
-"""The driver makes itself known to kubelet, as node-driver-registrar would do beside it.
+"""Registers the driver with kubelet, so that no node-driver-registrar is needed beside it.
 
-kubelet watches its plugins_registry folder, asks the service on each socket there what it is, and tells it the outcome. A
-kubelet that starts later, or again, finds the socket and asks anew.
+kubelet watches its plugins_registry folder, asks the service at each socket there what it is (GetInfo), and reports the outcome
+to it (NotifyRegistrationStatus). A kubelet that starts later finds the socket and asks again.
 """
 
 import os
@@ -13,25 +13,25 @@ from driver.api.csi import NAME
 from driver.api.rpc import pluginregistration_pb2, pluginregistration_pb2_grpc
 from driver.observe.logs import log, shown
 
-_CSI_VERSION = "1.0.0"  # of the interface: kubelet takes every 1.x for the same
+_CSI_VERSION = "1.0.0"  # the version of the interface; kubelet treats all versions 1.x alike
 
 
 class Registration(pluginregistration_pb2_grpc.RegistrationServicer):
-    """The service of pluginregistration.proto."""
+    """Implements the service of pluginregistration.proto."""
 
     def __init__(self, endpoint: str, on_refusal: Callable[[str], None]) -> None:
-        """`endpoint` is the CSI socket's path as kubelet sees it."""
+        """`endpoint` is the CSI socket's path as kubelet sees it; `on_refusal` is called with kubelet's reason if it refuses."""
         self._endpoint = endpoint
         self._on_refusal = on_refusal
 
     async def GetInfo(self, request: pluginregistration_pb2.InfoRequest, context: Context) -> pluginregistration_pb2.PluginInfo:
-        """GetInfo."""
+        """Return what kubelet has to know to call the driver."""
         return pluginregistration_pb2.PluginInfo(type="CSIPlugin", name=NAME, endpoint=self._endpoint, supported_versions=[_CSI_VERSION])
 
     async def NotifyRegistrationStatus(
         self, request: pluginregistration_pb2.RegistrationStatus, context: Context
     ) -> pluginregistration_pb2.RegistrationStatusResponse:
-        """NotifyRegistrationStatus."""
+        """Note whether kubelet has registered the driver."""
         if request.plugin_registered:
             log.info(f"kubelet has registered {NAME}")
         else:
@@ -39,26 +39,26 @@ class Registration(pluginregistration_pb2_grpc.RegistrationServicer):
         return pluginregistration_pb2.RegistrationStatusResponse()
 
 
-class Place:
-    """The socket's place in kubelet's plugins_registry folder.
+class RegistrationSocket:
+    """Places the registration socket in kubelet's plugins_registry folder.
 
-    gRPC removes by name what it has bound. Where something else has put its own there meanwhile (node-driver-registrar, in
-    a pod that takes this one's place), kubelet would forget the driver for ever. So gRPC binds a name that kubelet does not
-    look at, and the socket is moved.
+    gRPC removes its socket by name when it stops. If something else had put its own socket there meanwhile, such as
+    node-driver-registrar in a pod that replaces this one, kubelet would forget the driver for ever. So gRPC binds a hidden name,
+    which kubelet ignores, and the socket is renamed.
     """
 
     def __init__(self, folder: str) -> None:
-        self.path = f"{folder}/{NAME}-reg.sock"  # any name would do; this one is usual
-        self.bound = f"{folder}/.{secrets.token_hex(8)}"
+        self.path = f"{folder}/{NAME}-reg.sock"  # the name that node-driver-registrar uses; kubelet accepts any
+        self.hidden_path = f"{folder}/.{secrets.token_hex(8)}"
         self._inode = 0
 
     def show(self) -> None:
-        """Let kubelet see it. Raises OSError."""
-        self._inode = os.lstat(self.bound).st_ino
-        os.rename(self.bound, self.path)
+        """Rename the socket to the path at which kubelet finds it. Raises OSError."""
+        self._inode = os.lstat(self.hidden_path).st_ino
+        os.rename(self.hidden_path, self.path)
 
     def remove(self) -> None:
-        """Remove it, if it is this one still: kubelet forgets the driver, and pods are told that it is not there."""
+        """Remove the socket, unless another one has replaced it. kubelet then forgets the driver, and pods' events say so."""
         try:
             if os.lstat(self.path).st_ino == self._inode:
                 os.unlink(self.path)

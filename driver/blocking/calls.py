@@ -1,8 +1,8 @@
-"""Bounds the questions that a pod's FUSE program may never answer, each of which is asked in a process of its own.
+"""Makes calls that a FUSE program may never answer in processes, and limits the number of these processes.
 
-Each process has memory of its own, more than a mebibyte of it, and a pod may have any number of volumes: so the calls for
-one pod's share a few. Where a server that many pods use is gone, all of them hang: so the calls of one kind have a number
-of processes between them, too.
+Each process takes more than a mebibyte of memory, and a pod may have any number of volumes, so all calls for one pod share a
+few processes. If a server that many pods use fails, the programs of all these pods hang, so the number of processes for all
+calls of one kind is limited, too.
 """
 
 import asyncio
@@ -19,117 +19,121 @@ T = TypeVar("T", bound=bool | int | tuple[int, ...] | None)
 
 
 class Bound:
-    """Limits how many processes the calls of one kind have: those of a pod, and those of all."""
+    """Limits the number of processes for calls of one kind: for each pod, and for all pods together."""
 
     def __init__(self, starter: Starter, most: int) -> None:
         self._starter = starter
         self._most = most
-        self._taken: Counter[str] = Counter()  # by pods that have any
-        self._unmade = 0  # those of them that wait for their process
-        self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()  # those for whom there is no room
+        self._used: Counter[str] = Counter()  # the number of processes by pod
+        self._starting = 0  # how many of these are not started yet
+        self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()  # the callers that wait for room, with their pods
 
     async def acquire(self, pod: str, limit: float) -> Process:
-        """Start a process, which counts until it has ended.
+        """Return a new process for a pod. It counts until it has ended.
 
-        Raises NotAsked where there is no room for `limit` seconds, or where none can be made, which may take limits.PROCESS_WAIT.
+        Raises NotAsked if there is no room within `limit` seconds, or if no process can be started, which may take
+        limits.PROCESS_WAIT more.
         """
-        await self._take(pod, limit)
-        self._unmade += 1
+        await self._take_room(pod, limit)
+        self._starting += 1
         try:
             process = await self._starter.process()
         except BaseException:
-            self._give_back(pod)
+            self._give_room_back(pod)
             raise
         finally:
-            self._unmade -= 1
-        process.ended.add_done_callback(lambda _: self._give_back(pod))
+            self._starting -= 1
+        process.ended.add_done_callback(lambda _: self._give_room_back(pod))
         return process
 
-    async def _take(self, pod: str, limit: float) -> None:
+    async def _take_room(self, pod: str, limit: float) -> None:
         if self._has_room(pod):
-            self._taken[pod] += 1
+            self._used[pod] += 1
             return
-        one: tuple[str, asyncio.Future[None]] = (pod, asyncio.get_running_loop().create_future())
-        self._waiting.append(one)
+        waiter: tuple[str, asyncio.Future[None]] = (pod, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiter)
         try:
             async with asyncio.timeout(limit):
-                await one[1]
+                await waiter[1]
         except BaseException as error:
-            if one in self._waiting:
-                self._waiting.remove(one)
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
             else:
-                self._give_back(pod)
+                self._give_room_back(pod)
             if isinstance(error, TimeoutError):
                 raise NotAsked(errno.EAGAIN, self._reason(pod)) from None
             raise
 
-    def _give_back(self, pod: str) -> None:
-        """Give one back. Those who have waited longest and for whom there is room now get theirs.
+    def _give_room_back(self, pod: str) -> None:
+        """Give the room of one process back, and wake the callers that have room now, the longest waiting ones first.
 
-        That may be two: the pod that has none now may have one of the second half.
+        These may be two: a pod without any process left may now use the second half (_has_room()).
         """
-        self._taken[pod] -= 1
-        if not self._taken[pod]:
-            del self._taken[pod]
-        for one in list(self._waiting):
-            if self._has_room(one[0]) and not one[1].done():
-                self._waiting.remove(one)
-                self._taken[one[0]] += 1
-                one[1].set_result(None)
+        self._used[pod] -= 1
+        if not self._used[pod]:
+            del self._used[pod]
+        for waiter in list(self._waiting):
+            if self._has_room(waiter[0]) and not waiter[1].done():
+                self._waiting.remove(waiter)
+                self._used[waiter[0]] += 1
+                waiter[1].set_result(None)
 
     def _has_room(self, pod: str) -> bool:
-        its = self._taken.get(pod, 0)
-        if its >= limits.PROCESSES_OF_A_POD:
+        used = self._used.get(pod, 0)
+        if used >= limits.PROCESSES_OF_A_POD:
             return False
-        # The second half is for pods that have none: else a few pods could have all of them, and nobody else's were asked.
-        return self._taken.total() < (self._most // 2 if its else self._most)
+        # The second half is for pods that have no process. Otherwise a few pods could use all processes, and the programs of
+        # other pods could not be asked.
+        return self._used.total() < (self._most // 2 if used else self._most)
 
     def _reason(self, pod: str) -> str:
-        if self._unmade:
+        if self._starting:
             return NO_PROCESS
-        if self._taken.get(pod, 0) >= limits.PROCESSES_OF_A_POD:
+        if self._used.get(pod, 0) >= limits.PROCESSES_OF_A_POD:
             return "other programs of the same pod do not answer"
         return "too many FUSE programs of this node do not answer"
 
 
 class Bounds:
-    """Holds the bound of each kind of call. The driver has one of these.
+    """Holds the bound of each kind of call, and the starter. The driver has one object of this class.
 
-    Where a server that many pods use is gone, all kinds are full but `checks`: what that asks about has mostly died, and answers.
+    `checks` and `checks_without_lock` are separate. If a server that many pods use fails, the programs that hang fill all other
+    bounds, but `checks` stays free: most of the programs that it asks about have died, and the kernel answers at once.
     """
 
     def __init__(self, starter: Starter) -> None:
-        self.starter = starter  # for a mount, of which each volume has one at most
+        self.starter = starter  # for mount(2) in a process, which needs no bound: each volume has one mount at most
         self.questions = Bound(starter, limits.PROCESSES_FOR_USAGE)  # how full a file system is
-        self.rebinds = Bound(starter, limits.PROCESSES_FOR_REBINDING)  # of subPath binds
-        self.checks = Bound(starter, limits.PROCESSES_FOR_CHECKS)  # whether a program has died whose lock is gone
+        self.rebinds = Bound(starter, limits.PROCESSES_FOR_REBINDING)  # rebinding subPath mounts
+        self.checks = Bound(starter, limits.PROCESSES_FOR_CHECKS)  # whether a program has died after its lock was released
         self.checks_without_lock = Bound(starter, limits.PROCESSES_FOR_CHECKS_WITHOUT_LOCK)
 
 
 class BoundedCall:
-    """Makes calls of one kind for one volume, one at a time: what its pod's program never answers keeps one process at most."""
+    """Makes calls of one kind for one volume, one at a time. So a program that never answers occupies at most one process."""
 
-    __slots__ = ("_at_work", "_bound")  # each volume has some
+    __slots__ = ("_bound", "_running")  # each volume has some
 
     def __init__(self, bound: Bound) -> None:
-        """`bound` is that of all calls of the kind."""
+        """Make calls within `bound`, which all calls of the same kind share."""
         self._bound = bound
-        self._at_work: asyncio.Future[None] | None = None
+        self._running: asyncio.Future[None] | None = None  # settled when the process of the present call has ended
 
     async def call(self, pod: str, limit: float, function: Callable[..., T], *arguments: object) -> T:
-        """Return the result of `function(*arguments)`, done in a process of its own, or raise the OSError that it raised.
+        """Call `function(*arguments)` in a process of its own. Returns its result, or raises the OSError that it raised.
 
-        Raises TimeoutError where a former call's process has not ended for `limit` seconds from now, or this one's has not
-        answered for as long from the start of its work. Raises NotAsked where others keep all processes for `limit` seconds
-        from now; where none can be made, which may take limits.PROCESS_WAIT more; and where it has ended without a result.
+        `pod` is the pod whose share of processes is used, and `limit` is in seconds. Raises TimeoutError if the process of a
+        former call has not ended within the limit, or if this call's process does not answer within the limit after it was
+        asked. Raises NotAsked if other calls occupy all processes for the whole limit, if no process can be started (which may
+        take limits.PROCESS_WAIT more), or if the process ended without a result.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + limit
-        while self._at_work is not None:
-            await asyncio.wait([self._at_work], timeout=end - loop.time())
-            if self._at_work is not None and loop.time() >= end:
+        while self._running is not None:
+            await asyncio.wait([self._running], timeout=end - loop.time())
+            if self._running is not None and loop.time() >= end:
                 raise _timed_out()
-        self._at_work = loop.create_future()
+        self._running = loop.create_future()
         try:
             process = await self._bound.acquire(pod, end - loop.time())
         except BaseException:
@@ -138,15 +142,15 @@ class BoundedCall:
         process.ended.add_done_callback(lambda _: self._end())
         with process:
             answer = process.do(function, *arguments)
-            await asyncio.wait([answer], timeout=limit)  # which does not cancel it
+            await asyncio.wait([answer], timeout=limit)  # unlike wait_for(), this does not cancel the answer
             if not answer.done():
                 raise _timed_out()
             return answer.result()
 
     def _end(self) -> None:
-        at_work, self._at_work = self._at_work, None
-        if at_work is not None:
-            at_work.set_result(None)
+        running, self._running = self._running, None
+        if running is not None:
+            running.set_result(None)
 
 
 def _timed_out() -> TimeoutError:

@@ -1,10 +1,10 @@
-"""Processes that do what may last for ever in the driver's place: the driver's side of starter.py.
+"""Runs functions that may never return in processes of their own. This is the driver's side; starter.py is the processes' side.
 
-A process that waits for an answer to a request that a FUSE program has read cannot be killed, and a process whose threads do not
-end does not end either: a pod whose program never answers could keep the driver from ever being stopped or replaced. A
-process that waits in the driver's place keeps nobody when the driver ends.
+A thread that waits for a FUSE program to answer a request cannot be killed, and a process does not end before its threads do.
+If the driver itself waited, a pod whose program never answers could keep it from being stopped or replaced. A process that
+waits in the driver's place does not keep the driver from ending.
 
-Each process does one thing and ends, so that nothing of one pod's is there when the next one's program is asked.
+Each process does one thing and ends, so it holds nothing of one pod's while it asks another pod's program.
 """
 
 import asyncio
@@ -22,35 +22,35 @@ from driver.observe.internalerror import report_internal_error
 
 T = TypeVar("T", bound=bool | int | tuple[int, ...] | None)
 
-# Seconds until the next spare process is forked. At once, it would take the processor from what the last one is for.
+# Seconds until the next spare process is forked. Forking it at once would delay the work of the process that was just taken.
 _SPARE_AFTER = 0.02
 
-NO_PROCESS = "no process can be had for it"
+NO_PROCESS = "no process could be started for it"
 
 
 class NotAsked(OSError):
-    """Says that the work was not done, for a reason that lies with the driver or the node and tells nothing of the FUSE program."""
+    """Reports that no FUSE program was asked, for a reason of the driver's or the node's. It says nothing about the program."""
 
 
 class Process:
-    """One process, which does one thing. Leaving its `with` block lets it go, and kills it where it has not answered."""
+    """Represents a process that does one thing. Leaving its `with` block kills it if it has not answered."""
 
     def __init__(self, connection: socket.socket, pidfd: int) -> None:
         self._connection = connection
         self._pidfd = pidfd
         self._answer: asyncio.Future[object] | None = None
-        # Settled when nothing is left of it. That may be long after its answer, or after it was killed: closing its
-        # copy of a mount can make it wait for the pod's FUSE program once more.
+        # Settled when the process has ended. That may be long after its answer, or after it was killed: closing its copy of a
+        # mount can make it wait for the pod's FUSE program once more.
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_reader(pidfd, self._end)
 
     def do(self, function: Callable[..., T], *arguments: object, fds: Sequence[int] = ()) -> "asyncio.Future[T]":
-        """Have `function(*arguments, *fds)` done with copies of those fds. Called once.
+        """Call `function(*arguments, *fds)` in the process, with copies of the fds. Call this method once.
 
-        `function` belongs to a module, and the arguments are of marshal's types. The future is settled with what it
-        returned or the OSError that it raised; where the process has ended without an answer, with NotAsked (EINTR).
+        `function` must be one of a module's, and the arguments must be of types that marshal supports. The future that is
+        returned gets the function's result or OSError, or NotAsked (EINTR) if the process ended without an answer.
         """
-        # By its name, which the process knows too: all modules were there when the starter was forked.
+        # The process finds the function by its name, because all modules had been imported when the starter was forked.
         packet = marshal.dumps((function.__module__, function.__qualname__, arguments))  # type: ignore[arg-type]
         self._answer = asyncio.get_running_loop().create_future()
         try:
@@ -62,7 +62,7 @@ class Process:
         return cast("asyncio.Future[T]", self._answer)
 
     def kill(self) -> None:
-        """Make it end, soon, unless it waits where no signal reaches it. Its work may be done all the same."""
+        """Kill the process. It ends at once, unless it waits in the kernel where no signal reaches it. Its work may be done already."""
         if not self.ended.done():
             try:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -80,19 +80,19 @@ class Process:
         assert self._answer is not None
         asyncio.get_running_loop().remove_reader(self._connection)
         try:
-            value, number, path = _decoded(self._connection.recv(starter.ANSWER_MAX))
+            value, number, path = _decode(self._connection.recv(starter.ANSWER_MAX))
         except (ConnectionError, BlockingIOError):
-            self._answer.set_exception(NotAsked(errno.EINTR, "the process that was to ask it has ended"))
+            self._answer.set_exception(NotAsked(errno.EINTR, "the process that should ask it has ended"))
         else:
             if number:
                 self._answer.set_exception(OSError(number, os.strerror(number), path))
             else:
                 self._answer.set_result(value)
         if not self._answer.cancelled():
-            self._answer.exception()  # seen, where nobody waits any more
+            self._answer.exception()  # marks it as retrieved: asyncio would log it if nobody waits for the answer any more
 
     def _end(self) -> None:
-        """Forget the process, which has ended. What it said last may not be read yet."""
+        """Close what belongs to the process, which has ended, after reading its answer if that has not been read yet."""
         if self._answer is not None and not self._answer.done():
             self._read()
         asyncio.get_running_loop().remove_reader(self._pidfd)
@@ -102,20 +102,20 @@ class Process:
 
 
 class Starter:
-    """The process that starts the others. Without it no death is noticed, and the driver must stop."""
+    """Represents the process that starts the others. Without it the driver cannot notice a program's death, and must stop."""
 
     def __init__(self) -> None:
-        """Fork it: after all imports and when privileges are dropped, before there are threads and fds of pods."""
+        """Fork the starter. Do this after all imports and after dropping privileges, and before there are threads or fds of pods."""
         self._requests, self.pidfd = starter.fork_starter()
         self._requests.setblocking(False)
         self._spare: asyncio.Task[Process] | None = None
 
     def keep_spare(self) -> None:
-        """Have a process ready from now on, for who comes next: to fork it takes longer than to notice a program's death."""
+        """Keep one process ready for the next call from now on, because forking one takes longer than checking for a program's death."""
         self._spare = asyncio.get_running_loop().create_task(self._start())
 
     async def process(self) -> Process:
-        """Return a new process, or the spare one. Raises NotAsked where none can be made within limits.PROCESS_WAIT."""
+        """Return the spare process or a new one. Raises NotAsked if none can be started within limits.PROCESS_WAIT."""
         if self._spare is None or not self._spare.done():
             return await self._start()
         spare, self._spare = self._spare, None
@@ -134,10 +134,10 @@ class Starter:
             with theirs:
                 socket.send_fds(self._requests, [starter.START], [theirs.fileno()])
             async with asyncio.timeout(limits.PROCESS_WAIT):
-                await _readable(ours)
+                await _wait_until_readable(ours)
             return _started(ours)
         except TimeoutError:
-            ours.close()  # a process that comes later reads the end, and ends
+            ours.close()  # a process that starts later finds the connection closed, and ends
             raise NotAsked(errno.EAGAIN, f"{NO_PROCESS} within {limits.PROCESS_WAIT:g} s") from None
         except OSError as error:
             ours.close()
@@ -146,15 +146,15 @@ class Starter:
             ours.close()
             raise
 
-    def report_mistake(self) -> None:
-        """Report the mistake of ours that it has ended by, if it was one. Called when it has ended."""
+    def report_end(self) -> None:
+        """Report the internal error that has ended the starter, if it was one. Call it when the starter has ended."""
         try:
-            _decoded(self._requests.recv(starter.ANSWER_MAX))
+            _decode(self._requests.recv(starter.ANSWER_MAX))
         except OSError:
-            pass  # it was killed
+            pass  # the starter was killed
 
 
-async def _readable(connection: socket.socket) -> None:
+async def _wait_until_readable(connection: socket.socket) -> None:
     readable = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().add_reader(connection, readable.set_result, None)
     try:
@@ -165,28 +165,28 @@ async def _readable(connection: socket.socket) -> None:
 
 def _started(connection: socket.socket) -> Process:
     packet, pidfds, _, _ = socket.recv_fds(connection, starter.ANSWER_MAX, 1)
-    _, number, _ = _decoded(packet)
-    if number or not pidfds:  # without a pidfd, for which this process has no fd left, nobody could kill it
-        number = number or errno.EMFILE
+    _, number, _ = _decode(packet)
+    if number or not pidfds:
+        number = number or errno.EMFILE  # the kernel drops the pidfd if this process has no fd left; nobody could kill it then
         raise OSError(number, os.strerror(number))
     return Process(connection, pidfds[0])
 
 
-def _decoded(packet: bytes) -> tuple[object, int, object]:
-    """Return the result, errno and path of an answer. A mistake of ours is reported. Raises BrokenPipeError where there is no answer."""
+def _decode(packet: bytes) -> tuple[object, int, object]:
+    """Return the result, errno and path of an answer, and report the internal error in it. Raises BrokenPipeError if it is empty."""
     if not packet:
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-    result, number, path, mistake = marshal.loads(packet)
-    if mistake:
+    result, number, path, traceback = marshal.loads(packet)
+    if traceback:
         try:
-            raise _MistakeElsewhere(mistake)
-        except _MistakeElsewhere:
+            raise _ErrorInProcess(traceback)
+        except _ErrorInProcess:
             report_internal_error("working in a process of its own")
     return result, number, path
 
 
-class _MistakeElsewhere(Exception):
-    """Holds the traceback of a mistake of ours in another process."""
+class _ErrorInProcess(Exception):
+    """Holds the traceback of an internal error in another process."""
 
 
 def _no_process(error: OSError) -> NotAsked:

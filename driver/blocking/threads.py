@@ -1,8 +1,8 @@
-"""Runs work that may block for ever in threads that nobody has to wait for.
+"""Runs work that may block for ever in daemon threads, for which nobody has to wait.
 
-A thread that waits for an answer which a FUSE program has already read cannot be killed; only aborting the connection
-frees it. So such work runs in a daemon thread, its caller waits for a limited time, and each kind of work of each volume
-has its own few threads: a pod can block its own threads, and no others.
+A thread cannot be killed while it waits for a FUSE program to answer a request that the program has read; only aborting the
+FUSE connection ends the wait. So such work runs in a daemon thread, and its caller waits for a limited time. Each kind of work
+of each volume has a few threads of its own, so a pod can block only its own threads.
 """
 
 import _thread
@@ -18,43 +18,43 @@ from driver.linux import syscalls
 
 T = TypeVar("T")
 
-NUDGE = SIGURG  # ignored unless the process handles it; the driver has a handler that does nothing
+NUDGE = SIGURG  # the driver handles it with a function that does nothing: an ignored signal interrupts no system call
 
-_RETRY = 1.0  # seconds until the next attempt, where no thread could be made
+_RETRY = 1.0  # seconds until the next attempt to start a thread, if the last one failed
 
 
 @dataclass(frozen=True, eq=False)
 class _Job:
     work: Callable[[], Any]
     outcome: "asyncio.Future[Any]"
-    must_run: bool  # also where its caller gives up, and where no thread can be made for now
+    must_run: bool  # run it even if its caller has given up, and try again if no thread can be started
 
 
 class Threads:
-    """Runs each job in a daemon thread of its own, at most `most` at one time."""
+    """Runs each job in a daemon thread of its own, and a limited number of jobs at the same time."""
 
     def __init__(self, most: int, nudge: float | None = None) -> None:
-        """A thread that is at work for `nudge` seconds gets a signal, again and again.
+        """Run at most `most` jobs at the same time, and send NUDGE to a thread each time it has worked for `nudge` more seconds.
 
-        That ends the close(2) of a lingering TCP socket, which could last for ever. Work that waits for a FUSE program gets
-        none: the signal would not end it, and the kernel would send an interrupt to the program.
+        The signal ends the close(2) of a lingering TCP socket, which could last for ever. Leave `nudge` out for work that waits
+        for a FUSE program: the signal would not end it, and the kernel would send an interrupt request to the program.
         """
         self._most = most
         self._nudge = nudge
-        self._jobs: list[_Job] = []  # wait for a thread
+        self._jobs: list[_Job] = []  # those that wait for a thread
         self._running = 0
         self._retry: asyncio.TimerHandle | None = None
 
     @property
     def is_busy(self) -> bool:
-        """Whether any work is running or waits for a thread."""
+        """Return whether a job is running or waits for a thread."""
         return self._running > 0 or bool(self._jobs)
 
     async def run(self, limit: float, work: Callable[[], T]) -> T:
-        """Return the result of `work()`, or raise its exception; after `limit` seconds raise TimeoutError.
+        """Return the result of `work()`, or raise its exception. Raises TimeoutError after `limit` seconds.
 
-        The limit includes the wait for a free thread; work that has not begun by then never does. Work that has begun goes on
-        alone, and its result is dropped: `work` itself must close what it opens. Raises OSError where no thread can be made.
+        The limit includes the wait for a free thread. Work that has not begun by then does not begin. Work that has begun goes
+        on, and its result is dropped, so `work` itself must close what it opens. Raises OSError if no thread can be started.
         """
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         job = _Job(work, outcome, must_run=False)
@@ -67,10 +67,10 @@ class Threads:
                 self._jobs.remove(job)
 
     def finish(self, work: Callable[[], T]) -> "asyncio.Future[T]":
-        """Run `work()` as soon as a thread is free, also if nobody waits for it; the future gets its result.
+        """Run `work()` as soon as a thread is free, even if nobody waits for it. Returns a future for its result.
 
-        Nothing is given up: what `work` holds is held until then. A socket that is left to the garbage collector would be
-        closed in whichever thread that runs in, and could block it.
+        The job keeps what `work` holds until it has run. A socket that were dropped instead would be closed by the garbage
+        collector, in whichever thread that runs in, and could block that thread.
         """
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._submit(_Job(work, outcome, must_run=True))
@@ -86,11 +86,11 @@ class Threads:
             if job.must_run or not job.outcome.done():
                 try:
                     self._start(job)
-                except RuntimeError as error:  # the node's or the container's limit of tasks is reached
+                except RuntimeError as error:  # the limit of tasks of the node or the container is reached
                     if job.must_run:
                         self._retry_later()
                         return
-                    job.outcome.set_exception(OSError(EAGAIN, f"no thread can be made: {error}"))
+                    job.outcome.set_exception(OSError(EAGAIN, f"cannot start a thread: {error}"))
             del self._jobs[0]
 
     def _retry_later(self) -> None:
@@ -104,7 +104,7 @@ class Threads:
     def _start(self, job: _Job) -> None:
         loop = asyncio.get_running_loop()
         nudging: asyncio.TimerHandle | None = None
-        thread = 0  # the kernel's number of it, when it has begun
+        thread = 0  # the kernel's id of the thread, once it runs
 
         def body() -> None:
             nonlocal thread
@@ -135,14 +135,14 @@ class Threads:
             nonlocal nudging
             if thread:
                 try:
-                    # By its number, which the kernel checks; pthread_kill(3) of a thread that has ended is undefined.
+                    # The kernel checks the id. The behaviour of pthread_kill(3) is undefined if the thread has ended.
                     syscalls.tgkill(os.getpid(), thread, NUDGE)
                 except ProcessLookupError:
-                    return  # it has ended just now
+                    return
             nudging = loop.call_later(after, nudge, after)
 
-        # threading.Thread.start() would wait until the thread has begun: on a busy machine it held the event loop for 4 ms
-        # in one of a hundred calls, and for 40 ms at worst.
+        # threading.Thread.start() waits until the thread runs. On a busy machine that held the event loop for 4 ms in one of a
+        # hundred calls, and for 40 ms at worst.
         _thread.start_new_thread(body, ())
         self._running += 1
         if self._nudge is not None:

@@ -1,4 +1,4 @@
-"""Thin wrappers of the Linux kernel: system calls, the mount table, inotify, capabilities.
+"""Wraps what the driver uses of the Linux kernel: system calls, the mount table, inotify, capabilities.
 
-Each raises OSError as the kernel says it. Nothing here knows what a volume is.
+The wrappers are thin and raise OSError with the kernel's errno. Nothing here knows what a volume is.
 """

@@ -1,4 +1,4 @@
-"""Reads from the kernel's version and names what no system call tells."""
+"""Reads what the kernel supports from its version, where no system call reports it."""
 
 import os
 import re
@@ -7,15 +7,16 @@ _HOST_PIDS = "pid:[4026531836]"  # PROC_PID_INIT_INO, <linux/proc_ns.h>
 
 
 def is_at_least(release: str, version: tuple[int, int]) -> bool:
-    """Return whether a release (uname -r) is that version or a later one. A release without numbers counts as one."""
+    """Return whether a kernel release (`uname -r`) is `version` or later; True if the release does not begin with a version."""
     found = re.match(r"(\d+)\.(\d+)", release)
     return found is None or (int(found[1]), int(found[2])) >= version
 
 
 def sees_host_pids() -> bool:
-    """Return whether this process is in the node's own pid namespace; True where that is not known.
+    """Return whether this process is in the node's own pid namespace; True if /proc does not show the namespace.
 
-    The process id tells nothing: it is not 1 where the container has an init process, or shares the pod's namespace.
+    The process id does not show it: in a container's own pid namespace it is not 1 if the container has an init process, or if
+    the containers of the pod share a pid namespace.
     """
     try:
         return os.readlink("/proc/self/ns/pid") == _HOST_PIDS

@@ -1,4 +1,4 @@
-"""Reports the last close of a file, and its removal, by one inotify instance for all files: no thread, no polling."""
+"""Reports when a file was closed by its last user, and when it was removed. One inotify instance watches all files."""
 
 import asyncio
 import os
@@ -8,24 +8,27 @@ from collections.abc import Callable
 from driver.linux import syscalls
 
 _WATCHED = syscalls.IN_CLOSE_WRITE | syscalls.IN_ATTRIB
-_EVENT = struct.Struct("iIII")  # struct inotify_event of inotify(7); only files are watched, so no name follows
+_EVENT = struct.Struct("iIII")  # struct inotify_event of inotify(7), without a name, because no directory is watched
 
 
 class FileWatch:
-    """Calls a function when something happens to a watched file."""
+    """Calls a function of the caller's when a watched file is closed or removed."""
 
     def __init__(self, instance: int) -> None:
-        """Begin with an inotify instance from syscalls.inotify_init(); close() closes it."""
+        """Take an inotify instance from syscalls.inotify_init(). It belongs to this object from now on, and close() closes it."""
         self._fd = instance
         self._callbacks: dict[int, Callable[[], None]] = {}
         asyncio.get_running_loop().add_reader(self._fd, self._read)
 
     def on_last_close(self, path: str, callback: Callable[[], None]) -> int:
-        """Call `callback` each time the last fd that was opened for writing is closed. Return the watch, for remove(). Raises OSError."""
+        """Call `callback` each time the last fd that was opened for writing is closed. Returns the watch, for remove(). Raises OSError."""
         return self._add(path, syscalls.IN_CLOSE_WRITE, callback)
 
     def on_unlink(self, path: str, callback: Callable[[], None]) -> int:
-        """Call `callback` when the file may have been removed: its link count or another attribute has changed. Return the watch."""
+        """Call `callback` when the link count or another attribute has changed, as it does when the file is removed.
+
+        Returns the watch, for remove(). Raises OSError.
+        """
         return self._add(path, syscalls.IN_ATTRIB, callback)
 
     def _add(self, path: str, event: int, callback: Callable[[], None]) -> int:
@@ -34,7 +37,7 @@ class FileWatch:
         return watch
 
     def remove(self, watch: int) -> None:
-        """Stop watching a file. It is no error where the kernel has ended the watch, because the file is gone."""
+        """Stop watching a file. It is no error if the kernel has ended the watch already, because the file is gone."""
         if self._callbacks.pop(watch, None) is not None:
             try:
                 syscalls.inotify_rm_watch(self._fd, watch)
@@ -42,7 +45,7 @@ class FileWatch:
                 pass
 
     def close(self) -> None:
-        """Stop watching all files."""
+        """Stop watching all files, and close the inotify instance."""
         asyncio.get_running_loop().remove_reader(self._fd)
         os.close(self._fd)
         self._callbacks.clear()
@@ -57,18 +60,18 @@ class FileWatch:
             watch, mask, _, length = _EVENT.unpack_from(data, offset)
             offset += _EVENT.size + length
             if mask & syscalls.IN_Q_OVERFLOW:
-                for each in list(self._callbacks.values()):
-                    _call(each)
-            callback = self._callbacks.get(watch)
-            if callback is not None and mask & _WATCHED:
-                _call(callback)
+                # The kernel has dropped events, and does not say whose.
+                for callback in list(self._callbacks.values()):
+                    _call(callback)
+            if mask & _WATCHED and watch in self._callbacks:
+                _call(self._callbacks[watch])
             if mask & syscalls.IN_IGNORED:
-                # The kernel has ended the watch: the file is removed and closed everywhere.
+                # The kernel has ended the watch, because the file was removed and closed by all its users.
                 self._callbacks.pop(watch, None)
 
 
 def _call(callback: Callable[[], None]) -> None:
-    # A callback that fails must not keep the other files' callbacks from being called.
+    # The callbacks of other files must be called even if this one fails.
     try:
         callback()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The mount table, and which file system is at a path: asked of the kernel, never of the file system itself."""
+"""Reads the mount table, and finds which file system is at a path, without asking that file system."""
 
 import os
 from errno import EIO
@@ -9,7 +9,7 @@ from fusermount3_proxy.wire.mountinfo import Mount
 
 
 def device_number_at(target: str) -> str:
-    """MAJOR:MINOR of the topmost file system at `target`, without asking it. Raises OSError."""
+    """Return MAJOR:MINOR of the topmost file system at `target`, without asking that file system. Raises OSError."""
     fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         return _device_number(fd) or _device_number_by_table(fd)
@@ -18,15 +18,18 @@ def device_number_at(target: str) -> str:
 
 
 def device_number_of_copy(fd: int, target: str) -> str:
-    """The same of a copy or a peer of the mount at `target`; a copy is in no mount table. Raises OSError."""
+    """Return MAJOR:MINOR of the file system of `fd`, which is on a copy or a peer of the mount at `target`. Raises OSError.
+
+    No mount table lists a detached copy, so `target` is asked instead if the kernel does not answer for `fd`.
+    """
     return _device_number(fd) or device_number_at(target)
 
 
 def _device_number(fd: int) -> str | None:
-    """syscalls.device_of(), and None of a bad inode.
+    """Return syscalls.device_of(), or None if the inode is bad. Raises OSError.
 
-    A program that has told once that its root is no directory has made it one: the kernel answers nothing of it any more,
-    whether the program lives or not. Its mount must go all the same.
+    The kernel marks an inode as bad once its FUSE program has answered that the root is not a directory. From then on it
+    answers EIO, whether the program runs or not. The driver must still be able to find and detach that mount.
     """
     try:
         return syscalls.device_of(fd)
@@ -38,8 +41,8 @@ def _device_number(fd: int) -> str | None:
 
 def _device_number_by_table(fd: int) -> str:
     with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
-        said = dict(line.split(":", 1) for line in file)
-    mount_id = int(said["mnt_id"])
+        fields = dict(line.split(":", 1) for line in file)
+    mount_id = int(fields["mnt_id"])
     for mount in read_mount_table():
         if mount.mount_id == mount_id:
             return mount.device
@@ -47,19 +50,24 @@ def _device_number_by_table(fd: int) -> str:
 
 
 def is_at(target: str, device: str) -> bool:
-    """Whether the FUSE file system `device` is mounted at `target`, on top or beneath something. Raises OSError."""
+    """Return whether the FUSE file system `device` is mounted at `target`, also if it is beneath another mount. Raises OSError."""
     return device_number_at(target) == device or contains(mounts_at(target), device)
 
 
 def contains(stack: list[Mount], device: str) -> bool:
-    """Whether the FUSE file system `device` is among mounts. Other kinds may have its number when it has gone."""
+    """Return whether the FUSE file system `device` is among mounts.
+
+    Only FUSE mounts count: the kernel may give the number of an unmounted FUSE file system to one of another type.
+    """
     return any(mount.is_fuse and mount.device == device for mount in stack)
 
 
 def identity_at(target: str) -> str:
-    """Return what tells the placeholder at `target` from all that is ever mounted there, without asking it. Raises OSError.
+    """Return a text that identifies the placeholder at `target` among all file systems ever mounted there. Raises OSError.
 
-    A device number alone does not: the next file system that is mounted after an unmount gets the same one.
+    It is made of the device number and the time of the last change. The device number alone would not do: the kernel gives it
+    to the next file system that is mounted after an unmount. The text is "" for a FUSE file system whose root is a bad inode.
+    No file system is asked.
     """
     fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -67,33 +75,34 @@ def identity_at(target: str) -> str:
     except OSError as error:
         if error.errno != EIO:
             raise
-        return ""  # a FUSE file system with a bad root (_device_of), so no placeholder
+        return ""  # a bad inode, see _device_number()
     finally:
         os.close(fd)
 
 
 def detached_copy(target: str) -> int:
-    """A copy of the mount at `target` that is nowhere: a question through it does not make the mount itself busy.
+    """Return an fd of a detached copy of the mount at `target`. Using it does not make the mount itself busy. Raises OSError.
 
-    Otherwise a pod's own `fusermount3 -u` would fail while the driver asks, and for ever where the program never answers.
+    Without a copy, a pod's own `fusermount3 -u` would fail while the driver asks the FUSE program, and for ever if the program
+    never answers.
     """
     return syscalls.open_tree(target, syscalls.OPEN_TREE_CLONE | syscalls.AT_SYMLINK_NOFOLLOW)
 
 
 def mounts_at(target: str, by_path: dict[bytes, list[Mount]] | None = None) -> list[Mount]:
-    """The mounts at `target`, topmost last, without touching any of them.
+    """Return the mounts at `target`, the topmost one last, without asking any of them. Raises OSError.
 
-    `by_path` is what mounts_by_path() returned, for asking about many targets.
+    A caller that asks about many targets passes what mounts_by_path() returned as `by_path`, so the table is read only once.
     """
     if by_path is not None and (path := os.fsencode(target)) in by_path:
-        return mountinfo.stack(by_path[path], path)  # no part of the way was a link
+        return mountinfo.stack(by_path[path], path)  # the table has this path, so no part of it is a symlink
     folder, name = os.path.split(target)
     path = os.fsencode(f"{os.path.realpath(folder)}/{name}")
     return mountinfo.stack(read_mount_table() if by_path is None else by_path.get(path, []), path)
 
 
 def mounts_by_path() -> dict[bytes, list[Mount]]:
-    """This process's mounts by mount point."""
+    """Return the mounts in this process's mount namespace, by mountpoint. Raises OSError."""
     found: dict[bytes, list[Mount]] = {}
     for mount in read_mount_table():
         found.setdefault(mount.path, []).append(mount)
@@ -101,6 +110,6 @@ def mounts_by_path() -> dict[bytes, list[Mount]]:
 
 
 def read_mount_table() -> list[Mount]:
-    """This process's mountinfo."""
+    """Return the mounts in this process's mount namespace, in the order of /proc/self/mountinfo. Raises OSError."""
     with open("/proc/self/mountinfo", "rb") as file:
         return mountinfo.parse(file.read())

@@ -1,4 +1,4 @@
-"""The driver's privileges: what it uses, and nothing else."""
+"""Reduces the driver's privileges to those that it uses."""
 
 import os
 from collections.abc import Callable
@@ -11,53 +11,57 @@ T = TypeVar("T")
 _USED = {
     "CAP_SYS_ADMIN": prctl.CAP_SYS_ADMIN,  # mount(2), umount2(2) and their relatives
     "CAP_MKNOD": prctl.CAP_MKNOD,  # a device node for each mount
-    "CAP_DAC_OVERRIDE": prctl.CAP_DAC_OVERRIDE,  # sockets in an emptyDir of any owner and mode, and the way there
-    "CAP_FOWNER": prctl.CAP_FOWNER,  # removing them again where the pod has made it sticky
+    "CAP_DAC_OVERRIDE": prctl.CAP_DAC_OVERRIDE,  # sockets in an emptyDir of any owner and mode
+    "CAP_FOWNER": prctl.CAP_FOWNER,  # removing those sockets if the pod has made the emptyDir sticky
 }
 
 
-def drop() -> None:
-    """Keep the capabilities that are used, and no way to get others.
+def drop_unused() -> None:
+    """Drop the capabilities that the driver does not use, and every way to get others. Raises OSError.
 
-    Called before any thread exists, since each thread has its own. Raises OSError.
+    Call it before there are threads: capabilities belong to a thread, and this drops those of the calling one.
     """
     for capability in prctl.ALL_CAPS:
         if capability not in _USED.values():
             try:
                 prctl.capbset_drop(capability)
             except OSError:
-                pass  # unknown to this kernel, or no CAP_SETPCAP; no_new_privs below holds without it
+                # The kernel does not know it, or CAP_SETPCAP is missing. no_new_privs, below, works without that.
+                pass
     prctl.cap_inheritable.limit()
     prctl.cap_effective.limit(*_USED.values())
     prctl.cap_permitted.limit(*_USED.values())
     prctl.set_no_new_privs(True)
 
 
-def as_unknown_user(work: Callable[[], T]) -> T:
-    """The result of `work()`, which is done as a user that nobody else is: what the kernel counts by user is its own.
+def run_as_unused_uid(work: Callable[[], T]) -> T:
+    """Return the result of `work()`, run with an effective uid that no other process has.
 
-    Nobody learns the number: a pod may become any user that it can name. Called before drop() and any thread. Where the
-    process may not do that, or its user namespace has no such users, `work()` is done as who it is.
+    The kernel has limits for each user, so what `work()` makes counts against a limit that nobody else uses up. The uid is
+    random and is not reported anywhere, because a pod that runs as root could become any user that it can name. If this
+    process may not change its uid, or if its user namespace has no such uid, `work()` runs with the uid that it has.
+
+    Call it before drop_unused() and before there are threads.
     """
     if os.geteuid() != 0:
         return work()
-    user = 1 << 31 | int.from_bytes(os.urandom(4), "little") >> 2  # neither a person's nor a usual range for user namespaces
+    uid = 1 << 31 | int.from_bytes(os.urandom(4), "little") >> 2  # above the uids of people and the usual ranges of user namespaces
     died_with, dumpable = prctl.get_pdeathsig(), prctl.get_dumpable()
     try:
-        os.seteuid(user)
+        os.seteuid(uid)
     except OSError:
         return work()
     try:
         return work()
     finally:
         os.seteuid(0)
-        # The change of users has cleared both.
+        # The kernel clears both when the effective uid changes (prctl(2)).
         prctl.set_dumpable(dumpable)
         prctl.set_pdeathsig(died_with)
 
 
-def missing() -> list[str]:
-    """The names of those that are used and that this process does not have."""
+def missing_capabilities() -> list[str]:
+    """Return the names of the capabilities that the driver uses and that this process does not have."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
     return [name for name, capability in _USED.items() if not effective >> capability & 1]

@@ -1,7 +1,7 @@
-"""System calls that Python has no names for: thin wrappers that raise OSError with the path.
+"""Wraps system calls that the standard library does not have. Every wrapper raises OSError with the path.
 
-Numbers and structures are those of <linux/mount.h>, <linux/openat2.h> and <linux/stat.h>; calls newer than 5.0 have
-the same number on every architecture. Paths are str or bytes; a path of an fd is written /proc/self/fd/N.
+Numbers and structures are those of <linux/mount.h>, <linux/openat2.h> and <linux/stat.h>. Calls newer than Linux 5.0 have the
+same number on every architecture. Paths are str or bytes; the path of an open file is /proc/self/fd/N.
 """
 
 import ctypes
@@ -80,30 +80,30 @@ class _MountAttr(ctypes.Structure):
 
 
 def mount(source: Path | None, target: Path, fstype: Path | None, flags: int, data: Path | None = None) -> None:
-    """mount(2)."""
+    """Call mount(2)."""
     _check(
-        _libc.mount(_raw(source), _raw(target), _raw(fstype), ctypes.c_ulong(flags), _raw(data)),
+        _libc.mount(_to_bytes(source), _to_bytes(target), _to_bytes(fstype), ctypes.c_ulong(flags), _to_bytes(data)),
         target,
     )
 
 
 def umount(target: Path, flags: int) -> None:
-    """umount2(2), never through a symlink."""
-    _check(_libc.umount2(_raw(target), flags | UMOUNT_NOFOLLOW), target)
+    """Call umount2(2) with UMOUNT_NOFOLLOW: it fails if the last component of `target` is a symlink."""
+    _check(_libc.umount2(_to_bytes(target), flags | UMOUNT_NOFOLLOW), target)
 
 
 def open_tree(path: Path, flags: int) -> int:
-    """open_tree(2) from the current directory: an fd of the mount, or of a detached copy (OPEN_TREE_CLONE)."""
-    return _check(_libc.syscall(_SYS_OPEN_TREE, AT_FDCWD, _raw(path), flags | OPEN_TREE_CLOEXEC), path)
+    """Call open_tree(2), and return an fd of the mount, or of a detached copy of it (OPEN_TREE_CLONE)."""
+    return _check(_libc.syscall(_SYS_OPEN_TREE, AT_FDCWD, _to_bytes(path), flags | OPEN_TREE_CLOEXEC), path)
 
 
 def move_mount(fd: int, target: Path) -> None:
-    """move_mount(2) of the mount that `fd` was opened on, or of a detached copy, to a directory."""
-    _check(_libc.syscall(_SYS_MOVE_MOUNT, fd, b"", AT_FDCWD, _raw(target), MOVE_MOUNT_F_EMPTY_PATH), target)
+    """Call move_mount(2): attach the mount or detached copy that open_tree() returned as `fd` to a directory."""
+    _check(_libc.syscall(_SYS_MOVE_MOUNT, fd, b"", AT_FDCWD, _to_bytes(target), MOVE_MOUNT_F_EMPTY_PATH), target)
 
 
 def mount_setattr(fd: int, clear: int = 0, propagation: int = 0, recursive: bool = False) -> None:
-    """mount_setattr(2) of the mount that `fd` was opened on: attributes to take off, propagation to set."""
+    """Call mount_setattr(2) on the mount that `fd` was opened on: remove attributes (MOUNT_ATTR_*), and set its propagation."""
     attr = _MountAttr(0, clear, propagation, 0)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     result = _libc.syscall(_SYS_MOUNT_SETATTR, fd, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr))
@@ -111,20 +111,21 @@ def mount_setattr(fd: int, clear: int = 0, propagation: int = 0, recursive: bool
 
 
 def openat2(dir_fd: int, path: Path, flags: int, mode: int = 0, resolve: int = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS) -> int:
-    """openat2(2), close-on-exec. By default no symlink is followed and `dir_fd` cannot be left."""
+    """Call openat2(2), and return an fd with close-on-exec. By default no symlink is followed, and the path stays below `dir_fd`."""
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
-    return _check(_libc.syscall(_SYS_OPENAT2, dir_fd, _raw(path), ctypes.byref(how), ctypes.sizeof(how)), path)
+    return _check(_libc.syscall(_SYS_OPENAT2, dir_fd, _to_bytes(path), ctypes.byref(how), ctypes.sizeof(how)), path)
 
 
 def tgkill(process: int, thread: int, number: int) -> None:
-    """tgkill(2)."""
+    """Call tgkill(2): send a signal to one thread of a process."""
     _check(_libc.tgkill(process, thread, number), f"/proc/{process}/task/{thread}")
 
 
-def refused() -> dict[str, int]:
-    """The system calls that are used here and refused to everybody, by name, each with its errno: the kernel does not
-    have it (ENOSYS), or a seccomp filter stands before it. Asks each for something that it cannot do, and changes nothing.
-    Without move_mount, which a full mount namespace alone needs.
+def refused_calls() -> dict[str, int]:
+    """Return the system calls that this process cannot use, by name, each with its errno (ENOSYS or EPERM).
+
+    The kernel is too old, a seccomp filter blocks the call, or a capability is missing. Each call is tried with arguments that
+    cannot succeed, so nothing changes. move_mount is not tried: the driver needs it only for full mount namespaces.
     """
     nothing = _MountAttr(0, 0, 0, 0)
     how = _OpenHow(os.O_PATH, 0, 0)
@@ -140,10 +141,9 @@ def refused() -> dict[str, int]:
 
 
 def device_of(fd: int) -> str:
-    """MAJOR:MINOR of the file system that `fd` (O_PATH will do) lies on, as mountinfo writes it.
+    """Return MAJOR:MINOR of the file system that `fd` is on, in mountinfo's form. O_PATH suffices.
 
-    Never asks the file system itself, so a FUSE program that does not answer blocks nobody: statx(2) with an empty mask
-    and AT_STATX_DONT_SYNC.
+    statx(2) with an empty mask and AT_STATX_DONT_SYNC does not ask the file system, so it returns even if a FUSE program hangs.
     """
     buffer = (ctypes.c_uint32 * 64)()  # struct statx has 256 bytes; stx_dev_major and _minor are words 34 and 35
     _check(_libc.statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, 0, buffer), f"/proc/self/fd/{fd}")
@@ -151,40 +151,41 @@ def device_of(fd: int) -> str:
 
 
 def device_and_change_of(fd: int) -> str:
-    """Return device_of(), with the time at which the file that `fd` is open on last changed; asks the file system nothing either."""
-    buffer = (ctypes.c_uint32 * 64)()  # stx_ctime is words 24 to 26
+    """Return device_of(), followed by the time at which the file of `fd` last changed (ctime), without asking the file system."""
+    buffer = (ctypes.c_uint32 * 64)()  # struct statx, as in device_of(); stx_ctime is words 24 to 26
     _check(_libc.statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_CTIME, buffer), f"/proc/self/fd/{fd}")
     return f"{buffer[34]}:{buffer[35]} {buffer[24] | buffer[25] << 32}.{buffer[26]:09}"
 
 
 def ask_for_attributes(fd: int) -> None:
-    """Make the file system of `fd` (O_PATH will do) answer for its attributes, whatever is cached: statx(2) with
-    AT_STATX_FORCE_SYNC. Blocks as long as it does not answer.
+    """Ask the file system of `fd` for its attributes, even if the kernel has them cached (AT_STATX_FORCE_SYNC). O_PATH suffices.
+
+    This blocks as long as a FUSE program does not answer.
     """
     buffer = (ctypes.c_uint32 * 64)()
     _check(_libc.statx(fd, b"", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, buffer), f"/proc/self/fd/{fd}")
 
 
 def inotify_init() -> int:
-    """inotify_init1(2), non-blocking and close-on-exec."""
+    """Call inotify_init1(2), and return a non-blocking fd with close-on-exec."""
     return _check(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify")
 
 
 def inotify_add_watch(fd: int, path: Path, mask: int) -> int:
-    """inotify_add_watch(2): the watch descriptor."""
-    return _check(_libc.inotify_add_watch(fd, _raw(path), mask), path)
+    """Call inotify_add_watch(2), and return the watch descriptor."""
+    return _check(_libc.inotify_add_watch(fd, _to_bytes(path), mask), path)
 
 
 def inotify_rm_watch(fd: int, watch: int) -> None:
-    """inotify_rm_watch(2)."""
+    """Call inotify_rm_watch(2)."""
     _check(_libc.inotify_rm_watch(fd, watch), "inotify")
 
 
-def _raw(path: Path | None) -> bytes | None:
+def _to_bytes(path: Path | None) -> bytes | None:
     if path is None:
         return None
     raw = os.fsencode(path)
-    if b"\0" in raw:  # C would see a shorter path than the one that was checked
+    if b"\0" in raw:  # C would use a shorter path than the one that the caller has checked
         raise ValueError("embedded null byte")
     return raw
 

@@ -1,4 +1,4 @@
-"""The driver's values and errors: what was published, where its places are, which options a mount gets, states, limits.
+"""Defines the driver's values and errors: what was published, its paths, the options of a mount, states, and limits.
 
 Nothing here does input or output, so all of it can be tested with values alone.
 """

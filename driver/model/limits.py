@@ -1,39 +1,40 @@
-"""The driver's limits: how long it waits, and how much of it a pod can use. Times are in seconds, sizes in bytes.
+"""Sets the driver's limits: how long it waits, and how many of its resources a pod can use. Times are in seconds, sizes in bytes.
 
-The client's waits are in fusermount3_proxy/limits.py, and the sizes of packets in fusermount3_proxy/wire/protocol.py.
-docs/security.md says who can use what; a test compares the pages with the numbers here.
+The limits of the client's waits are in fusermount3_proxy/limits.py, and those of packets in fusermount3_proxy/wire/protocol.py.
+docs/security.md explains who can use what. A test compares the documentation with the numbers here.
 """
 
 # Requests of containers.
-REQUEST_WAIT = 5.0  # from the connection to the end of the request
-MOUNT_WAIT = 5.0  # mount(2) of a usual mount; a pod can hold a lock that it needs
-SYNC_MOUNT_WAIT = 30.0  # mount(2) of a mount with synchronous INIT, until the FUSE program has answered INIT
+REQUEST_WAIT = 5.0  # from accepting a connection until its request has arrived
+MOUNT_WAIT = 5.0  # mount(2) of a usual mount, which waits if a pod holds a lock that it needs
+SYNC_MOUNT_WAIT = 30.0  # mount(2) of a mount with synchronous INIT, which returns when the FUSE program has answered INIT
 
-# Connections of one volume. A connection counts until it is closed, and what a pod has queued in it can delay that.
+# Connections of one volume. A connection counts until it is closed, and file descriptors that a pod has queued in it can delay
+# the close.
 REQUESTS_AT_ONCE = 8  # connections that are served at the same time
 CONNECTIONS_TO_CLOSE = 64  # further connections, which are accepted and closed without an answer
 CONNECTIONS_MAX = REQUESTS_AT_ONCE + CONNECTIONS_TO_CLOSE
-CONNECTIONS_IN_QUEUE = 64  # further ones wait in the kernel's queue of each socket (the backlog of listen(2))
-PREPARED_AT_ONCE = 8  # mounts with synchronous INIT before `proceed`: each has an fd and a device node
+CONNECTIONS_IN_QUEUE = 64  # further connections, which wait in the kernel's queue of each socket (the backlog of listen(2))
+PREPARED_AT_ONCE = 8  # mounts with synchronous INIT that wait for `proceed`: each has an fd and a device node
 CONNECTION_THREADS = 8  # threads that receive packets with fds, and that close connections
 LISTENER_THREADS = 1  # threads that close listening sockets
 
-# FUSE file systems, whose programs need not answer.
+# FUSE file systems, whose programs may never answer.
 PROBE_WAIT = 1.0  # one question to one file system
-STATUS_WAIT = 5.0  # all questions of one `status`
+STATUS_WAIT = 5.0  # all questions of one `status` command
 SUB_PATH_WAIT = 10.0  # rebinding kubelet's subPath mounts of one volume
 DETACH_WAIT = 10.0  # detaching a mount everywhere, with the subPath mounts that show it
-CHECK_INTERVAL = 10.0  # until the next check of a mount whose end the kernel does not report
+CHECK_INTERVAL = 10.0  # between two checks of a mount whose end the kernel does not report
 
-# Processes that ask FUSE programs, for all volumes together. The DaemonSet's limit of memory has room for all of them.
+# Processes that ask FUSE programs, for all volumes together. All of them fit into the DaemonSet's memory limit.
 PROCESSES_OF_A_POD = 4  # of each kind, for all volumes of one pod
 PROCESSES_FOR_USAGE = 24  # ask how full a file system is
 PROCESSES_FOR_REBINDING = 8  # rebind subPath mounts
-PROCESSES_FOR_CHECKS = 16  # check whether a program is dead whose lock on its device node is gone
-PROCESSES_FOR_CHECKS_WITHOUT_LOCK = 16  # check mounts that have no lock: another driver made them
-PROCESS_WAIT = 5.0  # until a process is there; a node without memory has none
+PROCESSES_FOR_CHECKS = 16  # check whether a program has died after the lock on its device node was released
+PROCESSES_FOR_CHECKS_WITHOUT_LOCK = 16  # check mounts that have no lock, because another driver made them
+PROCESS_WAIT = 5.0  # until a process has started, which may fail on a node without free memory
 
-# Readers of the metrics.
+# Connections to the metrics page.
 SCRAPE_WAIT = 5.0  # from the connection to the last byte
-SCRAPES_AT_ONCE = 8  # further connections are closed
-SCRAPE_REQUEST_MAX = 8192  # bytes of the request's head
+SCRAPES_AT_ONCE = 8  # connections that are served at the same time; further ones are closed
+SCRAPE_REQUEST_MAX = 8192  # bytes of a request's head

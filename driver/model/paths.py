@@ -1,6 +1,6 @@
-"""Where a volume's things lie on the node: kubelet's layout, and the driver's own without Kubernetes.
+"""Computes where a volume's target and sockets are on the node: in kubelet's layout, or in the driver's own without Kubernetes.
 
-Pure: names in, paths or BadPath out.
+No function here reads the file system. Each takes names, and returns paths or raises BadPath.
 
     PODS/UID/volumes/kubernetes.io~csi/VOLUME/mount      the target path, from kubelet
     PODS/UID/volumes/kubernetes.io~empty-dir/NAME        the pod's emptyDir, for the sockets
@@ -17,16 +17,20 @@ _NAME_MAX = 255  # bytes, <linux/limits.h>
 _VOLUME_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 STANDALONE_SOCKET = "fuse.sock"
-DEV_FUSE = "dev-fuse"  # beside the sockets
+DEV_FUSE = "dev-fuse"  # the file beside the sockets that a container can bind to /dev/fuse
 
 
 class BadPath(Exception):
-    """A name or path that is refused; the text says which and why."""
+    """Reports a name or path that is refused. The text says which one, and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class VolumePaths:
-    """One volume's places. `root` is trusted; `target` and `sockets` are relative to it, without `.` and `..`."""
+    """Holds the paths of one volume.
+
+    `root` is trusted. `target` and `sockets` are relative to it and have no `.` or `..` in them, but a pod may change the
+    directories on the way to `sockets`.
+    """
 
     root: str
     target: str
@@ -35,31 +39,31 @@ class VolumePaths:
 
     @property
     def target_path(self) -> str:
-        """The absolute target path."""
+        """Return the absolute target path."""
         return f"{self.root}/{self.target}"
 
     @property
     def owner(self) -> str:
-        """Whose volume it is: the pod's UID, or the volume's own name."""
+        """Return whose volume it is: the pod's UID, or without Kubernetes the volume's own name."""
         return self.target.partition("/")[0]
 
     @property
     def is_pods(self) -> bool:
-        """Whether kubelet made these places for a pod."""
+        """Return whether these are paths in kubelet's layout, of a pod's volume."""
         return "/volumes/kubernetes.io~csi/" in self.target
 
 
 def of_pod(target_path: str, empty_dir: str, pods_dir: str) -> VolumePaths:
-    """The places of a pod's volume.
+    """Return the paths of a pod's volume. Raises BadPath.
 
-    PODS and the pod's UID come from kubelet's target path, never from the volume context: a pod's author writes the
-    context, and could name another pod's folder in it. Raises BadPath.
+    The pod's UID is taken from kubelet's target path, and never from the volume context: a pod's author writes the
+    context, and could name another pod's folder in it.
     """
     check_empty_dir(empty_dir)
     target_path = target_path.rstrip("/")
     expected = f"{pods_dir}/UID/volumes/kubernetes.io~csi/VOLUME/mount"
     if "\0" in target_path:
-        raise BadPath(f"target path {target_path!r} holds a NUL, which no path may")
+        raise BadPath(f"target path {target_path!r} holds a NUL, which no path may have")
     if not target_path.startswith(pods_dir + "/"):
         raise BadPath(f"target path {target_path!r} is not below the pods folder {pods_dir} (--pods-dir); expected {expected}")
     match target_path[len(pods_dir) + 1 :].split("/"):
@@ -77,30 +81,30 @@ def of_pod(target_path: str, empty_dir: str, pods_dir: str) -> VolumePaths:
 
 
 def standalone(name: str, root: str) -> VolumePaths:
-    """The places of a volume without Kubernetes. Raises BadPath."""
+    """Return the paths of a volume without Kubernetes. Raises BadPath."""
     if not _VOLUME_NAME.fullmatch(name):
-        raise BadPath(f"volume name {name!r} is not allowed: a-z, 0-9 and -, at most 63 characters, not - at the start")
+        raise BadPath(f"volume name {name!r} is not allowed: use at most 63 characters of a-z, 0-9 and -, with no - at the start")
     return VolumePaths(root=root, target=f"{name}/mount", sockets=f"{name}/sock", volume_name=name)
 
 
 def check_empty_dir(name: str) -> None:
-    """Whether `name` can name an emptyDir. Raises BadPath."""
+    """Raise BadPath if `name` cannot be the name of an emptyDir."""
     check_component("the emptyDir's name", name)
 
 
 def check_socket_name(name: str) -> None:
-    """Whether `name` can name the original socket, and with its suffix protocol v1's. Raises BadPath."""
+    """Raise BadPath if `name` cannot be the name of the original protocol's socket, or NAME.v1 that of protocol v1's."""
     check_component("the socket's name", name, _NAME_MAX - len(V1_SUFFIX))
     if name.endswith(V1_SUFFIX) or name.startswith(".") or name == DEV_FUSE:
-        own = f"{DEV_FUSE}, what ends in {V1_SUFFIX}, what begins with a dot"
-        raise BadPath(f"the socket's name, {name!r}, is one that the driver keeps for itself ({own}): choose another")
+        reserved = f"{DEV_FUSE}, names that end in {V1_SUFFIX}, names that begin with a dot"
+        raise BadPath(f"the socket's name, {name!r}, is reserved for the driver ({reserved}): choose another")
 
 
 def check_component(what: str, name: str, longest: int = _NAME_MAX) -> None:
-    """Whether `name` is one path component. Raises BadPath, naming `what`."""
+    """Raise BadPath if `name` is not one path component of at most `longest` bytes. The error calls it `what`."""
     if not name:
         raise BadPath(f"{what} is empty")
     if name in (".", "..") or "/" in name or "\0" in name:
-        raise BadPath(f"{what}, {name!r}, is not the name of one file: it must not be . or .., nor hold / or NUL")
+        raise BadPath(f"{what}, {name!r}, is not the name of one file: it must not be . or .., and must not hold / or NUL")
     if len(name.encode("utf-8", "surrogateescape")) > longest:
         raise BadPath(f"{what}, {name[:40]!r}..., is longer than {longest} bytes")

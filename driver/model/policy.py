@@ -1,7 +1,7 @@
-"""Decides the mount options of a FUSE file system, from those of the volume and those that the program asks for. Pure.
+"""Decides the mount options of a FUSE file system, from the volume's options and those that the FUSE program asks for.
 
-The volume's options come first (its `readOnly`, then CSI `mount_flags`, then the attribute `mountOptions`), and the program
-cannot change what they say. nosuid and nodev always apply: the program decides what its files look like, and a setuid file
+The volume's options have precedence (its `readOnly`, then CSI `mount_flags`, then the attribute `mountOptions`), and the
+program cannot override them. nosuid and nodev always apply: the program decides what its files look like, and a setuid file
 or a device node that it invents must give no rights on the node.
 """
 
@@ -14,7 +14,7 @@ from fusermount3_proxy.wire import options
 from fusermount3_proxy.wire.options import MountOptions, OptionError
 from fusermount3_proxy.wire.protocol import from_wire, to_wire
 
-# The flag of mount(2) for each mount option that options.FLAGS turns on or off.
+# The flag of mount(2) for each mount option that options.FLAGS sets or clears.
 _FLAGS = {
     "ro": syscalls.MS_RDONLY,
     "noexec": syscalls.MS_NOEXEC,
@@ -33,19 +33,22 @@ _ALWAYS = ("nosuid", "nodev")
 
 NO_DEFAULT_PERMISSIONS = "no_default_permissions"
 
-OPTIONS_MAX = 4096  # characters of a volume's options: mount(2) takes no more bytes
+OPTIONS_MAX = 4096  # characters of a volume's options: mount(2) accepts no more bytes than that
 _WARNINGS_MAX = 10
 
 _NUMBER = re.compile(r"0[xX](?P<hex>[0-9a-fA-F]+)|(?P<octal>0[0-7]+)|[0-9]|[1-9][0-9]+")
 _UINT_MAX = 2**32 - 1
 _DIGITS_MAX = len(f"{_UINT_MAX:o}")
 
-_DIRECTORY = 0o40000  # the rootmode of a directory, which a volume's target is
+_DIRECTORY = 0o40000  # S_IFDIR: the root of the mount must be a directory, as a volume's target is
 
 
 @dataclass(frozen=True, slots=True)
 class VolumePolicy:
-    """Holds what a volume says: `options` in fusermount3's grammar, and whether the kernel's permission checks may be left out."""
+    """Holds the mount options that a volume prescribes, and whether a FUSE program may turn off default_permissions.
+
+    `warnings` names the options that were ignored.
+    """
 
     options: MountOptions
     may_drop_default_permissions: bool
@@ -54,7 +57,7 @@ class VolumePolicy:
 
 @dataclass(frozen=True)
 class MountArguments:
-    """Holds the arguments of mount(2), except for the target and the fd, which with_fd() adds."""
+    """Holds the arguments of mount(2), without the target and without the fd of the FUSE device."""
 
     source: bytes
     fstype: bytes
@@ -62,12 +65,12 @@ class MountArguments:
     data: bytes
 
     def with_fd(self, fd: int) -> bytes:
-        """Return the data of mount(2) for this fd."""
+        """Return the `data` argument of mount(2), with the fd of the FUSE device."""
         return b"fd=%d," % fd + self.data
 
 
 class Refused(Exception):
-    """Says that what the program asks for cannot be mounted. The text is fusermount3's; `errno` goes with it."""
+    """Reports that a FUSE program's request is refused. The text is fusermount3's own, and `errno` is sent along with it."""
 
     def __init__(self, text: str, errno: int = EINVAL) -> None:
         super().__init__(text)
@@ -75,9 +78,9 @@ class Refused(Exception):
 
 
 def of_volume(read_only: bool, mount_flags: list[str], attribute: str) -> VolumePolicy:
-    """Make a volume's policy. Unknown options are left out with a warning, because manifests for the Go plugin have some.
+    """Return a volume's policy. Unknown options are ignored with a warning, because manifests for the Go plugin have some.
 
-    `attribute` is the text of `mountOptions`: comma-separated, and `o=X` means X.
+    `attribute` is the text of the volume attribute `mountOptions`, with commas between options. `o=X` in it means X.
     """
     merged = MountOptions()
     warnings: list[str] = []
@@ -86,21 +89,21 @@ def of_volume(read_only: bool, mount_flags: list[str], attribute: str) -> Volume
         merged.flags["ro"] = True
     flags = [option for text in mount_flags for option in _split(text)]
     attributes = [option.removeprefix("o=") for option in _split(attribute)]
-    for where, said in (("mount flags", flags), ("mountOptions", attributes)):
-        may_drop = may_drop or NO_DEFAULT_PERMISSIONS in said
+    for where, given in (("mount flags", flags), ("mountOptions", attributes)):
+        may_drop = may_drop or NO_DEFAULT_PERMISSIONS in given
         source = MountOptions()
-        for option in said:
+        for option in given:
             if option == NO_DEFAULT_PERMISSIONS:
                 continue
             try:
                 parsed = options.parse(option)
-                _check(parsed)
+                _check_option(parsed)
             except (OptionError, Refused) as error:
                 text = from_wire(f"{error} ({option})").decode("utf-8", "replace")
                 warnings.append(f"{where}: {text}; ignored")
                 continue
             warnings += [f"{where}: {warning}" for warning in parsed.warnings]
-            # Within one source the last of two options that contradict wins, as in a -o.
+            # If two options of one source contradict each other, the last one applies, as in `-o`.
             later, source = source, parsed
             _merge(source, later)
         _merge(merged, source)
@@ -109,13 +112,13 @@ def of_volume(read_only: bool, mount_flags: list[str], attribute: str) -> Volume
     return VolumePolicy(merged, may_drop, tuple(warnings))
 
 
-def mount_arguments(volume: VolumePolicy, asked: str, uid: int, gid: int) -> MountArguments:
-    """Return the arguments of mount(2) for a program that asks for the options `asked` and runs as `uid` and `gid`.
+def mount_arguments(volume: VolumePolicy, requested: str, uid: int, gid: int) -> MountArguments:
+    """Return the arguments of mount(2) for a program that requests these options (`-o`) and runs as `uid` and `gid`.
 
     Raises Refused.
     """
     try:
-        program = options.parse(asked)
+        program = options.parse(requested)
     except OptionError as error:
         raise Refused(str(error)) from None
     _check_numbers(program)
@@ -123,39 +126,38 @@ def mount_arguments(volume: VolumePolicy, asked: str, uid: int, gid: int) -> Mou
     _merge(merged, volume.options)
     _merge(merged, program)
 
-    # Stops a pod from giving setuid files or device nodes to the node and to other containers, whatever anybody asked for.
+    # These flags stop a pod from giving setuid files or device nodes to the node and to other containers.
     flags = _FLAGS["nosuid"] | _FLAGS["nodev"]
     for flag, on in merged.flags.items():
         if on:
             flags |= _FLAGS[flag]
 
-    # Containers of any uid use the volume, so allow_other replaces the kernel's rule that only the mounter has access. In its
-    # place the kernel checks files' modes, unless both the program and the volume ask it not to.
+    # Containers of any uid use the volume, so allow_other turns off the kernel's rule that only the mounter has access. Instead
+    # the kernel checks the files' modes, unless both the program and the volume turn that off.
     data = [f"rootmode={_DIRECTORY:o}", f"user_id={uid}", f"group_id={gid}", "allow_other"]
-    wants_none = "allow_other" in program.access and "default_permissions" not in program.access
-    if not (wants_none and volume.may_drop_default_permissions):
+    checks_by_itself = "allow_other" in program.access and "default_permissions" not in program.access
+    if not (checks_by_itself and volume.may_drop_default_permissions):
         data.append("default_permissions")
     for name, texts in merged.numbers.items():
         data.append(f"{name}={_number(texts[-1])}")
 
-    # Mount tables show what fusermount3 would have them show.
+    # The source and the type in mount tables are those of a mount by fusermount3.
     source = merged.fsname if merged.fsname is not None else merged.subtype if merged.subtype is not None else "/dev/fuse"
     fstype = "fuse" if merged.subtype is None else f"fuse.{merged.subtype}"
     if merged.subtype == "":
         raise Refused("mount failed: Invalid argument")
-    return MountArguments(_raw(source), _raw(fstype), flags, ",".join(data).encode("ascii"))
+    return MountArguments(_to_bytes(source), _to_bytes(fstype), flags, ",".join(data).encode("ascii"))
 
 
 def lacking(volume: VolumePolicy, options: str, super_options: str) -> list[str]:
-    """Return which options of the volume an existing mount does not have. The mount's options are given as in mountinfo."""
-    there = {*options.split(","), *super_options.split(",")}
-    return [
-        flag for flag in ("ro", "noexec", "nosuid", "nodev") if (volume.options.flags.get(flag) or flag in _ALWAYS) and flag not in there
-    ]
+    """Return which restrictions of the volume an existing mount lacks. The mount's options are given as in mountinfo (proc(5))."""
+    present = {*options.split(","), *super_options.split(",")}
+    required = [flag for flag in ("ro", "noexec", "nosuid", "nodev") if volume.options.flags.get(flag) or flag in _ALWAYS]
+    return [flag for flag in required if flag not in present]
 
 
 def _merge(into: MountOptions, more: MountOptions) -> None:
-    """Add to `into` those options of `more` that `into` does not set yet."""
+    """Add to `into` the options of `more` that `into` does not set yet."""
     for flag, on in more.flags.items():
         into.flags.setdefault(flag, on)
     for name, texts in more.numbers.items():
@@ -164,31 +166,27 @@ def _merge(into: MountOptions, more: MountOptions) -> None:
     into.subtype = more.subtype if into.subtype is None else into.subtype
 
 
-def _wire(text: str) -> str:
-    return to_wire(text.encode("utf-8", "surrogateescape"))
-
-
-def _check(said: MountOptions) -> None:
+def _check_option(given: MountOptions) -> None:
     """Raise Refused for a volume's option that would make every mount fail."""
-    if "blksize" in said.numbers:
+    if "blksize" in given.numbers:
         raise Refused("blksize is for block devices")
-    _check_numbers(said)
-    for name in (said.fsname, said.subtype):
+    _check_numbers(given)
+    for name in (given.fsname, given.subtype):
         if name is not None:
-            _raw(name)
+            _to_bytes(name)
 
 
-def _check_numbers(said: MountOptions) -> None:
-    for texts in said.numbers.values():
+def _check_numbers(given: MountOptions) -> None:
+    for texts in given.numbers.values():
         for text in texts:
             _number(text)
 
 
 def _number(text: str) -> int:
-    """Read a number as the kernel does, with kstrtouint() and base 0. Raises Refused.
+    """Parse a number as the kernel's kstrtouint() does with base 0. Raises Refused.
 
-    Only the number reaches mount(2). This stops a pod from adding options of its own: its text could end this option and
-    begin another one.
+    The caller passes the number to mount(2), and never the text. This stops a pod from adding options of its own with a text
+    that ends this option and begins another one.
     """
     digits = text.removesuffix("\n").removeprefix("+")
     match = _NUMBER.fullmatch(digits)
@@ -202,12 +200,13 @@ def _number(text: str) -> int:
 
 
 def _split(text: str) -> list[str]:
-    # YAML's block scalars bring newlines. strip() without arguments would also remove bytes at the end of UTF-8 characters.
-    parts = (option.strip(" \t\r\n") for option in options.split(_wire(text)))
+    # Block scalars of YAML have newlines. strip() without arguments would also remove bytes at the end of UTF-8 characters.
+    parts = (option.strip(" \t\r\n") for option in options.split(to_wire(text.encode("utf-8", "surrogateescape"))))
     return [option for option in parts if option]
 
 
-def _raw(text: str) -> bytes:
+def _to_bytes(text: str) -> bytes:
+    """Return a name as bytes for mount(2). Raises Refused for an empty one and for one that holds NUL, as the kernel would."""
     raw = from_wire(text)
     if not raw or b"\0" in raw:
         raise Refused("mount failed: Invalid argument")

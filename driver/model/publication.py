@@ -1,4 +1,4 @@
-"""What a volume was published with."""
+"""Defines the value that describes what a volume was published with."""
 
 from dataclasses import dataclass, field
 
@@ -7,10 +7,10 @@ from driver.model.paths import VolumePaths
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """What publish was asked for; the same target again with another one is ALREADY_EXISTS.
+    """Holds what a publish call asked for. Publishing the same target with another publication is refused (ALREADY_EXISTS).
 
-    `pod` is NAMESPACE/NAME for the log, "" without Kubernetes. It makes no difference: whether kubelet
-    tells it is podInfoOnMount of the CSIDriver, which can be another one while the pod runs.
+    `pod` is NAMESPACE/NAME for the log, and "" without Kubernetes. It is left out of the comparison: kubelet sends the pod's
+    name only if the CSIDriver object has podInfoOnMount, and that object can be replaced while the pod runs.
     """
 
     volume_id: str

@@ -1,11 +1,11 @@
-"""What the command line says to the driver."""
+"""Defines the settings that the command line gives to the driver."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Paths are absolute."""
+    """Holds the driver's settings. All paths are absolute."""
 
     csi_socket: str
     node_id: str
@@ -13,11 +13,14 @@ class Settings:
     run_dir: str
     state_dir: str
     admin_socket: str
-    kubelet_registration_path: str | None  # None: something else registers the driver, or there is no kubelet
+    kubelet_registration_path: str | None  # None if something else registers the driver, or if there is no kubelet
     plugin_registration_path: str
     metrics_address: str | None
 
     @property
     def own_socket(self) -> str:
-        """The socket in the run folder at which other drivers see, from every mount namespace, that this one serves from there."""
+        """Return the path of the admin socket in the run folder.
+
+        Other drivers find this driver there, whichever mount namespace they are in, and so do not use its run folder.
+        """
         return f"{self.run_dir}/admin.sock"

@@ -1,4 +1,4 @@
-"""The log: one line an event on standard error. A line that concerns a volume names pod and volume."""
+"""Writes the driver's log to standard error, one line for each event. A line about a volume names its pod and the volume."""
 
 import json
 import logging
@@ -10,10 +10,10 @@ _ROOT = "mfcp"
 
 
 class _Logger(logging.Logger):
-    """Does not look for the line of source that a message comes from, which no format of ours has."""
+    """Saves the search for the source line that logs a message, because neither format of the log prints it."""
 
     def findCaller(self, stack_info: bool = False, stacklevel: int = 1) -> tuple[str, int, str, str | None]:
-        """Nowhere."""
+        """Return an empty source line."""
         return "", 0, "", None
 
 
@@ -22,101 +22,104 @@ log = logging.getLogger(_ROOT)
 logging.setLoggerClass(logging.Logger)
 
 _TEXT_MAX = 500  # characters
-_LINES_MAX = 20
+_LINES_MAX = 20  # of each kind that a pod can cause, for each volume, in _LINES_SECONDS
 _LINES_SECONDS = 60.0
 
 
 class VolumeLog:
-    """Says of each line which pod and which volume it is about."""
+    """Logs lines about one volume. Each line names the pod and the volume.
 
-    __slots__ = ("_few", "_pod", "_volume_id")  # each volume has one
+    A pod can cause lines of some kinds as often as it likes. Of each of these kinds, 20 lines a minute are logged.
+    """
+
+    __slots__ = ("_limited", "_pod", "_volume_id")  # each volume has one
 
     def __init__(self, pod: str, volume_id: str) -> None:
         self._pod = pod
         self._volume_id = volume_id
-        self._few: dict[str, _Few] | None = None
+        self._limited: dict[str, _LimitedLines] | None = None
 
     def debug(self, text: str) -> None:
-        """What only whoever looks for a mistake of the driver wants to know."""
-        self.say(logging.DEBUG, text)
+        """Log what helps only to find a mistake in the driver."""
+        self.write(logging.DEBUG, text)
 
     def info(self, text: str) -> None:
-        """What happens to the volume."""
-        self.say(logging.INFO, text)
+        """Log what happens to the volume."""
+        self.write(logging.INFO, text)
 
     def warning(self, text: str) -> None:
-        """What is wrong, and not the driver's fault."""
-        self.say(logging.WARNING, text)
+        """Log what is wrong and is not the driver's fault."""
+        self.write(logging.WARNING, text)
 
     def error(self, text: str) -> None:
-        """What the driver should have done, and could not."""
-        self.say(logging.ERROR, text)
+        """Log what the driver should have done, and could not do."""
+        self.write(logging.ERROR, text)
 
     def refusal(self, text: str) -> None:
-        """A warning about what the pod did, which it may do as often as it likes: only some of them are logged."""
-        self._say_some("refusals", logging.WARNING, text)
+        """Log a warning about something that the pod did. The number of these lines is limited."""
+        self._write_limited("refusals", logging.WARNING, text)
 
     def activity(self, text: str) -> None:
-        """The same for what is no mistake of the pod: that it mounts and unmounts."""
-        self._say_some("mounts and unmounts", logging.INFO, text)
+        """Log what a pod does by right, such as mounting and unmounting. The number of these lines is limited."""
+        self._write_limited("mounts and unmounts", logging.INFO, text)
 
     def trouble(self, level: int, text: str) -> None:
-        """The same for what begins to be wrong with the volume (troubles.py), which a pod may bring about."""
-        self._say_some("troubles", level, text)
+        """Log something that has begun to be wrong with the volume (troubles.py). The number of these lines is limited."""
+        self._write_limited("troubles", level, text)
 
     def internal_error(self, text: str) -> None:
-        """Log the exception that is being handled, with its traceback. Only some lines a minute: a pod may be able to cause it."""
-        self._say_some("internal errors", logging.ERROR, text, with_traceback=True)
+        """Log the exception that is being handled, with its traceback. The number of these lines is limited."""
+        self._write_limited("internal errors", logging.ERROR, text, with_traceback=True)
 
-    def _say_some(self, what: str, level: int, text: str, with_traceback: bool = False) -> None:
-        if self._few is None:
-            self._few = {}
-        if what not in self._few:
-            self._few[what] = _Few(self, what)
-        self._few[what].say(level, text, with_traceback)
+    def _write_limited(self, kind: str, level: int, text: str, with_traceback: bool = False) -> None:
+        if self._limited is None:
+            self._limited = {}
+        if kind not in self._limited:
+            self._limited[kind] = _LimitedLines(self, kind)
+        self._limited[kind].write(level, text, with_traceback)
 
-    def say(self, level: int, text: str, with_traceback: bool = False) -> None:
-        """A line of any level."""
+    def write(self, level: int, text: str, with_traceback: bool = False) -> None:
+        """Log a line of any level."""
         if log.isEnabledFor(level):
             log.log(level, text, exc_info=with_traceback, extra={"pod": shown(self._pod), "volume": shown(self._volume_id)})
 
 
-class _Few:
-    """Says so many lines a minute, and then how many more there were."""
+class _LimitedLines:
+    """Logs so many lines of one kind a minute, and reports afterwards how many were left out."""
 
-    __slots__ = ("_said", "_since", "_to", "_what")
+    __slots__ = ("_kind", "_number", "_since", "_volume_log")
 
-    def __init__(self, to: VolumeLog, what: str) -> None:
-        self._to = to
-        self._what = what
-        self._said = 0
+    def __init__(self, volume_log: VolumeLog, kind: str) -> None:
+        self._volume_log = volume_log
+        self._kind = kind
+        self._number = 0
         self._since = 0.0
 
-    def say(self, level: int, text: str, with_traceback: bool = False) -> None:
-        """Log a line, or count it."""
+    def write(self, level: int, text: str, with_traceback: bool = False) -> None:
+        """Log a line, or only count it."""
         now = time.monotonic()
         if now - self._since > _LINES_SECONDS:
-            if self._said > _LINES_MAX:
-                self._to.say(level, f"{self._said - _LINES_MAX} more {self._what} were not logged")
-            self._said, self._since = 0, now
-        self._said += 1
-        if self._said <= _LINES_MAX:
-            self._to.say(level, text, with_traceback)
+            if self._number > _LINES_MAX:
+                self._volume_log.write(level, f"{self._number - _LINES_MAX} more {self._kind} were not logged")
+            self._number, self._since = 0, now
+        self._number += 1
+        if self._number <= _LINES_MAX:
+            self._volume_log.write(level, text, with_traceback)
 
 
 def shown(text: str, longest: int = _TEXT_MAX) -> str:
-    """Text from outside as it may stand in a line: what is not printable is escaped, and what is long then is cut."""
-    told = text[: longest + 1]
-    if not told.isprintable():  # hardly ever, and a call for each character would cost more than the rest of a line
-        told = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in told)
-    return told if len(told) <= longest else f"{told[:longest]}..."
+    """Return text from outside the driver as it may be printed: characters that are not printable escaped, and not too long."""
+    printable = text[: longest + 1]
+    if not printable.isprintable():
+        printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in printable)
+    return printable if len(printable) <= longest else f"{printable[:longest]}..."
 
 
 class _Text(logging.Formatter):
-    """2026-01-31T12:00:00.000Z LEVEL pod=NAMESPACE/NAME volume=ID: MESSAGE
+    """Formats a line as 2026-01-31T12:00:00.000Z LEVEL pod=NAMESPACE/NAME volume=ID: MESSAGE.
 
-    Each record is one line of a readable length: much of what is logged is a pod's own text, in which there may be
-    anything. (A traceback, which is the driver's, takes lines of its own.)
+    The message is escaped and cut, because it may hold any text of a pod's. A traceback is the driver's own text, and follows
+    in lines of its own.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -127,7 +130,7 @@ class _Text(logging.Formatter):
 
 
 class _Json(logging.Formatter):
-    """One object a line; what is not ASCII is escaped, so that the encoding of the stream plays no part."""
+    """Formats each line as a JSON object. Characters that are not ASCII are escaped, so any encoding of the stream will do."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {"time": _time(record), "level": record.levelname.lower(), "message": shown(record.getMessage())}
@@ -143,9 +146,10 @@ FORMATS: dict[str, type[logging.Formatter]] = {"text": _Text, "json": _Json}
 
 
 def configure(verbosity: int, form: str = "text") -> None:
-    """Log to standard error: 0 warnings and errors, 1 to 5 what happens to volumes (klog's usual), 6 and more all of it.
+    """Log to standard error, including what Python's own modules log.
 
-    `form` is one of FORMATS. What Python's own modules have to say takes the same way.
+    `verbosity` is klog's: 0 logs warnings and errors, 1 to 5 also what happens to volumes, 6 and more everything. `form` is one
+    of FORMATS.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(FORMATS[form]())
@@ -153,12 +157,12 @@ def configure(verbosity: int, form: str = "text") -> None:
     log.propagate = False
     log.setLevel(logging.WARNING if verbosity <= 0 else logging.INFO if verbosity <= 5 else logging.DEBUG)
     logging.lastResort = handler
-    # No line has them, and each would be asked for.
+    # Neither format prints these, so the logging module need not find them out for each line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 def _time(record: logging.LogRecord) -> str:
-    """RFC 3339, UTC, with milliseconds."""
+    """Return the time of a log record as RFC 3339 writes it, in UTC with milliseconds."""
     return f"{_second(int(record.created))}.{int(record.msecs):03d}Z"
 
 

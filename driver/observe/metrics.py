@@ -1,10 +1,10 @@
-"""What the driver counts and measures, in one place: other modules say what happened, by plain functions and values.
+"""Counts and measures what the driver does. Other modules report events to the plain functions here.
 
-Without start() nothing is kept, and prometheus_client, which has the instruments, is not even imported. No label's
-value comes from a pod: each is one of an enumeration, of a method's names or of a status' codes, so there are never more
-series than these lines hold, whatever pods do.
+Before start() nothing is counted, and prometheus_client, which has the instruments, is not imported. No pod chooses the value
+of a label: each is a member of an enumeration, the name of a gRPC method or a status code. So the number of series is limited,
+whatever pods do.
 
-The instruments are global, as the logger is: what happens anywhere on this node is counted in one place.
+The instruments are global, like the logger, because events from everywhere in the driver are counted together.
 """
 
 import sys
@@ -24,38 +24,38 @@ _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 
 
 class Reason(Enum):
-    """Why a pod's request was refused."""
+    """Says why a pod's request was refused."""
 
     BUSY = "busy"  # another program serves the volume, or the mount is in use
-    INVALID = "invalid"  # options, or an unmount of what is not this volume's
-    UNPUBLISHING = "unpublishing"
-    BAD_REQUEST = "bad_request"  # not of the protocol
-    LATE = "late"  # no request within its limit
-    TOO_MANY = "too_many"  # at once
-    FAILED = "failed"  # whatever else the kernel or the driver said
+    INVALID = "invalid"  # invalid mount options, or an unmount of a mount that is not this volume's
+    UNPUBLISHING = "unpublishing"  # the volume is being unpublished
+    BAD_REQUEST = "bad_request"  # the request violates the protocol
+    LATE = "late"  # no request arrived within its limit
+    TOO_MANY = "too_many"  # too many connections at once
+    FAILED = "failed"  # any other error
 
 
 class Operation(Enum):
-    """What takes time."""
+    """Names an operation whose duration is measured."""
 
-    PUBLISH = "publish"  # of a volume that was not there; a republish is none
+    PUBLISH = "publish"  # only of a new volume, not a republish
     UNPUBLISH = "unpublish"
     MOUNT = "mount"
-    UNMOUNT = "unmount"  # while the volume stays
+    UNMOUNT = "unmount"  # without unpublishing the volume
 
 
 _REASONS = {EBUSY: Reason.BUSY, EINVAL: Reason.INVALID, EAGAIN: Reason.UNPUBLISHING, EPROTO: Reason.BAD_REQUEST}
 
 
 class Timer:
-    """Measures one operation, from here to stop(). One that fails is not stopped, and counts in mfcp_calls_total."""
+    """Measures the duration of one operation, from here to stop(). Do not stop the timer of an operation that fails."""
 
     def __init__(self, operation: Operation) -> None:
         self._operation = operation
         self._began = time.monotonic()
 
     def stop(self) -> str:
-        """The time that it took, for the log."""
+        """Record the duration, and return it as text for the log, in milliseconds."""
         seconds = time.monotonic() - self._began
         if _instruments is not None:
             _instruments.durations.labels(self._operation.value).observe(seconds)
@@ -63,7 +63,7 @@ class Timer:
 
 
 def mounted(is_recovery: bool) -> None:
-    """A FUSE file system is mounted; `is_recovery` where the volume's last one died."""
+    """Count a mount of a FUSE file system. `is_recovery` says that the FUSE program of the volume's previous mount had died."""
     if _instruments is not None:
         _instruments.mounts.inc()
         if is_recovery:
@@ -71,33 +71,33 @@ def mounted(is_recovery: bool) -> None:
 
 
 def unmounted(end: End) -> None:
-    """A FUSE file system is not mounted any more."""
+    """Count the end of a FUSE mount."""
     if _instruments is not None:
         _instruments.unmounts.labels(end.value).inc()
 
 
 def refused(reason: Reason | int) -> None:
-    """A pod's request was refused, for a reason or with an errno."""
+    """Count a refused request of a pod. An errno is counted under the reason that it stands for."""
     if _instruments is not None:
         known = reason if isinstance(reason, Reason) else _REASONS.get(reason, Reason.FAILED)
         _instruments.refusals.labels(known.value).inc()
 
 
 def internal_error() -> None:
-    """The driver failed by a mistake of its own (driver/observe/internalerror.py)."""
+    """Count an internal error. Only report_internal_error() calls this."""
     if _instruments is not None:
         _instruments.internal_errors.inc()
 
 
 def called(method: str, code: str) -> None:
-    """A gRPC method answered with a status code."""
+    """Count a gRPC call, by its method and the status code of the answer."""
     if _instruments is not None:
         _instruments.calls.labels(method, code).inc()
 
 
 class _Instruments:
-    def __init__(self, volumes: Callable[[], Mapping[str, int]], troubled: Callable[[], int]) -> None:
-        # Its HTTP servers and clients need TLS, which the driver's tree does not have; the rest does without them.
+    def __init__(self, volumes_by_state: Callable[[], Mapping[str, int]], troubled_volumes: Callable[[], int]) -> None:
+        # prometheus_client imports this module for its HTTP servers, which need TLS. The packaged driver has no TLS library.
         unused: Any = ModuleType("prometheus_client.exposition")
         unused.__getattr__ = lambda name: None
         sys.modules.setdefault(unused.__name__, unused)
@@ -106,34 +106,34 @@ class _Instruments:
         from prometheus_client.registry import Collector
 
         class Volumes(Collector):
-            """What is looked up when somebody asks."""
+            """Counts the volumes when the metrics are read."""
 
             def collect(self) -> list[GaugeMetricFamily]:
-                by_state = GaugeMetricFamily("mfcp_volumes", "Published volumes by state.", labels=["state"])
-                for state, number in volumes().items():
+                by_state = GaugeMetricFamily("mfcp_volumes", "Published volumes, by state.", labels=["state"])
+                for state, number in volumes_by_state().items():
                     by_state.add_metric([state], number)
-                text = "Volumes with warnings or trouble; 'meta-fuse-csi-plugin status' says which."
-                return [by_state, GaugeMetricFamily("mfcp_troubled_volumes", text, troubled())]
+                text = "Volumes with warnings or trouble; 'meta-fuse-csi-plugin status' lists them."
+                return [by_state, GaugeMetricFamily("mfcp_troubled_volumes", text, troubled_volumes())]
 
         self.registry: CollectorRegistry = CollectorRegistry()
         into = self.registry
         Gauge("mfcp_build_info", "The driver's version.", ["version"], registry=into).labels(__version__).set(1)
         into.register(Volumes())
         self.mounts = Counter("mfcp_mounts_total", "FUSE file systems mounted.", registry=into)
-        self.recoveries = Counter("mfcp_recoveries_total", "Mounts at volumes whose last FUSE program died.", registry=into)
-        self.unmounts = Counter("mfcp_unmounts_total", "FUSE file systems that ended, by how.", ["cause"], registry=into)
+        self.recoveries = Counter("mfcp_recoveries_total", "Mounts in volumes whose previous FUSE program had died.", registry=into)
+        self.unmounts = Counter("mfcp_unmounts_total", "FUSE file systems unmounted, by cause.", ["cause"], registry=into)
         self.refusals = Counter("mfcp_refused_requests_total", "Requests of pods that were refused, by reason.", ["reason"], registry=into)
-        self.calls = Counter("mfcp_calls_total", "gRPC calls by method and status code.", ["method", "code"], registry=into)
-        text = "Failures that are mistakes of the driver; each is in its log with a traceback."
+        self.calls = Counter("mfcp_calls_total", "gRPC calls, by method and status code.", ["method", "code"], registry=into)
+        text = "Internal errors of the driver; each is in its log with a traceback."
         self.internal_errors = Counter("mfcp_internal_errors_total", text, registry=into)
         self.durations = Histogram(
             "mfcp_operation_duration_seconds",
-            "How long what succeeded took, by operation.",
+            "Duration in seconds of operations that succeeded, by operation.",
             ["operation"],
             buckets=_BUCKETS,
             registry=into,
         )
-        # Zeros from the start: a rate over a series that begins with its first event would miss that one.
+        # All series begin with 0: rate() over a series that began with its first event would miss that event.
         for end in End:
             self.unmounts.labels(end.value)
         for reason in Reason:
@@ -146,14 +146,14 @@ class _Instruments:
 _instruments: _Instruments | None = None
 
 
-def start(volumes: Callable[[], Mapping[str, int]], troubled: Callable[[], int]) -> None:
-    """Count from now on. `volumes` tells how many volumes there are by state, `troubled` how many have trouble."""
+def start(volumes_by_state: Callable[[], Mapping[str, int]], troubled_volumes: Callable[[], int]) -> None:
+    """Count from now on. Both functions are called when the metrics are read, and return numbers of volumes."""
     global _instruments
-    _instruments = _Instruments(volumes, troubled)
+    _instruments = _Instruments(volumes_by_state, troubled_volumes)
 
 
 def text() -> bytes:
-    """Everything as Prometheus' text format 0.0.4 has it; start() comes first."""
+    """Return all metrics in Prometheus' text format 0.0.4. Call start() before."""
     assert _instruments is not None
     lines = []
     for family in _instruments.registry.collect():

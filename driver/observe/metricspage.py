@@ -1,7 +1,7 @@
-"""Serves the metrics over HTTP where --metrics-address asks for it. Without that option nothing is opened on the network.
+"""Serves the metrics over HTTP at --metrics-address. Without that option the driver opens nothing on the network.
 
-The event loop makes a page and hands it to the kernel in about a millisecond, without a thread. A connection has a limited
-time, and only a few are served at once, so a peer that reads slowly, or not at all, costs one connection for that time.
+The event loop makes a page and passes it to the kernel in about a millisecond, without a thread. Connections are limited in
+time and number, so a peer that reads slowly, or not at all, uses up one connection for that time.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ _BACKLOG = 16
 
 
 class BadAddress(Exception):
-    """Says why the driver cannot listen at an address."""
+    """Reports why the driver cannot listen at an address."""
 
 
 def parse(address: str) -> tuple[str, int]:
-    """Split HOST:PORT. An IPv6 address stands in brackets, and an empty HOST means all addresses. Raises BadAddress."""
+    """Split HOST:PORT, and return both. An IPv6 address is in brackets; an empty HOST means all addresses. Raises BadAddress."""
     bare_host, _, bare_port = address.rpartition(":")
     if ":" in bare_host and "[" not in bare_host:
         raise BadAddress(f"{address!r}: write an IPv6 address in brackets, [{bare_host}]:{bare_port}")
@@ -29,7 +29,7 @@ def parse(address: str) -> tuple[str, int]:
         host, port = url.hostname or "", url.port
     except ValueError as error:
         raise BadAddress(f"{address!r} is not HOST:PORT: {error}") from None
-    # urlsplit() also accepts a path and a user, and it drops line ends.
+    # urlsplit() also accepts a path and a user, and it removes line ends.
     if port is None or url.netloc != address or "@" in address:
         raise BadAddress(f"{address!r} is not HOST:PORT")
     return host, port
@@ -48,7 +48,7 @@ def listen(address: str) -> socket.socket:
         raise BadAddress(f"{address!r}: the host is not known: {error.strerror}") from None
     except OSError as error:
         raise BadAddress(f"cannot listen at {address!r}: {error.strerror}") from None
-    except ValueError:  # what cannot be encoded as a host name, and a NUL
+    except ValueError:  # the host cannot be encoded as a host name, or holds a NUL
         raise BadAddress(f"{address!r}: this cannot be the name of a host") from None
 
 
@@ -58,25 +58,25 @@ def _listen_at(host: str, port: int) -> socket.socket:
         try:
             return socket.create_server(where, family=family, backlog=_BACKLOG)
         except OSError:
-            pass  # a name may have an IPv6 address although the machine has none
+            pass  # a host name may have an IPv6 address although this node has none
     return socket.create_server(last[4], family=last[0], backlog=_BACKLOG)
 
 
 def url(listener: socket.socket) -> str:
-    """Return the page's URL, for the log."""
+    """Return the URL of the metrics page at a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}{_PATH.decode()}"
 
 
-class Scrapes:
-    """Serves the page. It owns its listening socket."""
+class MetricsServer:
+    """Serves the metrics page at one listening socket, which it owns from start() on."""
 
     def __init__(self) -> None:
         self._server: asyncio.Server | None = None
         self._serving = 0
 
     async def start(self, listener: socket.socket) -> None:
-        """Start to answer connections."""
+        """Begin to serve the connections that arrive at `listener`."""
         self._server = await asyncio.start_server(self._serve, sock=listener, limit=limits.SCRAPE_REQUEST_MAX, backlog=_BACKLOG)
 
     def stop(self) -> None:
@@ -93,11 +93,11 @@ class Scrapes:
             async with asyncio.timeout(limits.SCRAPE_WAIT):
                 head = await reader.readuntil(b"\r\n\r\n")
                 writer.write(_answer(head))
-                # Wait until the peer has read all of it.
+                # Without this wait the abort() below would drop what the peer has not read yet.
                 writer.close()
                 await writer.wait_closed()
         except (OSError, EOFError, asyncio.LimitOverrunError):
-            pass  # the peer is too slow, has gone, or sent no request: the connection is aborted below
+            pass  # the peer is too slow, has closed the connection, or has sent no request
         finally:
             writer.transport.abort()
             self._serving -= 1

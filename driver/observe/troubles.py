@@ -1,4 +1,4 @@
-"""What is wrong with one volume at present, for the log, `status` and kubelet: one sentence of each kind."""
+"""Keeps what is wrong with a volume at present, for the log, `status` and kubelet. There is one sentence for each kind of trouble."""
 
 import logging
 
@@ -6,7 +6,7 @@ from driver.observe.logs import VolumeLog
 
 
 class Troubles:
-    """The troubles of a volume, besides what its own options are warned of."""
+    """Keeps the troubles of one volume. Warnings about its mount options are kept elsewhere (VolumePolicy.warnings)."""
 
     __slots__ = ("_by_kind", "_log")  # each volume has one
 
@@ -16,17 +16,17 @@ class Troubles:
 
     @property
     def texts(self) -> list[str]:
-        """All of them."""
+        """Return the sentences of all present troubles."""
         return list(self._by_kind.values()) if self._by_kind else []
 
     def has(self, kind: str) -> bool:
-        """Whether something of a kind is wrong."""
+        """Return whether there is a trouble of this kind."""
         return self._by_kind is not None and kind in self._by_kind
 
     def begin(self, kind: str, text: str, level: int = logging.ERROR) -> None:
-        """Something is wrong; of each kind the last one counts.
+        """Note a trouble. It replaces a former one of the same kind.
 
-        Logged when it is new: kubelet asks again and again, and pods mount as often as they like.
+        It is logged only if it is new or its text has changed, because kubelet's periodic calls find it again and again.
         """
         if self._by_kind is None:
             self._by_kind = {}
@@ -35,7 +35,7 @@ class Troubles:
         self._by_kind[kind] = text
 
     def end(self, *kinds: str) -> None:
-        """It is not any more."""
+        """Remove the troubles of these kinds, because they are over."""
         if self._by_kind:
             for kind in kinds:
                 self._by_kind.pop(kind, None)

@@ -1,1 +1,1 @@
-"""The sockets that containers talk to: made in a folder that a pod controls, listened on, and served one request at a time."""
+"""Serves the sockets that containers connect to: makes them in a folder that a pod controls, listens, and answers requests."""

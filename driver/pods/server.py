@@ -1,11 +1,11 @@
-"""Serves one volume's sockets: takes requests from whoever connects, and hands out /dev/fuse fds.
+"""Serves the sockets of one volume: receives the requests of clients, and sends them fds of /dev/fuse.
 
-Everything that arrives is from the pod, so there are limits for its size, its time and its number. The kernel drops the fds
-that a client sends along, and never installs them here. But dropping an fd can block the thread that does it for as long as
-the pod likes (a lingering TCP socket, a file of a file system that the pod serves), and closing a connection drops the fds
-that are queued in it. So connections are always closed in threads of the volume's own, and packets that bring fds are
-received there. Where all these threads are stuck, the connections that wait for one of them fill the volume's limit, and it
-accepts no more until a thread is free.
+Every byte that arrives is the pod's, so the size, the duration and the number of requests are limited. Fds that a client sends
+along are never installed in the driver: the kernel drops them. But dropping an fd can block the thread that does it for as long
+as the pod likes (a lingering TCP socket, a file of a file system that the pod serves), and closing a connection drops the fds
+that are queued in it. So connections are always closed in threads of the volume's own, and packets with fds are received in
+these threads. If all these threads block, connections that wait to be closed fill the volume's limit, and no connection is
+accepted until a thread is free.
 """
 
 import asyncio
@@ -31,40 +31,41 @@ from fusermount3_proxy.wire import fdpass, protocol
 from fusermount3_proxy.wire.protocol import MountRequest, ProtocolError, Reply, UnmountRequest
 
 _UCRED = struct.Struct("iII")  # struct ucred, unix(7): pid, uid, gid
-_ACCEPT_PAUSE = 0.1  # seconds, after accept(2) failed for want of fds
+_ACCEPT_PAUSE = 0.1  # seconds without accepting after an error, which a lack of fds may cause
 
 
 class Prepared(Protocol):
-    """A mount that waits for the client's word."""
+    """Represents a mount with synchronous INIT that waits for the client's `proceed`."""
 
     @property
     def fd(self) -> int:
-        """The /dev/fuse for the client; not the server's to close."""
+        """Return the /dev/fuse fd for the client. The server does not close it."""
 
     async def mount(self, client_gone: "asyncio.Future[None]") -> None:
-        """Mount it; gives up where `client_gone` is set. Raises Refused."""
+        """Mount. Gives up when `client_gone` is settled. Raises Refused."""
 
     def discard(self) -> None:
-        """Close it. After mount() this does nothing."""
+        """Close the fd. Does nothing after mount()."""
 
 
 class Handler(Protocol):
-    """What the requests are for; all raise Refused."""
+    """Carries out the requests. All methods raise Refused."""
 
     async def mount(self, request: MountRequest, peer: Peer) -> int:
-        """Mount, and return the fd; the server closes it."""
+        """Mount, and return the /dev/fuse fd, which the server closes."""
 
     async def prepare(self, request: MountRequest, peer: Peer) -> Prepared:
-        """Make ready what is mounted when the client says so."""
+        """Prepare a mount with synchronous INIT, for when the client sends `proceed`."""
 
     async def unmount(self, request: UnmountRequest) -> None:
         """Unmount."""
 
 
 class Capacity:
-    """What one volume may use for its clients: threads, and how many connections are not closed yet.
+    """Holds the threads that one volume may use for its clients, and counts its connections that are not closed yet.
 
-    It outlives the volume's servers. A pod can make each of them hang, and remove the sockets so that there is a next one.
+    A volume keeps it when it replaces its server. Otherwise a pod could make each server's threads block, and remove the
+    sockets to get a new server with new threads.
     """
 
     def __init__(self) -> None:
@@ -72,11 +73,11 @@ class Capacity:
         self.listener_thread = Threads(limits.LISTENER_THREADS, nudge=limits.PROBE_WAIT)
         self.connections = 0
         self.accepted = 0  # connections since the driver started
-        self.on_room: Callable[[], None] | None = None  # called when there is one less
+        self.on_closed: Callable[[], None] | None = None  # called when a connection was closed
 
 
 class FdServer:
-    """Two listening sockets, which it owns, and the requests on them."""
+    """Serves the two listening sockets of a volume, which it owns."""
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class FdServer:
         capacity: Capacity,
         accepted_fds: tuple[str, ...],
     ) -> None:
-        """`accepted_fds` has the names of the fds that a request may say are attached to it; others are refused."""
+        """Begin to listen. A request may name only attached fds of `accepted_fds`; one that names another fd is refused."""
         self._handler = handler
         self._accepted_fds = accepted_fds
         self._capacity = capacity
@@ -101,13 +102,13 @@ class FdServer:
         self._is_listening = False
         self._is_stopped = False
         self._closed: asyncio.Future[None] | None = None  # settled when the listening sockets are closed
-        capacity.on_room = self._listen
+        capacity.on_closed = self._listen
         self._listen()
 
     def stop(self) -> None:
-        """Take no more requests, and end those that have not arrived yet.
+        """Accept no more requests, and end the connections whose request has not arrived yet.
 
-        A request at work goes on: half an unmount would be worse, and the volume's lock makes others wait for it.
+        A request that is being carried out goes on, because half an unmount would be worse.
         """
         self._is_stopped = True
         self._pause()
@@ -115,18 +116,18 @@ class FdServer:
             _settle(waiting, ConnectionResetError("the volume is being unpublished"))
 
     def close(self) -> None:
-        """Stop, and begin to close the listening sockets with all that is queued in them; wait_closed() waits for the end."""
+        """Stop, and begin to close the listening sockets and the connections in their queues; wait_closed() waits for the end."""
         self.stop()
-        # In a thread: a pod may have queued fds there that block the thread which drops them.
+        # Clients may have queued fds there that block the thread which drops them.
         self._closed = self._capacity.listener_thread.finish(self._sockets.close)
 
     async def wait_closed(self) -> None:
-        """Wait until the listening sockets are closed, or for a limited time. close() comes first."""
+        """Wait until the listening sockets are closed, for limits.PROBE_WAIT at most. Call close() before."""
         assert self._closed is not None
         if not self._closed.done():
             await asyncio.wait({self._closed}, timeout=limits.PROBE_WAIT)
         if not self._closed.done():
-            self._log.warning("the sockets are not closed yet; clients have queued file descriptors that block whoever drops them")
+            self._log.warning("the sockets are not closed yet: clients have queued file descriptors in them whose close blocks")
 
     def _listen(self) -> None:
         if self._is_stopped or self._is_listening or self._capacity.connections >= limits.CONNECTIONS_MAX:
@@ -136,7 +137,7 @@ class FdServer:
         try:
             loop.add_reader(self._sockets.v1.fileno(), self._accept, self._sockets.v1)
             loop.add_reader(self._sockets.original.fileno(), self._accept, self._sockets.original)
-        except OSError as error:  # pods of root's share the node's limit of epoll watches with the driver
+        except OSError as error:  # pods that run as root share the limit of epoll watches with the driver (epoll(7))
             self._log.refusal(f"cannot listen for connections: {error.strerror}")
             self._pause_for_a_moment()
 
@@ -152,7 +153,7 @@ class FdServer:
         asyncio.get_running_loop().call_later(_ACCEPT_PAUSE, self._listen)
 
     def _accept(self, listener: socket.socket) -> None:
-        """Accept one connection. The next one is accepted in the next turn of the event loop, since a pod may flood its socket."""
+        """Accept one connection. Accepting only one in each turn of the event loop stops a pod that floods its socket."""
         try:
             self._accept_one(listener)
         except OSError as error:
@@ -160,11 +161,11 @@ class FdServer:
             self._pause_for_a_moment()
         except Exception:
             report_internal_error("accepting a connection", self._log)
-            # The connection may still wait there, and would call this method in each turn of the event loop.
+            # The connection may still be in the queue, and would cause a call of this method in each turn of the event loop.
             self._pause_for_a_moment()
 
     def _accept_one(self, listener: socket.socket) -> None:
-        # It must not fill the driver's memory either.
+        # The limit stops a pod that fills the driver's memory with connections.
         if self._capacity.connections >= limits.CONNECTIONS_MAX:
             self._pause()
             return
@@ -190,7 +191,7 @@ class FdServer:
             else:
                 metrics.refused(Reason.TOO_MANY)
         except (BrokenPipeError, ConnectionResetError):
-            self._log.debug("a client went before it had its answer")
+            self._log.debug("a client closed its connection before it received the answer")
         except OSError as error:
             self._log.refusal(f"a request failed: {error}")
         except Exception:
@@ -198,27 +199,27 @@ class FdServer:
         self._close_in_thread(connection)
 
     def _close_in_thread(self, connection: socket.socket) -> None:
-        """Close a connection, with all that is queued in it: fds that block the thread which drops them may be among it."""
-        text = "a client's connection cannot be closed; it holds file descriptors that block whoever drops them"
+        """Close a connection in a thread: the client may have queued fds in it that block the thread which drops them."""
+        text = "a client's connection is not closed yet: the client has queued file descriptors in it whose close blocks"
         late = asyncio.get_running_loop().call_later(limits.REQUEST_WAIT, self._log.refusal, text)
         self._capacity.threads.finish(connection.close).add_done_callback(partial(self._connection_closed, late))
 
     def _connection_closed(self, late: asyncio.TimerHandle, closed: "asyncio.Future[None]") -> None:
         late.cancel()
-        closed.exception()  # close(2) has closed it, whatever it says
+        closed.exception()  # close(2) closes the connection even if it reports an error
         self._capacity.connections -= 1
-        if self._capacity.on_room is not None:
-            self._capacity.on_room()
+        if self._capacity.on_closed is not None:
+            self._capacity.on_closed()
 
     async def _serve_original(self, connection: socket.socket) -> None:
         try:
             fd = await self._handler.mount(MountRequest("", ""), _peer(connection))
         except Refused as refusal:
-            # The original protocol knows no refusal but a close.
+            # The original protocol has no message for a refusal, so the connection is closed.
             metrics.refused(refusal.errno)
             self._log.refusal(f"mount refused: {refusal}")
             return
-        _hand_over(connection, Reply(volume_name=self._volume_name), fd)
+        _send_fd(connection, Reply(volume_name=self._volume_name), fd)
 
     async def _serve_v1(self, connection: socket.socket) -> None:
         try:
@@ -231,7 +232,7 @@ class FdServer:
                 await self._serve_sync_init(connection, request)
             elif isinstance(request, MountRequest):
                 fd = await self._handler.mount(request, _peer(connection))
-                _hand_over(connection, Reply(volume_name=self._volume_name), fd)
+                _send_fd(connection, Reply(volume_name=self._volume_name), fd)
             else:
                 await self._handler.unmount(request)
                 fdpass.send_with_fds(connection, protocol.encode_reply(Reply()), [])
@@ -241,9 +242,9 @@ class FdServer:
         except ProtocolError as error:
             self._log.refusal(f"bad request: {error}")
             self._refuse(connection, f"bad request: {error}", EPROTO)
-        except TooLate:
+        except NoPacket:
             metrics.refused(Reason.LATE)
-            self._log.refusal("a client connected and did not send in time what it wants")
+            self._log.refusal("a client connected and did not send its request in time")
         except (BrokenPipeError, ConnectionResetError):
             raise
         except OSError as error:
@@ -251,10 +252,13 @@ class FdServer:
             self._refuse(connection, f"the driver failed: {error.strerror}", error.errno or EIO, Reason.FAILED)
         except Exception:
             report_internal_error("serving a request", self._log)
-            self._refuse(connection, "the driver failed by a mistake of its own; its log has the details", EIO, Reason.FAILED)
+            self._refuse(connection, "the driver failed with an internal error; its log has the details", EIO, Reason.FAILED)
 
     async def _serve_sync_init(self, connection: socket.socket, request: MountRequest) -> None:
-        """The fd first; the client says when its program is ready to answer INIT, and hears how the mount went."""
+        """Serve a mount with synchronous INIT (docs/protocol.md).
+
+        The client gets the fd first, sends `proceed` when its program is ready to answer INIT, and gets the result of the mount.
+        """
         if self._preparing >= limits.PREPARED_AT_ONCE:
             raise Refused("mount failed: too many programs are about to mount", EBUSY)
         self._preparing += 1
@@ -264,7 +268,7 @@ class FdServer:
                 fdpass.send_with_fds(connection, protocol.encode_reply(Reply(volume_name=self._volume_name)), [prepared.fd])
                 packet = await self._wait_for_proceed(connection)
                 if not packet:
-                    return  # the program has changed its mind, or died
+                    return  # the client has closed the connection
                 protocol.check_proceed(packet)
                 await self._mount_prepared(connection, prepared)
             finally:
@@ -274,7 +278,7 @@ class FdServer:
         fdpass.send_with_fds(connection, protocol.encode_reply(Reply()), [])
 
     async def _wait_for_proceed(self, connection: socket.socket) -> bytes:
-        # It may last minutes, and must not keep the volume's other clients from theirs meanwhile.
+        # The client may take minutes. Its connection must not count meanwhile as one that is served, or others would be closed.
         self._serving -= 1
         try:
             return await self._receive(connection, protocol.PROCEED_WAIT)
@@ -285,12 +289,13 @@ class FdServer:
         loop = asyncio.get_running_loop()
         client_gone = loop.create_future()
 
-        def went() -> None:
+        def end() -> None:
             loop.remove_reader(connection.fileno())
             _settle(client_gone)
 
-        # It has nothing to say before it is answered: whatever comes is its end, or not of this protocol.
-        loop.add_reader(connection.fileno(), went)
+        # The protocol has no message for the client to send before the answer. So the connection becomes readable when the
+        # client closes it or violates the protocol.
+        loop.add_reader(connection.fileno(), end)
         try:
             await prepared.mount(client_gone)
         finally:
@@ -301,23 +306,26 @@ class FdServer:
         fdpass.send_with_fds(connection, protocol.encode_reply(Reply(error=text, errno=errno)), [])
 
     async def _receive(self, connection: socket.socket, limit: float) -> bytes:
-        """Receive one packet, without the fds that are with it; empty where the client has gone. Raises ProtocolError, TooLate."""
+        """Receive one packet, and drop the fds that are attached to it. Returns b"" if the client has closed the connection.
+
+        Raises NoPacket if none arrives within `limit` seconds, and ProtocolError if the packet is too long.
+        """
         try:
             async with asyncio.timeout(limit):
-                while (brings := _next_brings(connection)) is None:
-                    await self._readable(connection)
-                if brings is Brings.NOTHING:
+                while (content := _peek(connection)) is None:
+                    await self._wait_until_readable(connection)
+                if content is Content.NOTHING:
                     return b""
-                if brings is Brings.DATA:
-                    return _packet(connection)
-                # The kernel drops the fds here, and that may block.
-                return await self._capacity.threads.run(limits.REQUEST_WAIT, lambda: _packet(connection))
+                if content is Content.DATA:
+                    return _receive_packet(connection)
+                # The kernel drops the fds when the packet is received, and that may block the thread.
+                return await self._capacity.threads.run(limits.REQUEST_WAIT, lambda: _receive_packet(connection))
         except fdpass.Truncated:
             raise ProtocolError(f"the packet is longer than {protocol.PACKET_MAX} bytes") from None
         except TimeoutError:
-            raise TooLate from None
+            raise NoPacket from None
 
-    async def _readable(self, connection: socket.socket) -> None:
+    async def _wait_until_readable(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         readable = loop.create_future()
         self._waiting.add(readable)
@@ -329,32 +337,32 @@ class FdServer:
             self._waiting.discard(readable)
 
 
-class TooLate(Exception):
-    """The client did not send a packet within the time limit."""
+class NoPacket(Exception):
+    """Reports that the client did not send a packet within the time limit."""
 
 
-class Brings(Enum):
-    """What a connection's next packet has for whoever receives it."""
+class Content(Enum):
+    """Says what the next packet of a connection holds."""
 
-    NOTHING = "no data: mostly it is the client's end"
-    DATA = "data alone"
-    FDS = "fds, too"
+    NOTHING = "no data, usually because the client has closed the connection"
+    DATA = "data without fds"
+    FDS = "fds, with or without data"
 
 
-def _next_brings(connection: socket.socket) -> Brings | None:
-    """What the next packet has, which stays in its queue; None where none has come.
+def _peek(connection: socket.socket) -> Content | None:
+    """Return what the next packet holds, and leave the packet in the queue. Returns None if there is no packet.
 
-    A packet stays the next one until it is received: clients can only put others behind it.
+    A client can queue packets only behind this one, so the next receive gets the packet that was examined here.
     """
     try:
         data, _, flags, _ = connection.recvmsg(1, 0, socket.MSG_PEEK)
     except BlockingIOError:
         return None
-    # There is no room for what belongs to a packet besides its data, so the kernel says whether there is any.
-    return Brings.FDS if flags & socket.MSG_CTRUNC else Brings.DATA if data else Brings.NOTHING
+    # recvmsg(2) got no buffer for fds, so the kernel sets MSG_CTRUNC if the packet has any.
+    return Content.FDS if flags & socket.MSG_CTRUNC else Content.DATA if data else Content.NOTHING
 
 
-def _packet(connection: socket.socket) -> bytes:
+def _receive_packet(connection: socket.socket) -> bytes:
     data, _ = fdpass.receive_with_fds(connection, protocol.PACKET_MAX, 0)
     return data
 
@@ -368,8 +376,8 @@ def _settle(future: "asyncio.Future[None]", error: OSError | None = None) -> Non
         future.set_exception(error)
 
 
-def _hand_over(connection: socket.socket, reply: Reply, fd: int) -> None:
-    # Where the client is gone, this close is the last one, and the volume is told so by its device node.
+def _send_fd(connection: socket.socket, reply: Reply, fd: int) -> None:
+    """Send a reply with an fd, and close the fd. If the client has gone, the close ends the FUSE connection, and its mount is detached."""
     try:
         fdpass.send_with_fds(connection, protocol.encode_reply(reply), [fd])
     finally:

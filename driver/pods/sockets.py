@@ -1,8 +1,7 @@
-"""Makes two sockets in a directory that a pod sees, and `dev-fuse` beside them.
+"""Makes the two sockets of a volume in a directory that a pod sees, and the file `dev-fuse` beside them.
 
-The directory of a volume's sockets is the pod's emptyDir, and the pod owns it: it can swap, link and delete everything in it
-at any moment. So the way to it is opened beneath a trusted folder without following symlinks, and everything in it is used
-through that fd, by single names.
+That directory is the pod's emptyDir. The pod can replace, link and delete everything in it at any moment. So the directory is
+opened beneath a trusted folder without following symlinks, and its files are used only through that fd and by single names.
 """
 
 import os
@@ -21,33 +20,33 @@ from fusermount3_proxy.wire.protocol import V1_SUFFIX
 Identity = tuple[int, ...]  # devices and inodes of the directory and of both sockets
 
 _TRIES = 3
-_BIND_NAME = ".mfcp-bind"  # sun_path is too short for long names: bound under this one, then renamed
+_BIND_NAME = ".mfcp-bind"  # sun_path (unix(7)) is too short for long names, so sockets are bound under this name and renamed
 
 
 class NoDirectory(Exception):
-    """The directory for the sockets is not there, or not one. The text says which."""
+    """Reports that there is no directory for the sockets at its path. The text has the path and the reason."""
 
 
 class SocketFolder(Protocol):
-    """A directory in which sockets are made."""
+    """Opens the directory in which sockets are made."""
 
     def open(self) -> int:
-        """Open the directory with O_PATH. Raises NoDirectory and OSError."""
+        """Open the directory, and return an O_PATH fd. Raises NoDirectory and OSError."""
 
 
 @dataclass(frozen=True)
 class FolderBeneath:
-    """The directory at `path` below `root`: `root` is trusted, and a pod may change everything below it."""
+    """Opens the directory at `path` below `root`. `root` is trusted; a pod may change everything below it."""
 
     root: str
     path: str
 
     def open(self) -> int:
-        """Open the directory with O_PATH. Raises NoDirectory and OSError."""
+        """Open the directory, and return an O_PATH fd. Raises NoDirectory and OSError."""
         try:
             root = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                # openat2 stops a pod that swaps a part of the way for a link to somewhere else on the node.
+                # openat2() stops a pod that replaces a directory on the path by a symlink to somewhere else on the node.
                 return syscalls.openat2(root, self.path, os.O_PATH | os.O_DIRECTORY)
             finally:
                 os.close(root)
@@ -58,12 +57,12 @@ class FolderBeneath:
 
 
 class NameTaken(Exception):
-    """Something that is no socket has a socket's name. The text says what to remove."""
+    """Reports that a file that is not a socket has the name of a socket. The text says what to remove."""
 
 
 @dataclass
 class PodSockets:
-    """The listening sockets, where they are, and which inodes they and their directory have."""
+    """Holds the two listening sockets of a volume, with their folder, their name, and their inodes and that of the folder."""
 
     original: socket.socket
     v1: socket.socket
@@ -73,9 +72,9 @@ class PodSockets:
 
     @staticmethod
     def listen(folder: SocketFolder, name: str) -> "PodSockets":
-        """Make both sockets in the folder, NAME and NAME.v1, and replace those that a former driver left.
+        """Make both sockets in the folder, NAME and NAME.v1, and replace sockets that a former driver left there.
 
-        Raises NoDirectory, NameTaken and OSError, and then leaves no socket behind.
+        Raises NoDirectory, NameTaken and OSError. If it raises, it leaves no socket behind.
         """
         directory = folder.open()
         try:
@@ -85,8 +84,8 @@ class PodSockets:
                     put_dev_fuse(directory)
                     identity = _identity(directory, name)
                     if identity is not None:
-                        # Not before: a pod that removes them again and again would queue what blocks whoever closes them,
-                        # and those that are not kept are closed here.
+                        # Only sockets that are kept may listen. The others are closed here, in the event loop, and a pod
+                        # could have queued fds in them whose close blocks.
                         for sock in sockets:
                             sock.listen(limits.CONNECTIONS_IN_QUEUE)
                         return PodSockets(sockets[1], sockets[0], folder, name, identity)
@@ -96,14 +95,14 @@ class PodSockets:
                     raise
                 _remove(directory, name)
                 _close(sockets)
-            raise OSError(EAGAIN, "the pod removes them as fast as they are made")
+            raise OSError(EAGAIN, "the pod removes the sockets as fast as they are made")
         finally:
             os.close(directory)
 
     def are_in_place(self) -> bool:
-        """Whether the pod still sees these sockets: kubelet may have mounted a memory emptyDir, the pod removed them.
+        """Return whether the pod still sees these sockets. Raises OSError.
 
-        Raises OSError where that cannot be told.
+        The pod may have removed them, or kubelet may have mounted an emptyDir with medium Memory over them.
         """
         try:
             directory = self._folder.open()
@@ -115,7 +114,7 @@ class PodSockets:
             os.close(directory)
 
     def remove(self) -> None:
-        """Remove the sockets' files, where they still are the same ones. Raises OSError."""
+        """Remove the files of the sockets, unless something else has replaced them. Raises OSError."""
         try:
             directory = self._folder.open()
         except NoDirectory:
@@ -127,7 +126,7 @@ class PodSockets:
             os.close(directory)
 
     def close(self) -> None:
-        """Stop listening. May block: what clients have queued is dropped with it."""
+        """Close the listening sockets. This can block, because it drops the fds that clients have queued."""
         _close([self.original, self.v1])
 
 
@@ -135,7 +134,7 @@ def _bind_both(directory: int, name: str) -> list[socket.socket]:
     made: list[socket.socket] = []
     umask = os.umask(0)
     try:
-        # v1 first: where a client finds the original one alone it takes the driver for the Go plugin's.
+        # A client that finds only the original socket assumes that the driver is the Go plugin, so the v1 socket is made first.
         for socket_name, kind in ((name + V1_SUFFIX, SOCK_SEQPACKET), (name, SOCK_STREAM)):
             made.append(_bind(directory, socket_name, kind))
     except BaseException:
@@ -166,11 +165,11 @@ def _close(sockets: list[socket.socket]) -> None:
 
 
 def _bind(directory: int, name: str, kind: int) -> socket.socket:
-    """Bind a socket in place of one that was left behind. Needs umask 0."""
+    """Make a socket that is bound to a name, in place of one that a former driver left. The umask must be 0."""
     _check_free(directory, name)
     sock = socket.socket(AF_UNIX, kind | SOCK_NONBLOCK | SOCK_CLOEXEC)
     try:
-        # The mode is set before there is a name: afterwards the pod could have put a link in its place.
+        # The mode is set before the socket has a name. Setting it by name would let a pod put a symlink in its place.
         os.fchmod(sock.fileno(), 0o666)
         _bind_in(directory, sock)
         try:
@@ -192,12 +191,12 @@ def _bind_in(directory: int, sock: socket.socket) -> None:
         if error.errno != EADDRINUSE:
             raise
         _check_free(directory, _BIND_NAME)
-        _unlink(directory, _BIND_NAME)  # of a driver that was killed
+        _unlink(directory, _BIND_NAME)  # a driver that was killed left it
         sock.bind(path)
 
 
 def _check_free(directory: int, name: str) -> None:
-    """Whether the name is free, or a socket's that was left behind. What is no socket is the pod's and stays."""
+    """Raise NameTaken if a file that is not a socket has the name. It is the pod's, and the driver does not remove it."""
     try:
         mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
     except FileNotFoundError:
@@ -216,17 +215,17 @@ def _identity(directory: int, name: str) -> Identity | None:
 
 
 def put_dev_fuse(directory: int) -> None:
-    """Put an empty, world-writable file beside the sockets, for pods to bind at /dev/fuse.
+    """Make an empty, world-writable file beside the sockets, which containers bind to /dev/fuse.
 
-    libfuse goes on to the helper where it could open /dev/fuse and not mount, and gives up where it could not open it.
-    Whatever the pod has there itself stays, but for an empty directory: Docker makes one of what a container is to bind and
-    is not there yet.
+    libfuse runs fusermount3 only if it can open /dev/fuse. It then fails to mount by itself, because the file is not a device.
+    A file that the pod has made under that name stays. An empty directory is replaced, because Docker makes one if a container
+    binds a path that does not exist yet.
     """
     try:
         fd = _make_dev_fuse(directory)
     except FileExistsError:
         try:
-            os.rmdir(DEV_FUSE, dir_fd=directory)  # which follows no link, and removes nothing that holds anything
+            os.rmdir(DEV_FUSE, dir_fd=directory)  # rmdir(2) follows no symlink, and removes only an empty directory
             fd = _make_dev_fuse(directory)
         except OSError:
             return

@@ -79,7 +79,7 @@ _AS_UNKNOWN_USER = """
 import os, prctl
 from driver.linux import privileges
 prctl.set_pdeathsig(9)
-users = {privileges.as_unknown_user(os.geteuid) for _ in range(10)}
+users = {privileges.run_as_unused_uid(os.geteuid) for _ in range(10)}
 assert len(users) == 10 and min(users) >= 1 << 31, users
 assert os.getresuid() == (0, 0, 0)
 assert (prctl.get_dumpable(), prctl.get_pdeathsig()) == (1, 9)

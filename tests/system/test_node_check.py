@@ -100,7 +100,7 @@ def test_it_says_the_same_beside_a_running_driver(place: Path) -> None:
 def test_a_kernel_that_is_too_old(place: Path) -> None:
     code, found, _ = check(place, "setarch", "--uname-2.6")
     assert (code, failed(found)) == (1, {"kernel"})
-    assert re.fullmatch(r"the kernel, 2\.6\.\S+, is older than 5\.12, .*: use a newer one", found["kernel"])
+    assert re.fullmatch(r"the kernel \(2\.6\.\S+\) is older than 5\.12 .*: use a newer one", found["kernel"])
 
 
 def test_a_pods_folder_that_is_not_shared(place: Path) -> None:

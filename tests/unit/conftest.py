@@ -1,4 +1,4 @@
-"""What holds for all unit tests."""
+"""Defines fixtures for all unit tests."""
 
 import signal
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from driver.blocking.processes import Starter
 
 @pytest.fixture(autouse=True, scope="session")
 def usual_signals() -> Iterator[None]:
-    """What `nohup` or a shell's `&` made these tests ignore, the programs that they start would ignore too."""
+    """Reset signals that `nohup` or a shell's `&` has made this process ignore. Programs that tests start would ignore them too."""
     ignored = [number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is signal.SIG_IGN]
     for number in ignored:
         signal.signal(number, signal.default_int_handler)
@@ -25,32 +25,32 @@ def usual_signals() -> Iterator[None]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a short name: a Unix socket's address holds 107 bytes."""
+    """Return a folder with a short path, because the address of a Unix socket has at most 107 bytes."""
     monkeypatch.chdir(tmp_path)
     return Path(".")
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where a driver's socket is, or will be."""
+    """Return the path of a driver's socket, which need not exist."""
     return tmp_path / "fuse.sock"
 
 
 @pytest.fixture
 def fuse(tmp_path: Path) -> Iterator[int]:
-    """What a stand-in for the driver sends as the FUSE device."""
+    """Return the fd that a stand-in for the driver sends as the FUSE device."""
     with fuse_fd(tmp_path) as fd:
         yield fd
 
 
 @pytest.fixture
 def starter() -> Starter:
-    """What starts the processes of driver.processes."""
+    """Return the starter of the processes of driver.blocking.processes."""
     return the_starter()
 
 
 @pytest.fixture
 def nothing_is_left(starter: Starter) -> Iterator[None]:
-    """No fd is left of what a test has those processes do."""
+    """Check that calls in processes leave no fd open."""
     with nothing_leaked():
         yield

@@ -1,4 +1,4 @@
-"""An fd server on real sockets, with a handler that stands in for a volume."""
+"""Runs an FdServer on real sockets, with a handler that stands in for a volume."""
 
 import array
 import asyncio
@@ -33,14 +33,14 @@ NAME = {"volumeName": "data"}
 
 
 class Handler:
-    """Stands in for a volume: keeps what was asked for; `outcome` is raised, or called for its effect."""
+    """Stands in for a volume, and keeps the requests. It raises `outcome`, or calls it."""
 
     def __init__(self) -> None:
         self.mounts: list[tuple[str, str, Peer]] = []
         self.unmounts: list[tuple[str, bool, str | None]] = []
         self.handed_out: list[int] = []
         self.outcome: BaseException | None = None
-        # A request is at work from `began` to `go_on`.
+        # A request is being carried out from `began` to `go_on`.
         self.began = asyncio.Semaphore(0)
         self.go_on = asyncio.Event()
         self.go_on.set()
@@ -73,7 +73,7 @@ class Handler:
 
 
 class Prepared:
-    """Stands in for a mount that waits for the client's word."""
+    """Stands in for a mount that waits for the client's `proceed`."""
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
@@ -102,7 +102,7 @@ class NoFolder:
 
 
 class Served:
-    """A server that runs, and clients of it."""
+    """Holds a running server, and connects clients to it."""
 
     def __init__(self, handler: Handler, server: FdServer, path: Path, sockets: PodSockets) -> None:
         self.handler = handler
@@ -117,7 +117,7 @@ class Served:
         return client
 
     async def ask(self, packet: bytes, *fds: int) -> tuple[dict[str, Any], list[int]]:
-        """The answer to one packet on a connection of its own."""
+        """Send one packet on a new connection, and return the answer."""
         with self.connect() as client:
             send(client, packet, *fds)
             return await answer(client)
@@ -134,7 +134,7 @@ async def answer(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 async def is_closed(client: socket.socket) -> bool:
-    """Whether the server closes the connection without a byte."""
+    """Return whether the server closes the connection without sending a byte."""
     try:
         return await in_thread(lambda: client.recv(100)) == b""
     except ConnectionResetError:
@@ -142,7 +142,7 @@ async def is_closed(client: socket.socket) -> bool:
 
 
 async def nobody_holds_the_other_end(reader: int) -> bool:
-    """Whether a pipe, whose writing end has been sent, comes to its end."""
+    """Return whether all copies of the writing end of a pipe, which was sent to the driver, are closed."""
 
     def read() -> bool:
         readable, _, _ = select.select([reader], [], [], 5)
@@ -152,7 +152,7 @@ async def nobody_holds_the_other_end(reader: int) -> bool:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop run until something holds."""
+    """Let the event loop run until a condition is true."""
     deadline = asyncio.get_running_loop().time() + DEADLINE
     while not condition():
         assert asyncio.get_running_loop().time() < deadline
@@ -176,7 +176,7 @@ def listening(path: Path, suffix: str, kind: type[socket.socket] = socket.socket
 
 @asynccontextmanager
 async def serving(folder: Path, kind: type[socket.socket] = socket.socket, accepted_fds: tuple[str, ...] = ()) -> AsyncIterator[Served]:
-    """A server until the block's end; nothing of its own is left then."""
+    """Run a server until the end of the block, and check that it leaves nothing behind."""
     path = folder / "s"
     with nothing_leaked():
         sockets = PodSockets(listening(path, ""), listening(path, ".v1", kind), NoFolder(), "s", ())

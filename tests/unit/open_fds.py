@@ -1,4 +1,4 @@
-"""Which file descriptors this process has: what a function leaks shows here."""
+"""Lists the file descriptors of this process, to find those that a function leaks."""
 
 import os
 import resource
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 def open_fds() -> dict[int, str]:
-    """Each fd and what it is."""
+    """Return each fd, and what it is open on."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -19,20 +19,20 @@ def open_fds() -> dict[int, str]:
 
 @contextmanager
 def nothing_leaked() -> Iterator[None]:
-    """The block ends without an fd that it began without. Threads that open some meanwhile have to end in it."""
+    """Check that the block leaves no new fd open. Threads that open fds must end in the block."""
     before = open_fds()
     yield
     assert {fd: what for fd, what in open_fds().items() if before.get(fd) != what} == {}
 
 
 def same_file(fd: int, other: int) -> bool:
-    """Whether two fds are of one file."""
+    """Return whether two fds are open on the same file."""
     return os.path.samestat(os.fstat(fd), os.fstat(other))
 
 
 @contextmanager
 def no_more_fds() -> Iterator[None]:
-    """In the block this process may not get another fd."""
+    """Let this process open no more fds in the block."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = os.dup(0)  # the lowest number that is free
     os.close(free)

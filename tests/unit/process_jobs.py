@@ -1,4 +1,4 @@
-"""What the tests have done in processes of driver.processes: functions of a module, found there by their names."""
+"""Holds the functions that tests call in processes of driver.blocking.processes, which find them by their names."""
 
 import os
 import signal
@@ -65,7 +65,7 @@ def sleeps_in_place_of_a_mount(target: str, source: bytes, fstype: bytes, flags:
 
 
 def fds() -> tuple[int, ...]:
-    # The listing has one itself.
+    # The listing has an fd of its own.
     return tuple(sorted(int(name) for name in os.listdir("/proc/self/fd")))
 
 

@@ -1,4 +1,4 @@
-"""The driver's command line, in processes of their own that end before anything is mounted."""
+"""Tests the driver's command line, in processes that end before anything is mounted."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def check_mistake(ended: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    """It ended with this code, one line that says why, and nothing that only its authors understand."""
+    """Check that the program ended with this exit code, with one line that says why, and without a traceback."""
     assert (ended.returncode, ended.stdout) == (code, "")
     assert "Traceback" not in ended.stderr
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("Error: ")]
@@ -67,7 +67,7 @@ def test_a_node_id_is_required(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     "endpoint", ["", "tcp:127.0.0.1:1", "/csi.sock", "unix", "unix:", "unix://", "unix:///", "http://x", "unix:" + "/x" * 60]
 )
-def test_an_endpoint_that_is_none_is_told(endpoint: str, tmp_path: Path) -> None:
+def test_an_invalid_endpoint_is_reported(endpoint: str, tmp_path: Path) -> None:
     for arguments in ([f"--endpoint={endpoint}"], [f"-endpoint={endpoint}"]):
         check_mistake(run(*arguments, "--nodeid", "n", "--run-dir", tmp_path / "run"), 1, "--endpoint", repr(endpoint))
     assert not (tmp_path / "run").exists()
@@ -76,7 +76,7 @@ def test_an_endpoint_that_is_none_is_told(endpoint: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "option", ["--pods-dir", "--run-dir", "--admin-socket", "--kubelet-registration-path", "--plugin-registration-path"]
 )
-def test_a_path_that_is_not_absolute_is_told(option: str) -> None:
+def test_a_path_that_is_not_absolute_is_reported(option: str) -> None:
     check_mistake(run("--nodeid", "n", option, "relative"), 2, option, "'relative'")
 
 
@@ -101,7 +101,7 @@ def test_a_path_that_is_not_absolute_is_told(option: str) -> None:
         (["--log-format", "xml", "--nodeid", "n"], "--log-format"),
     ],
 )
-def test_what_is_not_known_or_missing_is_told(arguments: list[str], word: str) -> None:
+def test_what_is_not_known_or_missing_is_reported(arguments: list[str], word: str) -> None:
     check_mistake(run(*arguments), 2, word)
 
 
@@ -109,7 +109,7 @@ def test_what_is_not_known_or_missing_is_told(arguments: list[str], word: str) -
 def test_a_command_without_a_driver_says_so(tmp_path: Path, arguments: list[str]) -> None:
     path = tmp_path / "admin.sock"
     check_mistake(run("--admin-socket", path, *arguments), 1, "no driver answers at", str(path))
-    # One that was killed left its socket behind.
+    # A driver that was killed leaves its socket behind.
     listen(str(path), socket.SOCK_STREAM).close()
     check_mistake(run("--admin-socket", path, *arguments), 1, "no driver answers at", str(path))
 
@@ -129,22 +129,22 @@ def test_a_command_without_a_driver_says_so(tmp_path: Path, arguments: list[str]
         (["-unknown=1"], ["-unknown=1"]),
     ],
 )
-def test_goes_single_dash_is_taken(arguments: list[str], expected: list[str]) -> None:
-    assert cli._go_style(arguments) == expected
+def test_the_single_dash_of_gos_flags_is_accepted(arguments: list[str], expected: list[str]) -> None:
+    assert cli._double_dashes(arguments) == expected
 
 
-def test_what_users_of_klog_write_is_taken() -> None:
-    # The Go plugin's DaemonSets hold some of these; the last mistake is the one that is told.
+def test_the_options_of_klog_are_accepted() -> None:
+    # DaemonSets of the Go plugin have some of these. Only the invalid --endpoint is reported.
     options = ["--v=5", "--logtostderr", "--alsologtostderr=true", "--stderrthreshold=INFO", "--vmodule=a=1", "-log_dir=/x", "-log_file=y"]
     options += ["--log_file_max_size", "1800", "-log_backtrace_at=a.go:1", "--one_output", "--skip_log_headers=true"]
     check_mistake(run(*options, "--add_dir_header", "--skip_headers", "--nodeid=n", "--endpoint=bad"), 1, "--endpoint")
 
 
-def test_an_endpoint_that_somebody_has_is_told_before_anything_is_made(tmp_path: Path) -> None:
+def test_an_endpoint_that_is_in_use_is_reported_before_anything_is_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with listen(f"{tmp_path}/served", socket.SOCK_STREAM) as server:
         answer_once(server)
-        for name, word in (("file", "no socket"), ("served", "another process serves")):
+        for name, word in (("file", "not a socket"), ("served", "another process serves")):
             ended = run("--nodeid", "n", "--endpoint", f"unix:{tmp_path}/{name}", "--run-dir", tmp_path / "run")
             check_mistake(ended, 1, "--endpoint", f"{tmp_path}/{name}", word)
     assert sorted(os.listdir(tmp_path)) == ["file", "served"]
@@ -159,7 +159,7 @@ def test_in_json_a_start_that_fails_is_a_line_of_the_log(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_start_that_fails_by_a_mistake_of_ours_says_where(form: str) -> None:
+def test_a_start_that_fails_by_an_internal_error_is_logged_with_a_traceback(form: str) -> None:
     code = "from driver import cli, daemon; daemon.serve = lambda settings: 1 / 0; cli.run()"
     command = [sys.executable, "-c", code, "--nodeid", "n", "--log-format", form]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -170,7 +170,7 @@ def test_a_start_that_fails_by_a_mistake_of_ours_says_where(form: str) -> None:
         assert line["message"].startswith("internal error while running the driver")
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
     for folder in ("file", "loop"):
@@ -181,13 +181,13 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "address", ["", "9100", "localhost", "localhost:http", "localhost:65536", "::1:9100", "[::1]", "192.0.2.1:9100", "a b:1"]
 )
-def test_a_metrics_address_that_is_none_is_told_before_anything_is_made(address: str, tmp_path: Path) -> None:
+def test_an_invalid_metrics_address_is_reported_before_anything_is_made(address: str, tmp_path: Path) -> None:
     places = ("--endpoint", f"unix:{tmp_path}/csi.sock", "--run-dir", tmp_path / "run")
     check_mistake(run("--nodeid", "n", *places, "--metrics-address", address), 1, "--metrics-address", repr(address))
     assert os.listdir(tmp_path) == []
 
 
-def test_a_metrics_address_that_somebody_has_is_told_before_anything_is_made(tmp_path: Path) -> None:
+def test_a_metrics_address_that_is_in_use_is_reported_before_anything_is_made(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         places = ("--endpoint", f"unix:{tmp_path}/csi.sock", "--run-dir", tmp_path / "run")

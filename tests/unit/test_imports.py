@@ -133,8 +133,8 @@ def test_programs_in_the_container_load_only_built_in_modules(name: str) -> None
     assert {other for other in loaded if other.partition(".")[0] != "fusermount3_proxy"} <= MAY_LOAD
 
 
-def test_the_driver_begins_with_what_its_workers_do_and_without_grpc() -> None:
-    """Workers know what is imported when their starter is forked; pods need not wait for what answers kubelet."""
+def test_the_driver_begins_with_what_its_processes_call_and_without_grpc() -> None:
+    """Processes find only functions of modules that were imported before the starter was forked. Pods need not wait for gRPC."""
     command = [sys.executable, "-c", LOAD.format(root=str(ROOT), module="driver.daemon")]
     loaded = set(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split())
     assert {"driver.mounts.fusemount", "driver.mounts.subpaths"} <= loaded

@@ -18,7 +18,7 @@ def test_a_kernel_that_is_new_enough_is_no_problem(release: str) -> None:
 
 
 @pytest.mark.parametrize("release", ["5.11.22", "4.18.0-553.el8.x86_64", "3.10.0"])
-def test_an_older_kernel_is_told_with_its_version(release: str) -> None:
+def test_an_older_kernel_is_reported_with_its_version(release: str) -> None:
     text = nodecheck._kernel(release)
     assert release in text
     assert "use a newer one" in text
@@ -29,7 +29,7 @@ def test_a_release_of_no_known_form_is_no_problem() -> None:
 
 
 def put_filesystems(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """Let the module read this instead of /proc/filesystems."""
+    """Make the module read this text instead of /proc/filesystems."""
     file = folder / "filesystems"
     file.write_text(text)
 
@@ -47,31 +47,31 @@ def test_a_kernel_with_fuse_is_no_problem(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("text", ["", "nodev\ttmpfs\n\text4\n", "nodev\tfusectl\n\tfuseblk\n"])
-def test_a_kernel_without_fuse_is_told_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_a_kernel_without_fuse_is_reported_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     put_filesystems(tmp_path, monkeypatch, text)
     assert "modprobe fuse" in nodecheck._fuse()
 
 
 def put_mounts(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
-    """Let the module see these mounts."""
+    """Make the module read these mounts."""
     mounts = mountinfo.parse("\n".join(lines).encode())
     monkeypatch.setattr(mounttable, "read_mount_table", lambda: mounts)
 
 
 def test_a_pods_folder_that_is_shared_is_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_mounts(monkeypatch, "1 0 0:1 / / rw - ext4 /dev/vda rw", f"2 1 0:2 / {tmp_path} rw shared:5 - tmpfs t rw")
-    assert nodecheck.propagation(str(tmp_path)) == ""
+    assert nodecheck.propagation_problem(str(tmp_path)) == ""
 
 
 def test_a_pods_folder_on_a_shared_root_is_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_mounts(monkeypatch, "1 0 0:1 / / rw shared:1 - ext4 /dev/vda rw")
-    assert nodecheck.propagation(str(tmp_path)) == ""
+    assert nodecheck.propagation_problem(str(tmp_path)) == ""
 
 
 @pytest.mark.parametrize("optional", ["", "master:3 "])
-def test_a_pods_folder_that_is_not_shared_is_told_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optional: str) -> None:
+def test_a_pods_folder_that_is_not_shared_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optional: str) -> None:
     put_mounts(monkeypatch, "1 0 0:1 / / rw shared:1 - ext4 /dev/vda rw", f"2 1 0:2 / {tmp_path} rw {optional}- tmpfs t rw")
-    text = nodecheck.propagation(str(tmp_path))
+    text = nodecheck.propagation_problem(str(tmp_path))
     assert f"mount --make-rshared {tmp_path}" in text
     assert "Bidirectional" in text
 
@@ -80,15 +80,15 @@ def test_a_link_to_the_pods_folder_is_followed(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     put_mounts(monkeypatch, "1 0 0:1 / / rw shared:1 - ext4 /dev/vda rw", f"2 1 0:2 / {tmp_path}/real rw - tmpfs t rw")
-    assert f"--make-rshared {tmp_path}/real" in nodecheck.propagation(str(tmp_path / "link"))
+    assert f"--make-rshared {tmp_path}/real" in nodecheck.propagation_problem(str(tmp_path / "link"))
 
 
 def test_without_a_pods_folder_there_are_no_pods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_mounts(monkeypatch, "1 0 0:1 / / rw - ext4 /dev/vda rw")
-    assert nodecheck.propagation(str(tmp_path / "missing")) == ""
+    assert nodecheck.propagation_problem(str(tmp_path / "missing")) == ""
 
 
-def test_capabilities_that_are_missing_are_told_with_the_remedy() -> None:
+def test_capabilities_that_are_missing_are_reported_with_the_remedy() -> None:
     assert nodecheck._capabilities([]) == ""
     text = nodecheck._capabilities(["CAP_SYS_ADMIN", "CAP_MKNOD"])
     assert text.startswith("CAP_SYS_ADMIN, CAP_MKNOD missing: ")
@@ -112,18 +112,18 @@ def test_what_is_missing_is_what_is_not_effective(
     file = tmp_path / "status"
     file.write_text(STATUS.format(effective))
     monkeypatch.setattr(privileges, "open", lambda path, **options: file.open(**options), raising=False)
-    assert privileges.missing() == missing
+    assert privileges.missing_capabilities() == missing
 
 
-def test_system_calls_that_are_refused_are_told_with_the_remedy() -> None:
+def test_system_calls_that_are_refused_are_reported_with_the_remedy() -> None:
     assert nodecheck._system_calls({}) == ""
     text = nodecheck._system_calls({"open_tree": ENOSYS, "mount": EPERM})
     assert "open_tree (Function not implemented), mount (Operation not permitted)" in text
     assert "seccomp" in text
 
 
-class Nodes:
-    """Stands in for the folder of device nodes; the step that is named fails with `errno`."""
+class Devices:
+    """Stands in for the folder of devices. The step `fails` raises OSError with `errno`."""
 
     def __init__(self, fails: str, errno: int) -> None:
         self._fails = fails
@@ -131,7 +131,7 @@ class Nodes:
         self.there: list[str] = []
         self.is_closed = False
 
-    def __call__(self, folder: str) -> "Nodes":
+    def __call__(self, folder: str) -> "Devices":
         self._step("prepare")
         return self
 
@@ -163,10 +163,10 @@ class Nodes:
         ("open", ENXIO, ["make and open a FUSE device", "modprobe fuse"]),
     ],
 )
-def test_a_device_that_cannot_be_had_is_told_with_the_remedy(
+def test_a_device_that_cannot_be_made_is_reported_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, errno: int, words: list[str]
 ) -> None:
-    nodes = Nodes(step, errno)
+    nodes = Devices(step, errno)
     monkeypatch.setattr(nodecheck, "DeviceFolder", nodes)
     with nothing_leaked():
         text = nodecheck._device(f"{tmp_path}/run/mfcp")
@@ -176,8 +176,8 @@ def test_a_device_that_cannot_be_had_is_told_with_the_remedy(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_device_that_can_be_had_is_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes = Nodes("", 0)
+def test_a_device_that_can_be_made_is_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = Devices("", 0)
     monkeypatch.setattr(nodecheck, "DeviceFolder", nodes)
     with nothing_leaked():
         assert nodecheck._device(f"{tmp_path}/run/mfcp") == ""
@@ -193,7 +193,7 @@ def put_mount_max(folder: Path, monkeypatch: pytest.MonkeyPatch, most: str, ther
 
 
 @pytest.mark.parametrize(("most", "there", "is_problem"), [("1000\n", 899, False), ("1000\n", 950, True), ("what\n", 950, False)])
-def test_a_mount_table_that_is_nearly_full_is_told(
+def test_a_mount_table_that_is_nearly_full_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: str, there: int, is_problem: bool
 ) -> None:
     put_mount_max(tmp_path, monkeypatch, most, there)
@@ -204,8 +204,8 @@ def test_a_mount_table_that_is_nearly_full_is_told(
         assert "sysctl -w fs.mount-max" in text
 
 
-def test_the_first_problem_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What root alone has, and what other tests are for.
+def test_the_first_problem_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # These checks need root, and have tests of their own.
     monkeypatch.setattr(nodecheck, "_capabilities", lambda missing: "")
     monkeypatch.setattr(nodecheck, "_system_calls", lambda refused: "")
     monkeypatch.setattr(nodecheck, "_device", lambda run_dir: "")
@@ -213,12 +213,12 @@ def test_the_first_problem_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     places = (str(tmp_path), f"{tmp_path}/run")
     put_mounts(monkeypatch, "1 0 0:1 / / rw - ext4 /dev/vda rw")
     put_filesystems(tmp_path, monkeypatch, "nodev\tfuse\n")
-    assert "--make-rshared /" in nodecheck.problem(*places)
+    assert "--make-rshared /" in nodecheck.first_problem(*places)
     put_filesystems(tmp_path, monkeypatch, "")
-    assert "modprobe" in nodecheck.problem(*places)
+    assert "modprobe" in nodecheck.first_problem(*places)
     put_mounts(monkeypatch, "1 0 0:1 / / rw shared:1 - ext4 /dev/vda rw")
     put_filesystems(tmp_path, monkeypatch, "nodev\tfuse\n")
-    assert nodecheck.problem(*places) == ""
+    assert nodecheck.first_problem(*places) == ""
     assert all(not check.problem for check in nodecheck.checks(*places))
 
 

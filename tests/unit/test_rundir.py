@@ -1,4 +1,4 @@
-"""Where the commands look for the driver that they talk to."""
+"""Tests where the commands find the driver's run folder."""
 
 import os
 from pathlib import Path
@@ -19,10 +19,10 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 @pytest.mark.parametrize("where", ["usual", "beside the endpoint", "beside a DaemonSet's"])
 def test_the_folder_of_the_driver_that_runs_is_found(folders: dict[str, Path], tmp_path: Path, where: str) -> None:
     endpoint = str(tmp_path / "own/csi.sock")
-    assert rundir.in_use(endpoint) is None
+    assert rundir.of_running_driver(endpoint) is None
     folders[where].mkdir(parents=True)
     (folders[where] / "admin.sock").touch()
-    assert rundir.in_use(endpoint) == str(folders[where])
+    assert rundir.of_running_driver(endpoint) == str(folders[where])
 
 
 def test_asking_for_the_folder_makes_nothing(folders: dict[str, Path], tmp_path: Path) -> None:

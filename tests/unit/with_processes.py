@@ -1,4 +1,4 @@
-"""Coroutines that use driver.processes, each with an event loop of its own; the driver has one for all its life."""
+"""Runs coroutines that use driver.blocking.processes, each in an event loop of its own."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -16,12 +16,12 @@ DEADLINE = 20.0  # seconds
 
 @cache
 def the_starter() -> Starter:
-    """What starts the processes of all tests."""
+    """Return the starter of the processes of all tests."""
     return Starter()
 
 
 def run(main: Coroutine[object, object, T]) -> T:
-    """The result of `main`, when all processes have ended that it has used: their ends would find no loop."""
+    """Return the result of `main` when all its processes have ended, because their ends need the event loop."""
     before = pidfds()
 
     async def session() -> T:
@@ -36,11 +36,11 @@ def run(main: Coroutine[object, object, T]) -> T:
 
 
 def pidfds() -> int:
-    """How many processes this one knows that have not ended, with the starter."""
+    """Return how many pidfds this process has: one for the starter, and one for each process that has not ended."""
     return list(open_fds().values()).count("anon_inode:[pidfd]")
 
 
 async def done_apart(starter: Starter, function: Callable[..., Any], *arguments: object) -> Any:
-    """What `function(*arguments)` returns, done by a process."""
+    """Return the result of `function(*arguments)`, called in a process of its own."""
     with await starter.process() as process:
         return await process.do(function, *arguments)

@@ -65,36 +65,37 @@ class AdminServicer:
     """Missing associated documentation comment in .proto file."""
 
     def AddVolume(self, request, context):
-        """ALREADY_EXISTS where a volume of that name exists with other options. With the same options it is no error.
+        """Publishes a volume without Kubernetes. It is no error if the same volume exists with the same options. ALREADY_EXISTS if it
+        exists with other options.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveVolume(self, request, context):
-        """NOT_FOUND where no volume has that name.
+        """Unpublishes and removes a volume without Kubernetes. NOT_FOUND if no volume has that name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListVolumes(self, request, context):
-        """The volumes that AddVolume made.
+        """Lists the volumes that AddVolume made.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetStatus(self, request, context):
-        """Every volume of this node, Kubernetes' too, and the driver itself. FUSE programs are asked how they are, and it answers
-        within STATUS_WAIT of fusermount3_proxy/limits.py however many of them hang.
+        """Describes the driver and every volume of this node, including those of Kubernetes. It asks the FUSE programs, and answers
+        within STATUS_WAIT of driver/model/limits.py even if they hang.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetReadiness(self, request, context):
-        """Whether the driver can mount. It asks no FUSE program, so that nothing that a pod does makes it slow: for probes.
+        """Returns whether the driver can mount. It is for probes: it asks no FUSE program, so no pod can delay the answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

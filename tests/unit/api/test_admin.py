@@ -1,4 +1,4 @@
-"""A volume as the driver's own service shows it."""
+"""Tests the driver's own service."""
 
 import asyncio
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from driver.volumes.condition import Condition
 
 
 def volume(options: str = "", root: str = "/pods") -> Any:
-    """As much of a volume as is looked at."""
+    """Return a stand-in for a volume, with the attributes that the service reads."""
     return SimpleNamespace(
         publication=Publication(
             "csi-1", VolumePaths(root, "uid/mount", "uid/empty", "data"), "fuse.sock", False, (), options, "default/pod"
@@ -31,7 +31,7 @@ def test_a_path_may_have_any_bytes() -> None:
 
 
 def test_warnings_are_shown_once() -> None:
-    """In the condition, where there is one: the text of mountOptions may be long, and the volumes many."""
+    """They are left out if the condition has them: mountOptions may be long, and there may be many volumes."""
     assert "bogus" in admin.message_of(volume("bogus")).warnings[0]
     shown = admin.message_of(volume("bogus"), Condition(True, "bogus is unknown"))
     assert (list(shown.warnings), shown.condition, shown.abnormal) == ([], "bogus is unknown", True)

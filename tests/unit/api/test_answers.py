@@ -1,4 +1,4 @@
-"""What a call that fails is answered with."""
+"""Tests what a call that fails is answered with."""
 
 import asyncio
 from typing import Any
@@ -15,7 +15,7 @@ class Aborted(Exception):
 
 
 class Context:
-    """Stands in for gRPC's: keeps the status, and raises as it does."""
+    """Stands in for gRPC's context: keeps the status, and raises as gRPC's does."""
 
     def __init__(self) -> None:
         self.status: tuple[grpc.StatusCode, str] | None = None
@@ -62,7 +62,7 @@ def test_what_the_kernel_refuses_is_internal() -> None:
     assert "/x" in text
 
 
-def test_a_mistake_of_ours_is_internal_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_internal_error_is_internal_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     assert failure(ValueError("what is\nwrong")) == (grpc.StatusCode.INTERNAL, "the driver failed: ValueError('what is\\nwrong')")
     (line,) = caplog.records
     assert line.getMessage().startswith("internal error while serving Call")
@@ -72,6 +72,6 @@ def test_a_mistake_of_ours_is_internal_and_in_the_log(caplog: pytest.LogCaptureF
 @pytest.mark.parametrize("text", ["a\nb", "\x1b[0m", "\0", "x" * 100000])
 def test_the_text_is_one_line_for_an_event(text: str) -> None:
     for error in (VolumeError(Code.INTERNAL, text), OSError(5, text)):
-        told = failure(error)[1]
-        assert told.isprintable()
-        assert len(told) < 1000
+        text_sent = failure(error)[1]
+        assert text_sent.isprintable()
+        assert len(text_sent) < 1000

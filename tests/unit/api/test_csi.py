@@ -13,7 +13,7 @@ TARGET = f"{PODS}/uid-1/volumes/kubernetes.io~csi/data/mount"
 def request(
     volume_id: str = "csi-1", target_path: str = TARGET, readonly: bool = False, capability: str = "mount", **context: str
 ) -> csi_pb2.NodePublishVolumeRequest:
-    """As kubelet sends it for an inline volume of a pod."""
+    """Return a request as kubelet sends it for an inline volume of a pod."""
     attributes = {
         "fdPassingEmptyDirName": "fuse-fd-passing",
         "fdPassingSocketName": "fuse.sock",
@@ -62,7 +62,7 @@ def test_the_same_request_is_the_same_publication() -> None:
     assert publication_of(request(), PODS) == publication_of(request(), PODS)
     # kubelet may write the target path with a slash at its end.
     assert publication_of(request(target_path=TARGET + "/"), PODS) == publication_of(request(), PODS)
-    # It tells the pod where the CSIDriver says so, and that may change while pods run.
+    # kubelet sends the pod's name only if the CSIDriver object has podInfoOnMount, which may change while pods run.
     without_pod = request(**{"csi.storage.k8s.io/pod.name": "left out", "csi.storage.k8s.io/pod.namespace": "left out"})
     assert publication_of(without_pod, PODS) == publication_of(request(), PODS)
     for other in (request(volume_id="csi-2"), request(readonly=True), request(mountOptions="ro"), request(fdPassingSocketName="b")):

@@ -1,4 +1,4 @@
-"""Whether somebody serves a socket: a process that is stuck accepts connections too, and is no reason not to start."""
+"""Tests how the driver finds out whether a process serves a socket. One that hangs accepts connections, but does not answer."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ import grpc.aio
 import pytest
 
 from driver.api import endpoint
-from driver.api.endpoint import Listener, Served, listener_at, refuse_if_served
+from driver.api.endpoint import AlreadyServed, Listener, find_listener, refuse_if_served
 from driver.model.errors import StartError
 
 T = TypeVar("T")
@@ -45,8 +45,8 @@ def test_a_grpc_server_answers(path: str) -> None:
         server.add_insecure_port(f"unix:{path}")
         await server.start()
         try:
-            assert await listener_at(path) == Listener(os.getpid(), answers=True)
-            with pytest.raises(Served, match=rf"^--endpoint: another process serves {path} \(pid {os.getpid()}\); stop it first$"):
+            assert await find_listener(path) == Listener(os.getpid(), answers=True)
+            with pytest.raises(AlreadyServed, match=rf"^--endpoint: another process serves {path} \(pid {os.getpid()}\): stop it first$"):
                 await refuse_if_served(path, "--endpoint")
         finally:
             await server.stop(None)
@@ -56,7 +56,7 @@ def test_a_grpc_server_answers(path: str) -> None:
 
 def test_one_that_says_nothing_is_stuck(path: str, caplog: pytest.LogCaptureFixture) -> None:
     with listening(path):
-        assert run(listener_at(path)) == Listener(os.getpid(), answers=False)
+        assert run(find_listener(path)) == Listener(os.getpid(), answers=False)
         run(refuse_if_served(path, "--endpoint"))
     assert f"a process (pid {os.getpid()}) has {path} and does not answer" in caplog.text
 
@@ -64,7 +64,7 @@ def test_one_that_says_nothing_is_stuck(path: str, caplog: pytest.LogCaptureFixt
 def test_one_whose_queue_is_full_is_stuck(path: str) -> None:
     with listening(path, backlog=0), socket.socket(socket.AF_UNIX) as first:
         first.connect(path)
-        assert run(listener_at(path)) == Listener(0, answers=False)
+        assert run(find_listener(path)) == Listener(0, answers=False)
 
 
 def test_one_whose_queue_was_full_answers(path: str) -> None:
@@ -80,7 +80,7 @@ def test_one_whose_queue_was_full_answers(path: str) -> None:
 
         timer = threading.Timer(WAIT / 3, serve)
         timer.start()
-        assert run(listener_at(path)) == Listener(os.getpid(), answers=True)
+        assert run(find_listener(path)) == Listener(os.getpid(), answers=True)
         timer.join()
 
 
@@ -95,18 +95,18 @@ def test_one_that_ends_does_not_listen(path: str, accepts: bool) -> None:
 
     timer = threading.Timer(WAIT / 3, end)
     timer.start()
-    assert run(listener_at(path)) is None
+    assert run(find_listener(path)) is None
     timer.join()
-    assert run(listener_at(path)) is None
+    assert run(find_listener(path)) is None
     os.unlink(path)
-    assert run(listener_at(path)) is None
+    assert run(find_listener(path)) is None
 
 
 def test_something_else_is_left_alone(path: str) -> None:
     Path(path).touch()
-    with pytest.raises(StartError, match="exists and is no socket"):
+    with pytest.raises(StartError, match="exists and is not a socket"):
         run(refuse_if_served(path, "--endpoint"))
 
 
-def test_a_process_of_another_pid_namespace_is_told_so() -> None:
-    assert str(Listener(0, answers=True)) == "in a pid namespace that is not seen from here"
+def test_a_process_in_another_pid_namespace_is_described_so() -> None:
+    assert str(Listener(0, answers=True)) == "in a pid namespace that is not visible here"

@@ -1,4 +1,4 @@
-"""driver/api/rpc holds what the .proto files beside it say."""
+"""Tests that the generated files in driver/api/rpc belong to the .proto files beside them."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ def test_the_generated_stubs_are_up_to_date(tmp_path: Path) -> None:
     (tmp_path / "packaging").mkdir()
     for proto in (ROOT / "driver/api/rpc").glob("*.proto"):
         shutil.copy(proto, tmp_path / "driver/api/rpc")
-    # The command that developers use, where it finds nothing but the .proto files.
+    # This runs the developers' command in a folder that has only the .proto files.
     shutil.copy(ROOT / "packaging/generate-rpc", tmp_path / "packaging")
     made = subprocess.run(
         [tmp_path / "packaging/generate-rpc"], env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=100

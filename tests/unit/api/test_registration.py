@@ -1,4 +1,4 @@
-"""How the driver answers kubelet's plugin registration, over a real socket."""
+"""Tests how the driver registers with kubelet, over a real socket."""
 
 import asyncio
 import os
@@ -20,20 +20,20 @@ ENDPOINT = "/var/lib/kubelet/plugins/x/csi.sock"
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    # pytest's own is too long for the path of a Unix socket.
+    # The path of pytest's temporary folder is too long for a Unix socket.
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         yield Path(name)
 
 
 def ask(folder: Path, *statuses: pluginregistration_pb2.RegistrationStatus) -> tuple[pluginregistration_pb2.PluginInfo, list[str]]:
-    """What kubelet gets to know, and what the driver makes of its answers."""
+    """Return the driver's answer to kubelet, and the refusals that the driver noted."""
     refusals: list[str] = []
 
     async def session() -> pluginregistration_pb2.PluginInfo:
-        place = registration.Place(str(folder))
-        server = await services._register(ENDPOINT, place, refusals.append)
+        registration_socket = registration.RegistrationSocket(str(folder))
+        server = await services._register(ENDPOINT, registration_socket, refusals.append)
         try:
-            async with grpc.aio.insecure_channel(f"unix:{place.path}") as channel:
+            async with grpc.aio.insecure_channel(f"unix:{registration_socket.path}") as channel:
                 kubelet = pluginregistration_pb2_grpc.RegistrationStub(channel)
                 info = await kubelet.GetInfo(pluginregistration_pb2.InfoRequest())
                 for status in statuses:
@@ -45,7 +45,7 @@ def ask(folder: Path, *statuses: pluginregistration_pb2.RegistrationStatus) -> t
     return asyncio.run(session()), refusals
 
 
-def test_kubelet_is_told_what_it_needs(folder: Path) -> None:
+def test_kubelet_gets_what_it_needs(folder: Path) -> None:
     info, _ = ask(folder)
     assert (info.type, info.name, info.endpoint) == ("CSIPlugin", "meta-fuse-csi-plugin.csi.storage.pfn.io", ENDPOINT)
     assert list(info.supported_versions) == ["1.0.0"]
@@ -53,22 +53,22 @@ def test_kubelet_is_told_what_it_needs(folder: Path) -> None:
 
 def test_the_socket_has_the_drivers_name_and_is_roots_alone(folder: Path) -> None:
     async def session() -> None:
-        place = registration.Place(str(folder))
-        server = await services._register(ENDPOINT, place, lambda text: None)
+        registration_socket = registration.RegistrationSocket(str(folder))
+        server = await services._register(ENDPOINT, registration_socket, lambda text: None)
         (path,) = folder.iterdir()
         assert path.name == f"{csi.NAME}-reg.sock"
         assert path.stat().st_mode & 0o777 == 0o600
-        place.remove()
+        registration_socket.remove()
         await server.stop(None)
-        # kubelet forgets a plugin whose socket goes: pods then say that the driver is not there.
+        # kubelet forgets a plugin whose socket is removed, and pods' events then say that the driver is missing.
         assert list(folder.iterdir()) == []
 
     asyncio.run(session())
 
 
-def test_the_socket_of_whoever_took_the_place_stays(folder: Path) -> None:
+def test_a_socket_that_has_replaced_this_one_stays(folder: Path) -> None:
     async def session() -> None:
-        old, new = registration.Place(str(folder)), registration.Place(str(folder))
+        old, new = registration.RegistrationSocket(str(folder)), registration.RegistrationSocket(str(folder))
         servers = [await services._register(ENDPOINT, old, lambda text: None)]
         try:
             os.unlink(old.path)  # as node-driver-registrar does
@@ -78,7 +78,7 @@ def test_the_socket_of_whoever_took_the_place_stays(folder: Path) -> None:
             assert [path.name for path in folder.iterdir()] == [f"{csi.NAME}-reg.sock"]
             new.remove()
         finally:
-            for server in servers:  # where one is left, the process does not end
+            for server in servers:  # the process would not end if one were left
                 await server.stop(None)
         new.remove()
         assert list(folder.iterdir()) == []
@@ -86,8 +86,8 @@ def test_the_socket_of_whoever_took_the_place_stays(folder: Path) -> None:
     asyncio.run(session())
 
 
-def test_a_place_that_another_process_has_is_told(folder: Path) -> None:
-    with listen(registration.Place(str(folder)).path, socket.SOCK_STREAM) as server:
+def test_a_socket_that_another_process_serves_is_reported(folder: Path) -> None:
+    with listen(registration.RegistrationSocket(str(folder)).path, socket.SOCK_STREAM) as server:
         answer_once(server)
         with pytest.raises(StartError, match="another process"):
             ask(folder)
@@ -103,7 +103,7 @@ def test_a_refusal_is_handed_on_in_one_line(folder: Path, error: str) -> None:
     assert "reason" in refusal
 
 
-def test_a_folder_that_cannot_be_used_is_told(folder: Path) -> None:
+def test_a_folder_that_cannot_be_used_is_reported(folder: Path) -> None:
     (folder / "file").touch()
     with pytest.raises(StartError, match="--plugin-registration-path"):
         ask(folder / "file")

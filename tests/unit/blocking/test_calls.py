@@ -1,4 +1,4 @@
-"""Calls in processes of their own: their results and errors, their limits, and how many processes they have."""
+"""Tests calls in processes of their own: results, errors, limits, and the number of processes."""
 
 import asyncio
 import signal
@@ -30,7 +30,7 @@ def call(bounds: Bounds, limit: float, function: Callable[..., Any], *arguments:
 
 
 async def ended(caller: BoundedCall) -> None:
-    """What it has given up has ended, and is forgotten."""
+    """Wait until the process of the last call has ended."""
     assert await caller.call(SHARE, DEADLINE, process_jobs.same, 7) == 7
 
 
@@ -55,7 +55,7 @@ def test_an_error_without_a_number_is_one_too(bounds: Bounds) -> None:
 def test_one_that_ends_without_a_word_has_asked_nobody(bounds: Bounds) -> None:
     with pytest.raises(NotAsked) as caught:
         call(bounds, DEADLINE, process_jobs.dies)
-    assert caught.value.strerror == "the process that was to ask it has ended"
+    assert caught.value.strerror == "the process that should ask it has ended"
     assert call(bounds, DEADLINE, process_jobs.same, 7) == 7
 
 
@@ -80,7 +80,7 @@ def test_it_is_killed_at_its_limit(bounds: Bounds) -> None:
 
 
 def test_the_path_of_an_error_may_be_of_any_length(bounds: Bounds) -> None:
-    """A pod says how deep a directory of its file system lies."""
+    """A pod decides how long the paths in its file system are."""
     with pytest.raises(OSError) as caught:
         call(bounds, DEADLINE, process_jobs.fails_at, b"name/" * 2000)
     assert (caught.value.errno, caught.value.filename) == (ENOTCONN, None)
@@ -102,7 +102,7 @@ def test_each_has_a_process_of_its_own_and_there_are_few_at_once(bounds: Bounds)
 
 
 def test_many_healthy_programs_are_asked_in_bounded_time(bounds: Bounds) -> None:
-    """As `status` asks them: 10 s for a thousand are promised, 1.6 s were seen. This is a quarter of that, on a busy machine."""
+    """`status` asks them all. The documented bound is 10 s for a thousand, and 1.6 s were measured. This asks a quarter of that."""
     few = asyncio.Semaphore(limits.PROCESSES_FOR_USAGE)
 
     async def call(number: int) -> int:
@@ -118,7 +118,7 @@ def test_many_healthy_programs_are_asked_in_bounded_time(bounds: Bounds) -> None
 
 
 def test_those_that_never_answer_keep_nobody_waiting(bounds: Bounds) -> None:
-    """Each keeps its own process, and the limit of the others begins with their work."""
+    """Each occupies only its own process, and the limit of another call begins with its work."""
 
     async def main() -> None:
         callers = [BoundedCall(bounds.questions) for _ in range(limits.PROCESSES_FOR_USAGE // 2 - limits.PROCESSES_OF_A_POD)]
@@ -139,7 +139,7 @@ def test_those_that_never_answer_keep_nobody_waiting(bounds: Bounds) -> None:
 
 
 def test_one_pods_calls_share_a_few_processes(bounds: Bounds) -> None:
-    """However many volumes it has, whose programs never answer: each process costs memory."""
+    """A pod may have any number of volumes whose programs never answer, and each process takes memory."""
 
     async def main() -> None:
         callers = [BoundedCall(bounds.questions) for _ in range(limits.PROCESSES_OF_A_POD)]
@@ -154,13 +154,13 @@ def test_one_pods_calls_share_a_few_processes(bounds: Bounds) -> None:
         assert await waiting == 8
         for caller in callers:
             await ended(caller)
-        await nothing_taken(bounds.questions)
+        await all_have_ended(bounds.questions)
 
     run(main())
 
 
 def test_the_calls_of_all_pods_share_some_processes(bounds: Bounds, starter: Starter) -> None:
-    """A server that many pods use is gone, and all of their programs hang. Calls of another kind go on."""
+    """A server that many pods use may fail, and then all their programs hang. Calls of another kind go on."""
 
     async def main() -> None:
         bound = Bound(starter, 8)
@@ -179,14 +179,14 @@ def test_the_calls_of_all_pods_share_some_processes(bounds: Bounds, starter: Sta
         assert await asyncio.gather(*waiting) == [0, 1, 2]
         for caller in callers:
             await ended(caller)
-        await nothing_taken(bound)
+        await all_have_ended(bound)
         assert not bound._waiting
 
     run(main())
 
 
-def test_whoever_has_room_when_one_is_given_back_gets_one(starter: Starter) -> None:
-    """Two do where the pod that has none any more may have one of the second half."""
+def test_every_caller_that_has_room_when_a_process_ends_gets_one(starter: Starter) -> None:
+    """Two callers get one if the pod whose process ended has none left, and so may use the second half."""
 
     async def main() -> None:
         bound = Bound(starter, 8)
@@ -201,7 +201,7 @@ def test_whoever_has_room_when_one_is_given_back_gets_one(starter: Starter) -> N
 
 
 def test_the_second_half_of_them_is_for_pods_that_have_none(starter: Starter) -> None:
-    """A few pods cannot keep all."""
+    """A few pods cannot occupy all processes."""
 
     async def main() -> None:
         bound = Bound(starter, 2 * limits.PROCESSES_OF_A_POD)
@@ -220,21 +220,21 @@ def test_the_second_half_of_them_is_for_pods_that_have_none(starter: Starter) ->
     run(main())
 
 
-async def nothing_taken(bound: Bound) -> None:
-    """Wait until all processes have ended, and are given back."""
-    while bound._taken:
+async def all_have_ended(bound: Bound) -> None:
+    """Wait until all processes have ended, and their room is given back."""
+    while bound._used:
         await asyncio.sleep(0.001)
 
 
 async def all_work(bound: Bound) -> None:
-    """Wait until all who have been called have a process."""
+    """Wait until all processes that callers wait for have started."""
     await asyncio.sleep(0)
-    while bound._unmade:
+    while bound._starting:
         await asyncio.sleep(0.001)
 
 
 def test_where_no_process_comes_nobody_is_taken_for_silent(bounds: Bounds, starter: Starter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The node is out of memory, or the like. Nobody's turn is lost by that, and nobody blames the pod's other programs."""
+    """The node may be out of memory. Then no call loses its room, and no error blames the pod's other programs."""
     monkeypatch.setattr(limits, "PROCESS_WAIT", 1.0)
 
     async def main() -> None:
@@ -244,13 +244,13 @@ def test_where_no_process_comes_nobody_is_taken_for_silent(bounds: Bounds, start
             found = await asyncio.gather(*calls, return_exceptions=True)
         finally:
             signal.pidfd_send_signal(starter.pidfd, signal.SIGCONT)
-        assert not bounds.questions._taken
+        assert not bounds.questions._used
         for error in found:
             assert isinstance(error, NotAsked)
             assert not isinstance(error, TimeoutError)
             assert error.errno == EAGAIN
             assert error.strerror is not None
-            assert error.strerror.startswith("no process can be had for it")
+            assert error.strerror.startswith("no process could be started for it")
         assert await BoundedCall(bounds.questions).call(SHARE, DEADLINE, process_jobs.same, 7) == 7
 
     run(main())
@@ -278,7 +278,7 @@ def test_that_another_kind_has_no_process_is_not_why_this_one_has_none(bounds: B
 
 
 def test_who_has_waited_for_a_former_call_waits_for_the_share_no_longer_than_that(bounds: Bounds) -> None:
-    """Whoever asks how a volume is has an answer within twice the limit, and kubelet waits for that."""
+    """A call that examines a volume ends within twice the limit, as kubelet expects."""
 
     async def main() -> float:
         caller, others = BoundedCall(bounds.questions), [BoundedCall(bounds.questions) for _ in range(limits.PROCESSES_OF_A_POD)]
@@ -300,7 +300,7 @@ def test_who_has_waited_for_a_former_call_waits_for_the_share_no_longer_than_tha
 
 
 def test_a_caller_has_one_process_at_a_time(bounds: Bounds) -> None:
-    """Also one that was given up, as long as it has not ended."""
+    """A process that was given up counts until it has ended."""
 
     async def main() -> None:
         caller = BoundedCall(bounds.questions)

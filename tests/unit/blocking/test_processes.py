@@ -1,4 +1,4 @@
-"""Processes for work of the driver's: what they have of it, and how they end."""
+"""Tests the one-shot processes: what they share with the driver, and how they end."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ def test_it_is_no_child_of_the_driver(starter: Starter) -> None:
 
 
 def test_it_has_the_standard_streams_and_none_of_the_drivers_fds(starter: Starter) -> None:
-    """What another pod has queued in one of them would block it, and what it had would look open to others."""
+    """A copy of an fd would keep a connection open, and closing it could block because of what a pod has queued in it."""
     held = [os.open("/dev/null", os.O_RDWR) for _ in range(5)]
     high = os.dup2(held[0], 1500) if os.sysconf("SC_OPEN_MAX") > 1500 else held[0]
     try:
@@ -38,11 +38,11 @@ def test_it_has_the_standard_streams_and_none_of_the_drivers_fds(starter: Starte
         for fd in {*held, high}:
             os.close(fd)
     assert found[:3] == (0, 1, 2)
-    assert len(found) == 5  # one to tell the result by, and the listing's own
+    assert len(found) == 5  # the streams, the socket for the result, and the fd of the listing
 
 
 def test_nobody_has_a_copy_of_what_the_driver_opened_since(starter: Starter) -> None:
-    """Not even for the moment in which a process starts: the driver's own close is the last one."""
+    """Not even a process that is just starting has one, so the driver's own close is the last one."""
 
     async def main() -> None:
         reader, writer = os.pipe2(os.O_CLOEXEC)
@@ -74,7 +74,7 @@ def test_it_may_be_given_an_fd_and_does_not_keep_it(starter: Starter) -> None:
 
 
 def test_an_fd_that_it_is_given_goes_to_nobody_else(starter: Starter) -> None:
-    """The starter must never hold a pod's: it would be the last one to close it, and what blocks it stops all."""
+    """The starter must never hold an fd of a pod's: if it were the last to close it, it could block, and no process could start."""
 
     async def main() -> None:
         reader, writer = os.pipe()
@@ -118,14 +118,14 @@ def test_one_that_is_let_go_without_an_answer_is_killed(starter: Starter) -> Non
         with pytest.raises(NotAsked):
             await answer
         with await starter.process() as process:
-            pass  # it was not even asked
+            pass  # it was not asked anything
         await process.ended
 
     run(main())
 
 
 def test_the_answer_of_one_that_ends_at_once_is_read(starter: Starter) -> None:
-    """Its end can be noticed before its answer."""
+    """The event loop may see its end before its answer."""
 
     async def main() -> None:
         for number in range(20):
@@ -138,13 +138,13 @@ def test_the_answer_of_one_that_ends_at_once_is_read(starter: Starter) -> None:
 
 
 def test_one_that_answers_counts_until_it_has_ended(starter: Starter) -> None:
-    """Closing a copy of a mount may make it wait for the pod's FUSE program after its answer."""
+    """A process may wait for the pod's FUSE program after its answer, when it closes a copy of a mount."""
 
     async def main() -> None:
         process = await starter.process()
         assert await process.do(process_jobs.same, 7) == 7
         await process.ended
-        process.kill()  # which is no error
+        process.kill()  # this is not an error
 
     run(main())
 
@@ -162,7 +162,7 @@ def test_one_that_ended_before_it_was_asked_has_no_answer(starter: Starter) -> N
 
 
 def test_many_fds_are_no_obstacle(starter: Starter) -> None:
-    """select(2) knows 1024."""
+    """select(2) supports only 1024."""
     held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
     try:
         assert run(done_apart(starter, process_jobs.same, 7)) == 7
@@ -195,7 +195,7 @@ def test_the_spare_process_is_used_once_and_followed_by_another() -> None:
                 while spared._spare is None or not spared._spare.done():
                     await asyncio.sleep(0.001)
                 process = spared._spare.result()
-                signal.pidfd_send_signal(spared.pidfd, signal.SIGSTOP)  # nobody makes one now
+                signal.pidfd_send_signal(spared.pidfd, signal.SIGSTOP)  # it cannot fork a process now
                 used = await spared.process()
                 signal.pidfd_send_signal(spared.pidfd, signal.SIGCONT)
                 assert used is process
@@ -212,7 +212,7 @@ def test_a_spare_process_that_has_ended_is_not_used() -> None:
         spared = Starter()
         spared.keep_spare()
         try:
-            assert await done_apart(spared, process_jobs.same, 7) == 7  # there is none yet
+            assert await done_apart(spared, process_jobs.same, 7) == 7  # there is no spare process yet
             while spared._spare is None or not spared._spare.done():
                 await asyncio.sleep(0.001)
             spared._spare.result().kill()
@@ -225,7 +225,7 @@ def test_a_spare_process_that_has_ended_is_not_used() -> None:
 
 
 async def end(spared: Starter) -> None:
-    """End a starter of a test's own, with its spare process."""
+    """End a starter that a test has made, and its spare process."""
     while spared._spare is None or not spared._spare.done():
         await asyncio.sleep(0.001)
     pid = pid_of(spared)
@@ -249,7 +249,7 @@ def test_one_whose_starter_is_stopped_is_waited_for_without_blocking(starter: St
 
 
 def script(*lines: str) -> list[str]:
-    """A driver's process, with `lines` in a coroutine of it."""
+    """Return the command of a process that forks a starter, as the driver does, and runs `lines` in a coroutine."""
     start = f"import asyncio, os, signal, sys, time; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests/unit')!r}]"
     imports = "from driver.blocking.processes import Starter; from with_processes import done_apart"
     body = ["async def main():", *(f"    {line}" for line in lines), "asyncio.run(main())"]
@@ -275,7 +275,7 @@ def test_the_traceback_of_a_mistake_may_be_of_any_length(starter: Starter, caplo
 
 
 def test_it_does_not_outlive_the_driver() -> None:
-    """Killed with SIGKILL, the driver can end nothing itself."""
+    """A driver that is killed with SIGKILL cannot end its processes itself."""
     reader, writer = os.pipe()
     lines = [
         "process = await starter.process()",
@@ -287,31 +287,31 @@ def test_it_does_not_outlive_the_driver() -> None:
         os.close(writer)
         assert os.read(reader, 100)
         driver.send_signal(signal.SIGKILL)
-    assert os.read(reader, 100) == b""  # nobody has the other end any more
+    assert os.read(reader, 100) == b""  # all copies of the other end are closed
     os.close(reader)
 
 
-def test_the_end_of_its_starter_is_told() -> None:
-    """Without it no death is noticed."""
+def test_the_end_of_the_starter_is_noticed() -> None:
+    """Without a starter the driver cannot notice a program's death."""
     lines = [
         "import select",
         "with open(f'/proc/self/task/{os.getpid()}/children') as file: [os.kill(int(pid), signal.SIGKILL) for pid in file.read().split()]",
         "select.select([starter.pidfd], [], [], 20)",
         "try: await done_apart(starter, process_jobs.same, 7)",
-        "except OSError: print('told')",
+        "except OSError: print('noticed')",
     ]
     done = subprocess.run(script(*lines), stdout=subprocess.PIPE, timeout=DEADLINE)
-    assert (done.returncode, done.stdout) == (0, b"told\n")
+    assert (done.returncode, done.stdout) == (0, b"noticed\n")
 
 
 def test_a_mistake_that_ends_its_starter_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("driver.blocking.starter.START", None)  # what the new one takes len() of
+    monkeypatch.setattr("driver.blocking.starter.START", None)  # the new starter fails when it takes the length of this
     broken = Starter()
     pid = pid_of(broken)
     assert select.select([broken.pidfd], [], [], DEADLINE)[0]
-    broken.report_mistake()
+    broken.report_end()
     assert "TypeError" in caplog.text
-    broken.report_mistake()  # nothing more
+    broken.report_end()  # it reports only once
     os.close(broken.pidfd)
     broken._requests.close()
     os.waitpid(pid, 0)
@@ -319,10 +319,10 @@ def test_a_mistake_that_ends_its_starter_is_logged(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("free", [0, 1, 2])
 def test_where_no_fd_is_left_none_is_made(free: int) -> None:
-    """None for the socket pair, or one end of it; or for both, and none for the pidfd when it comes."""
+    """There is no fd for the socket pair, only one for it, or no third one for the pidfd that arrives later."""
     lines = [
         "import resource",
-        # So that nothing but the call in question needs one.
+        # After this only the call in question needs new fds.
         "with await starter.process() as process: assert await process.do(process_jobs.same, 7) == 7",
         "await process.ended",
         "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))",

@@ -17,13 +17,13 @@ from driver.blocking.threads import Threads
 
 DEADLINE = 20.0
 
-# An exception that leaves a thread is one too.
+# pytest's warning about an exception that leaves a thread is an error, too.
 pytestmark = pytest.mark.filterwarnings("error")
 
 
 @pytest.fixture
 def release() -> Iterator[threading.Event]:
-    """What work hangs on, until the test's end at the latest. No thread is left then."""
+    """Return an event for which work waits. It is set at the end of the test, so that no thread is left."""
     before = _thread._count()
     event = threading.Event()
     yield event
@@ -50,7 +50,7 @@ def run(work: Callable[[], object], limit: float = DEADLINE) -> object:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop run until something holds."""
+    """Let the event loop run until a condition is true."""
     deadline = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < deadline
@@ -86,15 +86,15 @@ def test_work_that_hangs_is_left_alone_after_its_limit(release: threading.Event)
 
 def test_a_late_result_goes_nowhere(release: threading.Event) -> None:
     async def main() -> list[dict[str, object]]:
-        told: list[dict[str, object]] = []
-        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+        exceptions: list[dict[str, object]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: exceptions.append(context))
         threads = Threads(1)
         with pytest.raises(TimeoutError):
             await threads.run(0.05, hangs(release))
         release.set()
-        # There is one thread: it has come back when this runs.
+        # There is only one thread, so the former work has ended when this runs.
         assert await threads.run(DEADLINE, lambda: 7) == 7
-        return told
+        return exceptions
 
     assert asyncio.run(main()) == []
 
@@ -102,7 +102,7 @@ def test_a_late_result_goes_nowhere(release: threading.Event) -> None:
 def test_a_result_after_the_loops_end_is_no_error(release: threading.Event) -> None:
     with pytest.raises(TimeoutError):
         run(hangs(release), 0.05)
-    # The thread goes on without a loop, and ends in the fixture.
+    # The thread goes on without an event loop, and ends when the fixture sets the event.
     release.set()
 
 
@@ -123,7 +123,7 @@ def test_no_more_than_the_threads_that_there_are_run_at_once(release: threading.
         for _ in range(20):
             await asyncio.sleep(0.001)
         assert len(begun) == 3
-        # They come back, and the others go on.
+        # When these end, the waiting ones begin.
         release.set()
         assert await asyncio.gather(*tasks) == ["late"] * 10
         assert sorted(begun) == list(range(10))
@@ -147,7 +147,7 @@ def test_the_wait_for_a_thread_counts(release: threading.Event) -> None:
 
 
 def test_nothing_is_kept_of_those_who_waited_for_a_thread_and_gave_up(release: threading.Event) -> None:
-    """kubelet calls again and again where a volume cannot be unmounted."""
+    """kubelet calls again and again if a volume cannot be unmounted."""
 
     async def main() -> None:
         threads = Threads(1)
@@ -163,7 +163,7 @@ def test_nothing_is_kept_of_those_who_waited_for_a_thread_and_gave_up(release: t
     asyncio.run(main())
 
 
-def test_whoever_makes_its_own_threads_hang_takes_nobody_elses(release: threading.Event) -> None:
+def test_threads_that_hang_are_only_those_of_their_own_object(release: threading.Event) -> None:
     async def main() -> None:
         with pytest.raises(TimeoutError):
             await Threads(1).run(0.02, hangs(release))
@@ -242,7 +242,7 @@ def test_it_is_tried_again_where_no_thread_can_be_made(monkeypatch: pytest.Monke
     assert fails == 0
 
 
-def test_what_is_to_be_finished_is_finished_although_whoever_waits_gives_up(release: threading.Event) -> None:
+def test_what_must_be_finished_is_finished_although_its_caller_gives_up(release: threading.Event) -> None:
     finished = threading.Event()
 
     async def main() -> None:
@@ -259,8 +259,8 @@ def test_what_is_to_be_finished_is_finished_although_whoever_waits_gives_up(rele
     asyncio.run(main())
 
 
-def test_what_is_to_be_finished_waits_for_a_thread_and_is_held_until_then(release: threading.Event) -> None:
-    """A socket that is garbage is closed wherever that is noticed, and that may be the event loop."""
+def test_what_must_be_finished_waits_for_a_thread_and_is_held_until_then(release: threading.Event) -> None:
+    """The garbage collector would close a dropped socket in whichever thread it runs, which may be the event loop's."""
     done_in: list[threading.Thread] = []
 
     class Held:
@@ -285,7 +285,7 @@ def test_what_is_to_be_finished_waits_for_a_thread_and_is_held_until_then(releas
     asyncio.run(main())
 
 
-def test_what_fails_when_it_is_finished_is_told(release: threading.Event) -> None:
+def test_the_exception_of_what_must_be_finished_is_in_the_future(release: threading.Event) -> None:
     def fails() -> None:
         raise OSError(5, "x")
 
@@ -300,7 +300,7 @@ def test_what_fails_when_it_is_finished_is_told(release: threading.Event) -> Non
 
 
 def test_closing_a_lingering_socket_ends_when_it_is_nudged() -> None:
-    """Whoever closes the last copy of it waits for its other end, who may never read, for as long as its owner said."""
+    """The close of its last copy waits until the peer has read everything, for as long as the owner has set (SO_LINGER)."""
     listener = socket.create_server(("127.0.0.1", 0))
     lingering = socket.create_connection(listener.getsockname())
     other, _ = listener.accept()

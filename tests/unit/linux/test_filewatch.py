@@ -31,7 +31,7 @@ def test_the_last_close_calls_back(node: Path) -> None:
         other = os.dup(fd)
         watch.on_last_close(str(node), closed.set)
         os.close(fd)
-        # Reading only is not what a FUSE program does.
+        # Closing an fd that was opened for reading does not count. FUSE programs open their device for writing.
         os.close(os.open(node, os.O_RDONLY))
         for _ in range(10):
             await asyncio.sleep(0)
@@ -45,17 +45,17 @@ def test_the_last_close_calls_back(node: Path) -> None:
 
 def test_a_file_that_is_removed_or_replaced_calls_back(tmp_path: Path, node: Path) -> None:
     async def main() -> None:
-        told: asyncio.Queue[str] = asyncio.Queue()
+        called: asyncio.Queue[str] = asyncio.Queue()
         watch = FileWatch(syscalls.inotify_init())
         (tmp_path / "replaced").touch()
         (tmp_path / "new").touch()
-        watch.on_unlink(str(node), lambda: told.put_nowait("removed"))
-        watch.on_unlink(str(tmp_path / "replaced"), lambda: told.put_nowait("replaced"))
+        watch.on_unlink(str(node), lambda: called.put_nowait("removed"))
+        watch.on_unlink(str(tmp_path / "replaced"), lambda: called.put_nowait("replaced"))
         os.close(os.open(node, os.O_WRONLY))
         node.unlink()
-        assert await told.get() == "removed"
+        assert await called.get() == "removed"
         (tmp_path / "new").rename(tmp_path / "replaced")
-        assert await told.get() == "replaced"
+        assert await called.get() == "replaced"
         watch.close()
 
     run(main())
@@ -63,14 +63,14 @@ def test_a_file_that_is_removed_or_replaced_calls_back(tmp_path: Path, node: Pat
 
 def test_each_watch_has_its_own_callback(tmp_path: Path) -> None:
     async def main() -> None:
-        told: asyncio.Queue[str] = asyncio.Queue()
+        called: asyncio.Queue[str] = asyncio.Queue()
         watch = FileWatch(syscalls.inotify_init())
         for name in ("a", "b"):
             (tmp_path / name).touch()
-            watch.on_last_close(str(tmp_path / name), lambda name=name: told.put_nowait(name))  # type: ignore[misc]
+            watch.on_last_close(str(tmp_path / name), lambda name=name: called.put_nowait(name))  # type: ignore[misc]
         for name in ("b", "a", "a"):
             os.close(os.open(tmp_path / name, os.O_WRONLY))
-            assert await told.get() == name
+            assert await called.get() == name
         watch.close()
 
     run(main())
@@ -79,16 +79,16 @@ def test_each_watch_has_its_own_callback(tmp_path: Path) -> None:
 def test_a_watch_that_is_removed_calls_nobody(tmp_path: Path, node: Path) -> None:
     async def main() -> None:
         (tmp_path / "other").touch()
-        told: asyncio.Queue[str] = asyncio.Queue()
+        called: asyncio.Queue[str] = asyncio.Queue()
         watch = FileWatch(syscalls.inotify_init())
-        number = watch.on_last_close(str(node), lambda: told.put_nowait("removed"))
-        watch.on_last_close(str(tmp_path / "other"), lambda: told.put_nowait("other"))
+        number = watch.on_last_close(str(node), lambda: called.put_nowait("removed"))
+        watch.on_last_close(str(tmp_path / "other"), lambda: called.put_nowait("other"))
         watch.remove(number)
         watch.remove(number)
         os.close(os.open(node, os.O_WRONLY))
         os.close(os.open(tmp_path / "other", os.O_WRONLY))
-        assert await told.get() == "other"
-        assert told.empty()
+        assert await called.get() == "other"
+        assert called.empty()
         watch.close()
 
     run(main())
@@ -106,7 +106,7 @@ def test_a_node_that_is_gone_is_removed_without_an_error(node: Path) -> None:
 
 
 def test_the_callback_of_a_file_that_is_gone_is_kept_no_longer(node: Path) -> None:
-    """As with a device node of a former driver, which is removed when its program has closed it."""
+    """A device of a former driver is removed when its program has closed it."""
 
     async def main() -> None:
         closed = asyncio.Event()
@@ -136,21 +136,21 @@ def test_what_is_missing_cannot_be_watched(tmp_path: Path) -> None:
     run(main())
 
 
-def test_a_close_that_was_told_before_the_watch_was_removed_calls_nobody(tmp_path: Path, node: Path) -> None:
+def test_a_close_that_happened_before_the_watch_was_removed_calls_nobody(tmp_path: Path, node: Path) -> None:
     async def main() -> None:
         failures: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
         (tmp_path / "other").touch()
-        told: asyncio.Queue[str] = asyncio.Queue()
+        called: asyncio.Queue[str] = asyncio.Queue()
         watch = FileWatch(syscalls.inotify_init())
-        number = watch.on_last_close(str(node), lambda: told.put_nowait("removed"))
-        watch.on_last_close(str(tmp_path / "other"), lambda: told.put_nowait("other"))
+        number = watch.on_last_close(str(node), lambda: called.put_nowait("removed"))
+        watch.on_last_close(str(tmp_path / "other"), lambda: called.put_nowait("other"))
         os.close(os.open(node, os.O_WRONLY))
         os.close(os.open(tmp_path / "other", os.O_WRONLY))
-        # The loop has not read of either yet.
+        # The event loop has read neither event yet.
         watch.remove(number)
-        assert await told.get() == "other"
-        assert told.empty()
+        assert await called.get() == "other"
+        assert called.empty()
         assert failures == []
         watch.close()
 
@@ -159,23 +159,23 @@ def test_a_close_that_was_told_before_the_watch_was_removed_calls_nobody(tmp_pat
 
 def test_where_the_kernel_lost_some_everybody_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        told: set[str] = set()
+        called: set[str] = set()
         watch = FileWatch(syscalls.inotify_init())
         for name in ("a", "b"):
             (tmp_path / name).touch()
-            watch.on_last_close(str(tmp_path / name), lambda name=name: told.add(name))  # type: ignore[misc]
+            watch.on_last_close(str(tmp_path / name), lambda name=name: called.add(name))  # type: ignore[misc]
         event = struct.pack("iIII", -1, syscalls.IN_Q_OVERFLOW, 0, 0)
         with monkeypatch.context() as overflow:
             overflow.setattr(filewatch.os, "read", lambda fd, size: event)
             watch._read()
-        assert told == {"a", "b"}
+        assert called == {"a", "b"}
         watch.close()
 
     run(main())
 
 
 def test_a_callback_that_fails_costs_no_other_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The event loop's exception handler is told, which in the driver reports a mistake of its own."""
+    """The exception goes to the event loop's exception handler, which in the driver reports an internal error."""
 
     async def main() -> None:
         def fails() -> None:

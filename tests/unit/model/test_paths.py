@@ -59,7 +59,7 @@ def test_a_target_that_is_not_one_of_kubelets_is_refused_with_what_was_expected(
     assert "\0" not in str(caught.value)
 
 
-def test_of_a_target_with_a_nul_it_is_the_nul_that_is_told() -> None:
+def test_a_nul_in_a_target_path_is_what_is_reported() -> None:
     with pytest.raises(BadPath, match="holds a NUL"):
         paths.of_pod(TARGET + "\0", "fuse-fd-passing", PODS)
 
@@ -91,7 +91,7 @@ def test_a_socket_may_have_any_other_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["dev-fuse", "fuse.sock.v1", ".v1", ".mfcp-bind", ".hidden"])
 def test_names_that_the_driver_keeps_for_itself_are_refused(name: str) -> None:
-    # Two sockets, the file and what is renamed lie in one folder.
+    # The folder holds two sockets, dev-fuse, and the name under which sockets are bound before they are renamed.
     with pytest.raises(BadPath, match="choose another"):
         paths.check_socket_name(name)
 

@@ -30,7 +30,7 @@ def kernel(asked: str = "", volume: VolumePolicy = PLAIN, uid: int = 1000, gid: 
 
 
 def flags(asked: str, read_only: bool = False, mount_flags: tuple[str, ...] = (), attribute: str = "") -> set[str]:
-    """Which of MS the mount gets."""
+    """Return which flags of MS the mount gets."""
     found = kernel(asked, policy.of_volume(read_only, list(mount_flags), attribute)).flags
     assert found & NO_SUID_DEV == NO_SUID_DEV
     return {name for name, bit in MS.items() if found & bit}
@@ -89,7 +89,7 @@ def test_user_and_group_are_the_connections_and_not_the_options() -> None:
 def test_source_and_type_are_what_fusermount3_makes_of_them(asked: str, source: bytes, fstype: bytes) -> None:
     mount = kernel(asked)
     assert (mount.source, mount.fstype) == (source, fstype)
-    # A comma in a name begins no option.
+    # A comma in a name does not begin another option.
     assert mount.data == kernel().data
 
 
@@ -137,7 +137,7 @@ NO_NUMBERS = [
 @pytest.mark.parametrize("value", NO_NUMBERS)
 @pytest.mark.parametrize("name", ["max_read", "blksize"])
 def test_what_is_no_number_is_refused(name: str, value: str) -> None:
-    # The last one counts, and yet each has to be one.
+    # Only the last value is used, but each has to be a number.
     for asked in (f"{name}={value}", f"{name}={value},{name}=1", f"{name}=1,{name}={value}"):
         with pytest.raises(Refused):
             kernel(asked)
@@ -167,7 +167,7 @@ def test_what_fusermount3_refuses_is_refused_again(asked: str) -> None:
         (False, (), "rw", "ro", set()),
         (False, (), "", "ro", {"ro"}),
         (False, (), "", "", set()),
-        # What the volume does not speak of is the program's.
+        # The program decides about options that the volume does not set.
         (True, ("noexec",), "sync", "noatime", {"ro", "noexec", "sync", "noatime"}),
         (False, ("noexec",), "", "exec", {"noexec"}),
         (False, ("exec",), "noexec", "noexec", set()),
@@ -196,7 +196,7 @@ def test_the_attribute_takes_the_prefix_and_spaces() -> None:
 
 @pytest.mark.parametrize("text", ["ro,noexec\n", "ro,\n  noexec\n", "ro\r\n,noexec\r\n", "\tro,noexec,\n"])
 def test_white_space_around_options_means_nothing(text: str) -> None:
-    """As YAML's block scalars bring it: an option that was not known for it would leave the volume without."""
+    """Block scalars of YAML have newlines. An option with a newline in it would be unknown, and would be ignored."""
     for volume in (policy.of_volume(False, [], text), policy.of_volume(False, [text], "")):
         assert volume.options.flags == {"ro": True, "noexec": True}
         assert volume.warnings == ()
@@ -227,7 +227,7 @@ def test_the_last_of_two_options_of_the_volume_that_contradict_wins(said: str, e
         ("\u65e5\u672c", "unknown option"),
         ("blkdev", "privileged"),
         ("suid", "unsafe"),
-        # These would make every mount fail.
+        # These options would make every mount fail.
         ("max_read=x", "Invalid argument"),
         ("max_read=", "Invalid argument"),
         ("fsname=", "Invalid argument"),

@@ -90,9 +90,9 @@ def test_what_a_pod_writes_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("character", ["x", "\n", "\udcff", "\U000e0001"])
 def test_what_is_escaped_is_cut_too(character: str) -> None:
-    told = logs.shown(character * 70000)
-    assert told.endswith("...")
-    assert 500 <= len(told) < 510
+    printable = logs.shown(character * 70000)
+    assert printable.endswith("...")
+    assert 500 <= len(printable) < 510
     assert logs.shown(character * 50).endswith(character.encode("unicode_escape", "surrogatepass").decode()[-1])
 
 
@@ -106,17 +106,17 @@ def test_refusals_are_warnings_of_which_only_some_are_logged(capsys: pytest.Capt
     lines = capsys.readouterr().err.splitlines()
     assert 0 < len(lines) <= 100
     assert all(line.endswith(" WARNING pod=default/pod-1 volume=csi-1: bad request") for line in lines)
-    # Another volume's are its own, and so are other lines.
+    # Lines of another volume, and lines of another kind, have limits of their own.
     VolumeLog("default/pod-2", "csi-2").refusal("bad request")
     log.warning("something else")
     assert capsys.readouterr().err.count("\n") == 2
-    # What was left out is told when it goes on, so that nobody takes it for silence.
+    # The number of lines that were left out is logged before the next line.
     now += 3600
     log.refusal("bad request")
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 2
-    assert str(1000 - len(lines)) in told[0]
-    assert told[1].endswith("bad request")
+    later = capsys.readouterr().err.splitlines()
+    assert len(later) == 2
+    assert str(1000 - len(lines)) in later[0]
+    assert later[1].endswith("bad request")
 
 
 def test_a_line_that_is_about_no_volume_names_none(capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,7 +165,7 @@ except ValueError:
 
 @pytest.mark.parametrize("form", list(logs.FORMATS))
 def test_what_python_itself_has_to_say_takes_the_same_way(form: str) -> None:
-    # In a process without pytest's own handlers.
+    # pytest has handlers of its own in this process, so another one is used.
     code = FAILING.format(form=form)
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     if form == "json":

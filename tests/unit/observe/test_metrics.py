@@ -1,4 +1,4 @@
-"""What is counted, as Prometheus reads it. The instruments are global, so each test has a process' worth of its own."""
+"""Tests the metrics as Prometheus reads them. The instruments are global, so each test begins with new ones."""
 
 import re
 import subprocess
@@ -25,7 +25,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def values() -> dict[str, float]:
-    """Every series and its value, in the form of the text format."""
+    """Return every series in its text form, with its value."""
     found = {}
     for line in metrics.text().decode().splitlines():
         if not line.startswith("#"):

@@ -1,4 +1,4 @@
-"""The HTTP server on real sockets."""
+"""Tests the HTTP server on real sockets."""
 
 import asyncio
 import socket
@@ -65,26 +65,26 @@ def test_an_address_is_host_and_port(address: str, expected: tuple[str, int]) ->
         "host:1?x",
     ],
 )
-def test_an_address_that_is_none_is_told(address: str) -> None:
+def test_an_invalid_address_is_reported(address: str) -> None:
     with pytest.raises(BadAddress) as caught:
         metricspage.parse(address)
     assert repr(address) in str(caught.value)
     assert str(caught.value).isprintable()
 
 
-def test_an_ipv6_address_without_brackets_is_told_how_to_write_it() -> None:
+def test_the_error_for_an_ipv6_address_without_brackets_says_how_to_write_it() -> None:
     with pytest.raises(BadAddress, match=r"\[fd00::5\]:9100"):
         metricspage.parse("fd00::5:9100")
 
 
 @pytest.mark.parametrize("address", ["a b:1", "a\0b:1", "no-such-host.invalid:1", "x" * 300 + ":1", "..:1", "192.0.2.1:9100"])
-def test_a_host_that_is_not_this_one_is_told(address: str) -> None:
+def test_a_host_that_is_not_this_one_is_reported(address: str) -> None:
     with pytest.raises(BadAddress) as caught:
         metricspage.listen(address)
     assert str(caught.value).isprintable()
 
 
-def test_a_port_that_somebody_has_is_told() -> None:
+def test_a_port_that_is_in_use_is_reported() -> None:
     with metricspage.listen("127.0.0.1:0") as first:
         port = first.getsockname()[1]
         with nothing_leaked(), pytest.raises(BadAddress, match="in use"):
@@ -124,7 +124,7 @@ class Listened(Exception):
     ],
 )
 def test_an_ipv6_address_is_listened_at_as_one(address: str, expected: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the machine has none."""
+    """This holds on a machine without IPv6, too."""
 
     def create_server(where: object, **options: object) -> None:
         raise Listened(where, options["family"])
@@ -146,10 +146,10 @@ def test_a_name_whose_first_address_this_machine_does_not_have(monkeypatch: pyte
 
 @asynccontextmanager
 async def serving(address: str = "127.0.0.1:0") -> AsyncIterator[socket.socket]:
-    """A server until the block's end; nothing of it is left then."""
+    """Run a server until the end of the block, and check that it leaves nothing behind."""
     with nothing_leaked():
         listener = metricspage.listen(address)
-        scrapes = metricspage.Scrapes()
+        scrapes = metricspage.MetricsServer()
         await scrapes.start(listener)
         try:
             yield listener
@@ -169,7 +169,7 @@ async def in_thread(work: Callable[[], T]) -> T:
 
 
 async def exchange(client: socket.socket, request: bytes) -> bytes:
-    """What is answered until the connection's end; nothing where it is reset."""
+    """Return what the server sends until it closes the connection; nothing if it resets it."""
 
     def work() -> bytes:
         answer = b""
@@ -230,21 +230,21 @@ def test_a_head_that_is_too_long_ends_the_connection_at_once(monkeypatch: pytest
     assert run(b"GET /metrics HTTP/1.1\r\nX: " + b"x" * 4 * limits.SCRAPE_REQUEST_MAX) == b""
 
 
-def told_nothing(loop: asyncio.AbstractEventLoop) -> list[dict[str, Any]]:
-    """What goes to the loop's exception handler."""
-    told: list[dict[str, Any]] = []
-    loop.set_exception_handler(lambda _, context: told.append(context))
-    return told
+def exceptions_of(loop: asyncio.AbstractEventLoop) -> list[dict[str, Any]]:
+    """Return a list to which the exceptions are added that nobody handles in the event loop."""
+    exceptions: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: exceptions.append(context))
+    return exceptions
 
 
 def test_clients_that_say_nothing_or_read_nothing_are_cut_off_and_the_next_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SCRAPE_WAIT", 0.2)
-    # More than the socket's buffers hold.
+    # The page is larger than the socket's buffers.
     monkeypatch.setattr(metrics, "text", lambda: b"x" * 30_000_000)
 
     async def main() -> None:
         async with serving() as listener:
-            told = told_nothing(asyncio.get_running_loop())
+            exceptions = exceptions_of(asyncio.get_running_loop())
             silent, half, greedy = (connect(listener) for _ in range(3))
             half.send(b"GET /metr")
             greedy.send(b"GET /metrics HTTP/1.1\r\n\r\n")
@@ -267,7 +267,7 @@ def test_clients_that_say_nothing_or_read_nothing_are_cut_off_and_the_next_is_se
             monkeypatch.setattr(metrics, "text", lambda: b"page")
             with connect(listener) as client:
                 assert (await exchange(client, b"GET /metrics HTTP/1.1\r\n\r\n")).endswith(b"page")
-            assert told == []
+            assert exceptions == []
 
     asyncio.run(main())
 
@@ -281,19 +281,19 @@ def test_a_page_that_no_buffer_holds_comes_whole(monkeypatch: pytest.MonkeyPatch
 def test_no_more_than_a_few_are_served_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with asyncio.timeout(DEADLINE), serving() as listener:
-            told = told_nothing(asyncio.get_running_loop())
+            exceptions = exceptions_of(asyncio.get_running_loop())
             many = [connect(listener) for _ in range(limits.SCRAPES_AT_ONCE)]
-            # One more is closed at once.
+            # The next connection is closed at once.
             with connect(listener) as client:
                 assert await exchange(client, b"GET /metrics HTTP/1.1\r\n\r\n") == b""
-            # As soon as one ends there is room again.
+            # When one connection ends, the next one is served.
             for client in many:
                 client.close()
             while True:
                 with connect(listener) as client:
                     if await exchange(client, b"GET /metrics HTTP/1.1\r\n\r\n"):
                         break
-            assert told == []
+            assert exceptions == []
 
     asyncio.run(main())
 

@@ -1,4 +1,4 @@
-"""The server on real sockets, with a handler that stands in for a volume."""
+"""Tests the server on real sockets, with a handler that stands in for a volume."""
 
 import array
 import asyncio
@@ -34,7 +34,7 @@ from driver.model.policy import Refused
 from driver.observe import metrics
 from driver.observe.logs import log
 from driver.pods import server
-from driver.pods.server import Brings
+from driver.pods.server import Content
 from fusermount3_proxy.wire import protocol
 from fusermount3_proxy.wire.protocol import MountRequest, UnmountRequest
 
@@ -63,7 +63,7 @@ def test_an_unmount_is_answered(folder: Path) -> None:
     run(main())
 
 
-def test_the_original_socket_mounts_for_whoever_connects(folder: Path) -> None:
+def test_the_original_socket_mounts_for_every_client_that_connects(folder: Path) -> None:
     async def main() -> None:
         async with serving(folder) as served:
             with served.connect("") as client:
@@ -77,7 +77,7 @@ def test_the_original_socket_mounts_for_whoever_connects(folder: Path) -> None:
 
 
 def test_where_there_is_no_epoll_watch_it_listens_when_there_is_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pods that run as root share the limit with the driver."""
+    """Pods that run as root share the limit of epoll watches with the driver."""
 
     async def main() -> None:
         async with serving(folder) as served:
@@ -100,7 +100,7 @@ def test_where_there_is_no_epoll_watch_it_listens_when_there_is_one(folder: Path
 
 
 class Noted(socket.socket):
-    """A listening socket that notes in which order the driver accepts."""
+    """Records the order in which the driver accepts connections."""
 
     accepted: ClassVar[list[int]] = []
 
@@ -120,7 +120,7 @@ def test_a_flooded_volume_takes_turns_with_another(folder: Path) -> None:
             with other.connect() as client:
                 send(client, UNMOUNT)
                 assert await answer(client) == ({}, [])
-            # Each turn of the event loop accepts one connection of each.
+            # Each turn of the event loop accepts one connection at each socket.
             assert Noted.accepted.index(other.sockets.v1.fileno()) <= 1
             for client in clients:
                 client.close()
@@ -162,25 +162,25 @@ FD = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0]).tobytes())]
 
 
 @pytest.mark.parametrize(
-    ("packet", "with_it", "brings"),
+    ("packet", "with_it", "content"),
     [
-        (b"x", [], Brings.DATA),
-        (b"x" * (protocol.PACKET_MAX + 1), [], Brings.DATA),
-        (b"x", FD, Brings.FDS),
-        (b"", FD, Brings.FDS),
-        (b"", [], Brings.NOTHING),
+        (b"x", [], Content.DATA),
+        (b"x" * (protocol.PACKET_MAX + 1), [], Content.DATA),
+        (b"x", FD, Content.FDS),
+        (b"", FD, Content.FDS),
+        (b"", [], Content.NOTHING),
     ],
 )
-def test_what_a_packet_brings_is_known_before_it_is_received(packet: bytes, with_it: list[tuple[int, int, bytes]], brings: Brings) -> None:
+def test_what_a_packet_holds_is_known_before_it_is_received(packet: bytes, with_it: list[tuple[int, int, bytes]], content: Content) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         ours.setblocking(False)
-        assert server._next_brings(ours) is None
+        assert server._peek(ours) is None
         theirs.sendmsg([packet], with_it)
-        assert [server._next_brings(ours) for _ in range(2)] == [brings, brings]
+        assert [server._peek(ours) for _ in range(2)] == [content, content]
         ours.recv(1)
         theirs.close()
-        assert server._next_brings(ours) is Brings.NOTHING
+        assert server._peek(ours) is Content.NOTHING
 
 
 # ---- refusals
@@ -192,7 +192,7 @@ def test_a_refusal_is_answered_with_text_and_errno(folder: Path, packet: bytes) 
         async with serving(folder) as served:
             served.handler.outcome = Refused("mount failed: Device or resource busy", EBUSY)
             assert await served.ask(packet) == ({"error": "mount failed: Device or resource busy", "errno": EBUSY}, [])
-            # The volume stays usable.
+            # The volume still serves the next client.
             served.handler.outcome = None
             assert (await served.ask(UNMOUNT))[0] == {}
 
@@ -210,14 +210,14 @@ def test_a_refusal_on_the_original_socket_is_a_close_without_a_byte(folder: Path
 
 
 def test_a_refusal_of_any_length_is_an_answer(folder: Path) -> None:
-    # Its text holds what the pod sent, and grows in JSON.
+    # The text includes what the pod sent, and escaping makes it longer.
     async def main() -> None:
         async with serving(folder) as served:
             served.handler.outcome = Refused(f"unknown option '{chr(233) * 60000}'")
             with served.connect() as client:
                 send(client, MOUNT)
                 packet, _ = await in_thread(lambda: receive(client))
-            # decode_reply() refuses a packet that is longer than one may be.
+            # decode_reply() refuses a packet that is too long.
             assert (protocol.decode_reply(packet).error or "").startswith("unknown option '\u00e9\u00e9")
 
     run(main())
@@ -235,7 +235,7 @@ def test_an_oserror_of_the_driver_is_answered(folder: Path) -> None:
 
 @pytest.fixture
 def internal_errors(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
-    """Counts the mistakes of the driver that were reported; each is also in caplog's text, with its traceback."""
+    """Return a function that returns how many internal errors were reported. caplog has their tracebacks."""
     monkeypatch.setattr(log, "propagate", True)
     monkeypatch.setattr(metrics, "_instruments", None)
     metrics.start(dict, lambda: 0)
@@ -249,7 +249,7 @@ def internal_errors(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFi
 
 @pytest.mark.parametrize("suffix", ["", ".v1"])
 @pytest.mark.parametrize("mistake", [ZeroDivisionError("a mistake"), KeyError("a mistake"), TypeError("a mistake")])
-def test_a_mistake_of_the_driver_is_reported_as_its_own_and_costs_one_connection(
+def test_an_internal_error_is_reported_and_costs_one_connection(
     folder: Path, suffix: str, mistake: Exception, internal_errors: Callable[[], int], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -258,7 +258,7 @@ def test_a_mistake_of_the_driver_is_reported_as_its_own_and_costs_one_connection
             with served.connect(suffix) as client:
                 if suffix:
                     send(client, MOUNT)
-                    text = "the driver failed by a mistake of its own; its log has the details"
+                    text = "the driver failed with an internal error; its log has the details"
                     assert await answer(client) == ({"error": text, "errno": EIO}, [])
                 assert await is_closed(client)
             served.handler.outcome = None
@@ -272,7 +272,7 @@ def test_a_mistake_of_the_driver_is_reported_as_its_own_and_costs_one_connection
     assert "in _work" in caplog.text  # the traceback
 
 
-def test_a_client_that_is_gone_is_no_mistake_of_the_driver(folder: Path, internal_errors: Callable[[], int]) -> None:
+def test_a_client_that_is_gone_is_no_internal_error(folder: Path, internal_errors: Callable[[], int]) -> None:
     async def main() -> None:
         async with serving(folder) as served:
             served.handler.go_on.clear()
@@ -289,7 +289,7 @@ def test_a_client_that_is_gone_is_no_mistake_of_the_driver(folder: Path, interna
 
 
 class Mistaken(socket.socket):
-    """A listening socket at which the driver makes a mistake, for the first accepts."""
+    """Causes an internal error in the first calls of accept()."""
 
     mistakes = 0
 
@@ -300,7 +300,7 @@ class Mistaken(socket.socket):
         return super().accept()
 
 
-def test_a_mistake_of_the_driver_while_it_accepts_is_reported_as_its_own(
+def test_an_internal_error_while_accepting_is_reported(
     folder: Path, internal_errors: Callable[[], int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "_ACCEPT_PAUSE", 0.01)
@@ -370,7 +370,7 @@ def test_fds_that_come_with_a_packet_are_never_taken(folder: Path, packet: bytes
             with served.connect() as client:
                 send(client, packet, *[writer] * sent)
                 os.close(writer)
-                # End of file while the request is at work, or was refused: nobody holds the other end.
+                # The end of the pipe shows that the driver has no copy of the fd, while it works on the request or after it refused it.
                 assert await nobody_holds_the_other_end(reader)
                 os.close(reader)
                 served.handler.go_on.set()
@@ -428,7 +428,7 @@ def test_fds_on_the_original_socket_go_with_the_connection(folder: Path) -> None
     run(main())
 
 
-def test_whoever_sends_nothing_is_closed_after_the_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_sends_nothing_is_closed_after_the_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "REQUEST_WAIT", 0.1)
 
     async def main() -> None:
@@ -467,7 +467,7 @@ def test_more_connections_than_the_limit_are_closed(folder: Path, send_first: bo
             for suffix in ("", ".v1"):
                 with served.connect(suffix) as one_more:
                     assert await is_closed(one_more)
-            # Whoever was there first is served, and makes room.
+            # The first clients are served, and then there is room again.
             served.handler.go_on.set()
             for client in clients:
                 if not send_first:
@@ -483,7 +483,7 @@ def test_more_connections_than_the_limit_are_closed(folder: Path, send_first: bo
     run(main())
 
 
-def test_whoever_connects_and_goes_makes_room(folder: Path) -> None:
+def test_a_client_that_closes_its_connection_makes_room(folder: Path) -> None:
     async def main() -> None:
         async with serving(folder) as served:
             for _ in range(5 * limits.REQUESTS_AT_ONCE):
@@ -516,7 +516,7 @@ def test_a_flood_of_connections_leaves_the_volume_usable(folder: Path) -> None:
             await in_thread(flood)
             assert max(highest) <= limits.CONNECTIONS_MAX
             reply: dict[str, Any] = {"error": "nothing yet"}
-            # The last of the flood may still have the places; each is closed when the server looks at it.
+            # The last connections of the flood may not be closed yet.
             deadline = asyncio.get_running_loop().time() + DEADLINE
             while reply != {}:
                 assert asyncio.get_running_loop().time() < deadline
@@ -585,7 +585,7 @@ def test_after_stopping_nobody_is_served(folder: Path) -> None:
 
 
 class WithoutFds(socket.socket):
-    """A listening socket whose process has no fd left, for the first accepts."""
+    """Fails in the first calls of accept() as if the process had no fd left."""
 
     failures = 0
 
@@ -622,7 +622,7 @@ def test_stopping_while_accepting_pauses_is_for_good(folder: Path, monkeypatch: 
                 send(client, UNMOUNT)
                 while WithoutFds.failures:
                     await asyncio.sleep(0)
-                # As a driver that stops: the sockets stay for the next one.
+                # A driver that stops leaves the sockets to the next one.
                 served.server.stop()
                 await asyncio.sleep(0.1)
                 assert served.handler.unmounts == []

@@ -1,4 +1,4 @@
-"""Connections and sockets that cannot be closed, for what their clients have queued in them."""
+"""Tests connections and sockets whose close blocks because of the fds that clients have queued in them."""
 
 import asyncio
 import select
@@ -19,7 +19,7 @@ from driver.pods.sockets import PodSockets
 
 
 class Stuck(socket.socket):
-    """A connection in which a client has queued what blocks whoever drops it."""
+    """Blocks in close(), as a connection in which a client has queued certain fds."""
 
     go_on = threading.Event()
 
@@ -30,7 +30,7 @@ class Stuck(socket.socket):
 
 
 class AcceptsStuckOnes(socket.socket):
-    """A listening socket: the next connections are stuck ones."""
+    """Accepts connections whose close blocks."""
 
     stuck = 0
 
@@ -44,7 +44,7 @@ class AcceptsStuckOnes(socket.socket):
 
 @pytest.fixture(autouse=True)
 def stuck_until_the_end() -> Iterator[None]:
-    """Nothing stays stuck when a test has ended, or failed."""
+    """Let all blocked closes return when a test has ended or failed."""
     Stuck.go_on.clear()
     yield
     Stuck.go_on.set()
@@ -59,7 +59,7 @@ def test_connections_that_cannot_be_closed_hang_nobody_else(folder: Path, monkey
             AcceptsStuckOnes.stuck = stuck
             for _ in range(stuck):
                 assert (await served.ask(UNMOUNT))[0] == {}
-            # While they hang, and after they were given up.
+            # This holds while the closes block, and after the driver has logged that.
             assert (await served.ask(UNMOUNT))[0] == {}
             await until(lambda: not served.server._connections)
             for _ in range(2 * limits.REQUESTS_AT_ONCE):
@@ -82,7 +82,7 @@ def test_room_comes_back_when_connections_can_be_closed_again(folder: Path, monk
                 send(client, UNMOUNT)
                 assert not (await in_thread(lambda: select.select([client], [], [], 0.3)))[0]
                 Stuck.go_on.set()
-                # The surplus has gone, and with it the number that was too many.
+                # The surplus connections are closed, so they do not count any more.
                 for other in clients:
                     other.close()
                 assert (await answer(client))[0] == {}
@@ -91,7 +91,7 @@ def test_room_comes_back_when_connections_can_be_closed_again(folder: Path, monk
 
 
 def connect_at_once(path: Path) -> socket.socket | None:
-    """A connection, or None where the socket's queue is full."""
+    """Return a connection, or None if the queue of the socket is full."""
     client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     client.setblocking(False)
     try:
@@ -121,7 +121,7 @@ def test_of_many_connections_some_are_served_some_are_to_be_closed_and_some_wait
                 await asyncio.sleep(0)
             assert served.server._capacity.connections == accepted == limits.CONNECTIONS_MAX
             assert len(served.server._connections) == limits.REQUESTS_AT_ONCE
-            # The kernel takes one more than the backlog says.
+            # The kernel queues one connection more than the backlog.
             assert len(clients) - accepted == limits.CONNECTIONS_IN_QUEUE + 1
             AcceptsStuckOnes.stuck = 0
             Stuck.go_on.set()
@@ -136,7 +136,7 @@ def test_of_many_connections_some_are_served_some_are_to_be_closed_and_some_wait
 
 
 def test_the_next_server_has_what_the_former_one_left(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pod that removes the sockets gets new ones, and no more threads or connections by that."""
+    """A pod that removes the sockets gets new ones, but no more threads or connections."""
     monkeypatch.setattr(limits, "REQUEST_WAIT", 0.1)
     monkeypatch.setattr(limits, "CONNECTIONS_MAX", 10)
 
@@ -165,7 +165,7 @@ def test_the_next_server_has_what_the_former_one_left(folder: Path, monkeypatch:
 
 
 class StuckListener(socket.socket):
-    """A listening socket with connections in its queue that block whoever drops them."""
+    """Blocks in close(), as a listening socket with certain fds in its queue."""
 
     def close(self) -> None:
         if self.fileno() >= 0:

@@ -1,4 +1,4 @@
-"""The server's two steps of a mount that waits for the client's word (sync-init)."""
+"""Tests mounts with synchronous INIT, which wait for the client's `proceed`."""
 
 import asyncio
 import json
@@ -51,7 +51,7 @@ def test_what_cannot_be_prepared_is_refused_without_an_fd(folder: Path) -> None:
     run(main())
 
 
-def test_a_mount_that_fails_is_told(folder: Path) -> None:
+def test_a_mount_that_fails_is_answered_with_the_error(folder: Path) -> None:
     async def main() -> None:
         async with serving(folder) as served:
             with served.connect() as client:

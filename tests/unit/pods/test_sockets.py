@@ -1,4 +1,4 @@
-"""The sockets in a pod's emptyDir, which the pod can change at any moment."""
+"""Tests the sockets in a pod's emptyDir, which the pod can change at any moment."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ NAME = "fuse.sock"
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A pods folder with one pod's emptyDir in it."""
+    """Return a pods folder that holds the emptyDir of one pod."""
     (tmp_path / "pod/volumes/empty").mkdir(parents=True)
     return tmp_path
 
@@ -73,7 +73,7 @@ def test_they_are_a_stream_and_a_packet_socket_that_listen(place: FolderBeneath,
 def test_its_files_are_removed(place: FolderBeneath, directory: Path) -> None:
     sockets = PodSockets.listen(place, NAME)
     sockets.remove()
-    # Nothing that a client queues now would ever be looked at.
+    # A client that connected now would never be served.
     sockets.close()
     assert os.listdir(directory) == ["dev-fuse"]
 
@@ -91,7 +91,7 @@ def test_sockets_of_a_former_driver_are_replaced(place: FolderBeneath, directory
     inode = (directory / NAME).stat().st_ino
     sockets = PodSockets.listen(place, NAME)
     former_is_there = former.are_in_place()
-    # Its end does not take the new ones along.
+    # When the former driver ends, the new sockets stay.
     former.remove()
     former.close()
     assert not former_is_there or inode == (directory / NAME).stat().st_ino
@@ -119,7 +119,7 @@ def test_what_is_no_socket_is_the_pods_and_stays(place: FolderBeneath, directory
 
 @pytest.mark.parametrize("part", ["pod", "pod/volumes", "pod/volumes/empty"])
 def test_a_link_on_the_way_is_not_followed(root: Path, place: FolderBeneath, part: str) -> None:
-    # A pod that swaps a part of the way leads to somewhere else on the node.
+    # A pod could replace a directory on the path by a symlink to somewhere else on the node.
     real = root / part
     moved = root / "elsewhere"
     real.rename(moved)
@@ -130,7 +130,7 @@ def test_a_link_on_the_way_is_not_followed(root: Path, place: FolderBeneath, par
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "socket"])
-def test_what_is_no_directory_is_told(place: FolderBeneath, directory: Path, kind: str) -> None:
+def test_what_is_not_a_directory_is_reported(place: FolderBeneath, directory: Path, kind: str) -> None:
     directory.rmdir()
     if kind == "file":
         directory.touch()
@@ -154,7 +154,7 @@ def test_what_the_pod_changes_is_noticed_and_left_alone(place: FolderBeneath, di
     else:
         directory.rename(moved)
         if change == "directory replaced":
-            # As kubelet does with an emptyDir in memory.
+            # kubelet does this with an emptyDir that has medium Memory.
             directory.mkdir()
         elif change == "directory a link":
             directory.symlink_to(moved)
@@ -175,7 +175,7 @@ def test_a_failure_closes_what_was_opened(place: FolderBeneath, directory: Path,
 
 
 def test_nobody_can_connect_to_sockets_that_may_not_be_kept(place: FolderBeneath, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are closed in the event loop, which what a client has queued in them could block for ever."""
+    """They are closed in the event loop, which could block for ever if a client had queued fds in them."""
     refused = 0
 
     def is_removed_meanwhile(folder: int, name: str) -> None:
@@ -186,14 +186,14 @@ def test_nobody_can_connect_to_sockets_that_may_not_be_kept(place: FolderBeneath
             refused += 1
 
     monkeypatch.setattr(sockets, "_identity", is_removed_meanwhile)
-    with pytest.raises(OSError, match="the pod removes them"):
+    with pytest.raises(OSError, match="the pod removes the sockets"):
         PodSockets.listen(place, NAME)
     assert refused == 2 * sockets._TRIES
     assert os.listdir(directory) == ["dev-fuse"]
 
 
 def test_an_empty_directory_in_place_of_dev_fuse_is_replaced(place: FolderBeneath, directory: Path) -> None:
-    """Docker makes one where a container binds it that was started before the volume was there."""
+    """Docker makes one if a container that binds the file starts before the volume exists."""
     there = directory / "dev-fuse"
     there.mkdir()
     PodSockets.listen(place, NAME).close()
@@ -224,7 +224,7 @@ def test_a_dev_fuse_of_the_pods_own_stays(place: FolderBeneath, directory: Path,
 
 
 class OwnFolder:
-    """A folder of the driver's own, which is at no place below a pods folder."""
+    """Opens a folder of the driver's own, which is not below a pods folder."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
