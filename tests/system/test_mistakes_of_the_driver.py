@@ -12,11 +12,11 @@ from harness.events import wait_until
 from harness.pod import Node
 
 PLACES = [
-    "driver.fusemount:record_of",
-    "driver.metrics:mounted",
-    "driver.deathwatch:DeathWatch.begin",
-    "driver.volumes:Volumes._changed",
-    "driver.podrequests:PodRequests._log_mounted",
+    "driver.mounts.fusemount:record_of",
+    "driver.observe.metrics:mounted",
+    "driver.mounts.deathwatch:DeathWatch.begin",
+    "driver.volumes.volumes:Volumes._changed",
+    "driver.pods.requests:PodRequests._log_mounted",
 ]
 
 
