@@ -1,27 +1,27 @@
 #!/bin/bash
-# Builds all images from source and loads them into a cluster of kind, or into this machine's containerd. It keeps to what
-# macOS' bash, 3.2, knows: there an empty array counts as unset, so that "${array[@]}" of one is an error.
+# Builds all images from source and loads them into a cluster of kind, or into this machine's containerd. It must run with bash 3.2
+# of macOS, in which an empty array counts as unset, so that "${array[@]}" would be an error.
 set -euo pipefail
 
 usage() {
     cat <<END
 usage: ./build-for-kind.sh [OPTION...] [IMAGE...]
 
-Builds the driver's image, fusermount3-proxy and those of the examples, and loads them into a cluster. IMAGE is the last
-part of an image's name; without one, and without --load, all are built.
+Builds the images of the driver, of fusermount3-proxy and of the examples, and loads them into a cluster. IMAGE is the last
+part of an image's name. Without IMAGE and --load, all images are built.
 
-  --engine ENGINE      docker, podman or buildah; without it, the first of these that works
-  --target TARGET      kind   load into a cluster of kind (used where kind is installed)
-                       ctr    import into this machine's containerd, for its kubelet (used where kind is missing)
-                       none   build alone
-  --name NAME          the cluster of kind, default kind
-  --build-arg ARG=VAL  handed to every build
-  --load NAME:TAG      load an image that the engine has already, by its whole name
+  --engine ENGINE      use docker, podman or buildah; without it, the first of these that works
+  --target TARGET      kind   load into a cluster of kind (the default if kind is installed)
+                       ctr    import into this machine's containerd, for its kubelet (the default if kind is not installed)
+                       none   only build
+  --name NAME          the name of the cluster of kind, default kind
+  --build-arg ARG=VAL  pass this to every build
+  --load NAME:TAG      load an image that the engine already has, by its whole name
   --list               print the images' names
   --help               print this
 
-A cluster of kind is looked for where KIND_EXPERIMENTAL_PROVIDER says, or else in Docker, Podman and nerdctl. ctr takes its
-socket from the variable CONTAINERD_ADDRESS.
+The cluster of kind is searched for in the provider that KIND_EXPERIMENTAL_PROVIDER names, or else in Docker, Podman and
+nerdctl. ctr reads the path of containerd's socket from CONTAINERD_ADDRESS.
 END
 }
 
@@ -41,17 +41,17 @@ main() {
     [ -n "$target" ] || find_target
     check_target
     [ "$engine" != docker ] || choose_builder
-    say "builds with $engine, loads into $(describe_target)"
+    report "building with $engine, loading into $(describe_target)"
     local name
     for name in ${wanted[@]+"${wanted[@]}"}; do
-        say "building $prefix/$name:latest"
+        report "building $prefix/$name:latest"
         build "$name" || fail "$name cannot be built (see above)"
         load "$prefix/$name:latest"
     done
     for name in ${others[@]+"${others[@]}"}; do
         load "$name"
     done
-    say "done: $((${#wanted[@]} + ${#others[@]})) images"
+    report "done: $((${#wanted[@]} + ${#others[@]})) images"
 }
 
 parse() {
@@ -75,7 +75,7 @@ parse() {
     done
     case $engine in '' | docker | podman | buildah) ;; *) misuse "--engine $engine is not docker, podman or buildah" ;; esac
     case $target in '' | kind | ctr | none) ;; *) misuse "--target $target is not kind, ctr or none" ;; esac
-    [ "$target" != none ] || [ ${#others[@]} -eq 0 ] || misuse "--target none loads nothing, and so not ${others[0]}"
+    [ "$target" != none ] || [ ${#others[@]} -eq 0 ] || misuse "--target none loads no image, but --load ${others[0]} asks for it"
     local all
     all=$'\n'$(images)$'\n'
     for name in ${wanted[@]+"${wanted[@]}"}; do
@@ -84,11 +84,11 @@ parse() {
     if [ ${#wanted[@]} -eq 0 ] && [ ${#others[@]} -eq 0 ]; then
         while read -r name; do wanted+=("$name"); done < <(images)
     fi
-    with_what_examples_copy
+    put_proxy_before_examples
 }
 
-# The examples copy from fusermount3-proxy, so it comes before them, asked for or not.
-with_what_examples_copy() {
+# The examples copy from fusermount3-proxy, so that image is built before them, even if it was not named.
+put_proxy_before_examples() {
     [[ " ${wanted[*]-} " == *" mfcp-example-"* ]] || return 0
     local name ordered=(fusermount3-proxy)
     for name in ${wanted[@]+"${wanted[@]}"}; do
@@ -108,7 +108,7 @@ images() {
 
 build() { # NAME
     local options=(-t "$prefix/$1:latest") folder
-    # The one Dockerfile that has to be told; goofys is released for amd64 alone.
+    # This Dockerfile cannot find out the architecture itself.
     case $1-$(uname -m) in *-mountpoint-s3-aarch64 | *-mountpoint-s3-arm64) options+=(--build-arg ARCH=arm64) ;; esac
     options+=(${build_args[@]+"${build_args[@]}"})
     case $1 in
@@ -120,7 +120,7 @@ build() { # NAME
             ;;
     esac
     case $engine in
-        # Images that are here are used as they are, as docker and podman do it by themselves.
+        # Without --pull=false buildah would ask the registry for a newer fusermount3-proxy, which docker and podman do not.
         buildah) buildah build --layers --pull=false "${options[@]}" ;;
         *) "$engine" build "${options[@]}" ;;
     esac
@@ -132,7 +132,7 @@ load() { # IMAGE
 
 transfer() { # IMAGE
     local image=$1
-    # Not local: the trap runs after this function.
+    # The variable is not local, because the trap runs after this function.
     folder=$(mktemp -d) || return
     trap 'rm -rf "$folder"' EXIT
     case $engine in
@@ -158,11 +158,11 @@ find_engine() {
     fail "neither docker, podman nor buildah works here: install one, or start Docker"
 }
 
-# The engine's own builder: it uses the images that were built before, and its images are the engine's. One in a container
-# (docker buildx create --use, after docker buildx install) does neither.
+# Docker's own builder sees the images that were built before, and leaves its images in Docker. A builder in a container (docker
+# buildx create --use, after docker buildx install) does neither.
 choose_builder() {
     local builder
-    builder=$(docker context show 2>/dev/null) || return 0 # older than such builders
+    builder=$(docker context show 2>/dev/null) || return 0 # this docker is too old to have such builders
     export BUILDX_BUILDER=$builder
 }
 
@@ -192,14 +192,14 @@ has_cluster() {
     grep -qxF "$cluster" <<<"$(kind get clusters 2>/dev/null)"
 }
 
-# kind looks into Docker alone where that is installed.
+# If Docker is installed, kind searches no other provider by itself.
 find_provider() {
     [ -z "${KIND_EXPERIMENTAL_PROVIDER:-}" ] || return
     local name
     for name in podman nerdctl; do
         export KIND_EXPERIMENTAL_PROVIDER=$name
         if command -v "$name" >/dev/null && has_cluster; then
-            say "the kind cluster $cluster runs in $name: KIND_EXPERIMENTAL_PROVIDER=$name"
+            report "the kind cluster $cluster runs in $name: KIND_EXPERIMENTAL_PROVIDER=$name"
             return
         fi
     done
@@ -210,7 +210,7 @@ check_ctr() {
     command -v ctr >/dev/null || fail "ctr is not installed: install containerd, or give another --target"
     local plugins
     plugins=$(ctr plugins list) || fail "$(describe_target) does not answer (see above): be root, or set CONTAINERD_ADDRESS"
-    # Docker's containerd has it disabled, and images that are imported there are seen by nobody.
+    # The containerd of Docker has the plugin disabled, so no kubelet would use the imported images.
     grep -qE '^io\.containerd\.grpc\.v1 +cri .* ok *$' <<<"$plugins" ||
         fail "$(describe_target) serves no kubelet (its plugin cri is off, as in Docker's): install kind, set CONTAINERD_ADDRESS, or give --target none"
 }
@@ -223,7 +223,7 @@ describe_target() {
     esac
 }
 
-say() {
+report() {
     echo "build-for-kind: $*"
 }
 

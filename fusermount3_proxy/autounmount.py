@@ -1,7 +1,7 @@
-"""--auto-unmount alone, libfuse 3.16 and later: the program has mounted by itself, and this one unmounts when it has gone.
+"""Carries out --auto-unmount (libfuse 3.16 and later): unmount when the FUSE program ends, which has mounted by itself.
 
-That takes a container with CAP_SYS_ADMIN. Where the driver has mounted it notices the end of the program itself, and no
-process is left behind in the pod.
+A program can mount by itself only in a container with CAP_SYS_ADMIN. A mount that the driver made needs no such process in
+the pod, because the driver itself detaches the mount when the program ends.
 """
 
 import posix
@@ -11,7 +11,7 @@ from errno import ECONNABORTED, ENOTCONN
 
 from fusermount3_proxy import mountpoint, program
 
-TYPE_CHECKING = False  # typing's, without importing typing
+TYPE_CHECKING = False  # stands for typing.TYPE_CHECKING, since importing typing takes too long
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -19,16 +19,17 @@ if TYPE_CHECKING:
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 
-GONE = (ENOTCONN, ECONNABORTED)  # the latter from a connection that ended while it was asked
+DEAD = (ENOTCONN, ECONNABORTED)  # errnos at a dead mount; ECONNABORTED if the program ends during the call
 
 
 def wait_and_unmount(comm: socket, path: bytes) -> None:
-    """Wait for the end of `comm`, whose other end the program holds as long as it lives; then unmount `path` if it is dead.
+    """Wait until the FUSE program ends, and then unmount `path` if the mount there is dead.
 
-    One that still answers stays: the program has unmounted and another one has mounted there, or a child of it goes on.
+    The program holds the other end of `comm` as long as it lives. A mount that still answers stays: another program may have
+    mounted there, or a child of the program may still serve the mount. Raises OSError if unmounting fails.
     """
-    umount2 = _umount2()  # now: by the program's end a single file's own folder may have been cleaned away
-    _detach(comm.fileno())
+    umount2 = _umount2()  # before waiting, because the single file's unpacked libraries may be removed meanwhile
+    _become_daemon(comm.fileno())
     try:
         while comm.recv(16):
             pass
@@ -36,18 +37,18 @@ def wait_and_unmount(comm: socket, path: bytes) -> None:
         pass
     try:
         is_dead = _is_dead(path)
-    except OSError:  # nobody is left to be told
+    except OSError:  # standard error is closed, so the error cannot be reported
         return
     if is_dead:
         umount2(path, _MNT_DETACH | _UMOUNT_NOFOLLOW)
 
 
-def _detach(comm: int) -> None:
-    """Out of the reach of the program's session and its signals, and nobody waits for the end of its output any more."""
+def _become_daemon(comm: int) -> None:
+    """Leave the program's session, block all signals, and close the standard streams, so that no reader waits for their end."""
     try:
         posix.setsid()
     except OSError:
-        pass  # the leader of a process group has a session already
+        pass  # the leader of a process group cannot make a session
     posix.chdir("/")
     pthread_sigmask(SIG_BLOCK, valid_signals())
     try:
@@ -56,24 +57,24 @@ def _detach(comm: int) -> None:
             if stream != comm:
                 posix.dup2(null, stream)
     except OSError:
-        pass  # a container without one
-    # The program's /dev/fuse may be among them: held here it would never be dead.
+        pass  # the container has no /dev/null
+    # The program's /dev/fuse fd may be among the others. The mount is not dead as long as a process holds that fd.
     program.close_others({0, 1, 2, comm})
 
 
 def _is_dead(path: bytes) -> bool:
-    # The mount table first: where an automounter watches over the path, opening it would mount it anew.
+    # The mount table is read first, because opening the path of an automounter would mount it again.
     if mountpoint.fuse_device(path) is None:
         return False
     try:
         posix.close(posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC))
     except OSError as error:
-        return error.errno in GONE
+        return error.errno in DEAD
     return False
 
 
 def _umount2() -> "Callable[[bytes, int], None]":
-    # Here and not above: no other way through this program needs it. The ctypes package would bring as much as all the rest.
+    # Imported here because mounting does not need it. The ctypes package would take as long to import as everything else.
     import _ctypes
 
     function = _ctypes.dlsym(_ctypes.dlopen(None, 0), "umount2")  # type: ignore[arg-type]  # dlopen(3) takes NULL

@@ -1,39 +1,48 @@
-"""fusermount3's command line, read the way getopt_long(3) does: the argparse module would cost more than the mount.
+"""Parses fusermount3's command line as getopt_long(3) does. Importing argparse would take longer than the whole mount.
 
     option           argument   meaning
     -h --help                   print the usage on standard output and exit with 1
     -V --version                print the version and exit with 0
-    -o --options     OPTIONS    mount options; the last -o is the one that counts
+    -o --options     OPTIONS    mount options; only the last -o counts
     -u --unmount                unmount
-    -z --lazy                   with -u: detach now, clean up when it is no longer used
-    -q --quiet                  with -u: no message where it cannot be unmounted
-    -U --auto-unmount           unmount when the program ends, which has mounted itself; goes before -u
-       --sync-init              libfuse 3.19: mount after the program says so
-       --comm-fd        N       the same as _FUSE_COMMFD=N
+    -z --lazy                   with -u: detach now, even if the mount is in use
+    -q --quiet                  with -u: print no message if unmounting fails
+    -U --auto-unmount           unmount when the program ends, which has mounted by itself; takes precedence over -u
+       --sync-init              libfuse 3.19: mount when the program asks for it
+       --comm-fd        N       the comm fd; takes precedence over _FUSE_COMMFD
 
-Options may stand in any place, before and after the mountpoint, but with POSIXLY_CORRECT in the environment before it
-alone; `--` ends them; a long one may be cut as long as it is clear. `--options` and `-U` come from the Go plugin's fusermount3-proxy.
+Options may stand before and after the mountpoint. With POSIXLY_CORRECT in the environment they may only stand before it.
+`--` ends the options. A long option may be abbreviated as long as it is unambiguous. `--options` and `-U` come from the Go
+plugin's fusermount3-proxy.
 """
 
 from fusermount3_proxy.program import to_bytes, to_text
 
-TYPE_CHECKING = False  # typing's, without importing typing
+TYPE_CHECKING = False  # stands for typing.TYPE_CHECKING, since importing typing takes too long
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# long name -> (short letter, takes an argument); the order is the one of messages
+# Maps each long option to whether it takes an argument. Messages list them in this order.
 _LONG = {
-    "unmount": ("u", False),
-    "lazy": ("z", False),
-    "quiet": ("q", False),
-    "help": ("h", False),
-    "version": ("V", False),
-    "options": ("o", True),
-    "auto-unmount": ("U", False),
-    "sync-init": ("S", False),
-    "comm-fd": ("c", True),
+    "unmount": False,
+    "lazy": False,
+    "quiet": False,
+    "help": False,
+    "version": False,
+    "options": True,
+    "auto-unmount": False,
+    "sync-init": False,
+    "comm-fd": True,
 }
-_SHORT = {"h": False, "V": False, "o": True, "u": False, "z": False, "q": False, "U": False}
+_SHORT = {
+    "h": "help",
+    "V": "version",
+    "o": "options",
+    "u": "unmount",
+    "z": "lazy",
+    "q": "quiet",
+    "U": "auto-unmount",
+}
 
 USAGE = """\
 fusermount3: [options] mountpoint
@@ -48,13 +57,14 @@ Options:
 
 
 class CommandLineError(Exception):
-    """A command line that is refused; the text is the message."""
+    """Reports a command line that is refused. The text is fusermount3's message, without its name."""
 
 
 class Command:
-    """What the command line asks for. `options` is "" and `comm_fd` None where they were not given.
+    """Holds what the command line asks for: one attribute for each long option, and `mountpoint`.
 
-    With `help` or `version` nothing else counts.
+    `options` is "" and `comm_fd` is None if they were not given. If `help` or `version` is set, the other attributes do not
+    count.
     """
 
     __slots__ = ("auto_unmount", "comm_fd", "help", "lazy", "mountpoint", "options", "quiet", "sync_init", "unmount", "version")
@@ -69,9 +79,9 @@ class Command:
 
 
 def parse(arguments: list[str], options_first: bool = False) -> Command:
-    """Read the arguments after the program's name. Raises CommandLineError with fusermount3's message.
+    """Parse the arguments after the program's name. Raises CommandLineError.
 
-    `options_first` is getopt_long's way with POSIXLY_CORRECT: the first argument that is no option ends them.
+    With `options_first` the first argument that is no option ends the options, as in getopt_long(3) with POSIXLY_CORRECT.
     """
     command = Command()
     operands: list[str] = []
@@ -80,9 +90,9 @@ def parse(arguments: list[str], options_first: bool = False) -> Command:
         if argument == "--":
             operands += rest
         elif argument.startswith("--"):
-            _long(command, argument[2:], rest)
+            _parse_long(command, argument[2:], rest)
         elif argument.startswith("-") and argument != "-":
-            _short(command, argument[1:], rest)
+            _parse_short(command, argument[1:], rest)
         else:
             operands.append(argument)
             if options_first:
@@ -99,8 +109,8 @@ def parse(arguments: list[str], options_first: bool = False) -> Command:
     return command
 
 
-def _long(command: Command, text: str, rest: "Iterator[str]") -> None:
-    given, equals, glued = text.partition("=")
+def _parse_long(command: Command, text: str, rest: "Iterator[str]") -> None:
+    given, equals, value = text.partition("=")
     matches = [given] if given in _LONG else [name for name in _LONG if name.startswith(given)]
     if not matches:
         raise CommandLineError(f"unrecognized option '--{text}'")
@@ -108,51 +118,34 @@ def _long(command: Command, text: str, rest: "Iterator[str]") -> None:
         possibilities = " ".join(f"'--{name}'" for name in matches)
         raise CommandLineError(f"option '--{text}' is ambiguous; possibilities: {possibilities}")
     name = matches[0]
-    letter, takes_argument = _LONG[name]
-    if not takes_argument:
+    if not _LONG[name]:
         if equals:
             raise CommandLineError(f"option '--{name}' doesn't allow an argument")
-        _apply(command, letter, "")
+        _set(command, name, True)
         return
-    value = glued if equals else next(rest, None)
-    if value is None:
+    argument = value if equals else next(rest, None)
+    if argument is None:
         raise CommandLineError(f"option '--{name}' requires an argument")
-    _apply(command, letter, value)
+    _set(command, name, argument)
 
 
-def _short(command: Command, letters: str, rest: "Iterator[str]") -> None:
+def _parse_short(command: Command, letters: str, rest: "Iterator[str]") -> None:
     while letters:
         letter, letters = letters[0], letters[1:]
-        if letter not in _SHORT:
-            # getopt_long(3) reads bytes, and names the first one of a character that has more.
+        name = _SHORT.get(letter)
+        if name is None:
+            # getopt_long(3) reads bytes, and reports only the first byte of a character.
             raise CommandLineError(f"invalid option -- '{to_text(to_bytes(letter)[:1])}'")
-        if not _SHORT[letter]:
-            _apply(command, letter, "")
-            if command.help or command.version:
-                return
-            continue
-        value = letters or next(rest, None)
-        if value is None:
-            raise CommandLineError(f"option requires an argument -- '{letter}'")
-        _apply(command, letter, value)
-        return
+        if _LONG[name]:
+            argument = letters or next(rest, None)
+            if argument is None:
+                raise CommandLineError(f"option requires an argument -- '{letter}'")
+            _set(command, name, argument)
+            return
+        _set(command, name, True)
+        if command.help or command.version:
+            return
 
 
-def _apply(command: Command, letter: str, value: str) -> None:
-    if letter == "o":
-        command.options = value
-    elif letter == "c":
-        command.comm_fd = value
-    else:
-        setattr(command, _FLAGS[letter], True)
-
-
-_FLAGS = {
-    "u": "unmount",
-    "z": "lazy",
-    "q": "quiet",
-    "h": "help",
-    "V": "version",
-    "U": "auto_unmount",
-    "S": "sync_init",
-}
+def _set(command: Command, name: str, value: str | bool) -> None:
+    setattr(command, name.replace("-", "_"), value)

@@ -1,5 +1,7 @@
-"""Finding the driver's socket. go-fuse (gocryptfs, rclone mount2, JuiceFS) starts its helper with an environment of
-`_FUSE_COMMFD=3` alone, so what the image's author set has to be found elsewhere.
+"""Finds the driver's socket.
+
+go-fuse (gocryptfs, rclone mount2, JuiceFS) starts fusermount3 with only `_FUSE_COMMFD=3` in the environment. So fusermount3
+also searches its parent's environment for the variable that the image's author set.
 """
 
 import posix
@@ -9,20 +11,21 @@ from fusermount3_proxy import procfs
 from fusermount3_proxy.wire.protocol import V1_SUFFIX
 
 VARIABLE = "FUSERMOUNT3PROXY_FDPASSING_SOCKPATH"
-FOLDER = "/fusermount3-proxy"  # where the examples and the Go plugin's manifests mount the emptyDir
+FOLDER = "/fusermount3-proxy"  # the examples and the Go plugin's manifests mount the emptyDir here
 
 _S_IFMT = 0o170000
 _S_IFSOCK = 0o140000
 
 
 class NoSocket(Exception):
-    """There is no socket, or no way to tell which. The text says where was looked and what to do."""
+    """Reports that there is no socket, or more than one. The text names the places that were searched, and what to do."""
 
 
 def find_socket(folder: str = FOLDER) -> str:
-    """The path of the original protocol's socket (ours is the same with V1_SUFFIX).
+    """Return the path of the original protocol's socket. With V1_SUFFIX it is the path of protocol v1's socket.
 
-    The program's environment, then its parent's, then the one socket in `folder`. Raises NoSocket.
+    The path is the value of VARIABLE in the program's environment, or else in its parent's environment, or else it is the one
+    socket in `folder`. Raises NoSocket.
     """
     value = posix.environ.get(VARIABLE.encode()) or _parents_variable()
     if value:
@@ -48,11 +51,12 @@ def _parents_variable() -> bytes | None:
 
 
 def _parent() -> int:
-    """Who started this program. The single-file build is a child of its boot loader, whose own parent it is."""
+    """Return the pid of the process that started this program."""
     parent = posix.getppid()
     unpacked = posix.environ.get(b"_PYI_APPLICATION_HOME_DIR")
     if unpacked is None or unpacked.decode("utf-8", "surrogateescape") != getattr(sys, "_MEIPASS", None):
         return parent
+    # The parent is the boot loader of the single file, which is started by the process that we search.
     # proc_pid_stat(5): the name in parentheses may hold any bytes; the parent is the second field after it.
     fields = procfs.read(f"/proc/{parent}/stat").rpartition(b")")[2].split()
     return int(fields[1]) if len(fields) > 1 else parent

@@ -1,4 +1,4 @@
-"""The client's end of the driver's socket: connect, ask, and take the answer with its fd."""
+"""Implements the client's side of the protocol: connects to the driver, sends a request, and receives the answer with its fd."""
 
 import posix
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, SOCK_STREAM, socket
@@ -9,30 +9,30 @@ from fusermount3_proxy import limits
 from fusermount3_proxy.wire import fdpass, protocol
 from fusermount3_proxy.wire.protocol import MountRequest, ProtocolError, Reply, UnmountRequest
 
-TYPE_CHECKING = False  # typing's, without importing typing
+TYPE_CHECKING = False  # stands for typing.TYPE_CHECKING, since importing typing takes too long
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_SUN_PATH_MAX = 107  # unix(7)
+_SUN_PATH_MAX = 107  # bytes of sun_path without the NUL: unix(7)
 
 
 class DriverError(Exception):
-    """There is no answer from the driver. The text is one line for the user."""
+    """Reports that there is no answer from the driver. The text is one line for the user."""
 
 
 class OriginalProtocolOnly(DriverError):
-    """The driver has no socket of protocol v1, and what was asked needs it."""
+    """Reports that the driver has no socket of protocol v1, which the request needs. Nothing was sent."""
 
 
-def mount(path: str, request: MountRequest, wait: float, say: "Callable[[str], None]") -> tuple[Reply, int]:
+def mount(path: str, request: MountRequest, wait: float, report: "Callable[[str], None]") -> tuple[Reply, int]:
     """Ask for the volume's mount at the socket `path`.
 
-    `wait` is how many seconds to wait for a socket that is missing or refuses, `say` prints a line meanwhile. Returns
-    the answer and the /dev/fuse fd, which the caller owns; the fd is -1 where the answer is a refusal. Raises
+    `wait` is how many seconds to wait for a socket that is missing or refuses connections. `report` prints a line if that
+    takes long. Returns the answer and the /dev/fuse fd, which the caller owns; the fd is -1 if the answer is a refusal. Raises
     DriverError.
     """
     packet = _encode(request)
-    sock, is_v1 = _connect(path, wait, say, may_be_original=True)
+    sock, is_v1 = _connect(path, wait, report, may_be_original=True)
     try:
         if is_v1:
             _send(sock, packet)
@@ -41,23 +41,24 @@ def mount(path: str, request: MountRequest, wait: float, say: "Callable[[str], N
         sock.close()
 
 
-def prepare(path: str, request: MountRequest, wait: float, say: "Callable[[str], None]") -> "tuple[Reply, int, PreparedMount]":
-    """Ask for a /dev/fuse fd that is mounted later (`request.sync_init`); arguments, answer and errors as for mount().
+def prepare(path: str, request: MountRequest, wait: float, report: "Callable[[str], None]") -> "tuple[Reply, int, PendingMount]":
+    """Ask for a /dev/fuse fd that the driver mounts later (`request.sync_init`).
 
-    Raises OriginalProtocolOnly where the driver cannot do that; then it was not asked for anything.
+    Arguments, answer and fd are as in mount(). The caller closes the PendingMount. Raises DriverError, and OriginalProtocolOnly
+    if the driver cannot mount in this way.
     """
     packet = _encode(request)
-    sock, _ = _connect(path, wait, say, may_be_original=False)
+    sock, _ = _connect(path, wait, report, may_be_original=False)
     try:
         _send(sock, packet)
-        return *_receive_mount(sock, is_v1=True), PreparedMount(sock)
+        return *_receive_mount(sock, is_v1=True), PendingMount(sock)
     except BaseException:
         sock.close()
         raise
 
 
-class PreparedMount:
-    """The driver's end of a mount that waits for a word. Closed before that, nothing is mounted."""
+class PendingMount:
+    """Holds the connection of a mount that the driver makes after proceed(). If it is closed before that, nothing is mounted."""
 
     __slots__ = ("socket",)
 
@@ -65,54 +66,35 @@ class PreparedMount:
         self.socket = sock
 
     def proceed(self) -> None:
-        """Give the word. Raises DriverError."""
+        """Ask the driver to mount now. Raises DriverError."""
         _send(self.socket, protocol.PROCEED)
 
-    def answer(self) -> Reply:
-        """How the mount went; waits for it. Raises DriverError."""
-        message, fds = _receive(self.socket, protocol.PACKET_MAX, is_v1=True)
-        fdpass.close_all(fds)
-        return _decode(message, True)
+    def receive_reply(self) -> Reply:
+        """Wait for the end of the mount(2) call, and return the driver's answer. Raises DriverError."""
+        return _receive_reply(self.socket)
 
     def close(self) -> None:
-        """Wait no longer. The driver gives up a mount that is under way."""
+        """Close the connection. The driver then gives up the mount if it is under way."""
         self.socket.close()
 
 
-def _receive_mount(sock: socket, is_v1: bool) -> tuple[Reply, int]:
-    message, fds = _receive(sock, protocol.PACKET_MAX if is_v1 else protocol.ORIGINAL_MESSAGE_MAX, is_v1)
-    try:
-        reply = _decode(message, is_v1)
-        if reply.error is None and (reply.volume_name is None or len(fds) != 1):
-            raise DriverError(f"the driver's answer came with {len(fds)} file descriptors instead of one")
-    except BaseException:
-        fdpass.close_all(fds)
-        raise
-    if reply.error is not None:
-        fdpass.close_all(fds)
-        return reply, -1
-    return reply, fds[0]
-
-
-def unmount(path: str, request: UnmountRequest, wait: float, say: "Callable[[str], None]") -> Reply:
-    """Ask to unmount the volume at the socket `path`; arguments as for mount(). Raises DriverError."""
+def unmount(path: str, request: UnmountRequest, wait: float, report: "Callable[[str], None]") -> Reply:
+    """Ask to unmount the volume at the socket `path`. Arguments and errors are as in prepare()."""
     packet = _encode(request)
-    sock, _ = _connect(path, wait, say, may_be_original=False)
+    sock, _ = _connect(path, wait, report, may_be_original=False)
     try:
         _send(sock, packet)
-        message, fds = _receive(sock, protocol.PACKET_MAX, is_v1=True)
+        return _receive_reply(sock)
     finally:
         sock.close()
-    fdpass.close_all(fds)
-    return _decode(message, True)
 
 
-def _connect(path: str, wait: float, say: "Callable[[str], None]", may_be_original: bool) -> tuple[socket, bool]:
-    """A connection, and whether it speaks v1. On the original socket connecting is the request."""
+def _connect(path: str, wait: float, report: "Callable[[str], None]", may_be_original: bool) -> tuple[socket, bool]:
+    """Connect, and return the socket and whether it speaks v1. At the original protocol's socket, connecting is the request."""
     if "\0" in path:
         raise DriverError(f"the socket's path holds a NUL byte: {path!r}")
     start = monotonic()
-    said = False
+    is_reported = False
     while True:
         sock, error = _try_connect(path + protocol.V1_SUFFIX, SOCK_SEQPACKET)
         if sock is not None:
@@ -123,31 +105,31 @@ def _connect(path: str, wait: float, say: "Callable[[str], None]", may_be_origin
                 if sock is not None:
                     return sock, False
             elif _exists(path):
-                raise OriginalProtocolOnly(f"the driver behind {path} speaks the original protocol alone, which has no request for it")
+                raise OriginalProtocolOnly(f"the driver at {path} speaks only the original protocol, which has no such request")
         waited = monotonic() - start
         if waited >= wait:
             raise DriverError(
                 f"no driver answers at {path} ({posix.strerror(error)}; waited {wait:g} s): "
                 "is the volume published, does the driver run on this node, and is the volume's emptyDir mounted here?"
             )
-        if not said and waited >= limits.SOCKET_WAIT_SILENT:
-            said = True
-            say(f"waiting up to {wait:g} s for the driver at {path} ({posix.strerror(error)})")
+        if not is_reported and waited >= limits.SOCKET_WAIT_SILENT:
+            is_reported = True
+            report(f"waiting up to {wait:g} s for the driver at {path} ({posix.strerror(error)})")
         sleep(min(limits.SOCKET_RETRY, wait - waited))
 
 
 def _try_connect(path: str, kind: int) -> tuple[socket | None, int]:
-    """A connected socket; or None and the errno, where waiting may help. Raises DriverError where it cannot."""
+    """Return a connected socket, or None and the errno if waiting may help. Raises DriverError if waiting cannot help."""
     try:
         sock = socket(AF_UNIX, kind | SOCK_CLOEXEC)
     except OSError as error:
-        raise DriverError(f"no socket can be made: {error.strerror}") from None
+        raise DriverError(f"failed to make a socket: {error.strerror}") from None
     fd = -1
     try:
         sock.settimeout(limits.ANSWER_WAIT)
         raw = path.encode("utf-8", "surrogateescape")
         if len(raw) > _SUN_PATH_MAX:
-            # sun_path is too short for it; the link in /proc leads to the same inode.
+            # The path does not fit into sun_path, but a link in /proc to the same inode does.
             fd = posix.open(raw, posix.O_PATH | posix.O_CLOEXEC)
             raw = b"/proc/self/fd/%d" % fd
         sock.connect(raw)
@@ -177,6 +159,67 @@ def _encode(request: MountRequest | UnmountRequest) -> bytes:
         raise DriverError(str(error)) from None
 
 
+def _send(sock: socket, packet: bytes) -> None:
+    try:
+        fdpass.send_with_fds(sock, packet, [])
+    except TimeoutError:
+        raise DriverError(f"the driver took no request within {limits.ANSWER_WAIT:g} s") from None
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the driver may have answered before it closed the connection, so receiving reports the outcome
+    except OSError as error:
+        raise DriverError(f"failed to send the request to the driver: {error.strerror}") from None
+
+
+def _receive_mount(sock: socket, is_v1: bool) -> tuple[Reply, int]:
+    message, fds = _receive(sock, is_v1)
+    try:
+        reply = _decode(message, is_v1)
+        if reply.error is not None:
+            return reply, -1
+        if reply.volume_name is None:
+            raise DriverError("the driver's answer cannot be read: it has no volumeName")
+        if len(fds) != 1:
+            raise DriverError(f"the driver's answer came with {len(fds)} file descriptors instead of one")
+        return reply, fds.pop()
+    finally:
+        fdpass.close_all(fds)
+
+
+def _receive_reply(sock: socket) -> Reply:
+    """Receive an answer that has no fd. Any fd that comes with it is closed."""
+    message, fds = _receive(sock, is_v1=True)
+    fdpass.close_all(fds)
+    return _decode(message, is_v1=True)
+
+
+def _receive(sock: socket, is_v1: bool) -> tuple[bytes, list[int]]:
+    """Receive one message and its fds. In the original protocol it may come in pieces, of which the first has the fd."""
+    limit = protocol.PACKET_MAX if is_v1 else protocol.ORIGINAL_MESSAGE_MAX
+    deadline = monotonic() + limits.ANSWER_WAIT
+    message, fds = b"", []
+    try:
+        while True:
+            sock.settimeout(max(deadline - monotonic(), 0.001))
+            part, more = fdpass.receive_with_fds(sock, limit + 1 - len(message), 1)
+            fds += more
+            message += part
+            if is_v1 or not part or len(message) > limit or message.rstrip().endswith(b"}"):
+                return message, fds
+    except ConnectionResetError:
+        return message, fds
+    except TimeoutError:
+        problem = f"the driver did not answer within {limits.ANSWER_WAIT:g} s"
+    except fdpass.Truncated:
+        problem = "the driver's answer is too long or carries too many file descriptors"
+    except fdpass.FdsNotReceived:
+        cause = "this process may open no more (ulimit -n), or a security module forbids it"
+        problem = f"the driver's file descriptor did not get here: {cause}"
+    except OSError as error:
+        problem = f"failed to receive the driver's answer: {error.strerror}"
+    fdpass.close_all(fds)
+    raise DriverError(problem)
+
+
 def _decode(message: bytes, is_v1: bool) -> Reply:
     if not message and is_v1:
         raise DriverError("the driver closed the connection without an answer: it is stopping, or has too many requests for this volume")
@@ -186,43 +229,3 @@ def _decode(message: bytes, is_v1: bool) -> Reply:
         return protocol.decode_reply(message) if is_v1 else protocol.decode_original(message)
     except ProtocolError as error:
         raise DriverError(f"the driver's answer cannot be read: {error}") from None
-
-
-def _send(sock: socket, packet: bytes) -> None:
-    try:
-        fdpass.send_with_fds(sock, packet, [])
-    except TimeoutError:
-        raise DriverError(f"the driver took no request within {limits.ANSWER_WAIT:g} s") from None
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # closed already; what it has said before, or that it said nothing, is told by receiving
-    except OSError as error:
-        raise DriverError(f"failed to send the request to the driver: {error.strerror}") from None
-
-
-def _receive(sock: socket, size: int, is_v1: bool) -> tuple[bytes, list[int]]:
-    """One message: a packet of v1; on the stream socket it may come in pieces, of which the first carries the fd."""
-    deadline = monotonic() + limits.ANSWER_WAIT
-    message, fds = b"", []
-    try:
-        while True:
-            sock.settimeout(max(deadline - monotonic(), 0.001))
-            part, more = fdpass.receive_with_fds(sock, size + 1 - len(message), 1)
-            fds += more
-            message += part
-            if is_v1 or not part or len(message) > size or message.rstrip().endswith(b"}"):
-                return message, fds
-    except ConnectionResetError:
-        return message, fds
-    except (OSError, fdpass.Truncated, fdpass.NotLetIn) as error:
-        fdpass.close_all(fds)
-        raise DriverError(_why_not_received(error)) from None
-
-
-def _why_not_received(error: OSError | fdpass.Truncated | fdpass.NotLetIn) -> str:
-    if isinstance(error, TimeoutError):
-        return f"the driver did not answer within {limits.ANSWER_WAIT:g} s"
-    if isinstance(error, fdpass.Truncated):
-        return "the driver's answer is too long or carries too many file descriptors"
-    if isinstance(error, fdpass.NotLetIn):
-        return "the driver's file descriptor did not get here: this process may open no more (ulimit -n), or a security module forbids it"
-    return f"failed to receive the driver's answer: {error.strerror}"

@@ -1,7 +1,7 @@
-"""fusermount3: libfuse's helper, with the driver doing what needs privileges.
+"""Implements the program fusermount3, which asks the driver to mount, since mounting needs privileges.
 
-A FUSE library starts it with its own argv and with a Unix socket in `_FUSE_COMMFD`. It asks the driver for the mount,
-and passes the /dev/fuse fd on over that socket the way libfuse's fusermount3 does: one byte with the fd attached.
+A FUSE library runs it as it would run libfuse's fusermount3, with the number of a Unix socket, the comm socket, in
+`_FUSE_COMMFD`. It gets the /dev/fuse fd from the driver, and sends the fd over the comm socket: one byte with the fd attached.
 """
 
 import posix
@@ -19,24 +19,24 @@ from fusermount3_proxy.wire import fdpass, options, protocol
 from fusermount3_proxy.wire.options import OptionError
 from fusermount3_proxy.wire.protocol import MountRequest, UnmountRequest
 
-# Programs compare it to know what the helper can do; 3.14 is the version whose behaviour this one has.
+# FUSE libraries compare the version to know what the helper can do. This program behaves as 3.14 does.
 VERSION = "fusermount3 version: 3.14.0\n"
 
 
 class Failure(Exception):
-    """The end, with exit code 1; the text is the line on standard error, without the program's name."""
+    """Ends the program with exit code 1. The text is the line on standard error, without the program's name."""
 
 
 class CannotSend(Failure):
-    """The comm fd is of no use. fusermount3 says this without its name."""
+    """Reports that the comm fd cannot be used. The line on standard error has no program's name, as in fusermount3."""
 
 
 class CannotUnmount(Failure):
-    """A failure that -q keeps quiet about."""
+    """Reports a failure that -q does not print."""
 
 
 def main(arguments: list[str]) -> int:
-    """Run with the arguments after the program's name. Returns the exit code."""
+    """Run the program with the arguments after its name. Returns the exit code."""
     command = Command()
     try:
         command = commandline.parse(arguments, b"POSIXLY_CORRECT" in posix.environ)
@@ -56,13 +56,13 @@ def main(arguments: list[str]) -> int:
         if isinstance(error, CannotSend):
             program.write(2, f"{error}\n")
         elif not is_quiet:
-            say(str(error))
+            report(str(error))
         return 1
     return 0
 
 
-def say(line: str) -> None:
-    """Print one line on standard error, under the name that users of libfuse look for."""
+def report(line: str) -> None:
+    """Print one line on standard error. It begins with `fusermount3:`, whatever the program's file is called."""
     program.write(2, f"fusermount3: {line}\n")
 
 
@@ -83,7 +83,7 @@ def _mount(command: Command, path: bytes) -> None:
             raise Failure("old style mounting not supported")
         comm_fd = variable.decode("utf-8", "replace")
     if command.auto_unmount:
-        # The program has mounted by itself, in its own container, and asks for nothing else.
+        # The FUSE program has mounted by itself, so the driver is not asked for anything.
         autounmount.wait_and_unmount(_comm_socket(comm_fd), path)
         return
     _check_mountpoint(path)
@@ -92,54 +92,54 @@ def _mount(command: Command, path: bytes) -> None:
         asked = options.parse(to_text(raw_options))
     except OptionError as error:
         for warning in error.warnings:
-            say(warning)
+            report(warning)
         raise Failure(str(error)) from None
     for warning in asked.warnings:
-        say(warning)
-    # Looked at before anything is mounted, so that nothing has to be undone.
+        report(warning)
+    # The comm fd is checked before mounting, so that nothing has to be undone.
     comm = _comm_socket(comm_fd)
 
     socket_path = find_socket()
     request = MountRequest(protocol.to_wire(path), protocol.to_wire(raw_options), command.sync_init)
     if command.sync_init:
-        _mount_when_told(comm, socket_path, request)
+        _mount_with_sync_init(comm, socket_path, request)
         return
-    reply, fuse_fd = driver_socket.mount(socket_path, request, limits.SOCKET_WAIT, say)
+    reply, fuse_fd = driver_socket.mount(socket_path, request, limits.SOCKET_WAIT, report)
     if reply.error is not None:
         raise Failure(reply.error)
     try:
         fdpass.send_with_fds(comm, b"\0", [fuse_fd])
     except OSError as error:
-        # Before the fd is closed: until then no other program can have mounted there.
+        # Unmount before closing the fd, because until then no other program can have mounted there.
         _undo(socket_path, path)
         posix.close(fuse_fd)
         raise CannotSend(f"sending file descriptor: {error.strerror}") from None
 
 
-def _mount_when_told(comm: socket, socket_path: str, request: MountRequest) -> None:
+def _mount_with_sync_init(comm: socket, socket_path: str, request: MountRequest) -> None:
     try:
-        reply, fuse_fd, prepared = driver_socket.prepare(socket_path, request, limits.SOCKET_WAIT, say)
+        reply, fuse_fd, pending = driver_socket.prepare(socket_path, request, limits.SOCKET_WAIT, report)
     except OriginalProtocolOnly as error:
-        # Nothing was asked for, and the FUSE library calls again without it.
+        # Nothing is mounted, and the FUSE library runs the helper again without --sync-init.
         raise Failure(f"--sync-init is not supported: {error}") from None
     try:
         if reply.error is not None:
             raise Failure(reply.error)
-        syncinit.mount(comm, fuse_fd, prepared)
+        syncinit.mount(comm, fuse_fd, pending)
     except SyncInitError as error:
         raise Failure(str(error)) from None
     except OSError as error:
         raise CannotSend(f"sending file descriptor: {error.strerror}") from None
     finally:
-        prepared.close()
+        pending.close()
 
 
 def _check_mountpoint(path: bytes) -> None:
-    """Refuse what fusermount3 refuses for being absent. The mount appears at the volume, so owners do not matter."""
+    """Raise Failure if the mountpoint cannot be accessed. Its owner does not matter, since the mount appears at the volume."""
     try:
         posix.lstat(path)
     except OSError as error:
-        if error.errno not in autounmount.GONE:  # a dead mount: the driver takes it off
+        if error.errno not in autounmount.DEAD:  # the driver detaches a dead mount
             raise Failure(f"failed to access mountpoint {to_text(path)}: {error.strerror}") from None
 
 
@@ -150,7 +150,7 @@ def _comm_socket(number: str) -> socket:
     except OSError as error:
         raise CannotSend(f"sending file descriptor: {error.strerror}") from None
     except ValueError:
-        # A negative number, which the socket module refuses itself.
+        # The socket module itself refuses a negative number.
         raise CannotSend(f"sending file descriptor: {posix.strerror(EBADF)}") from None
     if not is_unix:
         raise CannotSend(f"sending file descriptor: {posix.strerror(EINVAL)}")
@@ -158,30 +158,26 @@ def _comm_socket(number: str) -> socket:
 
 
 def _atoi(text: str) -> int:
-    """atoi(3) of glibc, by which fusermount3 reads the number: what follows it is ignored, and no number is 0."""
+    """Return what glibc's atoi(3) returns, because fusermount3 uses it: text after the number is ignored, and no number is 0."""
     text = text.lstrip(" \t\n\v\f\r")
     sign = -1 if text[:1] == "-" else 1
     text = text[1:] if text[:1] in ("-", "+") else text
-    end = 0
-    while end < len(text) and text[end] in "0123456789":
-        end += 1
-    digits = text[:end].lstrip("0")
-    # strtol(3) stops at the ends of a long, and an int keeps the lower half of it.
-    value = max(-(1 << 63), min((1 << 63) - 1, sign * int(digits or "0"))) if len(digits) < 20 else (1 << 63) - (sign > 0)
+    digits = text[: len(text) - len(text.lstrip("0123456789"))].lstrip("0")
+    # atoi(3) limits the value to a long, and returns the lower half of it. A number of 20 digits is beyond the limits.
+    value = max(-(1 << 63), min((1 << 63) - 1, sign * int(digits[:20] or "0")))
     return (value + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
 def _undo(socket_path: str, path: bytes) -> None:
-    """Unmount what nobody will serve; then it is gone when this program ends. Without it the driver does it soon after."""
+    """Unmount what no program serves before this program ends. If this fails, the driver detaches it soon after."""
     try:
-        driver_socket.unmount(socket_path, UnmountRequest(protocol.to_wire(path), lazy=True), 0, say)
+        driver_socket.unmount(socket_path, UnmountRequest(protocol.to_wire(path), lazy=True), 0, report)
     except DriverError:
         pass
 
 
 def _unmount(command: Command, path: bytes) -> None:
-    # A mount at the caller's own path; where the volume is mounted elsewhere, the driver knows it by the path it was
-    # asked to mount at.
+    # If no FUSE file system is at this path, the driver finds the mount by the mountpoint of the mount request.
     try:
         device = mountpoint.fuse_device(path)
     except OSError:
@@ -194,7 +190,7 @@ def _unmount(command: Command, path: bytes) -> None:
         raise CannotUnmount(f"entry for {to_text(path)} not found in /etc/mtab") from None
     request = UnmountRequest(protocol.to_wire(path), command.lazy, device)
     try:
-        # Not a word while it waits: go-fuse takes any for a failure.
+        # Nothing is printed while waiting, because go-fuse takes any output for a failure.
         reply = driver_socket.unmount(socket_path, request, limits.SOCKET_WAIT, lambda line: None)
     except OriginalProtocolOnly as error:
         raise CannotUnmount(f"failed to unmount {to_text(path)}: {error}") from None
@@ -206,8 +202,8 @@ def _unmount(command: Command, path: bytes) -> None:
 
 
 def run() -> None:
-    """The program's entry: never returns, and leaves without the interpreter's own clean-up."""
-    program.die_of_interrupts()
+    """Run the program and end the process, without the interpreter's own clean-up, which takes time."""
+    program.restore_sigint()
     posix._exit(main(sys.argv[1:]))
 
 

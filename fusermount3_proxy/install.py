@@ -1,9 +1,9 @@
-"""install: copy /opt/mfcp to a folder, for images that do not have it.
+"""Implements the program install, which copies /opt/mfcp to a folder, for images without /opt/mfcp.
 
     install FOLDER
 
-An init container runs it from an image that holds nothing but /opt/mfcp, and FOLDER is a volume, which other containers of
-the pod mount at /opt/mfcp.
+An init container runs it from an image that holds only /opt/mfcp. FOLDER is a volume that other containers of the pod mount
+at /opt/mfcp.
 """
 
 import posix
@@ -13,7 +13,7 @@ from errno import EEXIST
 from fusermount3_proxy import program
 from fusermount3_proxy.program import to_bytes, to_text
 
-PLACE = b"/opt/mfcp"  # where every program of the tree lies
+PLACE = b"/opt/mfcp"  # packaging/programs.py builds the programs for this path
 
 USAGE = """\
 Usage: install FOLDER
@@ -25,7 +25,7 @@ _CHUNK = 1 << 20
 
 
 def copy(source: bytes, target: bytes) -> None:
-    """Copy a folder of folders and files, all of them readable and executable as they are. Raises OSError."""
+    """Copy a folder with all folders and files in it, and the modes of the files. Raises OSError."""
     try:
         posix.mkdir(target, 0o755)
     except OSError as error:
@@ -39,7 +39,7 @@ def copy(source: bytes, target: bytes) -> None:
 
 
 def _copy_file(source: bytes, target: bytes, mode: int) -> None:
-    # Renamed at the end: an init container may run again while others run what it brought.
+    # The copy is renamed at the end, because an init container can run again while other containers use the old file.
     new = target + b".new"
     read_fd = posix.open(source, posix.O_RDONLY | posix.O_CLOEXEC)
     try:
@@ -57,12 +57,12 @@ def _copy_file(source: bytes, target: bytes, mode: int) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Install, and return the exit code."""
+    """Run the program with the arguments after its name. Returns the exit code."""
     if arguments in (["-h"], ["--help"]):
         program.write(1, USAGE)
         return 0
     if len(arguments) != 1 or arguments[0].startswith("-") or not arguments[0]:
-        program.write(2, "install: give one folder; try install --help\n")
+        program.write(2, "install: give one folder as the only argument; try install --help\n")
         return 2
     folder = to_bytes(arguments[0])
     try:
@@ -77,6 +77,6 @@ def main(arguments: list[str]) -> int:
 
 
 def run() -> None:
-    """The program's entry."""
-    program.die_of_interrupts()
+    """Run the program and end the process."""
+    program.restore_sigint()
     posix._exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""How long the programs in the container wait for the driver. Times are in seconds."""
+"""Sets how long the programs in the container wait for the driver, in seconds."""
 
 SOCKET_WAIT = 10.0  # for a socket that is missing or refuses: the driver may be starting, or being replaced
 SOCKET_WAIT_SILENT = 1.0  # after this time the program prints what it waits for

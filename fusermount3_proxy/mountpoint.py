@@ -1,4 +1,4 @@
-"""The mountpoint as the client names it: made absolute, and what the client's own mount table shows there."""
+"""Makes the mountpoint that the FUSE program gave absolute, and finds the FUSE file system mounted there."""
 
 import posix
 from errno import ENAMETOOLONG, ENOENT
@@ -6,14 +6,14 @@ from errno import ENAMETOOLONG, ENOENT
 from fusermount3_proxy import procfs
 from fusermount3_proxy.wire import mountinfo
 
-_LOOK = posix.O_PATH | posix.O_CLOEXEC
+_PATH_ONLY = posix.O_PATH | posix.O_CLOEXEC
 
 
 def resolve(raw: bytes) -> bytes:
-    """The absolute path of a mountpoint: the real path of its parent and its last name, as fusermount3 does it.
+    """Return the absolute path of a mountpoint: the real path of its parent, and its last name, as fusermount3 does.
 
-    The last name is not followed, since it may be a dead mount that answers nothing. Raises OSError where the parent is
-    not there (the errno is realpath(3)'s), and ValueError for an empty path.
+    A symlink as the last name is not resolved, because the last name may be a dead mount, at which every system call fails.
+    Raises OSError with the errno of realpath(3) if the parent does not exist, and ValueError if the path is empty.
     """
     if not raw:
         raise ValueError("empty")
@@ -26,24 +26,24 @@ def resolve(raw: bytes) -> bytes:
 
 
 def real_path(path: bytes) -> bytes:
-    """The path without symlinks, `.` and `..`, asked of the kernel. Raises OSError."""
-    how = _LOOK
-    # For the kernel `.` is a name to be searched for, for realpath(3) it is none.
+    """Return the path without symlinks, `.` and `..`, as realpath(3) does. Raises OSError."""
+    flags = _PATH_ONLY
+    # The kernel needs permission to search the directory X for `X/.`, and realpath(3) does not.
     while path.endswith((b"/.", b"/")) and path.strip(b"/"):
         path = path.removesuffix(b".").rstrip(b"/") or b"/"
-        how = _LOOK | posix.O_DIRECTORY
+        flags = _PATH_ONLY | posix.O_DIRECTORY
     try:
-        fd = posix.open(path, how)
+        fd = posix.open(path, flags)
     except OSError as error:
         if error.errno != ENAMETOOLONG:
             raise
-        fd = _walk(path)
+        fd = _open_long_path(path)
     try:
         try:
             real = posix.readlink(b"/proc/self/fd/%d" % fd)
         except FileNotFoundError as error:
             raise OSError(error.errno, "/proc is not mounted, and this program needs it") from None
-        # What the kernel writes behind the path of a directory that is gone; one may also have such a name.
+        # The kernel adds these words to the path of a removed directory, but a directory can also have such a name.
         if real.endswith(b" (deleted)") and posix.fstat(fd).st_nlink == 0:
             raise FileNotFoundError(ENOENT, posix.strerror(ENOENT))
         return real
@@ -51,20 +51,20 @@ def real_path(path: bytes) -> bytes:
         posix.close(fd)
 
 
-def _walk(path: bytes) -> int:
-    """An fd of a path that is longer than open(2) takes, name by name: realpath(3) takes one of any length."""
-    fd = posix.open(b"/" if path.startswith(b"/") else b".", _LOOK)
+def _open_long_path(path: bytes) -> int:
+    """Open a path that is too long for open(2) name by name, because realpath(3) accepts a path of any length."""
+    fd = posix.open(b"/" if path.startswith(b"/") else b".", _PATH_ONLY)
     for name in path.split(b"/"):
         if name:
             before = fd
             try:
-                fd = posix.open(name, _LOOK, dir_fd=before)
+                fd = posix.open(name, _PATH_ONLY, dir_fd=before)
             finally:
                 posix.close(before)
     return fd
 
 
 def fuse_device(path: bytes) -> str | None:
-    """MAJOR:MINOR of the FUSE file system mounted at `path`, if the topmost mount there is one."""
+    """Return MAJOR:MINOR of the FUSE file system at `path`, None if the topmost mount there is no FUSE file system. Raises OSError."""
     mount = mountinfo.topmost(mountinfo.parse(procfs.read("/proc/self/mountinfo")), path)
     return mount.device if mount is not None and mount.is_fuse else None

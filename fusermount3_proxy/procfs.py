@@ -1,10 +1,10 @@
-"""Reading files of /proc, whose length nobody knows before."""
+"""Reads files of /proc, which do not report their size."""
 
 import posix
 
 
 def read(path: str) -> bytes:
-    """The whole content. Raises OSError."""
+    """Return the whole content of the file `path`. Raises OSError."""
     fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     try:
         chunks = []

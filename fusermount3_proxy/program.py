@@ -1,4 +1,4 @@
-"""What both programs of the pod do alike: talk to the terminal, and read and write text of the system."""
+"""Holds what the programs share: converting arguments and paths, writing messages, SIGINT, and closing fds."""
 
 import posix
 import sys
@@ -7,35 +7,38 @@ from _signal import signal as set_signal
 
 
 def to_bytes(text: str) -> bytes:
-    """An argument, as the bytes that it was."""
+    """Return the bytes from which Python decoded a command-line argument."""
     return text.encode(sys.getfilesystemencoding(), "surrogateescape")
 
 
 def to_text(raw: bytes) -> str:
-    """The opposite of to_bytes()."""
+    """Return bytes in the form in which Python has arguments; to_bytes() converts them back."""
     return raw.decode(sys.getfilesystemencoding(), "surrogateescape")
 
 
 def write(fd: int, text: str) -> None:
-    """Write to a standard stream. Where nobody listens the exit code tells."""
+    """Write to a standard stream. Errors are ignored: if the stream is closed, the exit code still reports the outcome."""
     try:
         posix.write(fd, to_bytes(text))
     except OSError:
         pass
 
 
-def die_of_interrupts() -> None:
-    """Die of SIGINT as a C program does, without a traceback. Ignored, as in a shell's background job, it stays so."""
+def restore_sigint() -> None:
+    """Let SIGINT end the program without a traceback, as it ends a C program.
+
+    If SIGINT is ignored, as in a shell's background job, it stays ignored.
+    """
     if getsignal(SIGINT) is default_int_handler:
         set_signal(SIGINT, SIG_DFL)
 
 
 def close_others(kept: set[int]) -> None:
-    """Close every fd but these."""
+    """Close every fd of this process except those in `kept`."""
     try:
         fds = [int(name) for name in posix.listdir("/proc/self/fd")]
     except OSError:
-        # Of ranges: the limit may be a thousand million, which the kernel closes at once.
+        # Without /proc the open fds are unknown. closerange() is quick even if the limit is a thousand million.
         first = 0
         for fd in (*sorted(kept), posix.sysconf("SC_OPEN_MAX")):
             posix.closerange(first, fd)
@@ -46,4 +49,4 @@ def close_others(kept: set[int]) -> None:
             try:
                 posix.close(fd)
             except OSError:
-                pass  # not open; or the folder's own fd, which is gone already
+                pass  # listdir() has listed its own fd too, and has closed it

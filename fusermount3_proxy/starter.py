@@ -1,10 +1,10 @@
-"""fuse-starter: get the /dev/fuse fd from the driver, make it fd 3, and become the program.
+"""Implements the program fuse-starter, which gets the /dev/fuse fd, makes it fd 3, and becomes the FUSE program.
 
     fuse-starter --fd-passing-socket-path SOCKET [--wait SECONDS] [--init] -- PROGRAM [ARGUMENT...]
 
-For programs that mount at /dev/fd/3. Since it becomes the program (execve(2)), pid, signals and exit code are the
-program's own. Exit codes of its own, as of env(1): 125 where it fails itself, 126 where the program cannot be executed,
-127 where it is not found.
+It is for FUSE programs that can mount at /dev/fd/3. Since it becomes the FUSE program (execve(2)), pid, signals and exit code
+are those of the FUSE program. Before that its exit codes are those of env(1): 125 if it fails itself, 126 if the FUSE program
+cannot be executed, and 127 if the FUSE program is not found.
 """
 
 import posix
@@ -18,7 +18,7 @@ from fusermount3_proxy.driver_socket import DriverError
 from fusermount3_proxy.program import to_bytes
 from fusermount3_proxy.wire.protocol import MountRequest
 
-FUSE_FD = 3  # the programs name it /dev/fd/3
+FUSE_FD = 3  # FUSE programs are given /dev/fd/3
 
 EXIT_FAILED = 125
 EXIT_NOT_EXECUTABLE = 126
@@ -30,18 +30,18 @@ Usage: fuse-starter --fd-passing-socket-path SOCKET [--wait SECONDS] [--init] --
 Gets the file descriptor of a mounted FUSE volume from the driver and becomes PROGRAM, which finds it as /dev/fd/3.
 
   --fd-passing-socket-path SOCKET  the volume's socket
-  --wait SECONDS                   how long to wait for a socket that is missing or refuses (default 10, 0: not at all)
-  --init                           stay as its parent, for a container's first process: forward signals, reap children
+  --wait SECONDS                   how long to wait for a socket that is missing or refuses (default 10; 0: do not wait)
+  --init                           run PROGRAM as a child, as a container's first process: forward signals, reap children
   --help                           print this
 """
 
 
 class UsageError(Exception):
-    """A command line that is refused; the text says why."""
+    """Reports a command line that is refused. The text gives the reason."""
 
 
 class Command:
-    """What the command line asks for."""
+    """Holds what the command line asks for. `wait` is in seconds. If `help` is set, the other attributes do not count."""
 
     __slots__ = ("help", "init", "program", "socket_path", "wait")
 
@@ -54,15 +54,15 @@ class Command:
 
 
 def parse(arguments: list[str]) -> Command:
-    """Read the arguments after the program's name. Raises UsageError."""
+    """Parse the arguments after the program's name. Raises UsageError."""
     command = Command()
     rest = list(arguments)
     while rest and rest[0].startswith("-"):
         name, equals, value = rest.pop(0).partition("=")
         if (not name.startswith("--") and len(name) > 2) or name == "-v":
-            name = f"-{name}"  # as programs in Go take them
+            name = f"-{name}"  # the Go plugin's manifests may have one dash, which Go's flag package accepts
         if name in ("--logtostderr", "--alsologtostderr"):
-            continue  # the Go plugin's logging, as --v: there is nothing here to log
+            continue  # these and --v are for the Go plugin's log, which this program does not have
         if name == "--" and not equals:
             break
         if name in ("--help", "-h"):
@@ -100,40 +100,40 @@ def _seconds(value: str) -> float:
 
 
 def main(arguments: list[str]) -> int:
-    """Run with the arguments after the program's name. Returns only where the program did not start, or with --init."""
+    """Run with the arguments after the program's name. Returns the exit code, if the FUSE program did not replace this process."""
     try:
         command = parse(arguments)
     except UsageError as error:
-        say(f"{error} (fuse-starter --help)")
+        report(f"{error}; try fuse-starter --help")
         return EXIT_FAILED
     if command.help:
         program.write(1, USAGE)
         return 0
     environment = program_environment(posix.environ, getattr(sys, "_MEIPASS", None))
-    # Looked up before the volume is mounted, so that nothing has to be undone.
+    # The FUSE program is searched for before mounting, so that nothing has to be undone.
     candidates = _candidates(command.program[0], environment)
-    if not_executable := _not_executable(candidates):
-        return _cannot_execute(command.program[0], not_executable)
+    if error_number := _why_not_executable(candidates):
+        return _report_not_executed(command.program[0], error_number)
     try:
-        reply, fuse_fd = driver_socket.mount(command.socket_path, MountRequest("", ""), command.wait, say)
+        reply, fuse_fd = driver_socket.mount(command.socket_path, MountRequest("", ""), command.wait, report)
     except DriverError as error:
-        say(str(error))
+        report(str(error))
         return EXIT_FAILED
     if reply.error is not None:
-        say(reply.error)
+        report(reply.error)
         return EXIT_FAILED
     if command.init:
-        return _init(candidates, command.program, environment, fuse_fd)
+        return _run_as_init(candidates, command.program, environment, fuse_fd)
     return _become(candidates, command.program, environment, fuse_fd)
 
 
-def say(line: str) -> None:
+def report(line: str) -> None:
     """Print one line on standard error."""
     program.write(2, f"fuse-starter: {line}\n")
 
 
 def program_environment(environ: dict[bytes, bytes], bundle: str | None) -> dict[bytes, bytes]:
-    """The environment without what PyInstaller's bootloader left in it; `bundle` is its folder, None outside of one."""
+    """Return the environment without what PyInstaller's boot loader put there. `bundle` is its folder, None without a boot loader."""
     clean = {name: value for name, value in environ.items() if not name.startswith(b"_PYI_")}
     if bundle is not None and clean.get(b"LD_LIBRARY_PATH", b"").split(b":")[0] == bundle.encode("utf-8", "surrogateescape"):
         original = clean.pop(b"LD_LIBRARY_PATH_ORIG", None)
@@ -144,7 +144,7 @@ def program_environment(environ: dict[bytes, bytes], bundle: str | None) -> dict
 
 
 def _candidates(name: str, environment: dict[bytes, bytes]) -> list[bytes]:
-    """Where the program may be, as execvp(3) looks for it."""
+    """Return the paths at which execvp(3) would search for the program `name`."""
     raw = to_bytes(name)
     if b"/" in raw:
         return [raw]
@@ -152,45 +152,47 @@ def _candidates(name: str, environment: dict[bytes, bytes]) -> list[bytes]:
     return [(folder or b".") + b"/" + raw for folder in folders]
 
 
-def _not_executable(candidates: list[bytes]) -> int:
-    """0 where one of them can be executed, otherwise the errno that tells most."""
-    told = ENOENT
+def _why_not_executable(candidates: list[bytes]) -> int:
+    """Return 0 if one of the candidates can be executed, and otherwise an errno, which is ENOENT only if none exists."""
+    reason = ENOENT
     for path in candidates:
         try:
             mode = posix.stat(path).st_mode
         except OSError as error:
             if error.errno not in (ENOENT, ENOTDIR, None):
-                told = error.errno
+                reason = error.errno
             continue
         if mode & 0o170000 == 0o100000 and posix.access(path, posix.X_OK):
             return 0
-        told = EACCES
-    return told
+        reason = EACCES
+    return reason
 
 
-def _cannot_execute(name: str, error: int) -> int:
-    say(f"{name}: {posix.strerror(error)}")
-    return EXIT_NOT_FOUND if error in (ENOENT, ENOTDIR) else EXIT_NOT_EXECUTABLE
+def _report_not_executed(name: str, reason: int) -> int:
+    """Report that the program was not executed, and return the exit code for it."""
+    report(f"{name}: {posix.strerror(reason)}")
+    return EXIT_NOT_FOUND if reason in (ENOENT, ENOTDIR) else EXIT_NOT_EXECUTABLE
 
 
 def _become(candidates: list[bytes], command: list[str], environment: dict[bytes, bytes], fuse_fd: int) -> int:
+    """Replace this process by the FUSE program. Returns the exit code if that fails."""
     if fuse_fd == FUSE_FD:
         posix.set_inheritable(FUSE_FD, True)
     else:
         posix.dup2(fuse_fd, FUSE_FD, True)
     program.close_others({*range(FUSE_FD + 1)})
-    # Python ignores these two, and an ignored signal stays ignored across execve(2).
+    # Python ignores these two signals, and a signal that is ignored stays ignored after execve(2).
     set_signal(SIGPIPE, SIG_DFL)
     set_signal(SIGXFSZ, SIG_DFL)
     arguments = [to_bytes(argument) for argument in command]
-    told = ENOENT
+    reason = ENOENT
     for path in candidates:
         try:
             _execute(path, arguments, environment)
         except OSError as error:
             if error.errno not in (ENOENT, ENOTDIR, None):
-                told = error.errno
-    return _cannot_execute(command[0], told)
+                reason = error.errno
+    return _report_not_executed(command[0], reason)
 
 
 def _execute(path: bytes, arguments: list[bytes], environment: dict[bytes, bytes]) -> None:
@@ -199,19 +201,19 @@ def _execute(path: bytes, arguments: list[bytes], environment: dict[bytes, bytes
     except OSError as error:
         if error.errno != ENOEXEC:
             raise
-    # A script without #!: as execvp(3) does it.
+    # execvp(3), too, runs a script without #! with the shell.
     posix.execve(b"/bin/sh", [b"/bin/sh", path, *arguments[1:]], environment)
 
 
-def _init(candidates: list[bytes], command: list[str], environment: dict[bytes, bytes], fuse_fd: int) -> int:
-    """Run the program as a child: forward every signal to it, reap whatever ends, exit as the program did."""
-    set_signal(SIGCHLD, SIG_DFL)  # ignored, as some parents leave it, children would vanish without a word
+def _run_as_init(candidates: list[bytes], command: list[str], environment: dict[bytes, bytes], fuse_fd: int) -> int:
+    """Run the program as a child, forward every signal to it, reap all children, and return the program's exit code."""
+    set_signal(SIGCHLD, SIG_DFL)  # a parent may have left it ignored, and then no signal would report that a child has ended
     before = pthread_sigmask(SIG_BLOCK, valid_signals())
     child = posix.fork()
     if child == 0:
         pthread_sigmask(SIG_SETMASK, before)
         posix._exit(_become(candidates, command, environment, fuse_fd))
-    # Held here it would keep the connection alive after the program's death.
+    # If this process held the fd too, the mount would stay alive after the program's end.
     posix.close(fuse_fd)
     while True:
         number = sigwait(valid_signals())
@@ -219,7 +221,7 @@ def _init(candidates: list[bytes], command: list[str], environment: dict[bytes, 
             try:
                 posix.kill(child, number)
             except OSError:
-                pass  # it has just ended, or has become another user
+                pass  # the program has just ended, or runs as another user
             continue
         while True:
             try:
@@ -233,11 +235,11 @@ def _init(candidates: list[bytes], command: list[str], environment: dict[bytes, 
 
 
 def run() -> None:
-    """The program's entry: never returns."""
-    program.die_of_interrupts()
+    """Run the program and end the process."""
+    program.restore_sigint()
     if posix.getpid() == 1:
-        # The kernel drops signals to a container's first process that it does not handle, and a socket may be waited
-        # for as long as the user likes. execve(2) takes the handlers off again.
+        # The kernel drops signals that a container's first process does not handle, and --wait may be long. execve(2) removes
+        # the handlers.
         for number in (SIGINT, SIGTERM):
             set_signal(number, lambda number, _: posix._exit(128 + number))
     posix._exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Builds dist/ (started by packaging/build, which prepares the environment for it)."""
+"""Builds dist/. packaging/build makes the Python environment and runs this."""
 
 import argparse
 import fcntl
@@ -12,22 +12,26 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import client
 import elf
+import programs
 
-ROOT = client.ROOT
+ROOT = programs.ROOT
 DIST = ROOT / "dist"
 
-# Tools by the Debian and Ubuntu package that has them.
+# Maps each tool to the package of Debian and Ubuntu that has it.
 TOOLS = {"gcc": "gcc", "patchelf": "patchelf", "strip": "binutils", "nm": "binutils", "ldd": "libc-bin"}
 
 
 class BuildError(Exception):
-    """The end; the text is one line."""
+    """Ends the build. The text is one line."""
 
 
 class Part:
-    """Something that is built as a whole: `outputs` are names in dist/."""
+    """Describes a part of dist/, which is built as a whole if one of its inputs has changed.
+
+    `outputs` are names in dist/. `inputs()` returns the files it is made of, besides the locked packages. `build(out, scratch)`
+    makes the outputs in the folder `out`, and `check(out)` runs them. Both raise BuildError or ElfError.
+    """
 
     def __init__(
         self,
@@ -44,18 +48,18 @@ class Part:
         self.check = check
 
 
-def build_client(out: Path, scratch: Path) -> None:
-    """Make the pod's programs in `out`."""
-    client.build_tree(out / "mfcp", scratch)
-    for program in client.SINGLE:
-        client.build_single(program, out / program, scratch)
+def build_programs(out: Path, scratch: Path) -> None:
+    """Make the tree and the single files of the container's programs in `out`."""
+    programs.build_tree(out / "mfcp", scratch)
+    for program in programs.SINGLE_FILES:
+        programs.build_single(program, out / program, scratch)
 
 
-def check_client(out: Path) -> None:
-    """Try the pod's programs."""
-    for program in client.SINGLE:
+def check_programs(out: Path) -> None:
+    """Run each of the container's programs once. Raises BuildError if one fails."""
+    for program in programs.SINGLE_FILES:
         _try([out / program, "-V" if program == "fusermount3" else "--help"])
-    for program in client.PROGRAMS:
+    for program in programs.PROGRAMS:
         _try_tree(out / "mfcp", program)
 
 
@@ -64,19 +68,19 @@ def build_driver(out: Path, scratch: Path) -> None:
     spec = ROOT / "packaging" / "driver.spec"
     folders = ["--distpath", str(out), "--workpath", str(scratch / "work")]
     command = [sys.executable, "-m", "PyInstaller", "--noconfirm", *folders, str(spec)]
-    # Its cache of stripped files is kept per user otherwise.
+    # By default PyInstaller keeps stripped files in a cache of the user, which other builds share.
     environment = {**os.environ, "PYINSTALLER_CONFIG_DIR": str(scratch / "config"), "SOURCE_DATE_EPOCH": str(_epoch())}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         print(done.stderr, file=sys.stderr)
-        raise BuildError("PyInstaller failed (see above)")
+        raise BuildError("PyInstaller cannot build the driver (see above)")
 
 
 def check_driver(out: Path) -> None:
-    """Try the driver."""
+    """Run the driver once. Raises BuildError if it fails."""
     program = out / "meta-fuse-csi-plugin" / "meta-fuse-csi-plugin"
     _try([program, "-V"])
-    # As far as it goes without privileges: the driver's modules are imported by then, and for `volume list` gRPC's.
+    # Both commands end with one line, and need no privileges. They import the driver's modules, and the second one imports gRPC.
     done = subprocess.run([program, "--nodeid=x", "--pods-dir=x"], capture_output=True, text=True, env={})
     if done.returncode != 2 or "--pods-dir" not in done.stderr:
         raise BuildError(f"{program.name} fails after the build: {done.stderr.strip()}")
@@ -86,23 +90,23 @@ def check_driver(out: Path) -> None:
 
 
 def driver_inputs() -> list[Path]:
-    """Every file that the driver's tree depends on, besides the locked packages."""
+    """Return every file that the driver's tree is made of, besides the locked packages."""
     ours = [path for folder in ("driver", "fusermount3_proxy") for path in sorted((ROOT / folder).rglob("*.py"))]
     recipe = [ROOT / "packaging" / name for name in ("driver.spec", "driver_main.py", "build.py")]
-    return [*ours, *recipe, *client.system_inputs()]
+    return [*ours, *recipe, *programs.system_inputs()]
 
 
 PARTS = [
-    Part("client", ["mfcp", "fusermount3", "fuse-starter"], client.inputs, build_client, check_client),
+    Part("programs", ["mfcp", "fusermount3", "fuse-starter"], programs.inputs, build_programs, check_programs),
     Part("driver", ["meta-fuse-csi-plugin"], driver_inputs, build_driver, check_driver),
 ]
 
 
 def main() -> int:
-    """Build what was asked for."""
+    """Build the parts that the command line names. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="packaging/build", description="Builds what is shipped into dist/.")
-    parser.add_argument("--only", choices=[part.name for part in PARTS], help="build this part alone")
-    parser.add_argument("--force", action="store_true", help="build although nothing has changed")
+    parser.add_argument("--only", choices=[part.name for part in PARTS], help="build only this part")
+    parser.add_argument("--force", action="store_true", help="build even if nothing has changed")
     arguments = parser.parse_args()
     parts = [part for part in PARTS if arguments.only in (None, part.name)]
     try:
@@ -110,9 +114,9 @@ def main() -> int:
         _check_tools()
         DIST.mkdir(exist_ok=True)
         with (DIST / ".lock").open("w") as lock:
-            # Two builds at once would take each other's folders away.
+            # Without the lock, two builds at once would remove each other's folders.
             fcntl.flock(lock, fcntl.LOCK_EX)
-            for left in DIST.glob(".building-*"):  # by a build that was killed
+            for left in DIST.glob(".building-*"):  # from a build that was killed
                 shutil.rmtree(left)
             for part in parts:
                 _bring_up_to_date(part, arguments.force)
@@ -139,7 +143,7 @@ def _bring_up_to_date(part: Part, force: bool) -> None:
         print(f"build: {part.name} is up to date")
         return
     print(f"build: building {part.name}", flush=True)
-    # Within dist/, so that the results are moved into place and never half there.
+    # The folder is in dist/, so that rename(2) puts each result there whole.
     with tempfile.TemporaryDirectory(dir=DIST, prefix=".building-") as folder:
         out, scratch, old = (Path(folder, name) for name in ("out", "scratch", "old"))
         for path in (out, scratch, old):
@@ -165,21 +169,21 @@ def _digest(files: list[Path]) -> str:
 
 
 def _set_modes(folder: Path) -> None:
-    """Readable and executable by any user of a pod or of the node, whatever umask the build has."""
+    """Let any user of a pod or of the node read and execute the files, whatever the umask of the build is."""
     for path in folder.rglob("*"):
         executable = path.is_dir() or elf.is_elf(path)
         os.chmod(path, 0o755 if executable else 0o644)
 
 
 def _set_times(folder: Path) -> None:
-    """The same time for every file of every build, so that images of the same content have the same layers."""
+    """Give every file of every build the same time, so that images of the same content have the same layers."""
     epoch = _epoch()
     for path in folder.rglob("*"):
         os.utime(path, (epoch, epoch), follow_symlinks=False)
 
 
 def _epoch() -> int:
-    text = os.environ.get("SOURCE_DATE_EPOCH", "315532800")  # 1980, the first year that a zip file can say
+    text = os.environ.get("SOURCE_DATE_EPOCH", "315532800")  # 1980, the first year that a zip file can hold
     if not text.isdecimal():
         raise BuildError(f"SOURCE_DATE_EPOCH is {text!r} and not a number of seconds")
     return int(text)
@@ -192,14 +196,14 @@ def _try(command: list[str | Path]) -> None:
 
 
 def _try_tree(tree: Path, program: str) -> None:
-    """Run a program of the tree in its place, which it has in a mount namespace of its own."""
+    """Run a program of the tree in a mount namespace in which the tree is at programs.PLACE."""
     enter = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     if subprocess.run([*enter, "true"], capture_output=True).returncode != 0:
-        print(f"build: {program} of the tree was not tried: no mount namespace may be made here (unshare --mount)")
+        print(f"build: {program} of the tree was not tried: this user may not make a mount namespace (unshare --mount)")
         return
-    place = Path(client.PLACE)
+    place = Path(programs.PLACE)
     option = "-V" if program == "fusermount3" else "--help"
-    # A tmpfs over the parent: the place itself need not exist on this machine.
+    # The tmpfs hides the parent folder, so that the place can be made even if it does not exist on this machine.
     script = f'mount -t tmpfs tmpfs "{place.parent}" && mkdir "{place}" && mount --bind "$1" "{place}" && exec "{place}/{program}" {option}'
     source = tree.resolve()
     if source.is_relative_to(place.parent):
@@ -215,5 +219,5 @@ def _size(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly with a reader that ends, as other commands do
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end without a traceback if the reader of the output ends
     sys.exit(main())

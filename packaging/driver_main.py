@@ -1,4 +1,4 @@
-"""The script that PyInstaller freezes: what `meta-fuse-csi-plugin` of pyproject.toml starts."""
+"""Starts the driver. PyInstaller freezes this script, since it cannot freeze an entry point of pyproject.toml."""
 
 from driver.cli import run
 

@@ -1,4 +1,7 @@
-"""Executables and shared libraries: what they need, and changing it. Uses ldd, nm, patchelf and strip."""
+"""Reads and changes what executables and shared libraries need, with ldd, nm, patchelf and strip.
+
+The functions raise ElfError, and OSError if a file cannot be read.
+"""
 
 import re
 import struct
@@ -7,49 +10,49 @@ from pathlib import Path
 
 
 class ElfError(Exception):
-    """A tool failed or a library is missing; the text is one line."""
+    """Reports that a tool failed or that a library is missing. The text is one line."""
 
 
 def needed(path: Path) -> list[str]:
-    """The names of the libraries that `path` itself asks for."""
+    """Return the names of the libraries that `path` itself needs (DT_NEEDED)."""
     return _run("patchelf", "--print-needed", str(path)).split()
 
 
 def interpreter(path: Path) -> Path:
-    """The dynamic loader that an executable asks for."""
+    """Return the dynamic loader of an executable (PT_INTERP)."""
     return Path(_run("patchelf", "--print-interpreter", str(path)).strip())
 
 
 def libraries(path: Path) -> dict[str, Path]:
-    """The system's libraries that loading `path` brings in, all the way down: name to file."""
+    """Return all libraries of the system that are loaded with `path`, also indirectly: a map from names to files."""
     found = {}
     for line in _run("ldd", str(path)).splitlines():
         if "not found" in line:
-            raise ElfError(f"{path} needs {line.split()[0]}, which is not installed")
+            raise ElfError(f"{path} needs {line.split()[0]}, which is not installed; install the package that has it")
         if match := re.match(r"\s*(\S+) => (/\S+) \(0x", line):
             found[match[1]] = Path(match[2])
     return found
 
 
 def strip(path: Path) -> None:
-    """Remove what loading does not need. Before patch(): afterwards it may damage the file."""
+    """Remove symbols that loading does not need. It must come before patch(), because strip may damage patched files."""
     _run("strip", "--strip-unneeded", "--remove-section=.comment", str(path))
 
 
 def patch(path: Path, *options: str) -> None:
-    """Change a file with patchelf's options."""
+    """Change a file with these options of patchelf."""
     _run("patchelf", *options, str(path))
 
 
 def make_optional(path: Path, library: str) -> None:
-    """Let an executable run without `library`, as long as it calls nothing in it.
+    """Let an executable run without `library`, as long as it calls no function of the library.
 
-    Its symbols become weak: otherwise a start with LD_BIND_NOW in the environment would miss them.
+    The library's symbols become weak. Otherwise a start with LD_BIND_NOW in the environment would fail, since they are missing.
     """
     symbols = set(_run("nm", "--dynamic", "--defined-only", "--format=just-symbols", str(libraries(path)[library])).split())
     patch(path, "--remove-needed", library)
     content = bytearray(path.read_bytes())
-    # elf(5): Elf64_Ehdr, Elf64_Shdr, Elf64_Sym.
+    # The layout is that of Elf64_Ehdr, Elf64_Shdr and Elf64_Sym in elf(5).
     (table,), (entry_size, count) = struct.unpack_from("<Q", content, 0x28), struct.unpack_from("<HH", content, 0x3A)
     sections = [struct.unpack_from("<IIQQQQIIQQ", content, table + i * entry_size) for i in range(count)]
     for _, kind, _, _, offset, size, link, *_ in sections:
@@ -68,13 +71,13 @@ _SHT_DYNSYM, _SHN_UNDEF, _STB_WEAK, _SYMBOL_SIZE = 11, 0, 2, 24
 
 
 def is_elf(path: Path) -> bool:
-    """Whether it is an executable or a library."""
+    """Return whether the file is an executable or a shared library."""
     with path.open("rb") as file:
         return file.read(4) == b"\x7fELF"
 
 
 def _run(*command: str) -> str:
-    # Messages are parsed: no translations.
+    # LC_ALL keeps the output, which is parsed, from being translated.
     done = subprocess.run(command, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LC_ALL": "C"})
     if done.returncode != 0:
         raise ElfError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()}")

@@ -1,7 +1,7 @@
-"""What runs first in a frozen program: client.py puts it in front of the program's modules and its call of run().
+"""Begins the script of a frozen program. programs.py appends the program's modules and the call of run().
 
-Python's own import system would look for each module in several places and open a file for it; here they are all at
-hand, in the order in which they import each other.
+Python's own import system would search several places for each module and open a file for it. Here all modules are in the script,
+in the order in which they import each other.
 """
 
 import posix
@@ -10,7 +10,7 @@ from _signal import SIG_DFL, SIG_UNBLOCK, SIGINT, default_int_handler, getsignal
 from _signal import signal as set_signal
 from marshal import loads
 
-# First of all: Python's own action would end in a traceback.
+# This comes first, because Python's own action for SIGINT would end in a traceback.
 if getsignal(SIGINT) is default_int_handler:
     set_signal(SIGINT, SIG_DFL)
 if posix.environ.get(b"_PYI_SIGINT") == b"":
@@ -18,7 +18,7 @@ if posix.environ.get(b"_PYI_SIGINT") == b"":
 
 
 def load(modules: tuple[tuple[str, bytes], ...]) -> None:
-    """Make modules from their names and marshalled code; each must come after those that it imports."""
+    """Make modules from their names and marshalled code. Each module must come after those that it imports."""
     for name, code in modules:
         module = type(sys)(name)
         sys.modules[name] = module
@@ -26,7 +26,7 @@ def load(modules: tuple[tuple[str, bytes], ...]) -> None:
 
 
 def reveal() -> None:
-    """Give the environment back as it was before trampoline.c hid it. What is not hidden is the boot loader's own."""
+    """Restore the environment as it was before trampoline.c hid it. Variables that are not hidden are the boot loader's."""
     hidden = posix.environ.copy()
     posix.environ.clear()
     for name, value in hidden.items():

@@ -1,14 +1,14 @@
-/* /opt/mfcp/fusermount3 and /opt/mfcp/fuse-starter: starts the frozen program PROGRAM, which has the same arguments, pid,
- * fds, signals and working directory.
+/* Is each program in /opt/mfcp, and executes the frozen program PROGRAM with the same arguments, fds, signals and working
+ * directory.
  *
- * The environment is the image's, and not meant for the libraries of /opt/mfcp: LD_PRELOAD names libraries for another
- * libc, PYTHONHOME another Python, LC_ALL a locale of the image. So it is hidden from libc, boot loader and Python: each
- * variable gets the top bit of its first byte flipped, which reveal() in start.py flips back. Of the variables that are
- * added two spare the boot loader its usual restart.
+ * The environment is meant for the image, and not for the libraries of /opt/mfcp: LD_PRELOAD names libraries for another libc,
+ * PYTHONHOME names another Python, and LC_ALL names a locale of the image. So the environment is hidden from libc, boot loader and
+ * Python: the top bit of the first byte of each variable is flipped, and reveal() in start.py flips it back. Three variables are
+ * added. With the first two the boot loader does not restart itself, and start.py reads the third one.
  *
- * SIGINT is blocked until start.py has given it back its default action: Python's own would end in a traceback.
+ * SIGINT is blocked until start.py has restored its default action, because Python's own action would end in a traceback.
  *
- * Freestanding: it has to run where there is no libc, and its own start must cost nothing.
+ * The program is freestanding, since the image may have no libc, and since its start must take no time.
  */
 #include <asm/signal.h>
 #include <asm/unistd.h>
@@ -38,7 +38,7 @@ static long system_call(long number, long a, long b, long c, long d)
 
 static const char failed[] = NAME ": " PROGRAM " cannot be started: the folder mfcp must lie at " PLACE "\n";
 
-/* `stack` is what the kernel left there: argc, argv[], NULL, envp[], NULL. */
+/* The kernel has put argc, argv[], NULL, envp[], NULL on the `stack`. */
 __attribute__((noreturn, used)) void start(long *stack)
 {
     char **argv = (char **)(stack + 1), **envp = argv + stack[0] + 1;
@@ -58,7 +58,7 @@ __attribute__((noreturn, used)) void start(long *stack)
     for (long i = 0; i <= count; i++)
         environment[3 + i] = envp[i];
 
-    argv[0] = PROGRAM; /* where /proc is missing the boot loader finds itself by it */
+    argv[0] = PROGRAM; /* if /proc is missing, the boot loader finds its own file by argv[0] */
     system_call(__NR_execve, (long)PROGRAM, (long)argv, (long)environment, 0);
     system_call(__NR_write, 2, (long)failed, sizeof failed - 1, 0);
     system_call(__NR_exit, EXIT_CODE, 0, 0, 0);

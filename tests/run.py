@@ -1,7 +1,7 @@
-"""tests/run: sets up what the tests need, runs them stage by stage, and counts. Standard library alone: it makes .venv itself.
+"""Implements tests/run: installs and builds what the tests need, runs the stages, and counts the tests.
 
-Much of what the tests do is waiting. So two steps run at a time, and the tests of a stage in several processes (pytest-xdist).
-What measures time comes last, when nothing else runs.
+It uses only the standard library, because it makes .venv itself. Tests spend much of their time waiting. So two steps run at once,
+and the tests of a stage run in several processes (pytest-xdist). Stages that measure time come last, when nothing else runs.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import IO, NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 VENV = Path(os.environ.get("VENV", ROOT / ".venv")).absolute()
 
-# What .venv, dist/ and the checks need; what the system tests do stands in a list of its own.
+# .venv, dist/ and the checks need these packages. The system tests have lists of their own.
 PACKAGES = [
     *("ca-certificates", "git", "shellcheck", "util-linux", "mount"),
     *("python3", "python3-dev", "python3-venv", "gcc", "libc6-dev", "libcap-dev"),
@@ -33,7 +33,7 @@ PACKAGES = [
 ]
 SYSTEM_PACKAGES = ROOT / "tests/system/packages.txt"
 SYSTEM_PACKAGES_OF_ALL = ROOT / "tests/system/packages-all.txt"
-# libfuse's fusermount3 of this machine; and what makes a root with Debian 13's.
+# The differential tests need the fusermount3 of this machine, and with --all a root file system of Debian 13 with another one.
 DIFFERENTIAL_PACKAGES = ["fuse3"]
 ALL_DIFFERENTIAL_PACKAGES = ["debootstrap", "debian-archive-keyring"]
 
@@ -41,29 +41,29 @@ LONG_EXAMPLES = 20_000
 
 STEPS_AT_ONCE = 2
 _CPUS = len(os.sched_getaffinity(0))
-# The order is that of tests/sidebyside.py.
+# tests/sidebyside.py sorts the tests, so xdist must not.
 _BUSY = ("-n", str(_CPUS), "--dist", "loadscope", "--no-loadscope-reorder")
 _WAITING = ("-n", str(min(2 * _CPUS, 8)), *_BUSY[2:])
 
 
 class Stop(Exception):
-    """The rest cannot be run; the text is one line."""
+    """Reports that a step failed, so that steps that need it cannot run. The text is one line."""
 
 
 class Interrupted(Exception):
-    """This program was told to stop."""
+    """Ends a step because this program was interrupted."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Some tests. Each test of a pytest stage is counted; another stage is one test."""
+    """Describes a group of tests. Each test of a pytest stage is counted, and any other stage counts as one test."""
 
     name: str
     what: str
     module: str
     arguments: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()  # steps of the set-up
-    is_alone: bool = False  # it measures time, so that nothing else may run
+    needs: tuple[str, ...] = ()  # names of steps of the set-up
+    is_alone: bool = False  # it measures time, so nothing else may run meanwhile
 
     @property
     def is_pytest(self) -> bool:
@@ -77,26 +77,26 @@ class Stage:
 DIST, CSI_SANITY, ENVIRONMENT, PACKAGES_STEP = "dist/", "csi-sanity", "the Python environment", "packages"
 _SYSTEM = ("tests/system", "--durations=15")
 
-# In the order in which they are begun, as soon as what they need is there. The longest is first.
+# Stages begin in this order, each as soon as the steps that it needs are done. The longest stage is first.
 STAGES = [
     Stage("system", "real mounts and containers", "pytest", (*_SYSTEM, "-m", "not alone", *_WAITING), needs=(DIST,)),
     Stage("format", "ruff format", "ruff", ("format", "--check")),
     Stage("lint", "ruff", "ruff", ("check",)),
     Stage("types", "mypy", "mypy"),
-    Stage("hygiene", "shellcheck, and what holds for every file", "pytest", ("tests/hygiene",)),
+    Stage("hygiene", "shellcheck, and rules for every file", "pytest", ("tests/hygiene",)),
     Stage("unit", "without root", "pytest", ("tests/unit", *_BUSY)),
     Stage("property", "hypothesis", "pytest", ("tests/property", *_BUSY)),
-    Stage("differential", "the same as libfuse's fusermount3", "pytest", ("tests/differential",), needs=(DIST,)),
+    Stage("differential", "compared with libfuse's fusermount3", "pytest", ("tests/differential",), needs=(DIST,)),
     Stage("conformance", "csi-sanity", "pytest", ("tests/conformance",), needs=(DIST, CSI_SANITY)),
-    Stage("system", "what measures time", "pytest", (*_SYSTEM, "-m", "alone"), needs=(DIST,), is_alone=True),
-    Stage("bench", "nothing has become slow", "bench", ("--short", "--check"), needs=(DIST,), is_alone=True),
+    Stage("system", "tests that measure time", "pytest", (*_SYSTEM, "-m", "alone"), needs=(DIST,), is_alone=True),
+    Stage("bench", "limits of time and memory", "bench", ("--short", "--check"), needs=(DIST,), is_alone=True),
 ]
 NAMES = list(dict.fromkeys(stage.name for stage in STAGES))
 
 
 @dataclass
 class Count:
-    """Tests."""
+    """Counts tests by their outcome."""
 
     passed: int = 0
     failed: int = 0
@@ -112,7 +112,7 @@ class Count:
 
 
 class Commands:
-    """The commands that run now. They end with this program, and clean up."""
+    """Runs commands, and interrupts those that run when this program is interrupted, so that they clean up."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -120,10 +120,10 @@ class Commands:
         self._is_stopping = False
 
     def call(self, command: Sequence[str | Path], output: IO[bytes] | None = None, **environment: str) -> int:
-        """Run a command to its end, and return its exit status. Raises Interrupted where stop() is called meanwhile or before."""
+        """Run a command to its end, and return its exit status. Raises Interrupted if stop() was called before or meanwhile."""
         with self._lock:
             self._expect_to_go_on()
-            # A process group of its own: Ctrl-C comes to it once, from stop(), so that its cleaning up is not interrupted by another.
+            # In a process group of its own the command gets SIGINT only from stop(), so a second Ctrl-C does not interrupt its clean-up.
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
@@ -141,7 +141,7 @@ class Commands:
         return status
 
     def stop(self) -> None:
-        """Interrupt all commands; call() begins no more."""
+        """Interrupt all commands. Every later call() raises Interrupted."""
         with self._lock:
             self._is_stopping = True
             for process in self._running:
@@ -157,26 +157,26 @@ COMMANDS = Commands()
 
 @dataclass
 class Progress:
-    """What one step has come to."""
+    """Holds the result of one step while it runs."""
 
     count: Count
-    output: IO[bytes] | None  # of its commands, where another step runs meanwhile
+    output: IO[bytes] | None  # collects the output of the step's commands, if another step runs meanwhile
 
 
 @dataclass
 class Run:
-    """One run: its steps so far, and what they came to."""
+    """Holds the state of this run: the number of steps so far, and their results."""
 
     steps: int = 0
     step: int = 0
     count: Count = field(default_factory=Count)
     failures: list[str] = field(default_factory=list)
-    is_shared: bool = False  # several steps run at once
+    is_shared: bool = False  # whether several steps run at once
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     @contextmanager
     def telling(self, title: str) -> Iterator[Progress]:
-        """Print a line before a step and one after it. The block fills in what is counted."""
+        """Print a line before a step and one after it. The block fills in the count."""
         with self.lock:
             self.step += 1
             place = f"[{self.step}/{self.steps}] {title}"
@@ -201,13 +201,13 @@ class Run:
                     say(f"{place}: {'FAILED' if progress.count.failed else 'ok'}, {duration(began)}")
 
     def set_up(self, title: str, *command: str | Path) -> None:
-        """Run a step that others need. Raises Stop."""
+        """Run a command of the set-up as a step. Raises Stop if it fails."""
         with self.telling(title) as progress:
             if COMMANDS.call(command, progress.output) != 0:
                 raise Stop(f"{os.path.relpath(command[0], ROOT)} failed")
 
     def test(self, stage: Stage) -> None:
-        """Run a stage's tests."""
+        """Run the tests of a stage as a step. Raises Stop if there is no Python environment."""
         python = VENV / "bin/python"
         command: list[str | Path] = [python, "-m", stage.module, *stage.arguments]
         with self.telling(stage.title) as progress, tempfile.TemporaryDirectory() as folder:
@@ -217,7 +217,7 @@ class Run:
                 report = Path(folder, "report.xml")
                 status = COMMANDS.call([*command, "-p", "no:cacheprovider", "--no-header", f"--junitxml={report}"], progress.output)
                 progress.count.add(read_count(report))
-                # pytest found no tests, or fell before or after them.
+                # pytest failed, although no test did: it found none, or ended with an error of its own.
                 progress.count.failed += 1 if status != 0 and not progress.count.failed else 0
             else:
                 done = COMMANDS.call(command, progress.output) == 0
@@ -226,7 +226,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Step:
-    """A part of a run. It is begun when what it needs is done, and is not when that failed."""
+    """Describes a part of a run. It begins when the steps that it needs are done, and does not run if one of them failed."""
 
     name: str
     work: Callable[[], None]
@@ -235,7 +235,7 @@ class Step:
 
 
 class Schedule:
-    """Runs steps: as many at once as are allowed, and then one after another those that run alone."""
+    """Runs steps: first STEPS_AT_ONCE at a time, and then one after another those that run alone."""
 
     def __init__(self, run: Run, steps: Sequence[Step]) -> None:
         self._run = run
@@ -245,14 +245,14 @@ class Schedule:
         self._changed = threading.Condition()
 
     def work(self) -> None:
-        """Run all steps."""
+        """Run all steps. Raises KeyboardInterrupt, and any error that is a mistake in a step."""
         self._work([step for step in self._steps if not step.is_alone], STEPS_AT_ONCE)
         self._work([step for step in self._steps if step.is_alone and not self._undone.intersection(step.needs)], 1)
 
     def _work(self, steps: list[Step], at_once: int) -> None:
         self._left = steps
         self._run.is_shared = at_once > 1
-        # In threads also where it is one: Ctrl-C interrupts the main thread, and nobody's wait for a command.
+        # Even a single step runs in a thread, because Ctrl-C raises in the main thread, where it would interrupt waiting for a command.
         with ThreadPoolExecutor(at_once) as pool:
             workers = [pool.submit(self._work_on) for _ in range(at_once)]
             try:
@@ -303,7 +303,7 @@ class Schedule:
 
 
 def read_count(report: Path) -> Count:
-    """What pytest's JUnit report says; nothing where there is none."""
+    """Return the count in pytest's JUnit report. It is 0 if there is no report."""
     count = Count()
     if report.exists():
         for suite in xml.etree.ElementTree.parse(report).iter("testsuite"):
@@ -313,7 +313,7 @@ def read_count(report: Path) -> Count:
 
 
 def missing_packages(wanted: list[Stage]) -> list[str]:
-    """The names of packages that are not installed."""
+    """Return the names of the packages that these stages need and that are not installed."""
     names = PACKAGES.copy()
     if {"system", "bench"} & {stage.name for stage in wanted}:
         lists = [SYSTEM_PACKAGES, *([SYSTEM_PACKAGES_OF_ALL] if os.environ.get("MFCP_ALL") else [])]
@@ -328,26 +328,26 @@ def missing_packages(wanted: list[Stage]) -> list[str]:
 
 
 def install_packages(run: Run, wanted: list[Stage]) -> None:
-    """Install what is missing. Raises Stop."""
+    """Install the packages that these stages need. Raises Stop if that fails or needs root."""
     with run.telling(PACKAGES_STEP):
         if shutil.which("dpkg-query") is None or shutil.which("apt-get") is None:
-            say("this is neither Debian nor Ubuntu: what the tests need must be installed by hand; they say what is missing")
+            say("this is neither Debian nor Ubuntu: install what the tests need by hand; a test that fails names what is missing")
             return
         missing = missing_packages(wanted)
         if not missing:
             return
         if os.geteuid() != 0:
             raise Stop(f"packages are missing; as root, type: apt-get install {' '.join(missing)}")
-        say(f"{len(missing)} are missing and are installed with apt-get: {' '.join(missing)}")
+        say(f"installing {len(missing)} packages with apt-get: {' '.join(missing)}")
         _apt_get("update")
         _apt_get("install", "--yes", "--no-install-recommends", *missing)
         if "openssh-server" in missing and shutil.which("systemctl") is not None:
-            say("openssh-server is here for the program in it: its service is switched off")
+            say("switching off the service of openssh-server, since the tests only need the program")
             subprocess.run(["systemctl", "disable", "--now", "ssh.service", "ssh.socket"], capture_output=True)
 
 
 def _apt_get(*arguments: str) -> None:
-    # Hundreds of lines, of which nobody needs one unless it fails.
+    # apt-get prints hundreds of lines, which are of use only if it fails.
     options = ["-q", "-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3"]
     with tempfile.TemporaryFile() as log:
         environment = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
@@ -358,12 +358,12 @@ def _apt_get(*arguments: str) -> None:
 
 
 def set_up_steps(run: Run, wanted: list[Stage]) -> list[Step]:
-    """The steps that make what the tests need."""
-    os.environ["VENV"] = str(VENV)  # read by packaging/build, at the top of the repository, where a relative one says another
+    """Return the steps that install and build what these stages need."""
+    os.environ["VENV"] = str(VENV)  # packaging/build reads it, and its working directory is another one, so it must be absolute
 
     def make_dist() -> None:
         run.set_up(DIST, ROOT / "packaging/build")
-        # The system tests build a server with it. It may be fetched first, which two steps at once would both do.
+        # The system tests build a server with Go. Go may have to be fetched, and two steps at once would both fetch it.
         go = subprocess.run([ROOT / "tests/conformance/get-go"], stdout=subprocess.PIPE, text=True).stdout.strip()
         if go:
             os.environ["GO"] = go
@@ -379,36 +379,36 @@ def set_up_steps(run: Run, wanted: list[Stage]) -> list[Step]:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Reports a mistake on the command line in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """End."""
+        """Print the message and exit with 2."""
         self.exit(2, f"{self.prog}: {message}; try {self.prog} --help\n")
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = Parser(
         prog="tests/run",
         description="Installs the distribution's packages that are missing (Debian, Ubuntu; as root), makes .venv and dist/, and "
-        "runs all tests. The last line says how many passed and failed; the exit status is 0 when none failed.",
+        "runs all tests. The last line is the number of tests that passed and failed. The exit status is 0 if none failed.",
         epilog="stages: " + ", ".join(f"{stage.name} ({stage.what})" for stage in STAGES),
         allow_abbrev=False,
     )
-    parser.add_argument("--only", metavar="STAGE[,STAGE]", type=stages, default=STAGES, help="run these stages alone")
+    parser.add_argument("--only", metavar="STAGE[,STAGE]", type=stages, default=STAGES, help="run only these stages")
     parser.add_argument(
         "--all",
         action="store_true",
-        help=f"the long runs too: {LONG_EXAMPLES} examples for each property, Debian 13's fusermount3, the driver killed at every "
-        "system call, and FUSE programs that take long or are built first (needs Rust)",
+        help=f"also make the long runs: {LONG_EXAMPLES} examples for each property, Debian 13's fusermount3, the driver killed at "
+        "every system call, and FUSE programs that take long or must be built (needs Rust)",
     )
-    parser.add_argument("--soak", metavar="SECONDS", type=seconds, help="how long the soak of the system tests runs; 120 without it")
-    parser.add_argument("--no-setup", action="store_true", help="install nothing and build nothing: test what is there")
+    parser.add_argument("--soak", metavar="SECONDS", type=seconds, help="how long the soak of the system tests runs (default 120)")
+    parser.add_argument("--no-setup", action="store_true", help="install and build nothing, and test what is there")
     return parser.parse_args()
 
 
 def stages(names: str) -> list[Stage]:
-    """The stages that were named, in their order."""
+    """Return the named stages in the order of STAGES. Raises ArgumentTypeError for an unknown name."""
     wanted = names.split(",")
     for name in wanted:
         if name not in NAMES:
@@ -417,7 +417,7 @@ def stages(names: str) -> list[Stage]:
 
 
 def seconds(text: str) -> float:
-    """A time that was given."""
+    """Return the number of seconds in `text`. Raises ArgumentTypeError if it is none."""
     try:
         given = float(text)
     except ValueError:
@@ -428,25 +428,25 @@ def seconds(text: str) -> float:
 
 
 def duration(began: float) -> str:
-    """The time since `began`."""
+    """Return the time since `began` as MINUTES:SECONDS."""
     seconds = round(time.monotonic() - began)
     return f"{seconds // 60}:{seconds % 60:02}"
 
 
 def say(text: str) -> None:
-    """Print, in order with what the steps print themselves."""
+    """Print a line at once, so that it stands in order with the output of commands."""
     print(text, flush=True)
 
 
 def main() -> int:
-    """Run, and always end with one line that counts."""
+    """Run the tests. The last line printed is always the count. Returns the exit code."""
     options = arguments()
     wanted: list[Stage] = options.only
     began = time.monotonic()
     run = Run()
     steps = [] if options.no_setup else set_up_steps(run, wanted)
     steps += [Step(stage.title, partial(run.test, stage), (ENVIRONMENT, *stage.needs), stage.is_alone) for stage in wanted]
-    steps.sort(key=lambda step: step.name == CSI_SANITY)  # compiled for long, for one short stage: last
+    steps.sort(key=lambda step: step.name == CSI_SANITY)  # last, because compiling it takes long, and only one short stage needs it
     run.steps = len(steps)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -463,8 +463,8 @@ def main() -> int:
         status = 130
     for title in run.failures:
         say(f"failed: {title}")
-    say(f"\nall of it took {duration(began)}")
-    # Alone on the last line, which is what CI reads.
+    say(f"\nthe whole run took {duration(began)}")
+    # CI reads the last line, so it holds only the count.
     say(str(run.count))
     return status or (1 if run.count.failed else 0)
 
@@ -472,6 +472,6 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except BrokenPipeError:  # the reader has ended, as `head` does: nobody is there to tell
+    except BrokenPipeError:  # the reader of the output has ended, as `head` does, so nothing can be printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)

@@ -23,7 +23,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
     @answers
     async def AddVolume(self, request: admin_pb2.AddVolumeRequest, context: Context) -> admin_pb2.Volume:
         """Publish a volume without Kubernetes."""
-        return message_of(self._standalone.add(request.name, request.read_only, request.options))
+        return message_of(await self._standalone.add(request.name, request.read_only, request.options))
 
     @answers
     async def RemoveVolume(self, request: admin_pb2.RemoveVolumeRequest, context: Context) -> admin_pb2.RemoveVolumeResponse:
@@ -34,13 +34,13 @@ class Admin(admin_pb2_grpc.AdminServicer):
     @answers
     async def ListVolumes(self, request: admin_pb2.ListVolumesRequest, context: Context) -> admin_pb2.ListVolumesResponse:
         """List the volumes without Kubernetes, after publishing them again, which repairs what is missing."""
-        self._standalone.look_after()
+        await self._standalone.repair()
         return admin_pb2.ListVolumesResponse(volumes=[message_of(volume) for volume in self._standalone.all()])
 
     @answers
     async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Context) -> admin_pb2.GetStatusResponse:
         """Describe the driver and every volume. Examining them ends after limits.STATUS_WAIT."""
-        self._standalone.look_after()
+        await self._standalone.repair()
         volumes = list(self._volumes)
         conditions = await condition.examine_all(volumes)
         return admin_pb2.GetStatusResponse(
@@ -62,19 +62,19 @@ def _utf8(text: str) -> str:
 
 def message_of(volume: Volume, how: Condition | None = None) -> admin_pb2.Volume:
     """Make the message that describes a volume; `how` is its condition, where it was examined."""
-    publication, record = volume.publication, volume.mount_record
+    publication, current = volume.publication, volume.mounts.current
     return admin_pb2.Volume(
         name=publication.volume_id,
         pod=publication.pod,
         target_path=_utf8(publication.paths.target_path),
         socket_path=_utf8(f"{publication.paths.root}/{publication.paths.sockets}/{publication.socket_name}"),
-        state=volume.state.value,
-        source=record.source if record else "",
-        fs_type=record.fstype if record else "",
+        state=volume.mounts.state.value,
+        source=current.mount.source if current else "",
+        fs_type=current.mount.fstype if current else "",
         read_only=volume.policy.options.flags.get("ro", False),
         warnings=volume.policy.warnings if how is None else (),
-        since=int(volume.history.past.since),
-        mounts=volume.history.past.mounts,
+        since=int(volume.mounts.past.since),
+        mounts=volume.mounts.past.mounts,
         abnormal=how is not None and how.is_abnormal,
         condition=how.text if how else "",
     )

@@ -97,7 +97,7 @@ class Node(csi_pb2_grpc.NodeServicer):
         try:
             publication = publication_of(request, self._pods_dir)
             self._check_propagation()
-            self._volumes.publish(publication)
+            await self._volumes.publish(publication)
         except VolumeError as error:
             VolumeLog(_pod_of(request.volume_context), request.volume_id).warning(f"publish failed: {error}")
             raise

@@ -5,15 +5,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class FuseMount:
-    """A FUSE file system that is mounted: where the program asked for it, its device number, what mount tables show.
+    """A FUSE file system that is mounted.
 
-    `node` is its device node's name; None for one that this driver did not make (it was there before). `on_placeholder`
-    is False where such a one lies on the bare directory.
+    `mountpoint` is the path that the program asked for, as its container sees it. `device_number` is MAJOR:MINOR of the
+    file system. `source` and `fstype` are what mount tables show. `device` is the name of its device node; None for a mount
+    that another driver made. `on_placeholder` is False where such a mount lies on the bare directory. `mounter` is the uid
+    that asked for it; None where that is not known.
     """
 
     mountpoint: bytes
-    device: str
+    device_number: str
     source: str
     fstype: str
-    node: str | None
+    device: str | None
     on_placeholder: bool = True
+    mounter: int | None = None

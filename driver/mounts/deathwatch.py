@@ -1,11 +1,10 @@
-"""Notices the end of the program that serves one FUSE mount, whoever holds its fd by then (driver/mounts/device.py)."""
+"""Notices the end of the program that serves one FUSE mount, whichever process holds its fd by then (device.py)."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from driver.linux.filewatch import FileWatch
 from driver.model import limits
-from driver.mounts.device import DeviceFolder
+from driver.mounts.kernel import DeviceKernel
 
 # __fput() tells inotify before it drops the lock, a moment that lasts where the closing process has to wait for a processor.
 # Each check comes at most twice as late as the lock was dropped. The kernel would wake who waits in flock(2); but a program
@@ -16,27 +15,24 @@ _STEPS = tuple(0.001 * 2**number for number in range(10))  # seconds
 class DeathWatch:
     """Watches one mount for the end of its program, until stop() is called."""
 
-    __slots__ = ("_check_again", "_checking", "_files", "_has_ended", "_node", "_nodes", "_watch_id")
+    def __init__(self, device: str | None, kernel: DeviceKernel, has_ended: Callable[[], Awaitable[bool]]) -> None:
+        """Watch the mount whose device node is `device`; None where that is not known.
 
-    def __init__(self, node: str | None, nodes: DeviceFolder, files: FileWatch, has_ended: Callable[[], Awaitable[bool]]) -> None:
-        """`node` is the mount's device node, None where that is not known.
-
-        `has_ended` is called when nobody seems to hold the fd any more. It asks the kernel, takes the mount off, and returns
-        whether the mount is gone.
+        `has_ended` is called when no process seems to hold the fd any more. It makes sure, detaches the mount, and returns
+        whether the mount has ended.
         """
-        self._node = node
-        self._nodes = nodes
-        self._files = files
+        self._device = device
+        self._kernel = kernel
         self._has_ended = has_ended
         self._watch_id: int | None = None
         self._checking: asyncio.Task[None] | None = None
-        self._check_again: asyncio.Event | None = None  # from the first check on: most mounts never need it
+        self._check_again = asyncio.Event()
 
     def begin(self) -> None:
         """Have the kernel tell of the last close. Raises OSError where it cannot; then the mount is checked from time to time."""
         try:
-            if self._node is not None:
-                self._watch_id = self._files.on_last_close(self._nodes.path(self._node), self.check)
+            if self._device is not None:
+                self._watch_id = self._kernel.watch_device(self._device, self.check)
         finally:
             if self._watch_id is None:
                 self.check()
@@ -44,32 +40,30 @@ class DeathWatch:
     def is_held(self) -> bool | None:
         """Return whether the program's fd is open; None where this process has no fd left to find out with."""
         try:
-            return self._node is not None and self._nodes.is_held(self._node)
+            return self._device is not None and self._kernel.is_device_held(self._device)
         except OSError:
             return None
 
     def check(self) -> None:
         """Check in the background whether the program has died."""
-        if self._check_again is None:
-            self._check_again = asyncio.Event()
         self._check_again.set()
         if self._checking is None or self._checking.done():
-            self._checking = asyncio.get_running_loop().create_task(self._check(self._check_again))
+            self._checking = asyncio.get_running_loop().create_task(self._check())
 
     def stop(self) -> None:
         """Stop watching."""
         if self._watch_id is not None:
-            self._files.remove(self._watch_id)
+            self._kernel.unwatch(self._watch_id)
             self._watch_id = None
         if self._checking is not None and self._checking is not asyncio.current_task():
             self._checking.cancel()
         self._checking = None
 
-    async def _check(self, check_again: asyncio.Event) -> None:
+    async def _check(self) -> None:
         """Check until the program has ended, or the kernel will tell of it; where nobody will, check again and again."""
         steps = iter(_STEPS)
         while True:
-            check_again.clear()
+            self._check_again.clear()
             is_held = self.is_held()
             # The connection may end a moment after the lock: who asks then waits for that.
             if is_held is False and await self._has_ended():
@@ -79,10 +73,10 @@ class DeathWatch:
                 # A program that lives without its lock costs a process each time, so it cannot have the checks come sooner.
                 await asyncio.sleep(step)
                 continue
-            if step is None and is_held and self._watch_id is not None and not check_again.is_set():
+            if step is None and is_held and self._watch_id is not None and not self._check_again.is_set():
                 return
             try:
-                await asyncio.wait_for(check_again.wait(), step or limits.CHECK_INTERVAL)
+                await asyncio.wait_for(self._check_again.wait(), step or limits.CHECK_INTERVAL)
                 steps = iter(_STEPS)
             except TimeoutError:
                 pass

@@ -1,8 +1,8 @@
-"""A /dev/fuse of its own for every mount, so that the kernel's bookkeeping tells when nobody holds it any more.
+"""Makes a device node for each mount, so that the kernel's bookkeeping tells when no process holds the mount's fd any more.
 
-The fd that a FUSE program serves is an open file description of one device node. The driver locks it (flock, shared)
-before it hands it over. The lock lives exactly as long as somebody, whoever it is, holds the fd: a program that forks,
-daemonizes or passes it on changes nothing. Asking is one open(2) and one flock(2); inotify tells of the last close.
+The fd that a FUSE program serves is an open file description of one device node (c 10:229). The driver locks it (flock, shared)
+before it hands it over. The lock lives exactly as long as some process holds the fd: a program that forks, daemonizes or passes
+the fd on changes nothing. Testing the lock is one open(2) and one flock(2); inotify tells of the last close.
 """
 
 import fcntl
@@ -22,14 +22,18 @@ _FUSE = os.makedev(10, 229)  # Documentation/admin-guide/devices.txt
 
 @dataclass(frozen=True)
 class OpenDevice:
-    """A /dev/fuse that is not mounted yet: its device node, and the fd to serve it by, which the owner of this closes."""
+    """Holds a /dev/fuse that is not mounted yet: the name of its device node, and the fd that will serve it. Its owner closes the fd."""
 
-    node: str
+    name: str
     fd: int
+
+    def close(self) -> None:
+        """Close the fd, and leave the device node: it is mounted."""
+        os.close(self.fd)
 
 
 class DeviceFolder:
-    """The folder that holds the nodes, opened so that device nodes work in it even where it lies on a nodev mount."""
+    """Makes and removes device nodes in one folder. They work even where the folder lies on a nodev mount."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -41,11 +45,11 @@ class DeviceFolder:
         os.close(self._fd)
 
     def open(self) -> OpenDevice:
-        """Make a node and open it. Raises OSError."""
+        """Make a device node, open it and lock it. Raises OSError."""
         try:
             return self._open()
         except FileNotFoundError:
-            # Somebody has removed the folder. The mounts whose nodes were in it go on, and their ends are heard of.
+            # Somebody has removed the folder. The mounts whose device nodes were in it go on, and inotify still reports their ends.
             new = _open_folder(self.folder)
             self.close()
             self._fd, self._making = new
@@ -53,7 +57,7 @@ class DeviceFolder:
 
     def _open(self) -> OpenDevice:
         name = secrets.token_hex(_NAME_BYTES)
-        # Under another name until it is locked: it would look as if its program had gone.
+        # It has another name until it is locked: without the lock it would look as if its program had ended.
         unlocked = f"{name}{_UNLOCKED_SUFFIX}"
         fd = -1
         fcntl.flock(self._making, fcntl.LOCK_SH)
@@ -72,12 +76,12 @@ class DeviceFolder:
         return OpenDevice(name, fd)
 
     def discard(self, opened: OpenDevice) -> None:
-        """Close what was never mounted."""
+        """Close and remove a device that was never mounted."""
         os.close(opened.fd)
-        self.remove(opened.node)
+        self.remove(opened.name)
 
     def is_held(self, name: str) -> bool:
-        """Whether anybody still holds the fd. A program that is stopped holds it; one that unlocks it itself does not."""
+        """Return whether some process holds the fd. A stopped program holds it. One that has dropped the lock itself seems not to."""
         if not self.is_there(name):
             return False
         try:
@@ -93,7 +97,7 @@ class DeviceFolder:
             os.close(fd)
 
     def is_there(self, name: str) -> bool:
-        """Whether it is there, and none of what else somebody could put there: to open a FIFO would block for ever."""
+        """Return whether the name is a device node. Somebody could have put a FIFO there, and opening that would block for ever."""
         try:
             info = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -101,19 +105,19 @@ class DeviceFolder:
         return stat.S_ISCHR(info.st_mode) and info.st_rdev == _FUSE
 
     def remove_unheld(self) -> list[str]:
-        """Remove the nodes that nobody holds: of mounts that ended while no driver ran, or of a driver that was killed.
+        """Remove the device nodes that no process holds: their mounts ended while no driver ran, or their driver was killed.
 
-        Returns the others.
+        Return the names of the others.
         """
         held: list[str] = []
         try:
             fcntl.flock(self._making, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return held  # another driver with the same folder is about to lock one
+            return held  # another driver with the same folder is about to lock a new one
         try:
             for name in os.listdir(self.folder):
                 if not self.is_there(name):
-                    log.warning(f"{self.path(name)} is no device node of a driver's: it is left as it is")
+                    log.warning(f"{self.path(name)} is no device node of a driver: it is left as it is")
                 elif self.is_held(name):
                     held.append(name)
                 else:
@@ -123,11 +127,11 @@ class DeviceFolder:
         return held
 
     def path(self, name: str) -> str:
-        """Where inotify finds the node."""
+        """Return the path of a device node, for inotify."""
         return f"{self.folder}/{name}"
 
     def remove(self, name: str) -> None:
-        """Remove a node, if it is there. Where the folder has become read-only, say, it stays until the next start."""
+        """Remove a device node, if it is there. One that cannot be removed stays until the next start of the driver."""
         try:
             os.unlink(name, dir_fd=self._fd)
         except FileNotFoundError:
@@ -137,18 +141,18 @@ class DeviceFolder:
 
 
 def is_name(text: str) -> bool:
-    """Whether a text is the name of a device node as open() makes them."""
+    """Return whether a text is a name that open() could have made."""
     return len(text) == 2 * _NAME_BYTES and set(text) <= set(string.hexdigits)
 
 
 def _open_folder(path: str) -> tuple[int, int]:
-    """Two fds of the folder, which is made where it is missing: one to use nodes by, one to lock. Raises OSError."""
+    """Make the folder where it is missing. Return two fds of it: one for the device nodes, one to lock. Raises OSError."""
     os.makedirs(path, mode=0o700, exist_ok=True)
-    # A detached copy of the mount is visible to nobody, and gone with the last fd on it.
+    # A detached copy of the mount, without nodev: no other process sees it, and it ends with the last fd on it.
     copy = syscalls.open_tree(path, syscalls.OPEN_TREE_CLONE)
     try:
         syscalls.mount_setattr(copy, clear=syscalls.MOUNT_ATTR_NODEV)
-        # Locked by whoever has a node there that is not locked yet.
+        # A driver holds the lock while it has a device node there that is not locked yet.
         return copy, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except BaseException:
         os.close(copy)

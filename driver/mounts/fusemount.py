@@ -1,7 +1,6 @@
-"""One FUSE connection at one target: mounting it, asking whether it lives. takeoff.py takes it off.
+"""The system calls for one FUSE connection at one target: mount it, check whether its program lives. takeoff.py detaches it.
 
-Everything here blocks at most as long as the kernel works, but for what touches what a pod serves: call `is_gone` and `usage`
-through calls.BoundedCall.
+is_gone() and usage() ask the FUSE program: call them through blocking.calls. mount_fd() can block, too (attempt.py).
 """
 
 import os
@@ -10,7 +9,7 @@ from errno import EBUSY, ECONNABORTED, EINVAL, EIO, ENOTCONN
 from driver.linux import mounttable, syscalls
 from driver.model.fusemount import FuseMount
 from driver.model.policy import MountArguments
-from driver.mounts.device import DeviceFolder, OpenDevice
+from driver.mounts.device import OpenDevice
 from fusermount3_proxy.wire.mountinfo import Mount
 
 # Neither may hold the word fuse: users wait for their mount with `mount | grep fuse`.
@@ -20,12 +19,12 @@ _TARGET_MODE = 0o755  # of the directory beneath it
 
 
 def mount_placeholder(target: str) -> str:
-    """Mount what a volume is without its FUSE file system: an empty directory in which nothing can be created.
+    """Mount the placeholder: an empty tmpfs in which nothing can be created. Return its identity (mounttable.identity_at).
 
-    Returns its identity (identity_at). Raises OSError, NotADirectoryError for a symlink too.
+    Raises OSError, and NotADirectoryError where the target is a file or a symlink.
 
-    With one inode, what an application writes too early fails with ENOSPC instead of landing on the node's disk. The
-    mode lets programs mount on it that first ask whether they could write.
+    The tmpfs has one inode, so a write that comes before the FUSE mount fails with ENOSPC and does not land on the node's disk. Its
+    mode lets programs mount there that first check whether they may write.
     """
     # A symlink would lead both calls elsewhere.
     directory = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -47,10 +46,10 @@ def mount_placeholder(target: str) -> str:
 
 
 def _mounted(target: str, *beneath: str) -> str:
-    """The device number of what has been mounted at `target` just now, over those of `beneath`.
+    """Return the device number of what was mounted at `target` just now, over the file systems `beneath`.
 
-    Raises OSError, ConnectionAbortedError where somebody has unmounted it on the node already: what was beneath must not be
-    taken for it.
+    Raises OSError, and ConnectionAbortedError where somebody has unmounted it on the node already: a file system that was beneath
+    must not be taken for it.
     """
     device = mounttable.device_number_at(target)
     if device in beneath:
@@ -59,79 +58,58 @@ def _mounted(target: str, *beneath: str) -> str:
 
 
 def is_placeholder(mount: Mount) -> bool:
-    """Whether a line of mountinfo is a placeholder."""
+    """Return whether a mount is a placeholder of this driver or a former one."""
     return mount.fstype == _PLACEHOLDER_TYPE and mount.source == PLACEHOLDER_SOURCE.encode()
 
 
 def holds_ours(stack: list[Mount], known: FuseMount | None) -> bool:
-    """Return whether one of the mounts at a target (`stack`) is the driver's, whatever lies over it or beneath.
+    """Return whether one of the mounts at a target (`stack`, topmost last) is the driver's, whatever lies over it or beneath.
 
-    The driver's are placeholders, the FUSE file system `known`, and one that publish would adopt: on the bare directory, as the
-    Go plugin mounts it, or on top of everything.
+    The driver's are placeholders, the FUSE file system `known`, and a FUSE file system that publish would adopt: one on the bare
+    directory, as the Go plugin mounts it, or one on top of everything.
     """
-    is_known = known is not None and mounttable.contains(stack, known.device)
+    is_known = known is not None and mounttable.contains(stack, known.device_number)
     return is_known or any(map(is_placeholder, stack)) or any(mount.is_fuse for mount in (*stack[:1], *stack[-1:]))
 
 
 def mount_fd(target: str, source: bytes, fstype: bytes, flags: int, data: bytes, fd: int) -> None:
-    """Mount a /dev/fuse on what is at `target`; the arguments are those of a MountArguments. Raises OSError as mount(2) does.
+    """Mount the /dev/fuse `fd` on what is at `target`; the other arguments are the fields of MountArguments.
 
-    Blocks as long as the program likes, where it has asked to answer INIT first.
+    Raises OSError as mount(2) does. Blocks as long as an application or the FUSE program likes (attempt.py).
     """
     syscalls.mount(source, target, fstype, flags, MountArguments(source, fstype, flags, data).with_fd(fd))
 
 
-def record_of(opened: OpenDevice, target: str, before: str, mountpoint: bytes, kernel: MountArguments) -> FuseMount:
-    """The record of what mount_fd() has mounted at `target`, on the file system `before`. Raises OSError as _mounted() does."""
+def mounted(opened: OpenDevice, target: str, before: str, mountpoint: bytes, arguments: MountArguments) -> FuseMount:
+    """Return what mount_fd() has mounted at `target`, on the file system `before`. Raises OSError as _mounted() does."""
     return FuseMount(
         mountpoint=mountpoint,
         # Without the placeholder there is the bare directory.
-        device=_mounted(target, before, mounttable.device_number_at(os.path.dirname(target))),
-        source=kernel.source.decode("utf-8", "replace"),
-        fstype=kernel.fstype.decode("utf-8", "replace"),
-        node=opened.node,
+        device_number=_mounted(target, before, mounttable.device_number_at(os.path.dirname(target))),
+        source=arguments.source.decode("utf-8", "replace"),
+        fstype=arguments.fstype.decode("utf-8", "replace"),
+        device=opened.name,
     )
 
 
-def mount_fuse(nodes: DeviceFolder, target: str, mountpoint: bytes, kernel: MountArguments) -> tuple[FuseMount, int]:
-    """Mount a new FUSE connection on what is at `target`. Returns its record and the fd to serve it by.
-
-    Raises OSError as mount(2) and _mounted() do; then nothing is left behind.
-    """
-    before = mounttable.device_number_at(target)
-    opened = nodes.open()
-    is_mounted = False
-    try:
-        mount_fd(target, kernel.source, kernel.fstype, kernel.flags, kernel.data, opened.fd)
-        is_mounted = True
-        return record_of(opened, target, before, mountpoint, kernel), opened.fd
-    except BaseException as error:
-        try:
-            if is_mounted and not isinstance(error, ConnectionAbortedError):
-                syscalls.umount(target, syscalls.MNT_DETACH)
-        finally:
-            nodes.discard(opened)
-        raise
-
-
-def adopt(stack: list[Mount]) -> FuseMount:
-    """The record of a FUSE file system that was at the target already; `stack` holds the mounts there, topmost last."""
+def adopted(stack: list[Mount]) -> FuseMount:
+    """Return the FUSE mount that another driver has made at a target. It is the topmost of `stack`, which has the last one topmost."""
     top = stack[-1]
     source = top.source.decode("utf-8", "replace")
     return FuseMount(top.path, top.device, source, top.fstype, None, any(is_placeholder(mount) for mount in stack))
 
 
-def adopt_beneath(stack: list[Mount]) -> FuseMount | None:
-    """Return the record of the topmost FUSE file system of a target that nobody knows; None where there is none, or all is foreign."""
+def adopted_beneath(stack: list[Mount]) -> FuseMount | None:
+    """Return the topmost FUSE mount of a target without a volume; None where there is none, or where nothing is the driver's."""
     fuse = [i for i, mount in enumerate(stack) if mount.is_fuse]
-    return adopt(stack[: fuse[-1] + 1]) if fuse and holds_ours(stack, None) else None
+    return adopted(stack[: fuse[-1] + 1]) if fuse and holds_ours(stack, None) else None
 
 
 def is_gone(target: str, device: str) -> bool:
-    """Whether the mount `device` has lost its program, or is not at `target` any more (somebody unmounted it on the node).
+    """Return whether the mount `device` has lost its program, or is not at `target` any more.
 
-    Blocks as long as a program that lives does not answer. One that has something else mounted over it is not gone for all
-    that is known. The copy of the mount stays open until the process ends: closing it can take longer than all the rest.
+    Blocks as long as a living program does not answer. A mount that is covered by another one counts as not gone. The copy of the
+    mount stays open until this process ends: closing it can take longer than all the rest (a grace period of RCU).
     """
     try:
         fd = mounttable.detached_copy(target)
@@ -145,23 +123,23 @@ def is_gone(target: str, device: str) -> bool:
         except OSError as error:
             if error.errno != EIO:
                 raise
-            os.fstatvfs(fd)  # is not about the root, of which nothing can be asked (device_at)
+            os.fstatvfs(fd)  # asks nothing of the root, which is a bad inode here (mounttable._device_number)
     except OSError as error:
-        # ECONNABORTED: the question was on its way when the connection ended.
+        # ECONNABORTED: the connection ended while the question was on its way.
         return error.errno in (ENOTCONN, ECONNABORTED)
     return False
 
 
 def usage(target: str) -> tuple[int, ...]:
-    """statvfs(3) of what is at `target`: fragment size, blocks, free and available ones, inodes, free and available ones.
+    """Return statvfs(3) of what is at `target`: fragment size; blocks, free and available ones; inodes, free and available ones.
 
-    Blocks as long as the program does not answer. The copy stays open as in is_gone(). Raises OSError.
+    Blocks as long as the FUSE program does not answer. The copy stays open as in is_gone(). Raises OSError.
     """
     return _usage(mounttable.detached_copy(target))
 
 
-def placeholders_usage(target: str, identity: str) -> tuple[int, ...] | None:
-    """The same of the placeholder `identity`, which does not block; None where something else is at `target`. Raises OSError."""
+def placeholder_usage(target: str, identity: str) -> tuple[int, ...] | None:
+    """Return what usage() returns, of the placeholder, and without blocking; None where something else is at `target`. Raises OSError."""
     fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         return _usage(fd) if syscalls.device_and_change_of(fd) == identity else None
@@ -175,7 +153,7 @@ def _usage(fd: int) -> tuple[int, ...]:
 
 
 def detach_all(target: str) -> None:
-    """Take every mount off `target`, whatever it is."""
+    """Detach every mount at `target`, whatever it is. Raises OSError."""
     while True:
         try:
             syscalls.umount(target, syscalls.MNT_DETACH)
@@ -186,9 +164,9 @@ def detach_all(target: str) -> None:
 
 
 def abort_connection(place: str) -> None:
-    """Abort the connection at a place, so that its program gets ENODEV although containers still hold its superblock."""
+    """Abort the connection of a mount, so that its program gets ENODEV although containers still hold its superblock. Raises OSError."""
     try:
         syscalls.umount(place, syscalls.MNT_FORCE)
     except OSError as error:
-        if error.errno != EBUSY:  # the caller's fd keeps it busy, on purpose
+        if error.errno != EBUSY:  # the caller's fd keeps the mount busy, on purpose
             raise

@@ -1,12 +1,12 @@
-"""kubelet's `subPath` binds of a volume, which a new mount at the target does not reach.
+"""Rebinds kubelet's `subPath` mounts of a volume, which a new mount at the target does not reach.
 
     PODS/UID/volume-subpaths/VOLUME/CONTAINER/INDEX        a bind of one directory (or file) of what was mounted at the target
 
-Such a bind holds the file system that was there when its container started, for ever. When that one's program has died and
-another has mounted, the same directory of the new file system is bound over it. It reaches the running containers, since
-what kubelet bound and what they have are peers. (A container without propagation keeps the dead one.)
+Such a bind shows the file system that was there when its container started, for ever. When its FUSE program has died and another
+program has mounted, the same directory of the new file system is bound over it. The running containers see that, since kubelet's
+bind and theirs are peers. A container without propagation keeps the dead file system.
 
-There is one layer of ours at the most on each: kubelet unmounts them one layer a try, before it calls unpublish.
+Each bind has one layer of ours at most: kubelet unmounts one layer at each attempt, before it calls unpublish.
 """
 
 import os
@@ -24,7 +24,7 @@ _DELETED = b"//deleted"  # what the kernel writes behind the root of a bind whos
 
 @dataclass(frozen=True)
 class SubPath:
-    """One bind: where it is, which directory of the file system it shows, and how many layers lie on it."""
+    """Describes one bind: its path, the directory of the file system that it shows, and how many layers of ours lie on it."""
 
     path: bytes
     inner: bytes
@@ -32,18 +32,18 @@ class SubPath:
 
 
 def folder(paths: VolumePaths) -> str:
-    """Where kubelet binds the subPaths of a pod's volume."""
+    """Return the folder in which kubelet binds the subPaths of a pod's volume."""
     uid = paths.target.partition("/")[0]
     return f"{paths.root}/{uid}/volume-subpaths/{paths.volume_name}"
 
 
 def has_any(paths: VolumePaths) -> bool:
-    """Whether kubelet has made any."""
+    """Return whether kubelet has bound any subPath of the volume."""
     return os.path.isdir(folder(paths))
 
 
 def stale(mounts: Iterable[Mount], below: bytes, device: str) -> list[SubPath]:
-    """The binds below a folder that do not show the file system `device` (None of them does where it is ""). Pure."""
+    """Return the binds below a folder that do not show the file system `device`; with "" that is all of them. Does no I/O."""
     by_path: dict[bytes, list[Mount]] = {}
     for mount in mounts:
         if mount.path.startswith(below + b"/"):
@@ -54,22 +54,22 @@ def stale(mounts: Iterable[Mount], below: bytes, device: str) -> list[SubPath]:
         if not stack or not stack[0].is_fuse or stack[-1].device == device:
             continue
         inner = stack[0].root
-        # A bind of the root itself gets whatever is mounted at the target, as containers do (takeoff.take_off).
+        # A bind of the root itself gets what is mounted at the target, as containers do (takeoff.take_off).
         if inner != b"/" and not inner.endswith(_DELETED):
             found.append(SubPath(path, inner.lstrip(b"/"), len(stack) - 1))
     return found
 
 
-def renew(below: str, target: str, device: str) -> int:
+def rebind(below: str, target: str, device: str) -> int:
     """Bind the file system `device`, which is mounted at `target`, over every bind in the folder that shows a former one.
 
-    Returns how many. Raises OSError with the first that could not be, after the others. Asks the pod's program for the
-    directories, and blocks as long as it does not answer.
+    Return how many were bound. Raises the OSError of the first that failed, after trying the others. The FUSE program is asked for
+    the directories: this blocks as long as it does not answer.
     """
     done, failed = 0, None
     for each in _stale_now(below, device):
         try:
-            _renew(target, device, each)
+            _rebind(target, device, each)
             done += 1
         except OSError as error:
             failed = failed or error
@@ -79,8 +79,8 @@ def renew(below: str, target: str, device: str) -> int:
 
 
 def remove_layers(paths: VolumePaths) -> None:
-    """Take our layers off, which show a file system that has gone, so that kubelet finds its own binds. Raises OSError."""
-    if has_any(paths):  # the mount table is long, and few volumes have any
+    """Unmount our layers, which show a file system that has ended, so that kubelet finds its own binds. Raises OSError."""
+    if has_any(paths):  # the mount table is long, and few volumes have subPaths
         for each in _stale_now(folder(paths), ""):
             _remove_layers(each)
 
@@ -89,16 +89,16 @@ def _stale_now(below: str, device: str) -> list[SubPath]:
     return stale(mounttable.read_mount_table(), os.fsencode(os.path.realpath(below)), device)  # the table has no symlinks
 
 
-def _renew(target: str, device: str, each: SubPath) -> None:
+def _rebind(target: str, device: str, each: SubPath) -> None:
     root = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if syscalls.device_of(root) != device:
-            return  # it has gone, and the next one's turn will come
-        # Beneath its root and without symlinks: the pod's program says what is where, and could point at the node's files.
+            return  # that file system has ended; the next one is bound when it is mounted
+        # A hostile FUSE program could answer with a symlink to the node's files, and have those bound into its containers.
         resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV
         inner = syscalls.openat2(root, each.inner, os.O_PATH, resolve=resolve)
         try:
-            # Counted again: the program took its time, and kubelet may have removed some.
+            # Count the layers again: while the program answered, kubelet may have removed some.
             stack = mountinfo.stack(mounttable.read_mount_table(), each.path)
             if not stack or not stack[0].is_fuse:
                 return

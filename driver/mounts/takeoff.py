@@ -1,6 +1,9 @@
-"""Taking the FUSE file system off a target, everywhere it is seen, and the driver's own places that this needs.
+"""Detaches a FUSE mount from a target path in every container that sees it, and removes targets.
 
-What touches what a pod serves may block: call `take_off` and `remove_target` through bounded.Threads.
+A mount at the target propagates to the containers that bound the target before the mount. A container that started after the mount
+has bound the FUSE mount itself: unmounting at the target does not reach it. take_off() does.
+
+Both take_off() and remove_target() can block as long as a FUSE program likes: call them through blocking.threads.
 """
 
 import os
@@ -15,29 +18,29 @@ from driver.mounts.workspace import Workspace, drop_place
 from driver.observe.logs import log
 from fusermount3_proxy.wire.mountinfo import Mount
 
-# Whoever finds a mount by its path keeps it busy until the call ends, and a copy of it is made (mounttable.detached_copy) behind
-# all that is mounted and unmounted just then. Seconds.
+# Seconds between the attempts of a plain unmount. A path walk of another process keeps the mount busy for a moment, and so does
+# the driver's own detached_copy(), which waits for all that is mounted and unmounted just then.
 _BUSY_RETRIES = (0.001, 0.004, 0.015, 0.04)
 
 
-def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool, tell: Callable[[str], object] = log.error) -> None:
-    """Unmount the FUSE file system `mount` from `target`, in every container that sees it; the placeholder stays.
+def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool, warn: Callable[[str], object] = log.error) -> None:
+    """Detach the FUSE mount `mount` from `target` in every container; the placeholder stays.
 
-    `plain` is umount(8) without -l: OSError with EBUSY where a copy of it in the propagation tree is in use, and nothing
-    has changed. Otherwise it is detached, whoever uses it. Either way the connection is aborted at the end.
+    With `plain` this is umount(8) without -l: it raises OSError with EBUSY where a copy of the mount in the propagation tree is in
+    use, and changes nothing then. Without it the mount is detached although it is in use. Either way the connection is aborted at
+    the end. Raises OSError with EBUSY where something else is mounted over the mount.
 
-    A container that started after the mount has bound the FUSE mount itself and would keep it for ever. So it gets the
-    placeholder mounted over it, through a peer of that FUSE mount. Once the mount is off the target nothing is raised any
-    more: that this failed then is what `tell` is called with. Where something else is mounted over it, that is EBUSY.
+    A container that started after the mount would keep it for ever. So the placeholder is mounted over it there, through a peer of
+    that FUSE mount. Once the mount is off the target, nothing is raised any more: `warn` is called with what failed.
     """
     place = workspace.new_place(target)
     try:
         fuse, is_attached = _peer(target, place)
         try:
-            if mounttable.device_number_of_copy(fuse, target) != mount.device:
-                if mounttable.is_at(target, mount.device):
+            if mounttable.device_number_of_copy(fuse, target) != mount.device_number:
+                if mounttable.is_at(target, mount.device_number):
                     raise OSError(EBUSY, "something else is mounted over it", target)
-                return  # somebody unmounted it on the node
+                return  # somebody has unmounted it on the node
             try:
                 if plain:
                     _unmount_unless_busy(target)
@@ -46,14 +49,14 @@ def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool, t
             except OSError as error:
                 if error.errno != EINVAL:
                     raise
-                return  # somebody did just now
+                return  # somebody has unmounted it just now
             try:
                 if not is_attached:
-                    syscalls.move_mount(fuse, place)  # there is room for one more now
+                    syscalls.move_mount(fuse, place)  # the unmount has made room for one more mount
                 _cover(target, place, fuse, mount.on_placeholder)
             except OSError as error:
-                # A mount namespace is full: this one, or the pod's own, whose copies get the placeholder all or none.
-                tell(f"the mount is off {target}, and may stay in containers until they restart: {error.strerror}")
+                # A mount namespace is full: the driver's, or a container's.
+                warn(f"the mount is off {target}, and may stay in containers until they restart: {error.strerror}")
         finally:
             os.close(fuse)
     finally:
@@ -61,7 +64,7 @@ def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool, t
 
 
 def _unmount_unless_busy(target: str) -> None:
-    """Unmount, though kubelet or another part of the driver should look at it just now. Raises OSError."""
+    """Unmount, also if kubelet or another part of the driver walks the path just now. Raises OSError."""
     for wait in _BUSY_RETRIES:
         try:
             syscalls.umount(target, 0)
@@ -74,10 +77,10 @@ def _unmount_unless_busy(target: str) -> None:
 
 
 def _peer(target: str, place: str) -> tuple[int, bool]:
-    """A peer of the mount at `target`: what is mounted on it reaches all that have bound that one. Raises OSError.
+    """Make a peer of the mount at `target`: what is mounted on the peer reaches all containers that have bound that mount.
 
-    Returns an fd of it, and whether it is mounted at `place`; where there is no room for one more mount it is nowhere yet,
-    and ends with the fd (and so with a driver that is killed: no next one can finish).
+    Return an fd of the peer, and whether it is mounted at `place`. Where the mount namespace is full, the peer is a detached copy,
+    which ends with its fd: a driver that is killed then leaves nothing that the next one could finish. Raises OSError.
     """
     try:
         syscalls.mount(target, place, None, syscalls.MS_BIND)
@@ -89,37 +92,37 @@ def _peer(target: str, place: str) -> tuple[int, bool]:
 
 
 def _cover(target: str, place: str, fuse: int, on_placeholder: bool) -> None:
-    """Abort the connection whose mount is at `place`, which `fuse` is open on, and mount the placeholder over its peers."""
+    """Abort the connection of the mount at `place` (`fuse` is an fd of it), and mount the placeholder over its peers."""
     fusemount.abort_connection(place)
     if not on_placeholder:
         fusemount.mount_placeholder(target)
-    # Over every container's own bind, and their next mount reaches them: they are in its peer group now.
+    # It covers every container's own bind. The next mount at the target reaches them: they are in the placeholder's peer group now.
     syscalls.mount(target, place, None, syscalls.MS_BIND)
-    # Private, or unmounting what is on it here would unmount it from the containers too.
+    # Private from now on: otherwise unmounting the placeholder here would unmount it in the containers, too.
     syscalls.mount_setattr(fuse, propagation=syscalls.MS_PRIVATE)
 
 
 class NotOurs(OSError):
-    """A target cannot be removed: what is mounted there was mounted by somebody else, and stays."""
+    """Says that a target is not removed: what is mounted there was mounted by somebody else, and stays."""
 
     def __init__(self, target: str, mount: Mount) -> None:
         super().__init__(EBUSY, f"a {mount.fstype} file system of something else is mounted there", target)
         self.mount = mount
 
 
-def remove_target(workspace: Workspace, target: str, mount: FuseMount | None, tell: Callable[[str], object] = log.error) -> None:
-    """Take everything off `target`, `mount` as take_off() does, and remove the directory; one that is gone is no error.
+def remove_target(workspace: Workspace, target: str, mount: FuseMount | None, warn: Callable[[str], object] = log.error) -> None:
+    """Unmount everything at `target`, `mount` as take_off() does, and remove the directory. A target that is gone is no error.
 
     Raises NotOurs, and changes nothing, where something is mounted there and none of it is the driver's. Raises OSError with
-    ENOTEMPTY where something lies in the directory: rmdir deletes no file.
+    ENOTEMPTY where the directory holds something: rmdir(2) deletes no file.
     """
     try:
         stack = mounttable.mounts_at(target)
         if stack and not fusemount.holds_ours(stack, mount):
             raise NotOurs(target, stack[-1])
-        if mount is not None and mounttable.contains(stack, mount.device):
-            _uncover(target, mount.device)
-            take_off(workspace, target, mount, False, tell)
+        if mount is not None and mounttable.contains(stack, mount.device_number):
+            _uncover(target, mount.device_number)
+            take_off(workspace, target, mount, False, warn)
         fusemount.detach_all(target)
         os.rmdir(target)
     except FileNotFoundError:
@@ -127,9 +130,9 @@ def remove_target(workspace: Workspace, target: str, mount: FuseMount | None, te
 
 
 def remove_placeholder(target: str) -> None:
-    """Do what remove_target() does, where the placeholder is on top. Raises OSError.
+    """Remove a target whose topmost mount is the placeholder. Raises OSError as remove_target() does.
 
-    The mount table, which is long where there are many volumes, is not read: mostly nothing lies beneath.
+    The mount table is not read: it is long where there are many volumes, and usually nothing lies beneath the placeholder.
     """
     try:
         syscalls.umount(target, syscalls.MNT_DETACH)
@@ -138,13 +141,13 @@ def remove_placeholder(target: str) -> None:
         except OSError as error:
             if error.errno != EBUSY:
                 raise
-            fusemount.detach_all(target)  # what was there before the placeholder goes with it
+            fusemount.detach_all(target)  # something was mounted there before the placeholder
             os.rmdir(target)
     except FileNotFoundError:
         pass
 
 
 def _uncover(target: str, device: str) -> None:
-    """Take off what somebody has mounted over the file system `device`."""
+    """Unmount what somebody has mounted over the file system `device`."""
     while mounttable.device_number_at(target) != device and mounttable.is_at(target, device):
         syscalls.umount(target, syscalls.MNT_DETACH)

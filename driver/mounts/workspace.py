@@ -14,15 +14,15 @@ _TARGET_SUFFIX = ".target"
 
 
 class Workspace:
-    """The driver's own places for mounting: device nodes, and a private tmpfs whose mounts reach nobody else."""
+    """Owns the driver's folder of device nodes and its private tmpfs, from the driver's start to its end."""
 
     def __init__(self, folder: str, is_alone: bool) -> None:
-        """Make them below `folder`. Raises OSError.
+        """Make both below `folder`. Raises OSError.
 
-        `is_alone` says that no other driver has the folder; then what one that was killed left there is cleared away.
+        `is_alone` says that no other driver has the folder; then what a killed driver has left there is cleared away.
         """
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        self.nodes = DeviceFolder(f"{folder}/dev")
+        self.devices = DeviceFolder(f"{folder}/dev")
         for name in os.listdir(folder) if is_alone else ():
             if name.startswith(_PRIVATE_PREFIX):
                 _clear_away(f"{folder}/{name}")
@@ -37,22 +37,22 @@ class Workspace:
         self._owned.append(_locked(self._private))
 
     def close(self) -> None:
-        """Leave nothing of it in the mount table."""
+        """Unmount and remove the private tmpfs."""
         for fd in self._owned:
             os.close(fd)
         _clear_away(self._private)
 
     def new_place(self, target: str) -> str:
-        """An empty directory on the private tmpfs, for take_off() of `target`; drop_place() ends it."""
+        """Make an empty directory on the private tmpfs, for take_off() of `target`. drop_place() removes it."""
         path = f"{self._private}/{secrets.token_hex(8)}"
-        # Tells the next driver, should this one be killed, what was to be taken off.
+        # If this driver is killed, the link tells the next one which target it was detaching.
         os.symlink(target, f"{path}{_TARGET_SUFFIX}")
         os.mkdir(path, 0o700)
         return path
 
 
 def drop_place(place: str) -> None:
-    """Take everything off a place, and remove it."""
+    """Unmount everything at a place of new_place(), and remove it."""
     fusemount.detach_all(place)
     os.rmdir(place)
     os.unlink(f"{place}{_TARGET_SUFFIX}")
@@ -66,7 +66,7 @@ def _locked(path: str) -> int:
 
 
 def _clear_away(path: str) -> None:
-    """_remove_private(), where that can be done: what stays costs no driver its start, nor its end."""
+    """Remove a private tmpfs, or log why it stays: that must keep no driver from starting or ending."""
     try:
         _remove_private(path)
     except OSError as error:
@@ -74,7 +74,7 @@ def _clear_away(path: str) -> None:
 
 
 def _remove_private(path: str) -> None:
-    """Remove a private tmpfs, unless a driver that runs owns it. Raises OSError, also where something else has its name."""
+    """Remove a private tmpfs, unless a running driver owns it. Raises OSError, also where something else has its name."""
     beneath = _open_beneath(path)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -84,10 +84,10 @@ def _remove_private(path: str) -> None:
             for name in os.listdir(fd):
                 if name.endswith(_TARGET_SUFFIX):
                     _finish_take_off(f"{path}/{name.removesuffix(_TARGET_SUFFIX)}", os.readlink(name, dir_fd=fd))
-            # What is mounted in it are peers of mounts in containers: unmounted as they are, they would take those along.
+            # The mounts in it are peers of mounts in containers. Unmounting them as they are would unmount those, too.
             syscalls.mount_setattr(fd, propagation=syscalls.MS_PRIVATE, recursive=True)
         else:
-            # Somebody has unmounted it, and the driver went on in the directory.
+            # Somebody has unmounted the tmpfs, and the driver went on in the directory beneath.
             for name in os.listdir(fd):
                 if name.endswith(_TARGET_SUFFIX):
                     _remove_place(fd, name)
@@ -113,7 +113,7 @@ def _open_beneath(path: str) -> int:
 def _remove_place(directory: int, link: str) -> None:
     """Remove a place of new_place(), and its link. Raises OSError, with EBUSY where something is mounted there.
 
-    That stays: it is a peer of mounts in containers, and what may be on it cannot be unmounted without theirs.
+    Such a mount stays: it is a peer of mounts in containers, and unmounting what is on it would unmount theirs.
     """
     try:
         os.rmdir(link.removesuffix(_TARGET_SUFFIX), dir_fd=directory)
@@ -123,13 +123,13 @@ def _remove_place(directory: int, link: str) -> None:
 
 
 def _finish_take_off(place: str, target: str) -> None:
-    """Do the rest of a take_off() whose driver was killed. Otherwise containers that started after the mount keep it for ever."""
+    """Finish a take_off() whose driver was killed. Otherwise containers that started after the mount would keep it for ever."""
     try:
         here = mounttable.mounts_at(place)
         if not here or not here[-1].is_fuse:
-            return  # not begun; or the placeholder is over it, and all see that
+            return  # it had not begun; or the placeholder covers the mount already
         if mounttable.device_number_at(target) == here[-1].device:
-            return  # still at the target, which the next driver looks after
+            return  # the mount is still at the target, and its volume is restored
         fuse = os.open(place, os.O_PATH | os.O_CLOEXEC)
         try:
             fusemount.abort_connection(place)

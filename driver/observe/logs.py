@@ -56,7 +56,7 @@ class VolumeLog:
         """A warning about what the pod did, which it may do as often as it likes: only some of them are logged."""
         self._say_some("refusals", logging.WARNING, text)
 
-    def doing(self, text: str) -> None:
+    def activity(self, text: str) -> None:
         """The same for what is no mistake of the pod: that it mounts and unmounts."""
         self._say_some("mounts and unmounts", logging.INFO, text)
 

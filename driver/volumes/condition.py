@@ -10,7 +10,6 @@ from errno import ENOTCONN
 from driver.blocking.processes import NotAsked
 from driver.model import limits
 from driver.model.state import End, Past, State
-from driver.mounts import fusemount
 from driver.observe.internalerror import report_internal_error
 from driver.observe.logs import shown
 from driver.volumes.volume import Volume
@@ -67,7 +66,7 @@ async def examine(volume: Volume) -> tuple[Condition, Usage | None]:
         # Other errors are an answer: a program need not know its usage.
         if error.errno == ENOTCONN:
             # A program that lives may answer ENOTCONN itself, when it has lost its server.
-            silence = "the FUSE program answers that it is not connected" if volume.is_held else "the FUSE program has gone"
+            silence = "the FUSE program answers that it is not connected" if volume.mounts.is_held else "the FUSE program has ended"
     return _condition_of(volume, silence), usage
 
 
@@ -101,7 +100,7 @@ async def examine_all(volumes: Sequence[Volume]) -> list[Condition]:
 
 def _condition_of(volume: Volume, silence: str) -> Condition:
     warnings = [*volume.troubles.texts, *volume.policy.warnings]
-    return condition(volume.state, volume.history.past, silence, volume.is_closing, warnings)
+    return condition(volume.mounts.state, volume.mounts.past, silence, volume.is_closing, warnings)
 
 
 def condition(state: State, past: Past, silence: str, is_closing: bool, warnings: Sequence[str]) -> Condition:
@@ -110,7 +109,7 @@ def condition(state: State, past: Past, silence: str, is_closing: bool, warnings
     if state is State.WAITING:
         text = f"waiting since {since}: {_WAITING[past.last_end]}"
     elif state is State.DEAD:
-        text = f"dead since {since}: the FUSE program has gone, and its mount could not be taken off yet"
+        text = f"dead since {since}: the FUSE program has ended, and its mount is not detached yet"
     elif silence:
         text = f"mounted since {since}, but {silence}"
     else:
@@ -126,7 +125,7 @@ def condition(state: State, past: Past, silence: str, is_closing: bool, warnings
 
 _WAITING = {
     None: "no FUSE program has mounted it yet",
-    End.DIED: "its FUSE program has gone without unmounting, and none has mounted it again",
+    End.DIED: "its FUSE program has ended without unmounting, and none has mounted it again",
     End.ASKED: "it was unmounted, and not mounted again",
     End.UNPUBLISHED: "it was unmounted to be unpublished",
 }
@@ -134,14 +133,7 @@ _WAITING = {
 
 async def _usage(volume: Volume) -> Usage:
     """Return the usage. Raises OSError: TimeoutError where the FUSE program does not answer, NotAsked where it was not asked."""
-    said = None
-    # The driver's own placeholder always answers, so this process may ask it. It does not look at the target while a program
-    # has mounted there: an open fd would make the mount busy for an unmount at the same time.
-    if volume.mount_record is None and volume.placeholder is not None:
-        said = fusemount.placeholders_usage(volume.target, volume.placeholder)
-    if said is None:
-        said = await volume.examiner.call(volume.publication.paths.owner, limits.PROBE_WAIT, fusemount.usage, volume.target)
-    block, blocks, free, available, files, free_files, available_files = said
+    block, blocks, free, available, files, free_files, available_files = await volume.mounts.usage()
     return Usage(
         _amount(blocks * block, available * block, (blocks - free) * block),
         _amount(files, available_files, files - free_files),

@@ -1,77 +1,47 @@
-"""What survives the driver's process: one small file for each volume, so that the next driver takes it up again.
+"""Keeps one small file for each volume, from which the next driver restores it.
 
-The mounts themselves stay in the kernel. A record says what kernel and kubelet do not: what publish was asked for, and
-which device node belongs to the mount. It names device numbers, never mount ids or pids, which mean nothing to another
-process. The files lie on a tmpfs and end with the boot, as the mounts do, so nothing is synced; where the folder is on a
-disk, the boot's id tells that a record is of an earlier one.
+The mounts themselves stay in the kernel. A record has what neither the kernel nor kubelet reports: what publish was asked for, and
+which device node belongs to a mount. It names device numbers, never mount ids or pids, which mean nothing to another process. The
+files lie on a tmpfs and end with the boot, as the mounts do, so nothing is synced. Where the folder is on a disk, the boot's id
+tells records of an earlier boot.
 
-A folder that cannot be written, as on a disk that has failed or is full, keeps no volume from being served: what is
-recorded is taken up, and what changes is recorded when it can be. A record that cannot be deleted is of a target that is
-gone: the next driver deletes it, and the next volume at that target replaces it.
+A folder that cannot be written, for example because its disk is full, keeps no volume from being served. What is recorded is
+restored, and changes are recorded as soon as that works again. A record that cannot be deleted belongs to a target that is gone:
+the next driver deletes it, and the next volume at that target replaces it.
 """
 
 import fcntl
 import hashlib
 import json
 import os
-from dataclasses import dataclass
 from errno import EBUSY, ENOSPC
-from typing import Any, TypeVar
+from pathlib import Path
 
-from driver.model.fusemount import FuseMount
-from driver.model.paths import VolumePaths
-from driver.model.publication import Publication
-from driver.model.state import End, Past
-from driver.mounts import device
 from driver.observe.logs import log
-from fusermount3_proxy.wire.protocol import from_wire, to_wire
+from driver.volumes import recordformat
+from driver.volumes.recordformat import Record
 
-_VERSION = 1
 _SUFFIX = ".json"
 _NEW_SUFFIX = ".new"
-_PART = 1 << 16  # bytes of a record that are read at once, mostly all of them
-
-# What a field may be; str where it is not here.
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "paths": VolumePaths,
-    "read_only": bool,
-    "mount_flags": tuple,
-    "mountpoint": bytes,
-    "node": (str, type(None)),
-    "on_placeholder": bool,
-}
-_Kept = TypeVar("_Kept", Publication, VolumePaths, FuseMount)
-
-_SINCE_END = 253_402_300_800.0  # the year 10000
-_MOUNTS_END = 1 << 63
-
-
-@dataclass(frozen=True)
-class Record:
-    """One volume as it was when it last changed."""
-
-    publication: Publication
-    mount: FuseMount | None
-    past: Past | None = None
 
 
 class Records:
-    """The folder of the records."""
+    """Writes and reads the records in one folder, of which one driver at a time is the owner."""
 
     def __init__(self, folder: str) -> None:
-        """Make the folder. Raises OSError where there is none, and none can be made."""
+        """Make the folder where it is missing. Raises OSError."""
         self._folder = folder
         self._lock = _open_folder(folder)
         self._is_owned = False
-        if not os.access(folder, os.W_OK):  # a read-only file system: root may write to all others
+        if not os.access(folder, os.W_OK):  # only a read-only file system stops root
             log.error(f"{folder} (--state-dir) cannot be written; a restart of the driver will not know what has changed")
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             self._boot_id = file.read().strip()
 
     def own(self) -> bool:
-        """Whether the folder is this driver's, from now on until its process ends. It is not while another driver has it.
+        """Become the folder's owner, until this process ends, and return whether that worked: another driver may be its owner.
 
-        Without it nothing is read, written or deleted; each call asks again, since that one may have ended.
+        Only the owner reads, writes and deletes. Each call tries again, since the other driver may have ended.
         """
         if not self._is_owned:
             try:
@@ -84,7 +54,7 @@ class Records:
     def save(self, record: Record) -> bool:
         """Write a record, whole or not at all. Raises OSError, also where another driver has the folder.
 
-        False where somebody had removed the folder: it is made again, and the record is the only one in it.
+        Return False where somebody had removed the folder: it is made again, and this record is the only one in it.
         """
         try:
             self._save(record)
@@ -99,7 +69,7 @@ class Records:
     def _save(self, record: Record) -> None:
         if not self.own():
             raise OSError(EBUSY, "another driver has it", self._folder)
-        content = json.dumps({"version": _VERSION, "bootId": self._boot_id, **_to_json(record)}).encode("ascii")
+        content = json.dumps({"bootId": self._boot_id, **recordformat.to_json(record)}).encode("ascii")
         path = self._path(record.publication.paths.target_path)
         new = f"{path}{_NEW_SUFFIX}"
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -112,7 +82,7 @@ class Records:
                 raise OSError(ENOSPC, os.strerror(ENOSPC), path)
             os.rename(new, path)
         except OSError:
-            _unlink(new)  # what room there is, others need
+            _unlink(new)  # other records need the room
             raise
 
     def delete(self, target_path: str) -> None:
@@ -123,11 +93,11 @@ class Records:
         try:
             os.unlink(path)
         except OSError:
-            if os.path.lexists(path):  # where nothing can be deleted, that is said of what is not there, too
+            if os.path.lexists(path):  # a read-only file system refuses to delete what is not there, too
                 raise
 
     def load(self) -> list[Record]:
-        """All records of this boot. A broken one is left out, told in the log, and costs no other volume."""
+        """Return all records of this boot. A broken record is logged and left out; the other volumes are restored."""
         found: list[Record] = []
         if not self.own():
             return found
@@ -140,21 +110,19 @@ class Records:
             path = f"{self._folder}/{name}"
             try:
                 if name.endswith(_NEW_SUFFIX):
-                    _unlink(path)  # half written by a driver that was killed
+                    _unlink(path)  # a killed driver has written half of it
                 if not name.endswith(_SUFFIX):
                     continue
-                content = json.loads(_read(path).decode("ascii"))
-                if content["version"] != _VERSION:
-                    raise ValueError(f"version {content['version']} is not {_VERSION}")
+                content = json.loads(Path(path).read_text("ascii"))
                 if content["bootId"] != self._boot_id:
                     _unlink(path)
                     continue
-                record = _from_json(content)
+                record = recordformat.from_json(content)
                 if path != self._path(record.publication.paths.target_path):
                     # A copy, or one that somebody has changed: it would never be written or deleted again.
                     raise ValueError("its target is not the one that it is named after")
                 found.append(record)
-            except Exception as error:  # whatever it is, it must not cost the others
+            except Exception as error:  # a broken record must not keep the other volumes from being restored
                 log.error(f"the record {path} cannot be read ({error!r}); its volume is known again when kubelet publishes it")
         return found
 
@@ -164,92 +132,14 @@ class Records:
 
 
 def _open_folder(path: str) -> int:
-    """An fd of the folder, to lock; it is made where it is missing. Raises OSError."""
+    """Make the folder where it is missing, and return an fd of it, to lock. Raises OSError."""
     os.makedirs(path, mode=0o700, exist_ok=True)
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _unlink(path: str) -> None:
-    """Remove what counts for nothing, where that can be done."""
+    """Remove a file that no driver reads, if that works."""
     try:
         os.unlink(path)
     except OSError:
         pass
-
-
-def _read(path: str) -> bytes:
-    """A whole file; open() would make three objects for each of many records."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        parts = []
-        while part := os.read(fd, _PART):
-            parts.append(part)
-        return b"".join(parts)
-    finally:
-        os.close(fd)
-
-
-def _to_json(record: Record) -> dict[str, Any]:
-    mount = None
-    if record.mount is not None:
-        mount = _values(record.mount) | {"mountpoint": to_wire(record.mount.mountpoint)}
-    past = None
-    if record.past is not None:
-        end = record.past.last_end
-        left = record.past.left
-        past = _values(record.past) | {"last_end": end.value if end else None, "left": None if left is None else to_wire(left)}
-    publication = _values(record.publication) | {"paths": _values(record.publication.paths)}
-    return {"publication": publication, "mount": mount, "past": past}
-
-
-def _values(of: Publication | VolumePaths | FuseMount | Past) -> dict[str, Any]:
-    """Not asdict(), which copies every value deeply: it would be half of what a record costs."""
-    return {name: getattr(of, name) for name in of.__slots__}
-
-
-def _from_json(content: dict[str, Any]) -> Record:
-    publication, mount = dict(content["publication"]), content["mount"]
-    publication["paths"] = VolumePaths(**publication["paths"])
-    publication["mount_flags"] = tuple(publication["mount_flags"])
-    if mount is not None:
-        mount = _checked(FuseMount(**{**mount, "mountpoint": from_wire(mount["mountpoint"])}))
-        # It is unlinked when the mount ends, and may lead nowhere else.
-        if mount.node is not None and not device.is_name(mount.node):
-            raise ValueError(f"node is {mount.node!r}")
-    past = content.get("past")  # records of an earlier version have none
-    if past is not None:
-        past = _checked_past(_past_from_json(past))
-    _checked(publication["paths"])
-    return Record(_checked(Publication(**publication)), mount, past)
-
-
-def _past_from_json(past: dict[str, Any]) -> Past:
-    end, left = past["last_end"], past.get("left")  # records of an earlier version have no `left`
-    return Past(
-        float(past["since"]),
-        int(past["mounts"]),
-        None if end is None else End(end),
-        None if left is None else from_wire(left),
-    )
-
-
-def _checked(of: _Kept) -> _Kept:
-    """Raises ValueError where a field is none that the driver writes; it would fail later, and cost more than one volume."""
-    # A path may be any bytes; other texts come from gRPC, or are made so that they can be sent.
-    errors = "surrogateescape" if isinstance(of, VolumePaths) else "strict"
-    for name in of.__slots__:
-        value = getattr(of, name)
-        if not isinstance(value, _KINDS.get(name, str)):
-            raise ValueError(f"{name} is {value!r}")
-        if isinstance(value, str):
-            value.encode("utf-8", errors)
-        elif isinstance(value, tuple):
-            "".join(value).encode()
-    return of
-
-
-def _checked_past(past: Past) -> Past:
-    """The same of numbers, which must be ones that can be shown."""
-    if not 0 <= past.since < _SINCE_END or not 0 <= past.mounts < _MOUNTS_END:
-        raise ValueError(f"{past} cannot be")
-    return past

@@ -1,6 +1,6 @@
-"""Volumes without Kubernetes, for Docker, Podman and plain hosts: all under one root directory.
+"""Adds and removes volumes without Kubernetes, for Docker, Podman and plain hosts, all below one root directory.
 
-ROOT/NAME/mount    the target: bind it into containers with rslave
+ROOT/NAME/mount    the target path: bind it into containers with rslave
 ROOT/NAME/sock     the sockets: bind it into the FUSE container
 """
 
@@ -20,17 +20,17 @@ from fusermount3_proxy.wire.protocol import V1_SUFFIX
 
 
 class Standalone:
-    """Adds and removes them. Their names are the directories under the root, so no other list is needed."""
+    """Adds, removes and lists these volumes. Their names are the directories below the root."""
 
     def __init__(self, volumes: Volumes, root: str) -> None:
         self._volumes = volumes
         self.root = root
 
     def prepare(self) -> None:
-        """Make the root a shared mount, so that what is mounted below it later reaches containers. Raises OSError."""
-        # 0700: whoever reached a volume's sockets on the node, which are for its containers, could serve or unmount it.
+        """Make the root a shared mount, so that later mounts below it propagate to containers. Raises OSError."""
+        # 0700: a user of the node who reached a volume's sockets could serve or unmount it.
         os.makedirs(self.root, mode=0o700, exist_ok=True)
-        os.chmod(self.root, 0o700)  # Docker makes it 0755, where a container of it starts first
+        os.chmod(self.root, 0o700)  # Docker makes it 0755 where one of its containers starts before the driver
         try:
             syscalls.mount(None, self.root, None, syscalls.MS_SHARED)
         except OSError as error:
@@ -39,8 +39,8 @@ class Standalone:
             syscalls.mount(self.root, self.root, None, syscalls.MS_BIND)
             syscalls.mount(None, self.root, None, syscalls.MS_SHARED)
 
-    def add(self, name: str, read_only: bool, options: str) -> Volume:
-        """Publish a volume; the same again is no error. Raises VolumeError."""
+    async def add(self, name: str, read_only: bool, options: str) -> Volume:
+        """Publish a volume. Adding it again with the same arguments is no error. Raises VolumeError."""
         volume_paths = self._paths(name)
         if len(options) > OPTIONS_MAX:
             raise VolumeError(Code.INVALID_ARGUMENT, f"the options are longer than {OPTIONS_MAX} characters")
@@ -55,13 +55,13 @@ class Standalone:
         )
         made = self._make_folder(name)
         try:
-            return self._volumes.publish(publication)
+            return await self._volumes.publish(publication)
         except VolumeError as error:
             if made:
                 try:
                     self._remove_folder(f"{self.root}/{name}")
                 except VolumeError:
-                    pass  # why it could not be published is what is to be told; the next add and remove find the folder
+                    pass  # the first error is the one to report; the next add or remove finds the folder
             if error.code is Code.ALREADY_EXISTS:
                 text = f"volume {name} exists already, with another --read-only or -o; remove it first"
                 raise VolumeError(Code.ALREADY_EXISTS, text) from None
@@ -71,23 +71,23 @@ class Standalone:
         """Unpublish, and remove the volume's directory. Raises VolumeError."""
         volume_paths = self._paths(name)
         target, folder = volume_paths.target_path, f"{self.root}/{name}"
-        # The table too: of a volume whose directory somebody has removed there is the rest.
+        # The volume may be known although somebody has removed its directory.
         if self._volumes.at(target) is None and not os.path.isdir(folder):
             raise VolumeError(Code.NOT_FOUND, f"there is no volume {name}")
         await self._volumes.unpublish(target)
-        if self._volumes.at(target) is None:  # else it has been added anew by now, and the directory is that one's
+        if self._volumes.at(target) is None:  # otherwise it was added again meanwhile, and the directory is that volume's
             self._remove_folder(folder)
 
-    def look_after(self) -> None:
-        """Put right what containers, or somebody on the node, have changed: kubelet's republish does that for pods' volumes."""
+    async def repair(self) -> None:
+        """Repair what containers, or somebody on the node, have changed. kubelet's republish does that for the volumes of pods."""
         for volume in self.all():
             try:
-                self._volumes.publish(volume.publication)
+                await self._volumes.publish(volume.publication)
             except VolumeError:
                 pass  # it is being removed
 
     def all(self) -> list[Volume]:
-        """The volumes that add() made."""
+        """Return the volumes that add() made."""
         return [volume for volume in self._volumes if volume.publication.paths.root == self.root]
 
     def _paths(self, name: str) -> paths.VolumePaths:
@@ -97,7 +97,7 @@ class Standalone:
             raise VolumeError(Code.INVALID_ARGUMENT, str(error)) from None
 
     def _make_folder(self, name: str) -> bool:
-        """Make the volume's directory and the one for its sockets. Returns whether the volume's was not there."""
+        """Make the volume's directory and the one for its sockets. Return whether the volume's was not there. Raises VolumeError."""
         folder = f"{self.root}/{name}"
         is_new = not os.path.isdir(folder)
         try:
@@ -109,7 +109,7 @@ class Standalone:
         return is_new
 
     def _remove_folder(self, folder: str) -> None:
-        # A container could write to sock/: only what this driver puts there is removed, and what is left is told.
+        # A container may have written to sock/: only what the driver puts there is removed, and what remains is reported.
         try:
             directory = os.open(f"{folder}/sock", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
@@ -125,7 +125,7 @@ class Standalone:
         try:
             os.rmdir(folder)
         except FileNotFoundError:
-            pass  # another remove, at the same time, was first
+            pass  # another remove at the same time was faster
         except OSError as error:
             raise _left(error) from None
 

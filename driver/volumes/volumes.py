@@ -1,9 +1,9 @@
-"""All volumes of this node, by target path."""
+"""Publishes, restores and unpublishes all volumes of this node, and keeps their records."""
 
 import asyncio
 import logging
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 
 from driver.blocking.calls import Bounds
 from driver.blocking.threads import Threads
@@ -12,21 +12,23 @@ from driver.linux.filewatch import FileWatch
 from driver.model import limits, paths
 from driver.model.errors import Code, VolumeError
 from driver.model.paths import BadPath
-from driver.model.policy import VolumePolicy, of_volume
+from driver.model.policy import of_volume
 from driver.model.publication import Publication
 from driver.model.state import Past, State
 from driver.mounts import fusemount, takeoff
+from driver.mounts.linuxkernel import LinuxKernel
 from driver.mounts.workspace import Workspace
 from driver.observe.internalerror import report_internal_error
 from driver.observe.logs import VolumeLog, log
-from driver.volumes.records import Record, Records
+from driver.volumes.recordformat import Record
+from driver.volumes.records import Records
 from driver.volumes.volume import Volume, unpublish_error
 
-_MOMENT = 0.005  # seconds without a connection, after which pods are taken for served
+_MOMENT = 0.005  # seconds without a new connection, after which the waiting pods count as served
 
 
 class Volumes:
-    """Publishes and unpublishes. One volume id may be published at many targets (PersistentVolumes)."""
+    """The volumes by target path. One volume id may be published at many targets (PersistentVolumes)."""
 
     def __init__(self, workspace: Workspace, files: FileWatch, records: Records, bounds: Bounds) -> None:
         self._workspace = workspace
@@ -42,24 +44,27 @@ class Volumes:
         return iter(list(self._by_target.values()))
 
     def by_state(self) -> dict[str, int]:
-        """How many there are in each state."""
+        """Return how many volumes are in each state."""
         found = dict.fromkeys((state.value for state in State), 0)
         for volume in self:
-            found[volume.state.value] += 1
+            found[volume.mounts.state.value] += 1
         return found
 
     def troubled(self) -> int:
-        """How many have warnings or trouble."""
+        """Return how many volumes have a warning or a trouble."""
         return sum(1 for volume in self if volume.policy.warnings or volume.troubles.texts)
 
     def at(self, target: str) -> Volume | None:
-        """The volume that is published at a target."""
+        """Return the volume that is published at a target path."""
         return self._by_target.get(target)
 
-    def publish(self, publication: Publication) -> Volume:
-        """Publish, or look after what is published already. Raises VolumeError."""
+    async def publish(self, publication: Publication) -> Volume:
+        """Publish a volume; where it is published already, repair what has changed. Raises VolumeError.
+
+        CSI v1.12.0, NodePublishVolume: publishing again with the same arguments is no error, with others ALREADY_EXISTS.
+        """
         target = publication.paths.target_path
-        if target in self._unpublishing or target in self._clearing:  # what is removed there must not be the new volume's
+        if target in self._unpublishing or target in self._clearing:  # a removal under way would remove the new volume
             raise VolumeError(Code.ABORTED, f"{target} is being unpublished")
         volume = self._by_target.get(target)
         if volume is None:
@@ -70,21 +75,21 @@ class Volumes:
             raise VolumeError(
                 Code.ALREADY_EXISTS, f"{target} is published already, with another volume id, readOnly, mount flags or attributes"
             )
-        volume.republish()
+        await volume.republish()
         if volume.troubles.has("record"):
-            self._save(volume)
+            self._changed(volume)
         return volume
 
     def _publish_new(self, publication: Publication) -> Volume:
         other = self._by_sockets.get(_sockets_key(publication))
         if other is not None:
-            # They would take the sockets from each other at every republish.
+            # The two volumes would take the sockets from each other at every republish.
             text = f"the socket {publication.socket_name} in {publication.paths.sockets} belongs to volume {other.publication.volume_id}"
             raise VolumeError(Code.INVALID_ARGUMENT, f"{text}: give each volume of a pod another fdPassingSocketName")
         volume = self._new(publication)
         volume.publish()
         self._add(volume)
-        # Before publish answers: from then on kubelet counts on the volume, whatever happens to this process.
+        # Recorded before kubelet has the answer, and relies on the volume although this process may be killed.
         self._save(volume)
         return volume
 
@@ -93,23 +98,23 @@ class Volumes:
         self._by_sockets[_sockets_key(volume.publication)] = volume
 
     def restore(self, pods_dir: str, standalone_root: str) -> None:
-        """Take up what a former driver left below the two folders."""
+        """Restore the volumes that a former driver has left below the two folders."""
         by_path = mounttable.mounts_by_path()
         for record in self._records.load():
             target = record.publication.paths.target_path
-            # publish made these checks before the record was written. One that somebody has changed could have a placeholder
-            # mounted on any directory of the node; and of another --pods-dir than today's, kubelet's calls are refused.
+            # publish made these checks before the record was written. A record that somebody has changed could have a placeholder
+            # mounted on any directory of the node. With another --pods-dir, kubelet's calls for the volume would be refused.
             try:
                 _check_places(record.publication, pods_dir, standalone_root)
             except BadPath as error:
                 to = VolumeLog(record.publication.pod, record.publication.volume_id)
-                to.error(f"it is recorded, but not taken up: {error}")
+                to.error(f"it is recorded, but not restored: {error}")
                 continue
             volume: Volume | None = None
             try:
                 volume = self._new(record.publication, record.past)
-                is_there = volume.restore(record.mount, mounttable.mounts_at(target, by_path))
-            except Exception:  # whatever it is, it must not cost the others
+                is_there = volume.restore(record.mounts, mounttable.mounts_at(target, by_path))
+            except Exception:  # one volume's failure must not keep the others from being restored
                 text = f"restoring the volume at {target}, which serves no program until kubelet publishes it again"
                 report_internal_error(text, VolumeLog(record.publication.pod, record.publication.volume_id))
                 if volume is not None:
@@ -120,31 +125,31 @@ class Volumes:
                 if self._record_of(volume) != record:
                     self._save(volume)
             else:
-                volume.log.warning(f"it is recorded, but {target} is not there any more: not taken up")
+                volume.log.warning(f"it is recorded, but {target} is not there any more: not restored")
                 self._forget(target, volume.log)
-        self._remove_nodes()
+        self._remove_devices()
 
-    def _remove_nodes(self) -> None:
-        """Remove the device nodes of nobody; those that a program has and that were never mounted, when it has gone."""
-        nodes = self._workspace.nodes
-        known = {volume.mount_record.node for volume in self if volume.mount_record is not None}
-        for name in nodes.remove_unheld():
+    def _remove_devices(self) -> None:
+        """Remove the device nodes that no process holds. Of the others, remove those of mounts that never came, when they are closed."""
+        devices = self._workspace.devices
+        known = {mount.device for volume in self for mount in volume.mounts.mounts}
+        for name in devices.remove_unheld():
             if name not in known:
                 try:
-                    # OpenDevice for writing once: that this is closed says that nobody has it.
-                    self._files.on_last_close(nodes.path(name), partial(self._unknown_closed, name))
+                    # A device node is opened once: when this fd is closed, no process has it.
+                    self._files.on_last_close(devices.path(name), partial(self._unknown_closed, name))
                 except OSError as error:
                     log.warning(f"a device node of a former driver stays until the next start: {error}")
 
     def _unknown_closed(self, name: str) -> None:
-        """A device node of a former driver is closed, whose mount it did not record: it may be any that is not known better."""
-        self._workspace.nodes.remove(name)
+        """Remove a former driver's device node, which is closed now. It may belong to any mount that was adopted without a device."""
+        self._workspace.devices.remove(name)
         for volume in self:
-            if volume.mount_record is not None and volume.mount_record.node is None:
-                volume.look()
+            if any(mount.device is None for mount in volume.mounts.mounts):
+                volume.mounts.check()
 
     async def unpublish(self, target: str) -> None:
-        """Unpublish; a target that is not known is cleared of what a former driver left. Raises VolumeError."""
+        """Unpublish a volume. A target path without a volume is cleared of what a former driver left. Raises VolumeError."""
         task = self._unpublishing.get(target)
         if task is None:
             task = asyncio.get_running_loop().create_task(self._unpublish(target))
@@ -156,13 +161,13 @@ class Volumes:
     def _end_unpublish(self, target: str, task: "asyncio.Task[None]") -> None:
         del self._unpublishing[target]
         if not task.cancelled():
-            task.exception()  # told to the callers, if any waits still
+            task.exception()  # mark it as seen: the callers that still wait report it
 
     async def _unpublish(self, target: str) -> None:
         volume = self._by_target.get(target)
         if volume is None:
             await self._clear(target)
-            self._forget(target, log)  # one that could not be read
+            self._forget(target, log)  # there may be a record that could not be read
             return
         await volume.unpublish()
         del self._by_target[target]
@@ -170,22 +175,22 @@ class Volumes:
         self._forget(target, volume.log)
 
     def release(self) -> None:
-        """The driver stops, and the volumes stay."""
+        """Serve no more requests, and leave all volumes for the next driver: this one stops."""
         for volume in self._by_target.values():
             volume.release()
 
     async def settle(self, limit: float) -> bool:
-        """Wait until no mount is being taken off; False where one still is after `limit` seconds."""
+        """Wait until nothing is mounted or detached any more; return False where something still is after `limit` seconds."""
         loop = asyncio.get_running_loop()
         end = loop.time() + limit
-        while any(volume.is_taking_off for volume in self):
+        while any(volume.mounts.is_changing for volume in self):
             if loop.time() >= end:
                 return False
             await asyncio.sleep(0.01)
         return True
 
     async def quiet(self, limit: float) -> None:
-        """Wait until no pod has connected for a moment, or for `limit` seconds."""
+        """Wait until no container has connected for a moment, or for `limit` seconds."""
         loop = asyncio.get_running_loop()
         end = loop.time() + limit
         before = -1
@@ -194,17 +199,19 @@ class Volumes:
             await asyncio.sleep(_MOMENT)
 
     def _new(self, publication: Publication, past: Past | None = None) -> Volume:
-        policy = _policy(publication.read_only, publication.mount_flags, publication.mount_options)
-        return Volume(publication, policy, self._workspace, self._files, self._bounds, past, self._changed)
+        policy = of_volume(publication.read_only, list(publication.mount_flags), publication.mount_options)
+        to = VolumeLog(publication.pod, publication.volume_id)
+        kernel = LinuxKernel(publication.paths, self._workspace, self._files, self._bounds, to.refusal)
+        return Volume(publication, policy, kernel, to, past, self._changed)
 
     def _changed(self, volume: Volume) -> None:
-        # Not of one that is being published: a record of a volume that could not be published must not stay.
+        # A volume that is being published is not recorded yet: publish may fail, and its record would stay.
         if self._by_target.get(volume.target) is volume:
             self._save(volume)
 
     @staticmethod
     def _record_of(volume: Volume) -> Record:
-        return Record(volume.publication, volume.mount_record, volume.history.past)
+        return Record(volume.publication, volume.mounts.mounts, volume.mounts.past)
 
     def _save(self, volume: Volume) -> None:
         try:
@@ -218,7 +225,7 @@ class Volumes:
             volume.troubles.begin("record", f"the volume cannot be recorded, and a restart of the driver would not know it: {error}")
 
     def _forget(self, target: str, to: VolumeLog | logging.Logger) -> None:
-        """Delete the record of a target that is gone. Whether that can be done changes nothing for kubelet, or its pod."""
+        """Delete the record of a target that is gone. A failure is logged only: it changes nothing for kubelet or the pod."""
         try:
             self._records.delete(target)
         except OSError as error:
@@ -228,11 +235,11 @@ class Volumes:
         try:
             cleared = self._clearing.get(target)
             if cleared is None:
-                record = fusemount.adopt_beneath(mounttable.mounts_at(target))
+                record = fusemount.adopted_beneath(mounttable.mounts_at(target))
                 cleared = Threads(1).finish(lambda: takeoff.remove_target(self._workspace, target, record))
                 self._clearing[target] = cleared
                 cleared.add_done_callback(lambda ended: self._end_clearing(target, ended))
-            # A retry waits for the thread of the first call: where that one hangs, a second thread would hang too.
+            # A retry waits for the thread of the first call. A second thread would hang where the first one hangs.
             await asyncio.wait_for(asyncio.shield(cleared), limits.DETACH_WAIT)
         except OSError as error:
             raise unpublish_error(target, error) from None
@@ -240,11 +247,11 @@ class Volumes:
     def _end_clearing(self, target: str, cleared: "asyncio.Future[None]") -> None:
         del self._clearing[target]
         if not cleared.cancelled():
-            cleared.exception()  # the call that waits, if there is one, has reported it
+            cleared.exception()  # mark it as seen: the call that waits reports it
 
 
 def _check_places(publication: Publication, pods_dir: str, standalone_root: str) -> None:
-    """Whether a publication's places are such as publish makes them. Raises BadPath."""
+    """Raise BadPath where the paths of a publication are not such as publish makes them."""
     given = publication.paths
     paths.check_socket_name(publication.socket_name)
     if given.root == standalone_root:
@@ -253,12 +260,6 @@ def _check_places(publication: Publication, pods_dir: str, standalone_root: str)
         made = paths.of_pod(given.target_path, given.sockets.rpartition("/")[2], pods_dir)
     if given != made:
         raise BadPath(f"{given.target_path!r}, with sockets in {given.sockets!r}, is none of the driver's targets")
-
-
-@lru_cache(maxsize=64)
-def _policy(read_only: bool, mount_flags: tuple[str, ...], mount_options: str) -> VolumePolicy:
-    """of_volume(), once for all volumes that say the same: those of one workload do."""
-    return of_volume(read_only, list(mount_flags), mount_options)
 
 
 def _sockets_key(publication: Publication) -> tuple[str, str, str]:

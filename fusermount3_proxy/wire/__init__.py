@@ -1,4 +1,4 @@
-"""What the programs in the container and the driver share: the protocol, fd passing, the `-o` grammar, the mount table's form.
+"""Holds what the client and the driver share: the protocol, fd passing, the grammar of `-o`, and the format of mountinfo.
 
-Nothing here imports anything of either side. The same rule for imports holds as in fusermount3_proxy.
+Modules here import nothing of either side, and only those modules of Python that fusermount3_proxy may import.
 """

@@ -1,4 +1,4 @@
-"""File descriptors over Unix domain sockets: SCM_RIGHTS, cmsg(3) and unix(7)."""
+"""Sends and receives file descriptors over Unix sockets: SCM_RIGHTS of unix(7), and cmsg(3)."""
 
 import posix
 import sys
@@ -17,17 +17,17 @@ _INT = 4  # sizeof(int), the size of an fd in a control message
 
 
 class Truncated(Exception):
-    """A packet did not fit into the room that was made for it; its fds have been closed."""
+    """Reports that a packet had more bytes or fds than the receiver accepts. Its fds have been closed."""
 
 
-class NotLetIn(Exception):
-    """The kernel did not give this process the fds that came: it may open no more, or a security module forbids them."""
+class FdsNotReceived(Exception):
+    """Reports that the kernel dropped fds: this process may open no more, or a security module forbids them."""
 
 
 def send_with_fds(sock: socket, data: bytes, fds: list[int]) -> None:
     """Send `data` with `fds` attached, as one message.
 
-    Raises OSError as sendmsg(2) does. A peer that is gone gives EPIPE, never SIGPIPE.
+    Raises OSError as sendmsg(2) does. If the peer has closed the connection, that is EPIPE, and never SIGPIPE.
     """
     control = [(SOL_SOCKET, SCM_RIGHTS, b"".join(fd.to_bytes(_INT, sys.byteorder) for fd in fds))] if fds else []
     sock.sendmsg([data], control, MSG_NOSIGNAL)
@@ -36,10 +36,10 @@ def send_with_fds(sock: socket, data: bytes, fds: list[int]) -> None:
 def receive_with_fds(sock: socket, size: int, max_fds: int) -> tuple[bytes, list[int]]:
     """Receive one message of at most `size` bytes and `max_fds` fds (close-on-exec).
 
-    Returns the data (empty at end of file) and the fds, which the caller owns. With `max_fds` 0 the kernel drops the
-    fds without installing them. Raises Truncated where the message did not fit, NotLetIn, and OSError as recvmsg(2) does.
+    Returns the data (empty at end of file) and the fds, which the caller owns. If `max_fds` is 0, the kernel drops all fds
+    without installing them. Raises Truncated, FdsNotReceived, and OSError as recvmsg(2) does.
     """
-    # CMSG_LEN and not CMSG_SPACE: the padding of the latter has room for a second fd.
+    # CMSG_SPACE would be too much: its padding has room for a second fd.
     data, control, flags, _ = sock.recvmsg(size, CMSG_LEN(max_fds * _INT) if max_fds else 0, MSG_CMSG_CLOEXEC)
     fds = []
     for level, kind, payload in control:
@@ -48,13 +48,13 @@ def receive_with_fds(sock: socket, size: int, max_fds: int) -> tuple[bytes, list
             fds += [int.from_bytes(payload[i : i + _INT], sys.byteorder) for i in range(0, whole, _INT)]
     if flags & MSG_TRUNC or (max_fds and flags & MSG_CTRUNC):
         close_all(fds)
-        # Where fds were left out although there was room, it is not the message's length.
-        raise Truncated if flags & MSG_TRUNC or len(fds) >= max_fds else NotLetIn
+        # MSG_CTRUNC also means that the kernel dropped fds. Then fewer have arrived than there was room for.
+        raise Truncated if flags & MSG_TRUNC or len(fds) >= max_fds else FdsNotReceived
     return data, fds
 
 
 def close_all(fds: list[int]) -> None:
-    """Close every fd of `fds`, whatever close(2) says of the others."""
+    """Close every fd of `fds`, even if close(2) fails for some of them."""
     for fd in fds:
         try:
             posix.close(fd)

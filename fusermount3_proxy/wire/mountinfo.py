@@ -1,16 +1,16 @@
-"""/proc/PID/mountinfo, proc_pid_mountinfo(5).
+"""Parses /proc/PID/mountinfo, which proc_pid_mountinfo(5) describes. A line looks like this:
 
     36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
     (1)(2)(3)   (4)   (5)     (6)       (7)   (8) (9)   (10)         (11)
 
 (1) mount id (2) parent id (3) major:minor of st_dev (4) root of the mount within its file system (5) mount point
 (6) mount options (7) optional fields (8) separator (9) file system type (10) source (11) super block options.
-Space, tab, newline and backslash are written as \\040, \\011, \\012 and \\134. Everything is bytes: a path may hold any.
+Space, tab, newline and backslash are written as \\040, \\011, \\012 and \\134. Paths and sources are bytes, since they may hold any.
 """
 
 
 class Mount:
-    """One line."""
+    """Holds the fields of one line. `device` is MAJOR:MINOR, and `shared` is whether the mount has a peer group."""
 
     __slots__ = ("device", "fstype", "mount_id", "options", "parent_id", "path", "root", "shared", "source", "super_options")
 
@@ -40,12 +40,12 @@ class Mount:
 
     @property
     def is_fuse(self) -> bool:
-        """Whether it is a FUSE file system: type `fuse`, or `fuse.` and a subtype."""
+        """Return whether the file system is a FUSE one: its type is `fuse`, or `fuse.` and a subtype."""
         return self.fstype == "fuse" or self.fstype.startswith("fuse.")
 
 
 def parse(text: bytes) -> list[Mount]:
-    """Read the text of a mountinfo file. A line that is cut off or unknown is left out."""
+    """Parse the text of a mountinfo file. A line that is cut off or has another format is left out."""
     mounts = []
     for line in text.split(b"\n"):
         fields = line.split(b" ")
@@ -71,7 +71,7 @@ def parse(text: bytes) -> list[Mount]:
 
 
 def unescape(field: bytes) -> bytes:
-    """Undo the octal escapes of one field."""
+    """Return the field with its octal escapes replaced by the bytes that they stand for."""
     if b"\\" not in field:
         return field
     head, *rest = field.split(b"\\")
@@ -86,7 +86,7 @@ def unescape(field: bytes) -> bytes:
 
 
 def stack(mounts: list[Mount], path: bytes) -> list[Mount]:
-    """The mounts at `path`, topmost (where a path walk ends) last: each lies on the one before it."""
+    """Return the mounts at `path`. Each lies on the one before it, so a path walk ends at the last one."""
     here = {mount.parent_id: mount for mount in mounts if mount.path == path}
     ids = {mount.mount_id for mount in here.values()}
     lowest = [mount for mount in here.values() if mount.parent_id not in ids]
@@ -97,13 +97,13 @@ def stack(mounts: list[Mount], path: bytes) -> list[Mount]:
 
 
 def topmost(mounts: list[Mount], path: bytes) -> Mount | None:
-    """The mount that a path walk to `path` ends on, where `path` is a mount point; otherwise None."""
+    """Return the mount that a path walk to `path` ends at, None if `path` is no mount point."""
     here = stack(mounts, path)
     return here[-1] if here else None
 
 
 def holding(mounts: list[Mount], path: bytes) -> Mount | None:
-    """The mount that `path`, absolute and without symlinks, lies on."""
+    """Return the mount that holds `path`, which is absolute and without symlinks; None if the table has no root."""
     at = path
     while True:
         mount = topmost(mounts, at)

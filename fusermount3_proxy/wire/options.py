@@ -1,12 +1,12 @@
-"""Parses the text of `-o` as libfuse's fusermount3 does: as 3.14, and with the options that later versions accept.
+"""Parses the text of `-o` as libfuse's fusermount3 3.14 does, and also accepts the options of later versions.
 
-Pure: text in, values out. The client parses the text to warn and refuse in fusermount3's own words. The driver parses it
+The client parses the text to warn and refuse in fusermount3's own words. The driver parses it
 again by the same rules, since a pod can send anything, and then applies the volume's policy (driver/model/policy.py).
 """
 
 import posix
 
-# Each flag, with the mount option that it turns on or off. driver/model/policy.py has a flag of mount(2) for each of those.
+# Maps each flag to the mount option that it turns on or off. driver/model/policy.py has the flag of mount(2) for each option.
 FLAGS = {
     "rw": ("ro", False),
     "ro": ("ro", True),
@@ -17,8 +17,8 @@ FLAGS = {
     "atime": ("noatime", False),
     "noatime": ("noatime", True),
     "dirsync": ("dirsync", True),
-    # 3.17 knows these, 3.14 does not. They are harmless: they ask for what the kernel does by default, or for something
-    # that only the program and the users of its files notice.
+    # 3.17 knows these, and 3.14 does not. They are harmless, because they ask for the kernel's default, or for something that
+    # only the program and the users of its files notice.
     "diratime": ("nodiratime", False),
     "nodiratime": ("nodiratime", True),
     "lazytime": ("lazytime", True),
@@ -36,19 +36,19 @@ FLAGS = {
 # Ignored with a warning: libfuse accepts them only from root, and a pod's root is not the node's.
 UNSAFE = ("suid", "dev")
 
-# libfuse adds the first four after its own mount(2) has failed; the driver uses values of its own. `x-*` options are for
-# tools that read mount tables: 3.14 refuses them as unknown, and 3.17 writes them to /etc/mtab alone.
+# libfuse adds the first four after its own mount(2) has failed, and the driver uses values of its own. `x-*` options are for
+# tools that read mount tables: 3.14 refuses them as unknown, and 3.17 only writes them to /etc/mtab.
 SKIPPED_PREFIXES = ("fd=", "rootmode=", "user_id=", "group_id=", "x-")
-SKIPPED = ("nonempty",)  # of libfuse 2, where it allowed to mount on a folder that is not empty
+SKIPPED = ("nonempty",)  # libfuse 2 needs it to mount on a folder that is not empty
 
 ACCESS = ("allow_other", "default_permissions")
 NUMBERS = ("max_read", "blksize")
 
 
 class OptionError(Exception):
-    """Says that an option is refused. The text is fusermount3's, without the program's name.
+    """Reports that an option is refused. The text is fusermount3's, without the program's name.
 
-    `warnings` are those of the options before it.
+    `warnings` are those for the options before the refused one.
     """
 
     def __init__(self, text: str, warnings: list[str]) -> None:
@@ -78,7 +78,7 @@ class MountOptions:
 
 
 def parse(text: str) -> MountOptions:
-    """Parse the text of one -o. The last of two options that contradict wins. Raises OptionError."""
+    """Parse the text of one -o. If two options contradict each other, the last one counts. Raises OptionError."""
     found = MountOptions()
     for option in split(text):
         name, equals, value = option.partition("=")
@@ -110,10 +110,9 @@ def parse(text: str) -> MountOptions:
 
 
 def split(text: str) -> list[str]:
-    """Split a text at its commas. A comma at the end begins no further option.
+    """Split a text at its commas. No empty option follows a comma at the end.
 
-    A backslash escapes a comma in the values of fsname and subtype, and nowhere else. It stays in the option's text, for
-    unescape().
+    A backslash escapes a comma only in the values of fsname and subtype. It stays in the option's text, for unescape().
     """
     parts = []
     start = 0
@@ -136,7 +135,7 @@ def _end_of_value(text: str, start: int) -> int:
 
 
 def unescape(value: str) -> str:
-    """Return the value without its escapes. A backslash stands for the character after it; at the end, for itself."""
+    """Return the value without its escapes. A backslash stands for the character after it, and for itself at the end."""
     if "\\" not in value:
         return value
     out = []

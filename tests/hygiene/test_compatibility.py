@@ -23,8 +23,6 @@ def test_the_table_of_mount_options_has_every_one_that_is_known_and_no_other() -
 def test_the_table_of_the_command_line_has_every_option_and_its_argument() -> None:
     rows = re.findall(r"^    (-\w| {2}) --([\w-]+) +([A-Z]+)?", commandline.__doc__ or "", re.MULTILINE)
     documented = {name: (short.strip("- "), bool(argument)) for short, name, argument in rows}
-    known = {
-        name: (letter if letter in commandline._SHORT else "", takes_argument)
-        for name, (letter, takes_argument) in commandline._LONG.items()
-    }
+    letters = {name: letter for letter, name in commandline._SHORT.items()}
+    known = {name: (letters.get(name, ""), takes_argument) for name, takes_argument in commandline._LONG.items()}
     assert documented == known

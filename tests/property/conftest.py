@@ -1,10 +1,10 @@
-"""Property tests: what holds for any input, found by hypothesis.
+"""Sets up the property tests, in which hypothesis searches for inputs that break a rule.
 
     pytest tests/property                       300 examples of each property, well under a minute
-    MFCP_EXAMPLES=20000 pytest tests/property   as many as you like, for longer runs
+    MFCP_EXAMPLES=20000 pytest tests/property   that many examples, for longer runs
 
-A failure prints the example that it was reduced to, and a line (`@reproduce_failure`) that runs it again. Nothing is kept
-between runs.
+A failure prints the smallest example that hypothesis found, and a line (`@reproduce_failure`) that runs it again. No file is
+kept between runs.
 """
 
 import os
@@ -17,7 +17,7 @@ _EXAMPLES = int(os.environ.get("MFCP_EXAMPLES", "300"))
 settings.register_profile(
     "mfcp",
     max_examples=_EXAMPLES,
-    # A machine that does other work is slow, and that is no failure.
+    # A test may take long because the machine does other work.
     deadline=None,
     database=None,
     print_blob=True,

@@ -1,3 +1,3 @@
 def escape(value: str) -> str:
-    """The opposite of options.unescape(): the value as it stands in a -o text."""
+    """Return the value as it stands in the text of -o; options.unescape() returns the value again."""
     return value.replace("\\", "\\\\").replace(",", "\\,")

@@ -20,7 +20,7 @@ numbers = st.builds(
 
 
 @given(numbers | st.text())
-def test_the_number_is_what_atoi_makes_of_it(text: str) -> None:
-    # Neither is in an environment variable.
+def test_the_number_is_the_one_of_atoi(text: str) -> None:
+    # An environment variable can hold neither lone surrogates nor NUL.
     text = text.encode("utf-8", "ignore").decode().replace("\0", "")
     assert fusermount3._atoi(text) == LIBC.atoi(text.encode())

@@ -1,4 +1,4 @@
-"""The command line, compared with the C library's own getopt_long(3)."""
+"""Compares the parsing of the command line with the C library's getopt_long(3)."""
 
 import ctypes
 import os
@@ -21,24 +21,26 @@ arguments = st.lists(st.sampled_from(WORDS) | st.text(st.characters(codec="ascii
 
 
 class Option(ctypes.Structure):
-    """struct option, getopt_long(3)."""
+    """Is struct option of getopt_long(3)."""
 
     _fields_ = (("name", ctypes.c_char_p), ("has_arg", ctypes.c_int), ("flag", ctypes.c_void_p), ("val", ctypes.c_int))
 
 
 LIBC = ctypes.CDLL(None)
-OPTIONS = [(name, takes_argument, letter) for name, (letter, takes_argument) in commandline._LONG.items()]
-TABLE = (Option * (len(OPTIONS) + 1))(*(Option(name.encode(), int(takes), None, ord(letter)) for name, takes, letter in OPTIONS), Option())
-SHORT = "".join(letter + ":" * takes for letter, takes in commandline._SHORT.items()).encode()
+LETTERS = {name: letter for letter, name in commandline._SHORT.items()} | {"sync-init": "S", "comm-fd": "c"}
+TABLE = (Option * (len(commandline._LONG) + 1))(
+    *(Option(name.encode(), int(takes), None, ord(LETTERS[name])) for name, takes in commandline._LONG.items()), Option()
+)
+SHORT = "".join(letter + ":" * commandline._LONG[name] for letter, name in commandline._SHORT.items()).encode()
 
 
 def with_getopt_long(words: list[str]) -> Iterator[tuple[str, str]]:
-    """What getopt_long makes of it: each option's letter and argument, `?` for a mistake, and the operands at the end."""
+    """Yield what getopt_long finds: letter and argument of each option, `?` for a mistake, and the operands at the end."""
     raw = [b"fusermount3", *(os.fsencode(word) for word in words)]
     argv = (ctypes.c_char_p * (len(raw) + 1))(*raw, None)
     ctypes.c_int.in_dll(LIBC, "opterr").value = 0
     optind = ctypes.c_int.in_dll(LIBC, "optind")
-    optind.value = 0  # glibc begins anew
+    optind.value = 0  # makes glibc start again
     while (found := LIBC.getopt_long(len(raw), argv, SHORT, TABLE, None)) != -1:
         argument = ctypes.c_char_p.in_dll(LIBC, "optarg").value
         yield chr(found), os.fsdecode(argument or b"")
@@ -47,7 +49,7 @@ def with_getopt_long(words: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def expected(words: list[str]) -> Command | None:
-    """What fusermount3's main() does with it; None where it refuses."""
+    """Return what fusermount3's main() would do, None if it refuses."""
     command = Command()
     operands = []
     for found, argument in with_getopt_long(words):
@@ -79,7 +81,7 @@ def usual_order() -> Iterator[None]:
 
 
 @given(arguments)
-def test_with_posixly_correct_too(words: list[str]) -> None:
+def test_any_command_line_is_parsed_as_getopt_long_does_with_posixly_correct(words: list[str]) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("POSIXLY_CORRECT", "1")
         wanted = expected(words)
@@ -100,7 +102,7 @@ def fields(command: Command) -> dict[str, object]:
 @given(arguments)
 @example(["--o", "ro", "m"])
 @example(["-W", "unmount", "m"])
-def test_any_command_line_means_what_getopt_long_makes_of_it(words: list[str]) -> None:
+def test_any_command_line_is_parsed_as_getopt_long_does(words: list[str]) -> None:
     wanted = expected(words)
     try:
         command = commandline.parse(words)
@@ -115,7 +117,7 @@ def test_any_command_line_means_what_getopt_long_makes_of_it(words: list[str]) -
 
 
 @given(st.lists(st.text(), max_size=8))
-def test_nothing_but_its_own_error_leaves_the_parser(words: list[str]) -> None:
+def test_the_parser_raises_only_its_own_error(words: list[str]) -> None:
     try:
         command = commandline.parse(words)
     except CommandLineError as error:

@@ -11,7 +11,7 @@ paths = st.binary(max_size=20).map(lambda name: b"/" + name.replace(b"\0", b""))
 
 
 def escaped(raw: bytes) -> bytes:
-    """As the kernel writes it: mangle_path() in fs/seq_file.c."""
+    """Return the bytes as the kernel writes them: mangle_path() in fs/seq_file.c."""
     return b"".join(b"\\%03o" % byte if byte in b" \t\n\\#" else bytes([byte]) for byte in raw)
 
 
@@ -20,7 +20,7 @@ def escaped(raw: bytes) -> bytes:
     | st.lists(st.sampled_from([*LINE.split(b" "), b"-", b"", b"\n", b"\\", b"\\040", b"\xff", b"9" * 5000])).map(b" ".join)
     | st.builds(lambda at, noise: LINE[:at] + noise + LINE[at:], st.integers(0, len(LINE)), st.binary(max_size=4))
 )
-def test_nothing_leaves_the_parser(text: bytes) -> None:
+def test_the_parser_raises_nothing(text: bytes) -> None:
     for mount in mountinfo.parse(text):
         assert isinstance(mount.path, bytes)
         assert isinstance(mount.is_fuse, bool)
@@ -39,7 +39,7 @@ def test_unescaping_is_the_opposite_of_the_kernels_escaping(raw: bytes) -> None:
 
 
 @given(st.binary())
-def test_unescaping_takes_anything(field: bytes) -> None:
+def test_any_bytes_can_be_unescaped(field: bytes) -> None:
     assert len(mountinfo.unescape(field)) <= len(field)
 
 
@@ -53,7 +53,7 @@ tables = st.lists(st.builds(mount_of, ids, ids, st.sampled_from([b"/", b"/a", b"
 
 @given(tables, st.sampled_from([b"/", b"/a", b"/a/b", b"/a/b/c", b"/c"]))
 def test_any_table_has_an_answer(mounts: list[Mount], path: bytes) -> None:
-    # Circles too, which no kernel writes.
+    # Some of the tables have circles, which the kernel never writes.
     stack = mountinfo.stack(mounts, path)
     assert all(mount.path == path for mount in stack)
     assert mountinfo.topmost(mounts, path) is (stack[-1] if stack else None)

@@ -1,4 +1,4 @@
-"""The real path, compared with the C library's own realpath(3), in a small tree."""
+"""Compares real_path() with the C library's realpath(3), in a small tree."""
 
 import ctypes
 import os
@@ -38,7 +38,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @given(paths)
-def test_any_path_is_what_realpath_makes_of_it(path: bytes) -> None:
+def test_any_path_is_resolved_as_realpath_does(path: bytes) -> None:
     wanted = LIBC.realpath(path, None)
     error = ctypes.get_errno()
     try:

@@ -17,7 +17,7 @@ texts = st.text() | st.lists(known | near).map(",".join) | st.lists(near).map(""
 
 
 @given(texts)
-def test_nothing_but_its_own_error_leaves_the_parser(text: str) -> None:
+def test_the_parser_raises_only_its_own_error(text: str) -> None:
     try:
         found = options.parse(text)
     except OptionError as error:

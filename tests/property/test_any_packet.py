@@ -16,7 +16,7 @@ packets = (
     | st.text().map(lambda text: text.encode("utf-8", "surrogatepass"))
     | values.map(json.dumps).map(str.encode)
     | objects.map(json.dumps).map(str.encode)
-    # One that is right, but for what is cut off, doubled or put in.
+    # These packets are correct except for a part that is cut off or inserted.
     | st.builds(
         lambda packet, at, noise: packet[:at] + noise + packet[at:],
         objects.map(json.dumps).map(str.encode),
@@ -31,14 +31,14 @@ packets = (
 @example(b"[" * PACKET_MAX)
 @example(b"1" * PACKET_MAX)
 @example(b'{"op":"mount","mountpoint":"\\ud800"}')
-def test_nothing_but_its_own_error_leaves_the_reading_of_a_request(packet: bytes) -> None:
+def test_decoding_a_request_raises_only_its_own_error(packet: bytes) -> None:
     try:
         request = protocol.decode_request(packet)
     except ProtocolError as error:
         assert len(str(error)) < 500
         assert "\n" not in str(error)
         return
-    # What was taken can be used as bytes and numbers.
+    # All fields of the request have the right types.
     assert all(isinstance(name, str) for name in request.fds)
     protocol.from_wire(request.mountpoint)
     if isinstance(request, MountRequest):
@@ -50,7 +50,7 @@ def test_nothing_but_its_own_error_leaves_the_reading_of_a_request(packet: bytes
 
 
 @given(packets)
-def test_nothing_but_its_own_error_leaves_the_reading_of_a_reply(packet: bytes) -> None:
+def test_decoding_a_reply_raises_only_its_own_error(packet: bytes) -> None:
     for decode in (protocol.decode_reply, protocol.decode_original):
         try:
             reply = decode(packet)
@@ -64,7 +64,7 @@ def test_nothing_but_its_own_error_leaves_the_reading_of_a_reply(packet: bytes) 
 
 @given(packets)
 @example(b'{"error":"\\ud800"}')
-def test_what_is_taken_for_a_reply_can_be_printed(packet: bytes) -> None:
+def test_a_decoded_reply_can_be_printed(packet: bytes) -> None:
     try:
         reply = protocol.decode_reply(packet)
     except ProtocolError:
@@ -112,7 +112,7 @@ def test_wire_text_and_bytes_are_one_to_one(text: str) -> None:
 
 
 @given(st.text())
-def test_text_that_is_no_bytes_is_its_own_error(text: str) -> None:
+def test_text_that_stands_for_no_bytes_is_an_error(text: str) -> None:
     try:
         assert len(protocol.from_wire(text)) == len(text)
     except ProtocolError:

@@ -44,7 +44,7 @@ def test_what_is_accepted_stays_below_the_pods_folder(target: str, empty_dir: st
         assert "\0" not in relative
         assert posixpath.normpath(f"{PODS}/{relative}") == f"{PODS}/{relative}"
     uid = found.target.split("/")[0]
-    # The sockets are in the same pod, whatever the pod's author wrote.
+    # The sockets are in the same pod, whatever the pod's author has written.
     assert found.sockets == f"{uid}/volumes/kubernetes.io~empty-dir/{empty_dir}"
     assert found.target == f"{uid}/volumes/kubernetes.io~csi/{found.volume_name}/mount"
     assert all(len(os.fsencode(part)) <= 255 for part in (uid, found.volume_name, empty_dir))
@@ -59,7 +59,7 @@ def test_a_socket_name_that_is_accepted_is_one_name_with_its_suffix(name: str) -
     assert name == posixpath.basename(name) not in ("", ".", "..")
     assert "\0" not in name
     assert len(os.fsencode(f"{name}.v1")) <= 255
-    # Neither of the two is what the other one, or the driver's own file, is called.
+    # Neither socket has the name of the other one or of the driver's own file.
     assert name != "dev-fuse"
     assert not name.endswith(".v1")
 
@@ -83,9 +83,7 @@ keys = st.sampled_from([csi.EMPTY_DIR, csi.SOCKET, csi.MOUNT_OPTIONS, "csi.stora
 
 
 @given(utf8, targets.map(lambda text: text.encode("utf-8", "replace").decode()), st.dictionaries(keys, utf8), st.lists(utf8, max_size=3))
-def test_nothing_but_its_own_error_leaves_the_reading_of_a_request(
-    volume_id: str, target: str, context: dict[str, str], mount_flags: list[str]
-) -> None:
+def test_reading_a_request_raises_only_its_own_error(volume_id: str, target: str, context: dict[str, str], mount_flags: list[str]) -> None:
     request = csi_pb2.NodePublishVolumeRequest(volume_id=volume_id, target_path=target, volume_context=context)
     request.volume_capability.mount.mount_flags.extend(mount_flags)
     try:

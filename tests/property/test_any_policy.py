@@ -1,4 +1,4 @@
-"""Whatever a volume's author and a pod's program write."""
+"""Tests that no options of a volume's author or of a pod's program give a mount that is not allowed."""
 
 import re
 
@@ -49,7 +49,7 @@ ids = st.integers(0, 2**32 - 1)
 
 
 @given(st.booleans(), st.lists(texts, max_size=3), texts, wire_texts, ids, ids, st.integers(0, 9999))
-def test_whatever_is_asked_the_mount_is_one_that_is_allowed(
+def test_any_request_gives_an_allowed_mount_or_a_refusal(
     read_only: bool, mount_flags: list[str], attribute: str, asked: str, uid: int, gid: int, fd: int
 ) -> None:
     volume = policy.of_volume(read_only, mount_flags, attribute)
@@ -74,7 +74,7 @@ def test_whatever_is_asked_the_mount_is_one_that_is_allowed(
 
 
 @given(st.booleans(), st.lists(texts, max_size=3), texts)
-def test_nothing_leaves_the_reading_of_a_volumes_options(read_only: bool, mount_flags: list[str], attribute: str) -> None:
+def test_reading_a_volumes_options_raises_nothing(read_only: bool, mount_flags: list[str], attribute: str) -> None:
     volume = policy.of_volume(read_only, mount_flags, attribute)
     assert volume.options.flags.get("ro", False) or not read_only
     assert all(isinstance(warning, str) for warning in volume.warnings)
@@ -95,7 +95,7 @@ def test_a_program_changes_no_flag_of_the_volume(volumes: list[str], programs: l
 
 @given(st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1))
 def test_a_name_of_the_volume_reaches_the_mount_as_utf_8(name: str) -> None:
-    # Spaces around an option do not count, so none at the end.
+    # Spaces at the end of an option are ignored, so the name ends with another character.
     volume = policy.of_volume(False, [], f"fsname={escape(name)}|")
     assert policy.mount_arguments(volume, "fsname=program", 0, 0).source == name.encode() + b"|"
 

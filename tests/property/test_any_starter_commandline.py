@@ -21,7 +21,7 @@ WORDS = [
 
 
 @given(st.lists(st.sampled_from(WORDS) | st.text(max_size=8), max_size=8))
-def test_nothing_but_its_own_error_leaves_the_parser(words: list[str]) -> None:
+def test_the_parser_raises_only_its_own_error(words: list[str]) -> None:
     before = list(words)
     try:
         command = starter.parse(words)
@@ -47,7 +47,7 @@ names = st.sampled_from([b"LD_LIBRARY_PATH", b"LD_LIBRARY_PATH_ORIG", b"_PYI_X",
 
 
 @given(st.dictionaries(names, st.just(b"/bundle") | st.just(b"/bundle:/x") | st.binary()), st.none() | st.just("/bundle"))
-def test_an_environment_loses_nothing_but_the_bundles(environment: dict[bytes, bytes], bundle: str | None) -> None:
+def test_an_environment_loses_only_the_bundles_variables(environment: dict[bytes, bytes], bundle: str | None) -> None:
     clean = starter.program_environment(environment, bundle)
     touched = {b"LD_LIBRARY_PATH", b"LD_LIBRARY_PATH_ORIG"}
     for name, value in environment.items():

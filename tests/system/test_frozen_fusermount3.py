@@ -92,7 +92,7 @@ def test_says_why_it_cannot_install_itself(image: Image) -> None:
     for arguments, code, text in [
         (["/to"], 1, "install: /to/"),
         (["/gone/to"], 1, "install: /gone/to: No such file or directory"),
-        ([], 2, "install: give one folder; try install --help"),
+        ([], 2, "install: give one folder as the only argument; try install --help"),
         (["/to", "/to"], 2, "install: give one folder"),
         (["--bogus"], 2, "install: give one folder"),
     ]:

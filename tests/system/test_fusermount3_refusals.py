@@ -89,7 +89,7 @@ def test_the_fd_of_a_good_answer_is_passed_on(node: Node, setup: Setup, kind: st
         (with_fds(b'{"volumeName":"' + b"v" * 66000 + b'"}', 1), "too long"),
         (with_fds(GOOD, 0), "instead of one"),
         (with_fds(GOOD, 2), "too many file descriptors"),
-        (with_fds(b"{}", 1), "instead of one"),
+        (with_fds(b"{}", 1), "no volumeName"),
         (lambda connection: None, "closed the connection"),
         (with_fds(b'{"error":"no such luck","errno":5}', 0), "no such luck"),
         (with_fds(b'{"error":"no such luck","errno":5}', 1), "no such luck"),

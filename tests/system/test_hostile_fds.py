@@ -13,7 +13,6 @@ from errno import EINVAL
 
 import pytest
 from harness.container import Bind
-from harness.events import wait_until
 from harness.hostile import MOUNT, attacked, connect, mount_and_end, numbers, receive, recovers, request, serves_again
 from harness.kubelet import Published
 from harness.pod import Node, Pod
@@ -197,7 +196,7 @@ class Unwritten:
         self.volume = pod.publish(volume="unwritten", socket="unwritten.sock")
         fuse = pod.fuse(self.volume, binds=[Bind(SOURCES, "/programs", read_only=True)])
         self.program = fuse.start("python3 /programs/hostile_fuse.py never-writes /data")
-        wait_until("it serves", lambda: "serves" in self.program.out or (not self.program.is_running and pytest.fail(self.program.err)))
+        self.program.wait_until_it_says("serves")
         self._node = node
         self._kept = -1
 

@@ -34,7 +34,7 @@ class Served:
 
     def start(self, how: str) -> Background:
         program = self.fuse.start(f"python3 {PROGRAMS}/hostile_fuse.py {how} /data")
-        wait_until("it serves", lambda: "serves" in program.out or (not program.is_running and pytest.fail(program.err)))
+        program.wait_until_it_says("serves")
         return program
 
 

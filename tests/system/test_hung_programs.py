@@ -344,7 +344,7 @@ def test_without_a_process_the_condition_says_that_nobody_was_asked(node: Node, 
         with within(PROCESS_WAIT + SLACK, "stats"):
             assert "its FUSE program was not asked: no process can be had for it" in stats(node, volume)
         os.close(fd)
-        cannot = "whether its FUSE program lives cannot be told: no process can be had for it"
+        cannot = "it is not known whether the FUSE program is alive: no process can be had for it"
         wait_until("it is reported", lambda: cannot in stats(node, volume), 3 * PROCESS_WAIT)
     finally:
         os.kill(starter, signal.SIGCONT)

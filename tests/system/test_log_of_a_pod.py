@@ -17,10 +17,10 @@ LIFE = [
     r"published at \S+, waiting, in \d+\.\d ms",
     r"mounted fuse '/srv' for uid 0, pid \d+, asked for at '/data', in \d+\.\d ms",
     r"request refused: mount failed: Device or resource busy",
-    r"the FUSE program has gone; its mount is taken off, and another one can mount",
+    r"the FUSE program has ended; its mount is detached, and another program can mount",
     r"mounted fuse .*",
     r"unmounted, as the pod asked for",
-    r"taken up again at \S+, waiting",
+    r"restored at \S+, waiting",
     r"mounted fuse .*",
     r"unpublished in \d+\.\d ms",
 ]

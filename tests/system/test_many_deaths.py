@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from harness import mounts
 from harness.events import wait_until
 from harness.hostile import mount
@@ -17,6 +18,7 @@ LIMIT = 5.0
 HOLDER = "import os, signal; os.write(1, b'.'); signal.pause()"
 
 
+@pytest.mark.alone
 def test_hundreds_of_programs_that_die_together(pod: Pod) -> None:
     volumes = [pod.publish(volume=f"volume-{number}", socket=f"fd-{number}.sock") for number in range(VOLUMES)]
     fds = [mount(volume) for volume in volumes]

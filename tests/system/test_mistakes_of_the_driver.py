@@ -12,11 +12,11 @@ from harness.events import wait_until
 from harness.pod import Node
 
 PLACES = [
-    "driver.mounts.fusemount:record_of",
+    "driver.mounts.fusemount:mounted",
     "driver.observe.metrics:mounted",
     "driver.mounts.deathwatch:DeathWatch.begin",
     "driver.volumes.volumes:Volumes._changed",
-    "driver.pods.requests:PodRequests._log_mounted",
+    "driver.volumes.requests:VolumeRequests._log_mounted",
 ]
 
 
@@ -67,7 +67,7 @@ def test_a_mistake_in_a_mount_with_synchronous_init(broken: Node) -> None:
     assert broken_driver.TEXT in log
     if "_log_mounted" not in str(broken.driver.wrapper):
         assert answer["error"] == "mount failed: Input/output error"
-        assert "internal error while beginning to watch a new mount" in log
+        assert "internal error while beginning to follow a new mount" in log
         assert [mount.fstype for mount in volume.mounts] == ["tmpfs"]  # although the program lives
     os.close(fd)
     volume.wait_waiting()

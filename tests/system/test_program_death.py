@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 
+import pytest
 from harness.container import Background, Bind, Container
 from harness.events import wait_until
 from harness.hostile import mount
@@ -88,6 +89,7 @@ def test_a_death_is_noticed_although_the_device_nodes_were_removed(node: Node, p
     assert application.check("cat /data/file") == "second\n"
 
 
+@pytest.mark.alone
 def test_a_dead_mount_is_detached_at_once(pod: Pod) -> None:
     """A program that is restarted at once must not find its dead mount, which libfuse cannot even open (ENOTCONN).
 
@@ -125,6 +127,6 @@ def test_the_log_tells_of_the_death(node: Node, pod: Pod) -> None:
     mounted(volume, pod.fuse(volume), "content").kill("KILL")
     line = wait_until(
         "the log tells of it",
-        lambda: next((line for line in node.driver.log.splitlines() if "has gone" in line and volume.request.volume_id in line), None),
+        lambda: next((line for line in node.driver.log.splitlines() if "has ended" in line and volume.request.volume_id in line), None),
     )
     assert f"pod=default/pod-{pod.folder.uid[:8]}" in line

@@ -110,7 +110,7 @@ def test_a_record_of_a_target_elsewhere_is_not_restored_and_stays(module_node: N
     said = len(driver.log)
     driver.start()
     assert mounts.below(tmp_path) == []
-    assert "it is recorded, but not taken up" in driver.log[said:]
+    assert "it is recorded, but not restored" in driver.log[said:]
     assert forged.exists()
     assert str(volume.target) in driver.cli("status").stdout
     volume.unpublish()

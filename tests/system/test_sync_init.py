@@ -5,7 +5,6 @@ import time
 
 import pytest
 from harness.container import Background, Bind, Container
-from harness.events import wait_until
 from harness.kubelet import Published
 from harness.pod import Node, Pod
 from harness.programs import SOURCES
@@ -29,7 +28,7 @@ class Setup:
 
     def starts_and_prints(self, how: str, word: str) -> Background:
         program = self.start(how)
-        wait_until(f"it prints {word!r}", lambda: word in program.out or (not program.is_running and pytest.fail(program.err)))
+        program.wait_until_it_says(word)
         return program
 
     def serves(self, program: Background) -> None:
@@ -152,5 +151,5 @@ def test_a_program_that_is_killed_with_its_helper_at_any_moment_is_replaced(node
     new = node.driver.log[said:]
     # Some moments are before the mount, and some after it.
     assert "request refused: mount failed: the client has gone" in new
-    assert "the FUSE program has gone; its mount is taken off" in new
+    assert "the FUSE program has ended; its mount is detached" in new
     setup.serves(setup.start("serves"))

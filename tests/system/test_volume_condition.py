@@ -70,7 +70,7 @@ def test_a_volume_through_its_life(node: Node, pod: Pod) -> None:
     volume.wait_waiting()
     stats = wait_until("it is reported", lambda: found if "waiting" in (found := Stats(node, volume)).text else None)
     assert stats.is_abnormal
-    assert "its FUSE program has gone without unmounting" in stats.text
+    assert "its FUSE program has ended without unmounting" in stats.text
 
     program = mounted(volume, fuse)
     assert not Stats(node, volume).is_abnormal
@@ -195,4 +195,4 @@ def test_a_mount_that_ended_while_no_driver_ran_is_reported(node: Node, pod: Pod
     mounts.unmount(volume.target)
     program.wait()
     node.driver.start()
-    assert "its FUSE program has gone without unmounting" in Stats(node, volume).text
+    assert "its FUSE program has ended without unmounting" in Stats(node, volume).text

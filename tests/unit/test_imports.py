@@ -1,4 +1,4 @@
-"""Who imports whom: what the pod's programs load costs time at every mount, and imports run downhill."""
+"""Tests which modules import which: the container's programs load only what they need at each mount, and imports have no circles."""
 
 import ast
 import subprocess
@@ -10,20 +10,20 @@ from pod_programs import ROOT
 
 PACKAGES = ("driver", "fusermount3_proxy")
 
-# Built into the interpreter, or one small extension file.
+# These modules are built into the interpreter, or are one small extension file.
 MAY_LOAD = {"posix", "_socket", "_signal", "_json", "errno", "select", "time"}
 
-# From the bottom: a package imports those before it, and itself. The last one is the modules of driver/ itself.
-ROOMS = ["fusermount3_proxy.wire", "fusermount3_proxy"]
-DRIVERS_ROOMS = [
+# A package imports only itself and those before it. The last one stands for the modules of driver/ itself.
+CLIENT_PACKAGES = ["fusermount3_proxy.wire", "fusermount3_proxy"]
+DRIVER_PACKAGES = [
     "fusermount3_proxy.wire",
-    *(f"driver.{room}" for room in ("linux", "model", "observe", "blocking", "mounts", "pods", "volumes", "api")),
+    *(f"driver.{package}" for package in ("linux", "model", "observe", "blocking", "mounts", "pods", "volumes", "api")),
     "driver",
 ]
 
 
 def modules() -> dict[str, Path]:
-    """Every module of ours, but the generated ones."""
+    """Return the file of each module of the project, except the generated ones."""
     found = {}
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
@@ -37,7 +37,7 @@ MODULES = modules()
 
 
 def imported_by(name: str) -> set[str]:
-    """The full names of what a module imports, inside of functions too."""
+    """Return the full names of all modules that a module imports, also those imported in functions."""
     found = set()
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
@@ -58,14 +58,14 @@ def is_generated(name: str) -> bool:
 GRAPH = {name: imported_by(name) for name in MODULES}
 
 
-def test_there_is_something_to_look_at() -> None:
+def test_modules_and_imports_are_found() -> None:
     assert {"driver.cli", "driver.volumes.volume", "fusermount3_proxy.fusermount3", "fusermount3_proxy.starter"} <= set(MODULES)
     assert "driver.daemon" in GRAPH["driver.cli"]
     assert "fusermount3_proxy.wire.protocol" in GRAPH["driver.pods.server"]
 
 
 def test_imports_run_downhill() -> None:
-    """No module is imported by what it imports, however far down."""
+    """No module is imported, directly or indirectly, by a module that it imports."""
     done: set[str] = set()
 
     def visit(name: str, path: tuple[str, ...]) -> None:
@@ -81,26 +81,25 @@ def test_imports_run_downhill() -> None:
     assert done == set(MODULES)
 
 
-def room_of(name: str) -> str:
-    """The package of a module; a package's own __init__ belongs to it."""
-    packages = {*ROOMS, *DRIVERS_ROOMS, "driver.api.rpc"}
+def package_of(name: str) -> str:
+    """Return the package of a module. A package's own __init__ belongs to the package."""
+    packages = {*CLIENT_PACKAGES, *DRIVER_PACKAGES, "driver.api.rpc"}
     found = name if name in packages else name.rpartition(".")[0]
     return found.removesuffix(".rpc")
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_packages_import_only_those_beneath_them(name: str) -> None:
-    order = DRIVERS_ROOMS if name.startswith("driver") else ROOMS
-    own = order.index(room_of(name))
+    order = DRIVER_PACKAGES if name.startswith("driver") else CLIENT_PACKAGES
+    own = order.index(package_of(name))
     for other in GRAPH[name]:
-        if other.partition(".")[0] in PACKAGES and other != "driver":  # driver/__init__.py holds the version alone
-            assert room_of(other) in order[: own + 1], f"{name} imports {other}, which is above it"
+        if other.partition(".")[0] in PACKAGES and other != "driver":  # driver/__init__.py holds only the version
+            assert package_of(other) in order[: own + 1], f"{name} imports {other}, which is above it"
 
 
-def test_every_package_tells_its_story() -> None:
-    for room in {*ROOMS, *DRIVERS_ROOMS}:
-        told = ast.get_docstring(ast.parse(MODULES[room].read_text()))
-        assert (told and told.splitlines()[0].endswith((".", ",", ":", ";"))) or told, room
+def test_every_package_has_a_docstring() -> None:
+    for package in {*CLIENT_PACKAGES, *DRIVER_PACKAGES}:
+        assert ast.get_docstring(ast.parse(MODULES[package].read_text())), package
 
 
 def test_no_module_has_more_than_400_lines() -> None:
@@ -121,7 +120,7 @@ print(*sorted(set(sys.modules) - before))
 
 
 def bare(code: str) -> str:
-    """Run code in an interpreter that has loaded nothing but itself."""
+    """Run code in an interpreter that has loaded no other modules, and return its output."""
     command = [sys.executable, "-I", "-S", "-"]
     ended = subprocess.run(command, input=code, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
     assert ended.returncode == 0, ended.stdout
@@ -129,7 +128,7 @@ def bare(code: str) -> str:
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("fusermount3_proxy.")])
-def test_what_runs_in_the_pod_loads_built_in_modules_alone(name: str) -> None:
+def test_programs_in_the_container_load_only_built_in_modules(name: str) -> None:
     loaded = set(bare(LOAD.format(root=str(ROOT), module=name)).split())
     assert {other for other in loaded if other.partition(".")[0] != "fusermount3_proxy"} <= MAY_LOAD
 
@@ -142,7 +141,7 @@ def test_the_driver_begins_with_what_its_workers_do_and_without_grpc() -> None:
     assert {name for name in loaded if name.partition(".")[0] in ("grpc", "google")} == set()
 
 
-# The C scanner looks for the json module's error class, and finds none where nobody has imported it.
+# The C scanner uses the json module's error class, and does not find it if the json module was not imported.
 BAD_PACKETS = [
     *(b"", b"{", b"[", b"x", b'"', b'"\\x"', b'"\n"', b"-", b"NaN", b'{"a":1,}', b'{"a" 1}', b'{"a":1', b"1e", b"[1,]", b"\xff"),
     *(b"[" * 60000, b"9" * 60000),

@@ -142,7 +142,7 @@ class Nodes:
 
     def discard(self, opened: OpenDevice) -> None:
         os.close(opened.fd)
-        self.there.remove(opened.node)
+        self.there.remove(opened.name)
 
     def close(self) -> None:
         self.is_closed = True

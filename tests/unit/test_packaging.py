@@ -1,4 +1,4 @@
-"""packaging/: what is asked of it in a wrong way ends in one line and harms nothing; and what it builds is readable by all."""
+"""Tests that packaging/ answers wrong use with one line and destroys nothing, and that any user can read what it builds."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ def ran(*command: str | Path, **environment: str) -> subprocess.CompletedProcess
     return done
 
 
-def test_an_environment_is_never_made_where_other_things_lie(tmp_path: Path) -> None:
+def test_no_environment_is_made_in_a_folder_with_other_files(tmp_path: Path) -> None:
     folder = tmp_path / "home"
     folder.mkdir()
     (folder / "precious").write_text("kept")
@@ -27,7 +27,7 @@ def test_an_environment_is_never_made_where_other_things_lie(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("option", "code"), [("--help", 0), ("--clear", 1)])
-def test_an_option_is_no_place_for_an_environment(tmp_path: Path, option: str, code: int) -> None:
+def test_an_unknown_option_makes_no_environment(tmp_path: Path, option: str, code: int) -> None:
     script = f'cd "{tmp_path}" && exec "{ROOT}/packaging/setup-venv" {option}'
     assert ran("sh", "-c", script).returncode == code
     assert list(tmp_path.iterdir()) == []
@@ -35,17 +35,17 @@ def test_an_option_is_no_place_for_an_environment(tmp_path: Path, option: str, c
 
 @pytest.fixture
 def packaging(tmp_path: Path) -> Path:
-    """A copy, which builds into a folder of its own."""
+    """Return a copy of packaging/, which builds into a folder of its own."""
     shutil.copytree(ROOT / "packaging", tmp_path / "packaging")
     return tmp_path / "packaging"
 
 
-def test_a_build_says_what_it_cannot_use_as_a_time(packaging: Path) -> None:
+def test_a_build_reports_a_time_that_is_no_number(packaging: Path) -> None:
     done = ran(sys.executable, "-B", packaging / "build.py", SOURCE_DATE_EPOCH="yesterday")
     assert (done.returncode, done.stderr) == (1, "build: SOURCE_DATE_EPOCH is 'yesterday' and not a number of seconds\n")
 
 
-def test_a_build_says_where_it_cannot_write(packaging: Path) -> None:
+def test_a_build_reports_where_it_cannot_write(packaging: Path) -> None:
     (packaging.parent / "dist").touch()
     done = ran(sys.executable, "-B", packaging / "build.py")
     assert done.returncode == 1

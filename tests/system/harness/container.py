@@ -267,6 +267,18 @@ class Background:
     def is_running(self) -> bool:
         return not _text(self._files, "exit")
 
+    def wait_until_it_says(self, text: str) -> None:
+        """Wait until `text` is in its output. Raises AssertionError where it ends without that."""
+
+        def says() -> bool:
+            is_running = self.is_running  # asked first: one that has ended has said everything
+            if text in self.out:
+                return True
+            assert is_running, f"{self.command} has ended without saying {text!r}: {self.out}{self.err}"
+            return False
+
+        wait_until(f"{self.command} says {text!r}", says)
+
     def kill(self, signal: str = "KILL") -> None:
         self._container.check(f"kill -{signal} {self.pid}")
 

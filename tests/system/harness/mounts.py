@@ -12,6 +12,9 @@ _CLONE_NEWNS = 0x00020000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
+# The mounts that were copied from the machine's namespace, by their ids and devices: their paths may change.
+_of_the_machine: set[tuple[str, str]] = set()
+
 
 @dataclass(frozen=True)
 class Mount:
@@ -82,6 +85,12 @@ def enter_private_namespace() -> None:
     if _libc.unshare(_CLONE_NEWNS) != 0:
         raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNS)")
     call_mount("none", "/", flags=MS_REC | MS_PRIVATE)
+    _of_the_machine.update((mount.mount_id, mount.device) for mount in table())
+
+
+def own() -> list[Mount]:
+    """Return what has been mounted since this process entered its private namespace."""
+    return [mount for mount in table() if (mount.mount_id, mount.device) not in _of_the_machine]
 
 
 def mount(*arguments: str | Path) -> None:

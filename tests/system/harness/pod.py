@@ -149,7 +149,7 @@ class Node:
         while not (spares := self.driver.spares()) and time.monotonic() < deadline:
             time.sleep(0.01)
         return Snapshot(
-            mounts=_names(mount for mount in mounts.table() if not self.engine.owns(mount.path)),
+            mounts=_names(mount for mount in mounts.own() if not self.engine.owns(mount.path)),
             processes=frozenset(_processes(self.driver.own_processes() | spares)),
             fds=self.driver.fds(),
             state=self.driver.state(),

@@ -10,7 +10,6 @@ from driver.model.paths import VolumePaths
 from driver.model.policy import of_volume
 from driver.model.publication import Publication
 from driver.model.state import Past, State
-from driver.mounts.history import History
 from driver.volumes.condition import Condition
 
 
@@ -20,10 +19,8 @@ def volume(options: str = "", root: str = "/pods") -> Any:
         publication=Publication(
             "csi-1", VolumePaths(root, "uid/mount", "uid/empty", "data"), "fuse.sock", False, (), options, "default/pod"
         ),
-        mount_record=None,
-        state=State.WAITING,
+        mounts=SimpleNamespace(current=None, state=State.WAITING, past=Past(1.5, 3)),
         policy=of_volume(False, [], options),
-        history=History(Past(1.5, 3)),
     )
 
 

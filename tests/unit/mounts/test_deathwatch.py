@@ -16,18 +16,25 @@ from driver.mounts.deathwatch import DeathWatch
 DEADLINE = 20.0
 
 
-class Nodes:
-    """Those of a program that holds its fd until a test says otherwise."""
+class Devices:
+    """The device nodes of a program that holds its fd until a test says otherwise."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.held = True
+        self.files = FileWatch(syscalls.inotify_init())
 
     def path(self, name: str) -> str:
         return str(self.folder / name)
 
-    def is_held(self, name: str) -> bool:
+    def is_device_held(self, name: str) -> bool:
         return self.held
+
+    def watch_device(self, name: str, callback: Callable[[], None]) -> int:
+        return self.files.on_last_close(self.path(name), callback)
+
+    def unwatch(self, watch: int) -> None:
+        self.files.remove(watch)
 
 
 class Mount:
@@ -35,11 +42,10 @@ class Mount:
 
     def __init__(self, folder: Path, node: str | None = "node") -> None:
         (folder / "node").touch()
-        self.nodes: Any = Nodes(folder)
-        self.files = FileWatch(syscalls.inotify_init())
+        self.devices: Any = Devices(folder)
         self.asked: asyncio.Queue[bool] = asyncio.Queue()
         self.ended = True
-        self.watch = DeathWatch(node, self.nodes, self.files, self._has_ended)
+        self.watch = DeathWatch(node, self.devices, self._has_ended)
 
     async def _has_ended(self) -> bool:
         self.asked.put_nowait(True)
@@ -47,7 +53,7 @@ class Mount:
 
     def close(self) -> None:
         """The kernel tells of the last close."""
-        Path(self.nodes.path("node")).open("w").close()
+        Path(self.devices.path("node")).open("w").close()
 
 
 def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -58,7 +64,7 @@ def test_the_last_close_is_the_end_and_is_told_once(tmp_path: Path) -> None:
     async def main() -> None:
         mount = Mount(tmp_path)
         mount.watch.begin()
-        mount.nodes.held = False
+        mount.devices.held = False
         mount.close()
         await mount.asked.get()
         await asyncio.sleep(1.2)  # longer than all looks take
@@ -76,7 +82,7 @@ def test_a_lock_that_is_dropped_after_the_kernel_has_told_is_noticed_soon(tmp_pa
         mount.close()
         began = time.monotonic()
         await asyncio.sleep(0.15)
-        mount.nodes.held = False
+        mount.devices.held = False
         await mount.asked.get()
         assert time.monotonic() - began < 0.5
 
@@ -91,7 +97,7 @@ def test_an_end_soon_after_a_false_alarm_is_noticed_at_once(tmp_path: Path) -> N
         mount.watch.begin()
         mount.close()
         await asyncio.sleep(0.6)  # the next check of that alarm is far
-        mount.nodes.held = False
+        mount.devices.held = False
         mount.close()
         began = time.monotonic()
         await mount.asked.get()
@@ -106,12 +112,12 @@ def test_after_stop_nobody_is_asked_and_nothing_is_kept(tmp_path: Path) -> None:
         mount.watch.begin()
         mount.watch.check()
         await asyncio.sleep(0)  # it is at it
-        mount.nodes.held = False
+        mount.devices.held = False
         mount.close()
         mount.watch.stop()
         await asyncio.sleep(1.2)
         assert mount.asked.empty()
-        assert mount.files._callbacks == {}
+        assert mount.devices.files._callbacks == {}
 
     run(main)
 
@@ -124,7 +130,7 @@ def test_where_the_kernel_does_not_tell_it_is_looked_again_and_again(
 
     async def main() -> None:
         mount = Mount(tmp_path, node)
-        mount.ended = mount.nodes.held = False
+        mount.ended = mount.devices.held = False
         if node is None:
             mount.watch.begin()
         else:

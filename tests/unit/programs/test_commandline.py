@@ -1,4 +1,4 @@
-"""What libfuse's fusermount3 3.14 does with the same command lines was captured by running it."""
+"""Tests the command line. The expected results are those of libfuse's fusermount3 3.14, which was run to get them."""
 
 import pytest
 
@@ -7,14 +7,14 @@ from fusermount3_proxy.commandline import Command, CommandLineError
 
 
 def fields(command: Command) -> dict[str, object]:
-    """What the command line asked for, without what it did not mention."""
+    """Return the attributes that are not empty."""
     return {name: value for name in Command.__slots__ if (value := getattr(command, name)) not in ("", None, False)}
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        # As the libraries call it.
+        # FUSE libraries give these.
         (["--", "/m"], {"mountpoint": "/m"}),
         (["-o", "rw,fsname=x", "--", "/m"], {"mountpoint": "/m", "options": "rw,fsname=x"}),
         (["/m", "-o", "rw"], {"mountpoint": "/m", "options": "rw"}),
@@ -25,7 +25,7 @@ def fields(command: Command) -> dict[str, object]:
         (["--auto-unmount", "--", "/m"], {"mountpoint": "/m", "auto_unmount": True}),
         (["--auto-unmount", "-z", "/m"], {"mountpoint": "/m", "auto_unmount": True, "lazy": True}),
         (["--sync-init", "-o", "ro", "--", "/m"], {"mountpoint": "/m", "sync_init": True, "options": "ro"}),
-        # By hand.
+        # Users type these.
         (["-uqz", "/m"], {"mountpoint": "/m", "unmount": True, "quiet": True, "lazy": True}),
         (["/m", "-uz"], {"mountpoint": "/m", "unmount": True, "lazy": True}),
         (["-oro", "/m"], {"mountpoint": "/m", "options": "ro"}),
@@ -54,7 +54,7 @@ def test_reads_what_is_asked_for(arguments: list[str], expected: dict[str, objec
 
 
 @pytest.mark.parametrize("arguments", [["-h"], ["--help"], ["--he"], ["-hV"], ["-h", "-x"], ["/m", "/n", "-h"], ["-uzh"], ["-oV", "-h"]])
-def test_help_ends_the_reading(arguments: list[str]) -> None:
+def test_help_ends_the_parsing(arguments: list[str]) -> None:
     command = commandline.parse(arguments)
     assert command.help
     assert not command.version
@@ -63,7 +63,7 @@ def test_help_ends_the_reading(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     "arguments", [["-V"], ["--version"], ["--v"], ["-Vh"], ["-V", "-x"], ["/m", "-V"], ["-qV"], ["-oV", "-V"], ["-z", "-V"]]
 )
-def test_version_ends_the_reading(arguments: list[str]) -> None:
+def test_version_ends_the_parsing(arguments: list[str]) -> None:
     command = commandline.parse(arguments)
     assert command.version
     assert not command.help
@@ -111,7 +111,7 @@ def test_refuses_in_the_words_of_fusermount3(arguments: list[str], message: str)
 
 
 @pytest.mark.parametrize("argument", ["--=", "--=x"])
-def test_a_long_option_that_is_cut_to_nothing_is_ambiguous(argument: str) -> None:
+def test_an_empty_long_option_is_ambiguous(argument: str) -> None:
     with pytest.raises(CommandLineError) as caught:
         commandline.parse([argument])
     assert str(caught.value).startswith(
@@ -120,7 +120,7 @@ def test_a_long_option_that_is_cut_to_nothing_is_ambiguous(argument: str) -> Non
 
 
 def test_names_one_byte_of_a_letter_that_has_more() -> None:
-    # getopt(3) reads bytes.
+    # getopt(3) reads bytes, not characters.
     with pytest.raises(CommandLineError) as caught:
         commandline.parse(["-é"])
     assert str(caught.value).encode("utf-8", "surrogateescape") == b"invalid option -- '\xc3'"

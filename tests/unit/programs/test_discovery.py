@@ -14,7 +14,7 @@ from fusermount3_proxy.discovery import NoSocket
 
 @pytest.fixture(autouse=True)
 def no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the environment of these tests holds, or of whoever started them, does not count."""
+    """Hide the variable in the environment of the tests and of their parent."""
     monkeypatch.delitem(posix.environ, SOCKET_VARIABLE.encode(), raising=False)
     monkeypatch.setattr(discovery, "_parents_variable", lambda: None)
 
@@ -24,13 +24,13 @@ def put_sockets(folder: Path, *names: str) -> None:
         listen(f"{folder}/{name}", socket.SOCK_STREAM).close()
 
 
-def test_the_environment_says_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_path_is_in_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     put_sockets(tmp_path, "another")
     monkeypatch.setitem(posix.environ, SOCKET_VARIABLE.encode(), b"/some/where\xff")
     assert discovery.find_socket(str(tmp_path)) == "/some/where\udcff"
 
 
-def test_an_empty_variable_says_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_empty_variable_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     put_sockets(tmp_path, "fuse.sock")
     monkeypatch.setitem(posix.environ, SOCKET_VARIABLE.encode(), b"")
     assert discovery.find_socket(str(tmp_path)) == f"{tmp_path}/fuse.sock"
@@ -53,7 +53,7 @@ def test_more_than_one_candidate_is_an_error_that_names_them(tmp_path: Path) -> 
     assert SOCKET_VARIABLE in str(caught.value)
 
 
-def test_no_candidate_is_an_error_that_says_what_to_set(tmp_path: Path) -> None:
+def test_no_candidate_is_an_error_that_names_the_variable_to_set(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(NoSocket) as caught:
             discovery.find_socket(str(folder))
@@ -61,12 +61,12 @@ def test_no_candidate_is_an_error_that_says_what_to_set(tmp_path: Path) -> None:
         assert str(folder) in str(caught.value)
 
 
-# go-fuse starts its helper with an environment of _FUSE_COMMFD alone.
+# go-fuse starts its helper with only _FUSE_COMMFD in the environment.
 FIND = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from fusermount3_proxy import discovery; print(discovery.find_socket(sys.argv[1]))"
 CHILD_WITHOUT_ENVIRONMENT = 'env -i "$0" -c "$1" "$2"; exit $?'
 
 
-def test_the_parents_environment_says_it(tmp_path: Path) -> None:
+def test_the_path_is_in_the_parents_environment(tmp_path: Path) -> None:
     found = subprocess.run(
         ["/bin/sh", "-c", CHILD_WITHOUT_ENVIRONMENT, sys.executable, FIND, tmp_path],
         env={"PATH": "/usr/bin:/bin", f"NOT{SOCKET_VARIABLE}": "/wrong", SOCKET_VARIABLE: "/from/the parent"},
@@ -77,7 +77,7 @@ def test_the_parents_environment_says_it(tmp_path: Path) -> None:
     assert (found.returncode, found.stdout) == (0, "/from/the parent\n")
 
 
-def test_the_programs_own_environment_goes_first(tmp_path: Path) -> None:
+def test_the_programs_own_environment_takes_precedence(tmp_path: Path) -> None:
     found = subprocess.run(
         ["/bin/sh", "-c", f'env -i {SOCKET_VARIABLE}=/own "$0" -c "$1" "$2"; exit $?', sys.executable, FIND, tmp_path],
         env={"PATH": "/usr/bin:/bin", SOCKET_VARIABLE: "/from/the parent"},
@@ -88,7 +88,7 @@ def test_the_programs_own_environment_goes_first(tmp_path: Path) -> None:
     assert (found.returncode, found.stdout) == (0, "/own\n")
 
 
-def test_a_parent_that_cannot_be_read_says_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_parent_that_cannot_be_read_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.undo()
     monkeypatch.delitem(posix.environ, SOCKET_VARIABLE.encode(), raising=False)
     # A parent in another pid namespace has the number 0.

@@ -38,19 +38,19 @@ def short_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "ANSWER_WAIT", 0.2)
 
 
-def nothing_said(line: str) -> None:
-    raise AssertionError(f"said {line!r}")
+def nothing_reported(line: str) -> None:
+    raise AssertionError(f"{line!r} was reported")
 
 
 def mount(path: Path | str, wait: float = 0) -> tuple[str | None, int]:
-    """Mount; the volume's name and the fd."""
-    reply, fd = driver_socket.mount(str(path), REQUEST, wait, nothing_said)
+    """Mount, and return the volume's name and the fd."""
+    reply, fd = driver_socket.mount(str(path), REQUEST, wait, nothing_reported)
     assert reply.error is None
     return reply.volume_name, fd
 
 
 def failure(path: Path | str, wait: float = 0) -> str:
-    """What a mount fails with, in one line."""
+    """Return the one line that a mount fails with."""
     with pytest.raises(DriverError) as caught:
         driver_socket.mount(str(path), REQUEST, wait, lambda line: None)
     assert "\n" not in str(caught.value)
@@ -71,7 +71,7 @@ def test_v1_takes_the_request_and_gives_the_fd(path: Path, fuse: int) -> None:
     assert [json.loads(request) for request in driver.requests] == [{"op": "mount", "mountpoint": "/m", "options": "ro", "fds": []}]
 
 
-def test_the_original_protocol_is_spoken_where_it_is_alone(path: Path, fuse: int) -> None:
+def test_the_original_protocol_is_used_if_it_is_the_only_one(path: Path, fuse: int) -> None:
     with StandIn(path, original=sends(OK, fuse)):
         name, fd = mount(path)
         assert name == "data"
@@ -79,7 +79,7 @@ def test_the_original_protocol_is_spoken_where_it_is_alone(path: Path, fuse: int
         os.close(fd)
 
 
-def test_v1_is_spoken_where_there_are_both(path: Path, fuse: int) -> None:
+def test_v1_is_used_if_there_are_both(path: Path, fuse: int) -> None:
     with StandIn(path, v1=Recorder(OK, fuse), original=sends(b"wrong")) as driver:
         os.close(mount(path)[1])
         assert driver.connections == 1
@@ -116,7 +116,7 @@ def test_an_answer_of_v1_is_one_packet(path: Path, fuse: int, short_answer: None
     def behaviour(connection: socket.socket) -> None:
         connection.recv(1 << 20)
         answer(connection, OK[:7], fuse)
-        with suppress(OSError):  # the client may be gone by now, as it should
+        with suppress(OSError):  # the client may have closed the connection by now, as it should
             answer(connection, OK[7:])
             waits_for_end(connection)
 
@@ -139,13 +139,13 @@ def test_space_after_an_answer_is_not_waited_for(path: Path, fuse: int, space: b
 
 def test_a_refusal_is_an_answer(path: Path) -> None:
     with StandIn(path, v1=Recorder(b'{"error":"mount failed: Device or resource busy","errno":16}')):
-        reply, fd = driver_socket.mount(str(path), REQUEST, 0, nothing_said)
+        reply, fd = driver_socket.mount(str(path), REQUEST, 0, nothing_reported)
     assert (reply.error, reply.errno, fd) == ("mount failed: Device or resource busy", 16, -1)
 
 
 def test_a_refusal_that_comes_with_an_fd_leaves_none(path: Path, fuse: int) -> None:
     with StandIn(path, v1=Recorder(b'{"error":"no","errno":1}', fuse)):
-        reply, fd = driver_socket.mount(str(path), REQUEST, 0, nothing_said)
+        reply, fd = driver_socket.mount(str(path), REQUEST, 0, nothing_reported)
     assert (reply.error, fd) == ("no", -1)
 
 
@@ -162,11 +162,11 @@ def test_a_refusal_that_comes_with_an_fd_leaves_none(path: Path, fuse: int) -> N
         (OK, 0, "0 file descriptors instead of one"),
         (OK, 2, "too many file descriptors"),
         (OK, 100, "too many file descriptors"),
-        (b"{}", 1, "1 file descriptors instead of one"),
+        (b"{}", 1, "cannot be read: it has no volumeName"),
         (b" " * protocol.PACKET_MAX + OK, 1, "too long"),
     ],
 )
-def test_an_answer_that_is_none_is_one_line_and_leaves_no_fd(path: Path, fuse: int, packet: bytes, fds: int, message: str) -> None:
+def test_a_broken_answer_is_one_line_and_leaves_no_fd(path: Path, fuse: int, packet: bytes, fds: int, message: str) -> None:
     with StandIn(path, v1=Recorder(packet, *[fuse] * fds)):
         assert message in failure(path)
 
@@ -183,27 +183,25 @@ def test_an_answer_that_is_none_is_one_line_and_leaves_no_fd(path: Path, fuse: i
         (b" " * 490 + OK, 1, "at most 500"),
     ],
 )
-def test_an_original_message_that_is_none_is_one_line_and_leaves_no_fd(
-    path: Path, fuse: int, packet: bytes, fds: int, message: str
-) -> None:
+def test_a_broken_original_message_is_one_line_and_leaves_no_fd(path: Path, fuse: int, packet: bytes, fds: int, message: str) -> None:
     with StandIn(path, original=sends(packet, *[fuse] * fds)):
         assert message in failure(path)
 
 
 @pytest.mark.parametrize("protocol", ["v1", "original"])
-def test_an_fd_that_this_process_may_not_have_is_told_apart(path: Path, fuse: int, protocol: str) -> None:
-    told = threading.Event()
+def test_an_fd_that_this_process_may_not_have_has_its_own_error(path: Path, fuse: int, protocol: str) -> None:
+    answered = threading.Event()
 
     def behaviour(connection: socket.socket) -> None:
         with no_more_fds():
             answer(connection, OK, fuse)
-            told.wait(10)
+            answered.wait(10)
 
     with StandIn(path, **{protocol: behaviour}):
         try:
             assert "this process may open no more (ulimit -n)" in failure(path)
         finally:
-            told.set()
+            answered.set()
 
 
 def test_a_refusal_in_the_original_protocol_is_a_close(path: Path) -> None:
@@ -226,8 +224,8 @@ def test_a_driver_that_never_answers_is_given_up(path: Path, protocol: str, shor
         assert failure(path) == "the driver did not answer within 0.2 s"
 
 
-def test_a_driver_that_answers_in_drops_is_given_up(path: Path, fuse: int, short_answer: None) -> None:
-    # Each byte alone comes in time, the whole never does.
+def test_a_driver_that_answers_too_slowly_is_given_up(path: Path, fuse: int, short_answer: None) -> None:
+    # Each byte comes in time, but the whole answer never does.
     def behaviour(connection: socket.socket) -> None:
         answer(connection, b"{", fuse)
         try:
@@ -253,17 +251,17 @@ def test_a_socket_that_is_missing_is_one_line(path: Path) -> None:
     assert "is the volume published" in text
 
 
-def test_waiting_is_said_once(path: Path) -> None:
-    said: list[str] = []
+def test_waiting_is_reported_once(path: Path) -> None:
+    reported: list[str] = []
     with pytest.raises(DriverError):
-        driver_socket.mount(str(path), REQUEST, 0.3, said.append)
-    assert said == [f"waiting up to 0.3 s for the driver at {path} (No such file or directory)"]
+        driver_socket.mount(str(path), REQUEST, 0.3, reported.append)
+    assert reported == [f"waiting up to 0.3 s for the driver at {path} (No such file or directory)"]
 
 
-def test_a_short_wait_says_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_wait_is_not_reported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SOCKET_WAIT_SILENT", 60)
     with pytest.raises(DriverError):
-        driver_socket.mount(str(path), REQUEST, 0.05, nothing_said)
+        driver_socket.mount(str(path), REQUEST, 0.05, nothing_reported)
 
 
 @pytest.mark.parametrize("protocol", ["v1", "original"])
@@ -289,17 +287,17 @@ def test_a_socket_that_appears_late_is_used(path: Path, fuse: int, protocol: str
 
 
 @pytest.mark.parametrize("suffix", ["", ".v1"])
-def test_a_socket_that_nobody_listens_on_is_waited_for_and_told(path: Path, suffix: str) -> None:
+def test_a_socket_that_nobody_listens_on_is_waited_for_and_reported(path: Path, suffix: str) -> None:
     kind = socket.SOCK_SEQPACKET if suffix else socket.SOCK_STREAM
     listen(f"{path}{suffix}", kind).close()
-    said: list[str] = []
+    reported: list[str] = []
     with pytest.raises(DriverError, match="Connection refused"):
-        driver_socket.mount(str(path), REQUEST, 0.2, said.append)
-    assert len(said) == 1
+        driver_socket.mount(str(path), REQUEST, 0.2, reported.append)
+    assert len(reported) == 1
 
 
 def test_a_v1_socket_that_refuses_is_not_passed_over(path: Path, fuse: int) -> None:
-    # The driver is being replaced: its original socket would mount without the program's options.
+    # The driver is being replaced, and a mount at its original socket would not have the program's options.
     listen(f"{path}.v1", socket.SOCK_SEQPACKET).close()
     with StandIn(path, original=sends(OK, fuse)) as driver:
         assert "Connection refused" in failure(path)
@@ -319,12 +317,12 @@ def test_a_file_in_the_sockets_place_is_one_line(path: Path) -> None:
     assert "Connection refused" in failure(path)
 
 
-def test_a_socket_of_another_type_is_told_at_once(path: Path) -> None:
+def test_a_socket_of_another_type_is_reported_at_once(path: Path) -> None:
     with listen(f"{path}.v1", socket.SOCK_STREAM):
         assert "Protocol wrong type for socket" in failure(path, wait=60)
 
 
-def test_what_waiting_does_not_help_is_told_at_once(tmp_path: Path) -> None:
+def test_an_error_that_waiting_does_not_end_is_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     assert "Too many levels of symbolic links" in failure(tmp_path / "loop/fuse.sock", wait=60)
     (tmp_path / "file").touch()
@@ -334,7 +332,7 @@ def test_what_waiting_does_not_help_is_told_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("protocol", ["v1", "original"])
 @pytest.mark.parametrize("length", [107, 108, 109, 110, 111, 300])
 def test_a_path_of_any_length_is_connected_to(tmp_path: Path, fuse: int, protocol: str, length: int) -> None:
-    # A Unix socket's address holds 107 bytes, and the suffix makes one path shorter than it and the other one longer.
+    # A Unix socket's address holds 107 bytes, which the path with the suffix may exceed although the path itself does not.
     folder = tmp_path
     while length - len(str(folder)) > 200:
         folder = folder / ("d" * 150)
@@ -348,10 +346,10 @@ def test_a_path_of_any_length_is_connected_to(tmp_path: Path, fuse: int, protoco
 
 def test_a_long_path_that_is_missing_is_waited_for(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 200)
-    said: list[str] = []
+    reported: list[str] = []
     with pytest.raises(DriverError, match="No such file"):
-        driver_socket.mount(str(path), REQUEST, 0.2, said.append)
-    assert len(said) == 1
+        driver_socket.mount(str(path), REQUEST, 0.2, reported.append)
+    assert len(reported) == 1
 
 
 def test_a_path_that_is_too_long_for_any_file_is_one_line(tmp_path: Path) -> None:
@@ -373,7 +371,7 @@ def test_a_path_of_any_bytes_is_connected_to(tmp_path: Path, fuse: int) -> None:
 def test_a_request_that_is_too_long_is_refused_before_it_is_sent(path: Path) -> None:
     with StandIn(path, v1=Recorder(OK)) as driver:
         with pytest.raises(DriverError, match="the text of the options has 65536 bytes"):
-            driver_socket.mount(str(path), MountRequest("/m", "x" * 65536), 0, nothing_said)
+            driver_socket.mount(str(path), MountRequest("/m", "x" * 65536), 0, nothing_reported)
         assert driver.connections == 0
 
 
@@ -383,24 +381,24 @@ def test_a_request_that_is_too_long_is_refused_before_it_is_sent(path: Path) -> 
 def test_unmount_sends_what_the_client_sees(path: Path) -> None:
     driver = Recorder(b"{}")
     with StandIn(path, v1=driver):
-        assert driver_socket.unmount(str(path), UNMOUNT, 0, nothing_said).error is None
+        assert driver_socket.unmount(str(path), UNMOUNT, 0, nothing_reported).error is None
     assert json.loads(driver.requests[0]) == {"op": "unmount", "mountpoint": "/m", "lazy": True, "dev": "0:45", "fds": []}
 
 
 def test_unmount_gives_the_refusal_and_drops_fds(path: Path, fuse: int) -> None:
     with StandIn(path, v1=Recorder(b'{"error":"busy","errno":16}', fuse)):
-        reply = driver_socket.unmount(str(path), UNMOUNT, 0, nothing_said)
+        reply = driver_socket.unmount(str(path), UNMOUNT, 0, nothing_reported)
     assert (reply.error, reply.errno) == ("busy", 16)
 
 
 def test_unmount_is_not_in_the_original_protocol(path: Path) -> None:
     with StandIn(path, original=lambda connection: None) as driver:
         with pytest.raises(OriginalProtocolOnly):
-            driver_socket.unmount(str(path), UNMOUNT, 60, nothing_said)
+            driver_socket.unmount(str(path), UNMOUNT, 60, nothing_reported)
         assert driver.connections == 0
 
 
 @pytest.mark.parametrize("packet", [b"", b"}", b"[]", b'{"volumeName":7}'])
-def test_an_answer_to_unmount_that_is_none_is_one_line(path: Path, packet: bytes) -> None:
+def test_a_broken_answer_to_unmount_is_one_line(path: Path, packet: bytes) -> None:
     with StandIn(path, v1=Recorder(packet)), pytest.raises(DriverError):
-        driver_socket.unmount(str(path), UNMOUNT, 0, nothing_said)
+        driver_socket.unmount(str(path), UNMOUNT, 0, nothing_reported)

@@ -1,4 +1,4 @@
-"""The whole program, in a process of its own, between a FUSE library and a driver that both stand in."""
+"""Tests fusermount3 in a process of its own, with stand-ins for the FUSE library and the driver."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def mountpoint(tmp_path: Path) -> Path:
 
 
 class Library:
-    """A FUSE library's end of the comm socket."""
+    """Stands in for a FUSE library: makes the comm socket and runs the helper."""
 
     def __init__(self, kind: int) -> None:
         self.ours, self.helpers = socket.socketpair(socket.AF_UNIX, kind)
@@ -70,13 +70,13 @@ def failed(line: str) -> Ended:
     "arguments", [["--auto-unmount"], ["--auto-unmount", "-u"], ["-z", "--auto-unmount"], ["--auto-unmount", "-o", "ro"]]
 )
 def test_auto_unmount_alone_waits_for_the_end_of_the_socket(library: Library, path: Path, mountpoint: Path, arguments: list[str]) -> None:
-    """Nothing is mounted at the path, and nothing is asked for."""
+    """No FUSE file system is mounted at the path, and no request is sent to the driver."""
     helper = library.helpers.fileno()
     environment = {"_FUSE_COMMFD": str(helper), SOCKET_VARIABLE: str(path)}
     with StandIn(path, v1=Recorder(OK)) as driver:
         process = start("fusermount3", [*arguments, "--", str(mountpoint)], environment, [helper])
         library.helpers.close()
-        library.ours.send(b"what it has to say is nothing")
+        library.ours.send(b"any data, which is ignored")
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.5)
         library.ours.close()
@@ -95,11 +95,11 @@ def test_the_library_gets_one_byte_and_the_fd(any_library: Library, path: Path, 
     (fd,) = fds
     assert same_file(fd, fuse)
     os.close(fd)
-    # Nothing follows, and nobody keeps the other end.
+    # No data follows, and no process holds the other end.
     assert any_library.ours.recv(100) == b""
 
 
-def test_the_driver_is_told_mountpoint_and_options_byte_for_byte(library: Library, path: Path, fuse: int, tmp_path: Path) -> None:
+def test_mountpoint_and_options_reach_the_driver_byte_for_byte(library: Library, path: Path, fuse: int, tmp_path: Path) -> None:
     folder = os.fsencode(tmp_path.resolve()) + b"/m\xff\n,\\"
     os.mkdir(folder)
     (tmp_path / "link").symlink_to(".")
@@ -111,7 +111,7 @@ def test_the_driver_is_told_mountpoint_and_options_byte_for_byte(library: Librar
     assert request["options"].encode("latin-1") == b"fsname=\xc3\xa9\xff,ro"
 
 
-def test_options_that_are_ignored_are_told_and_the_mount_goes_on(library: Library, path: Path, fuse: int, mountpoint: Path) -> None:
+def test_ignored_options_are_reported_and_the_volume_is_mounted(library: Library, path: Path, fuse: int, mountpoint: Path) -> None:
     with StandIn(path, v1=Recorder(OK, fuse)):
         ended = library.run(["-o", "suid,dev,rw", str(mountpoint)], path)
     assert ended == Ended(0, b"", b"fusermount3: unsafe option suid ignored\nfusermount3: unsafe option dev ignored\n")
@@ -130,7 +130,7 @@ def test_a_warning_comes_before_a_later_error(library: Library, path: Path, moun
     assert ended == Ended(1, b"", b"fusermount3: unsafe option suid ignored\nfusermount3: unknown option 'bogus'\n")
 
 
-def test_what_the_driver_refuses_is_said(library: Library, path: Path, mountpoint: Path) -> None:
+def test_the_drivers_refusal_is_printed(library: Library, path: Path, mountpoint: Path) -> None:
     with StandIn(path, v1=Recorder(b'{"error":"mount failed: Device or resource busy","errno":16}')):
         assert library.run([str(mountpoint)], path) == failed("mount failed: Device or resource busy")
     library.ours.setblocking(False)
@@ -138,7 +138,7 @@ def test_what_the_driver_refuses_is_said(library: Library, path: Path, mountpoin
 
 
 @pytest.mark.parametrize("text", ["\\ud800", "\\udcff", "\\u0000", "\\ud83d\\ude00", "a\\nb"])
-def test_what_the_driver_refuses_may_hold_any_character(library: Library, path: Path, mountpoint: Path, text: str) -> None:
+def test_the_drivers_refusal_may_hold_any_character(library: Library, path: Path, mountpoint: Path, text: str) -> None:
     with StandIn(path, v1=Recorder(f'{{"error":"{text}","errno":1}}'.encode())):
         ended = library.run([str(mountpoint)], path)
     assert ended.code == 1
@@ -153,7 +153,7 @@ def test_what_the_driver_refuses_may_hold_any_character(library: Library, path: 
         (["-o", "ro,", "-o", ",", "M"], "unknown option ''"),
         (["-o", "blkdev", "M"], "option blkdev is privileged"),
         (["M/missing"], "failed to access mountpoint M/missing: No such file or directory"),
-        # Looked at first, as fusermount3 does.
+        # fusermount3, too, checks the mountpoint before the options.
         (["-o", "bogus", "M/missing"], "failed to access mountpoint M/missing: No such file or directory"),
         (["M/missing/m"], "bad mount point M/missing/m: No such file or directory"),
         (["M/file/m"], "failed to access mountpoint M/file/m: Not a directory"),
@@ -166,7 +166,7 @@ def test_what_the_driver_refuses_may_hold_any_character(library: Library, path: 
         (["--bogus"], "unrecognized option '--bogus'"),
     ],
 )
-def test_a_mistake_is_fusermount3s_line_and_the_driver_hears_nothing(
+def test_a_mistake_is_fusermount3s_line_and_no_request_is_sent(
     library: Library, path: Path, mountpoint: Path, arguments: list[str], message: str
 ) -> None:
     (mountpoint / "file").touch()
@@ -184,7 +184,7 @@ def test_options_that_are_too_long_are_refused(library: Library, path: Path, mou
     assert ended == failed("the text of the options has 130007 bytes, at most 16384 are allowed")
 
 
-def test_ten_such_options_are_as_good_as_the_last_one(library: Library, path: Path, mountpoint: Path, fuse: int) -> None:
+def test_only_the_last_of_many_long_options_counts(library: Library, path: Path, mountpoint: Path, fuse: int) -> None:
     long = [word for _ in range(10) for word in ("-o", "fsname=" + "x" * 130000)]
     with StandIn(path, v1=Recorder(OK, fuse)) as driver:
         assert library.run([*long, "-o", "ro", str(mountpoint)], path) == Ended(0, b"", b"")
@@ -197,12 +197,12 @@ def test_a_long_option_that_is_not_known_is_one_line(library: Library, path: Pat
 
 @pytest.mark.parametrize("behaviour", [lambda connection: None, sends(b"{"), sends(OK), sends(b"x" * 70000)])
 @pytest.mark.parametrize("protocol", ["v1", "original"])
-def test_an_answer_that_is_none_is_one_line(library: Library, path: Path, mountpoint: Path, protocol: str, behaviour: Recorder) -> None:
+def test_a_broken_answer_is_one_line(library: Library, path: Path, mountpoint: Path, protocol: str, behaviour: Recorder) -> None:
     def careless(connection: socket.socket) -> None:
         try:
             behaviour(connection)
         except OSError:
-            pass  # the client has had enough
+            pass  # the client has closed the connection
 
     with StandIn(path, **{protocol: careless}):
         ended = library.run([str(mountpoint)], path)
@@ -225,7 +225,7 @@ def check_refused(ended: Ended, message: str) -> None:
 
 
 def cannot_send(reason: str) -> Ended:
-    # fusermount3 says this without its name.
+    # fusermount3 prints this line without its name.
     return Ended(1, b"", f"sending file descriptor: {reason}\n".encode())
 
 
@@ -238,7 +238,7 @@ def test_without_a_comm_fd_nothing_is_mounted(path: Path, mountpoint: Path) -> N
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        # What is no number is 0, standard input.
+        # Text that is no number means 0, which is standard input.
         *(
             (text, "Socket operation on non-socket")
             for text in ("", "x", "x3", "\u0663", "- 3", "+-3", "0", "4294967296", "-" + "9" * 5000)
@@ -252,13 +252,13 @@ def test_the_comm_fd_is_read_as_atoi_reads_it(path: Path, mountpoint: Path, numb
         assert driver.connections == 0
 
 
-def test_a_comm_fd_that_is_closed_is_told(path: Path, mountpoint: Path) -> None:
+def test_a_comm_fd_that_is_closed_is_reported(path: Path, mountpoint: Path) -> None:
     with StandIn(path, v1=Recorder(OK)) as driver:
         assert run_with_comm("99", mountpoint, path) == cannot_send("Bad file descriptor")
         assert driver.connections == 0
 
 
-def test_a_comm_fd_that_is_no_unix_socket_is_told(path: Path, mountpoint: Path) -> None:
+def test_a_comm_fd_that_is_no_unix_socket_is_reported(path: Path, mountpoint: Path) -> None:
     reader, writer = os.pipe()
     with StandIn(path, v1=Recorder(OK)) as driver, open("/dev/null") as file, socket.socket() as inet:
         for fd, message in (
@@ -273,7 +273,7 @@ def test_a_comm_fd_that_is_no_unix_socket_is_told(path: Path, mountpoint: Path) 
     os.close(writer)
 
 
-def test_the_option_says_the_comm_fd_as_the_variable_does(library: Library, path: Path, fuse: int, mountpoint: Path) -> None:
+def test_the_comm_fd_may_be_given_as_an_option(library: Library, path: Path, fuse: int, mountpoint: Path) -> None:
     number = library.helpers.fileno()
     with StandIn(path, v1=Recorder(OK, fuse)):
         arguments = [f"--comm-fd={number}", str(mountpoint)]
@@ -282,7 +282,7 @@ def test_the_option_says_the_comm_fd_as_the_variable_does(library: Library, path
 
 
 def test_the_comm_fd_may_be_standard_input(library: Library, path: Path, fuse: int, mountpoint: Path) -> None:
-    # A program that was started without one gets 0 from socketpair(2).
+    # socketpair(2) returns 0 to a program whose standard input is closed.
     with StandIn(path, v1=Recorder(OK, fuse)):
         environment = {"_FUSE_COMMFD": "0", SOCKET_VARIABLE: str(path)}
         assert run("fusermount3", [str(mountpoint)], environment, stdin=library.helpers.fileno()) == Ended(0, b"", b"")
@@ -295,7 +295,7 @@ def test_a_comm_fd_that_does_not_block_is_used(library: Library, path: Path, fus
         assert library.run([str(mountpoint)], path) == Ended(0, b"", b"")
 
 
-def test_a_library_that_has_gone_is_told_and_the_mount_undone(any_library: Library, path: Path, fuse: int, mountpoint: Path) -> None:
+def test_a_closed_comm_socket_is_reported_and_the_mount_undone(any_library: Library, path: Path, fuse: int, mountpoint: Path) -> None:
     requests = []
 
     def behaviour(connection: socket.socket) -> None:
@@ -356,29 +356,29 @@ def test_unmounting_is_not_in_the_original_protocol(path: Path, mountpoint: Path
     with StandIn(path, original=sends(OK)) as driver:
         ended = unmount(path, "-u", str(mountpoint))
         assert unmount(path, "-u", "-q", str(mountpoint)) == Ended(1, b"", b"")
-        # Connecting would be a request to mount.
+        # To connect would be a request to mount.
         assert driver.connections == 0
     check_refused(ended, f"failed to unmount {mountpoint}: ")
     assert b"original protocol" in ended.stderr
 
 
 def test_unmounting_where_there_is_no_volume_is_an_entry_that_is_not_found(mountpoint: Path) -> None:
-    # As fusermount3 says it of a directory in which nothing is mounted.
+    # fusermount3 prints the same for a directory at which nothing is mounted.
     ended = run("fusermount3", ["-u", str(mountpoint)])
     assert ended == failed(f"entry for {mountpoint} not found in /etc/mtab")
     assert run("fusermount3", ["-u", "-q", str(mountpoint)]) == Ended(1, b"", b"")
 
 
 @pytest.mark.parametrize("quiet", [[], ["-q"]])
-def test_a_mountpoint_that_cannot_be_resolved_is_told_even_when_quiet(path: Path, mountpoint: Path, quiet: list[str]) -> None:
+def test_a_mountpoint_that_cannot_be_resolved_is_reported_even_with_q(path: Path, mountpoint: Path, quiet: list[str]) -> None:
     missing = f"{mountpoint}/missing/m"
     assert unmount(path, "-u", *quiet, missing) == failed(f"bad mount point {missing}: No such file or directory")
 
 
-# ---- the rest of the command line, and where there is nothing to say it to
+# ---- the rest of the command line, standard streams, and signals
 
 
-def test_help_goes_to_standard_output_and_fails() -> None:
+def test_help_is_printed_on_standard_output_and_fails() -> None:
     for option in ("-h", "--help"):
         ended = run("fusermount3", [option])
         assert (ended.code, ended.stderr) == (1, b"")
@@ -398,7 +398,7 @@ def test_closed_standard_streams_change_no_exit_code(arguments: list[str], code:
     assert ended.returncode == code
 
 
-def test_nobody_who_reads_is_no_error() -> None:
+def test_a_closed_pipe_as_standard_output_is_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     environment = {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
@@ -407,14 +407,14 @@ def test_nobody_who_reads_is_no_error() -> None:
     assert (ended.returncode, ended.stderr) == (0, b"")
 
 
-def test_without_a_socket_it_says_what_to_set(library: Library, mountpoint: Path) -> None:
+def test_without_a_socket_it_reports_what_to_set(library: Library, mountpoint: Path) -> None:
     number = library.helpers.fileno()
     ended = run("fusermount3", [str(mountpoint)], {"_FUSE_COMMFD": str(number)}, [number])
     check_refused(ended, f"{SOCKET_VARIABLE} is not set")
 
 
 def test_the_socket_is_found_in_the_parents_environment(library: Library, path: Path, fuse: int, mountpoint: Path) -> None:
-    # As from go-fuse: the helper's own environment is _FUSE_COMMFD alone, its argv has no --, and the fd is read later.
+    # go-fuse starts the helper so: with only _FUSE_COMMFD in the environment, and without --. It reads the fd later.
     number = library.helpers.fileno()
     root = Path(__file__).resolve().parents[3]
     code = f"import sys; sys.path.insert(0, {str(root)!r}); from fusermount3_proxy.fusermount3 import run; run()"
@@ -442,7 +442,7 @@ def test_the_locale_changes_no_byte(path: Path, tmp_path: Path, environment: Map
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_it_without_a_word(library: Library, path: Path, mountpoint: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_it_without_output(library: Library, path: Path, mountpoint: Path, number: signal.Signals) -> None:
     asked = threading.Event()
 
     def behaviour(connection: socket.socket) -> None:
@@ -467,7 +467,7 @@ def test_a_driver_that_is_away_is_waited_for(library: Library, path: Path, fuse:
     try:
         assert helper.stderr is not None
         line = helper.stderr.readline()
-        # What the next driver does.
+        # The next driver removes the old socket in this way.
         os.unlink(f"{path}.v1")
         with StandIn(path, v1=Recorder(OK, fuse)):
             assert end(helper) == Ended(0, b"", b"")

@@ -1,4 +1,4 @@
-"""The real path of the parent, and the last name as it is: what realpath(3) in fusermount3 makes of it."""
+"""Tests that a mountpoint is resolved to the real path of its parent and its own last name, as in fusermount3."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from fusermount3_proxy import mountpoint
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """The current directory: real/sub, link -> real, dead -> nowhere."""
+    """Make a current directory that holds real/sub, link -> real, dead -> nowhere, loop -> loop and file."""
     (tmp_path / "real/sub").mkdir(parents=True)
     (tmp_path / "link").symlink_to("real")
     (tmp_path / "dead").symlink_to("nowhere")
@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
         (b"link/sub/../..", b""),
         (b".", b""),
         (b"real/..", b""),
-        # The last name is not followed: it may be a dead mount, and it may be missing.
+        # The last name is not resolved, since it may be a dead mount. It may also be missing.
         (b"link", b"/link"),
         (b"link/", b"/link"),
         (b"dead", b"/dead"),
@@ -89,17 +89,17 @@ def test_an_error_is_that_of_realpath(folder: bytes, given: bytes, error: type[O
 
 
 @pytest.mark.parametrize("given", [b"", b"a\0/b"])
-def test_what_is_no_path_is_a_value_error(given: bytes) -> None:
+def test_an_empty_path_and_a_nul_are_a_value_error(given: bytes) -> None:
     with pytest.raises(ValueError):
         mountpoint.resolve(given)
 
 
 @pytest.mark.parametrize("given", [b"m", b"."])
-def test_a_current_directory_that_is_gone_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bytes) -> None:
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    monkeypatch.chdir(gone)
-    gone.rmdir()
+def test_a_removed_current_directory_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bytes) -> None:
+    removed = tmp_path / "removed"
+    removed.mkdir()
+    monkeypatch.chdir(removed)
+    removed.rmdir()
     with pytest.raises(FileNotFoundError):
         mountpoint.resolve(given)
 

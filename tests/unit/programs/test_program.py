@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pod_programs import DEADLINE, ROOT
 
-# Between kept fds, below them and above them. No list of the numbers up to such a limit has room in the memory.
+# Opens fds between the kept ones, below them and above them. A list of all numbers up to the limit does not fit into the memory.
 _CLOSES = """
 import os, posix, resource, sys
 from fusermount3_proxy import program

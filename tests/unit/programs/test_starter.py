@@ -1,4 +1,4 @@
-"""fuse-starter: its command line, and what its program finds, in processes of their own with a driver that stands in."""
+"""Tests fuse-starter: its command line, and what the program that it becomes has, with a stand-in driver."""
 
 import json
 import os
@@ -37,7 +37,7 @@ SOCKET = "--fd-passing-socket-path"
         (["--wait=0.5", SOCKET, "/s", "--", "sh"], ["sh"], 0.5, False),
         (["--init", "--wait", "0", SOCKET, "/s", "--", "sh"], ["sh"], 0, True),
         ([SOCKET, "/wrong", SOCKET, "/s", "--", "sh"], ["sh"], limits.SOCKET_WAIT, False),
-        # Manifests for the Go plugin: Go's flag package takes one dash as well, and klog's flags are its own.
+        # Manifests for the Go plugin may have options with one dash, which Go's flag package accepts, and klog's options.
         (["-fd-passing-socket-path", "/s", "--", "sh"], ["sh"], limits.SOCKET_WAIT, False),
         (["-fd-passing-socket-path=/s", "-v=5", "--logtostderr", "--", "sh"], ["sh"], limits.SOCKET_WAIT, False),
     ],
@@ -70,14 +70,14 @@ def test_reads_socket_wait_and_program(arguments: list[str], program: list[str],
         ([SOCKET, "/s", "-x", "--", "sh"], "unknown option -x"),
     ],
 )
-def test_a_mistake_is_told_with_what_is_missing(arguments: list[str], message: str) -> None:
+def test_a_mistake_is_reported_with_what_is_missing(arguments: list[str], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         starter.parse(arguments)
     assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--init", "--help", "--bogus"]])
-def test_help_ends_the_reading(arguments: list[str]) -> None:
+def test_help_ends_the_parsing(arguments: list[str]) -> None:
     assert starter.parse(arguments).help
 
 
@@ -95,7 +95,7 @@ def test_the_environment_outside_of_a_bundle_is_left_as_it_is() -> None:
         ({b"_PYI_ARCHIVE_FILE": b"x", b"_PYI_PARENT_PROCESS_LEVEL": b"-1", b"_PYI_LATER": b"", b"A": b"b"}, {b"A": b"b"}),
         ({b"LD_LIBRARY_PATH": b"/opt/mfcp/_internal"}, {}),
         ({b"LD_LIBRARY_PATH": b"/opt/mfcp/_internal:/mine", b"LD_LIBRARY_PATH_ORIG": b"/mine"}, {b"LD_LIBRARY_PATH": b"/mine"}),
-        # Not the bundle's: the container's own.
+        # These are the container's own variables.
         ({b"LD_LIBRARY_PATH": b"/mine"}, {b"LD_LIBRARY_PATH": b"/mine"}),
         ({b"LD_LIBRARY_PATH_ORIG": b"/mine"}, {b"LD_LIBRARY_PATH_ORIG": b"/mine"}),
     ],
@@ -111,7 +111,7 @@ def test_what_the_bundle_put_into_the_environment_is_taken_out(before: dict[byte
 
 @pytest.fixture
 def driver(path: Path, fuse: int) -> Iterator[StandIn]:
-    """One that mounts."""
+    """Run a driver that mounts."""
     with StandIn(path, v1=Recorder(OK, fuse)) as driver:
         yield driver
 
@@ -121,7 +121,7 @@ def starts(path: Path, *program: str | bytes, options: tuple[str, ...] = ()) -> 
 
 
 def python(code: str, *arguments: str) -> tuple[str, ...]:
-    """A program that is Python code."""
+    """Return the command of a program that is Python code."""
     return (sys.executable, "-I", "-S", "-c", code, *arguments)
 
 
@@ -134,11 +134,11 @@ def test_the_exit_code_is_the_programs(path: Path, driver: StandIn, init: tuple[
     assert run("starter", starts(path, "sh", "-c", f"echo out; echo err >&2; exit {code}", options=init)) == Ended(code, b"out\n", b"err\n")
 
 
-def test_a_signal_that_ends_the_program_is_its_own_end(path: Path, driver: StandIn) -> None:
+def test_a_signal_ends_the_program_itself(path: Path, driver: StandIn) -> None:
     assert run("starter", starts(path, "sh", "-c", "kill -TERM $$")) == Ended(-signal.SIGTERM, b"", b"")
 
 
-def test_init_says_the_programs_signal_as_shells_do(path: Path, driver: StandIn) -> None:
+def test_init_reports_the_programs_signal_as_shells_do(path: Path, driver: StandIn) -> None:
     assert run("starter", starts(path, "sh", "-c", "kill -KILL $$", options=("--init",))) == Ended(128 + signal.SIGKILL, b"", b"")
 
 
@@ -156,7 +156,7 @@ def is_open(fd):
 print(*[fd for fd in range(256) if is_open(fd)], os.path.sameopenfile(3, os.open(sys.argv[1], os.O_RDWR)))
 """
     behaviour = Recorder(OK, fuse) if protocol == "v1" else sends(OK, fuse)
-    # What a container's runtime forgot to close would keep something alive that others wait for.
+    # An fd that the container's runtime has not closed could keep a connection open for whose end another process waits.
     forgotten = [os.open("/dev/null", os.O_RDONLY) for _ in range(20)]
     with StandIn(path, **{protocol: behaviour}):
         program = python(code, str(tmp_path / "stands-for-dev-fuse"))
@@ -166,7 +166,7 @@ print(*[fd for fd in range(256) if is_open(fd)], os.path.sameopenfile(3, os.open
     assert ended == Ended(0, b"0 1 2 3 True\n", b"")
 
 
-def test_an_fd_3_of_others_gives_way(path: Path, driver: StandIn, tmp_path: Path) -> None:
+def test_an_fd_3_that_was_open_before_is_replaced(path: Path, driver: StandIn, tmp_path: Path) -> None:
     script = 'exec 3</dev/null 4</dev/null; exec "$@"'
     command = [*command_of("starter"), *starts(path, "sh", "-c", "readlink /proc/self/fd/3; test ! -e /proc/$$/fd/4")]
     ended = subprocess.run(["/bin/sh", "-c", script, "sh", *command], env={"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=30)
@@ -195,14 +195,14 @@ def test_the_program_has_environment_directory_and_arguments(path: Path, driver:
 
 @INIT
 def test_the_program_has_the_signals_that_it_would_have_without_it(path: Path, driver: StandIn, init: tuple[str, ...]) -> None:
-    # Python ignores SIGPIPE, and what is ignored or blocked stays so across execve(2).
+    # Python ignores SIGPIPE, and signals that are ignored or blocked stay so after execve(2).
     program = ("grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status")
     ended = run("starter", starts(path, *program, options=init))
     assert ended.stdout.count(b"\n") == 2
     assert ended.stdout == subprocess.run(program, stdout=subprocess.PIPE, timeout=30).stdout
 
 
-def test_the_driver_is_asked_with_nothing_but_the_op(path: Path, fuse: int) -> None:
+def test_the_request_has_no_mountpoint_and_no_options(path: Path, fuse: int) -> None:
     recorder = Recorder(OK, fuse)
     with StandIn(path, v1=recorder):
         run("starter", starts(path, "true"))
@@ -217,11 +217,11 @@ def test_the_program_is_looked_for_in_path(path: Path, driver: StandIn, tmp_path
         program.chmod(mode)
     environment = {"PATH": f"{tmp_path}/missing:{tmp_path}/first:{tmp_path}/second"}
     assert run("starter", starts(path, "program"), environment) == Ended(0, f"{tmp_path}/second/program\n".encode(), b"")
-    # With a slash it is where it says.
+    # A program with a slash is not searched for in PATH.
     assert run("starter", starts(path, "./program"), environment, cwd=tmp_path / "second").stdout == b"./program\n"
 
 
-# ---- what goes wrong
+# ---- errors
 
 
 @INIT
@@ -244,7 +244,7 @@ def test_a_program_that_cannot_be_executed_is_126_and_nothing_is_mounted(
 
 
 @INIT
-def test_a_program_that_execve_refuses_is_told(path: Path, driver: StandIn, tmp_path: Path, init: tuple[str, ...]) -> None:
+def test_a_program_that_execve_refuses_is_reported(path: Path, driver: StandIn, tmp_path: Path, init: tuple[str, ...]) -> None:
     program = tmp_path / "program"
     program.write_text("#!/no/such/interpreter\n")
     program.chmod(0o755)
@@ -253,8 +253,8 @@ def test_a_program_that_execve_refuses_is_told(path: Path, driver: StandIn, tmp_
 
 
 @INIT
-def test_a_script_that_names_no_interpreter_is_the_shells(path: Path, driver: StandIn, tmp_path: Path, init: tuple[str, ...]) -> None:
-    # As execvp(3) does it.
+def test_a_script_without_an_interpreter_is_run_by_the_shell(path: Path, driver: StandIn, tmp_path: Path, init: tuple[str, ...]) -> None:
+    # execvp(3) does the same.
     program = tmp_path / "program"
     program.write_text('echo "$0" "$@"; exit 7\n')
     program.chmod(0o755)
@@ -270,7 +270,7 @@ def test_a_mistake_on_the_command_line_is_125_and_one_line() -> None:
         assert b"--help" in ended.stderr
 
 
-def test_help_goes_to_standard_output() -> None:
+def test_help_is_printed_on_standard_output() -> None:
     ended = run("starter", ["--help"])
     assert (ended.code, ended.stderr) == (0, b"")
     assert ended.stdout.startswith(b"Usage: fuse-starter ")
@@ -305,19 +305,19 @@ def test_waits_as_long_as_asked_for_a_socket_that_appears_late(path: Path, fuse:
 
 
 @pytest.mark.parametrize("is_refused", [False, True], ids=["missing", "refuses"])
-@pytest.mark.parametrize(("wait", "says"), [("0", False), ("0.4", False), ("1.5", True)])
-def test_waits_no_longer_than_asked(path: Path, wait: str, says: bool, is_refused: bool) -> None:
+@pytest.mark.parametrize(("wait", "is_reported"), [("0", False), ("0.4", False), ("1.5", True)])
+def test_waits_no_longer_than_asked(path: Path, wait: str, is_reported: bool, is_refused: bool) -> None:
     if is_refused:
         listen(f"{path}.v1", socket.SOCK_SEQPACKET).close()
     began = time.monotonic()
     ended = run("starter", starts(path, "true", options=("--wait", wait)))
     took = time.monotonic() - began
     why = "Connection refused" if is_refused else "No such file or directory"
-    *waiting, told = ended.stderr.decode().splitlines()
+    *waiting, last = ended.stderr.decode().splitlines()
     assert (ended.code, ended.stdout) == (125, b"")
-    assert told.startswith(f"fuse-starter: no driver answers at {path} ({why}; waited {wait} s): ")
-    # Said where it takes more than a second.
-    assert waiting == ([f"fuse-starter: waiting up to {wait} s for the driver at {path} ({why})"] if says else [])
+    assert last.startswith(f"fuse-starter: no driver answers at {path} ({why}; waited {wait} s): ")
+    # Waiting is reported if it takes more than a second.
+    assert waiting == ([f"fuse-starter: waiting up to {wait} s for the driver at {path} ({why})"] if is_reported else [])
     assert float(wait) <= took < float(wait) + 5
 
 
@@ -370,7 +370,7 @@ def test_without_init_a_signal_reaches_the_program_itself(path: Path, driver: St
     process = start("starter", starts(path, "sh", "-c", "echo $$; exec sleep 60"))
     try:
         assert process.stdout is not None
-        # It has become the program.
+        # fuse-starter has become the program.
         assert int(process.stdout.readline()) == process.pid
         process.send_signal(signal.SIGTERM)
         assert end(process).code == -signal.SIGTERM
@@ -380,7 +380,7 @@ def test_without_init_a_signal_reaches_the_program_itself(path: Path, driver: St
 
 @INIT
 def test_nobody_else_holds_the_fuse_fd(path: Path, tmp_path: Path, init: tuple[str, ...]) -> None:
-    # Held by the parent it would keep the connection alive after the program's death.
+    # If the parent held the fd, the mount would stay alive after the program's end.
     ours, theirs = socket.socketpair()
     ours.settimeout(DEADLINE)
     with ours, theirs, StandIn(path, v1=Recorder(OK, theirs.fileno())):
@@ -395,8 +395,8 @@ def test_nobody_else_holds_the_fuse_fd(path: Path, tmp_path: Path, init: tuple[s
             end(process)
 
 
-def test_init_reaps_what_is_left_to_it(path: Path, driver: StandIn) -> None:
-    # Orphans come to a container's first process; here to one that asks for them.
+def test_init_reaps_orphans(path: Path, driver: StandIn) -> None:
+    # The kernel gives orphans to a container's first process, and here to a process that asks for them.
     starter_code = f"""
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
@@ -426,7 +426,7 @@ sys.exit(3)
 
 
 def test_init_ends_where_its_parent_ignored_sigchld(path: Path, driver: StandIn) -> None:
-    # Ignored it stays across execve(2), and then no signal comes when the program ends.
+    # If SIGCHLD stays ignored after execve(2), no signal comes when the program ends.
     code = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
     command = [*command_of("starter"), *starts(path, "sh", "-c", "exit 7", options=("--init",))]
     environment = {"PYTHONPATH": str(ROOT), "PATH": os.defpath}

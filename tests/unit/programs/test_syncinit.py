@@ -1,4 +1,4 @@
-"""--sync-init: the whole program between a FUSE library and a driver that both stand in."""
+"""Tests --sync-init of fusermount3, with stand-ins for the FUSE library and the driver."""
 
 import json
 import os
@@ -20,7 +20,7 @@ DONE = b"{}"
 
 
 class Library:
-    """What libfuse 3.19 does."""
+    """Stands in for libfuse 3.19: runs the helper with --sync-init."""
 
     def __init__(self, path: Path, mountpoint: Path) -> None:
         self.comm, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -43,12 +43,12 @@ class Library:
         return int(result)
 
     def ended(self) -> tuple[int, str]:
-        """Exit code and standard error; nothing follows on the socket."""
+        """Return exit code and standard error of the helper, which must have sent no further data."""
         ended = end(self.helper)
         assert ended.stdout == b""
         try:
             assert self.comm.fileno() < 0 or self.comm.recv(100) == b""
-        except ConnectionResetError:  # it did not read what we said
+        except ConnectionResetError:  # the helper has not read what was sent
             pass
         return ended.code, ended.stderr.decode()
 
@@ -71,7 +71,7 @@ def library(path: Path, tmp_path: Path) -> Iterator[Callable[[], Library]]:
 
 
 class Driver:
-    """A behaviour: gives the fd, and answers proceed with `outcome`."""
+    """Behaves as a driver that sends the fd, and answers proceed with `outcome`."""
 
     def __init__(self, fuse: int, outcome: bytes | None = DONE) -> None:
         self.fuse = fuse
@@ -88,7 +88,7 @@ class Driver:
             self.packets.append(connection.recv(1 << 20))
 
 
-def test_the_driver_mounts_when_the_program_says_so(library: Callable[[], Library], path: Path, fuse: int) -> None:
+def test_the_driver_mounts_when_the_program_asks_for_it(library: Callable[[], Library], path: Path, fuse: int) -> None:
     driver = Driver(fuse)
     with StandIn(path, v1=driver):
         program = library()
@@ -106,7 +106,7 @@ def test_the_driver_mounts_when_the_program_says_so(library: Callable[[], Librar
     assert last == b""
 
 
-def test_a_mount_that_failed_is_told_to_the_program_and_to_the_user(library: Callable[[], Library], path: Path, fuse: int) -> None:
+def test_a_failed_mount_is_reported_to_the_program_and_to_the_user(library: Callable[[], Library], path: Path, fuse: int) -> None:
     outcome = f'{{"error":"mount failed: Device or resource busy","errno":{EBUSY}}}'.encode()
     with StandIn(path, v1=Driver(fuse, outcome)):
         program = library()
@@ -116,13 +116,13 @@ def test_a_mount_that_failed_is_told_to_the_program_and_to_the_user(library: Cal
         assert program.ended() == (1, "fusermount3: mount failed: Device or resource busy\n")
 
 
-def test_what_is_refused_at_once_gives_no_fd(library: Callable[[], Library], path: Path) -> None:
+def test_a_refusal_before_proceed_comes_without_an_fd(library: Callable[[], Library], path: Path) -> None:
     with StandIn(path, v1=Recorder(b'{"error":"unknown option \'x\'","errno":22}')):
         assert library().ended() == (1, "fusermount3: unknown option 'x'\n")
 
 
-def test_a_driver_that_cannot_is_not_asked(library: Callable[[], Library], path: Path, fuse: int) -> None:
-    """Connecting would be the request: libfuse's next call needs the one mount that this driver makes."""
+def test_a_driver_of_the_original_protocol_gets_no_request(library: Callable[[], Library], path: Path, fuse: int) -> None:
+    """To connect would be a request to mount, and libfuse's next call could then not mount."""
     with StandIn(path, original=sends(OK, fuse)) as driver:
         code, text = library().ended()
         assert driver.connections == 0
@@ -131,7 +131,7 @@ def test_a_driver_that_cannot_is_not_asked(library: Callable[[], Library], path:
 
 
 @pytest.mark.parametrize("how", ["close", "shutdown"])
-def test_a_program_that_changes_its_mind_ends_it(library: Callable[[], Library], path: Path, fuse: int, how: str) -> None:
+def test_a_program_that_closes_the_socket_ends_the_helper(library: Callable[[], Library], path: Path, fuse: int, how: str) -> None:
     driver = Driver(fuse)
     with StandIn(path, v1=driver):
         program = library()
@@ -140,7 +140,7 @@ def test_a_program_that_changes_its_mind_ends_it(library: Callable[[], Library],
             program.comm.close()
         else:
             program.comm.shutdown(socket.SHUT_WR)
-        assert program.ended() == (1, "fusermount3: the FUSE program has gone before it was mounted\n")
+        assert program.ended() == (1, "fusermount3: the FUSE program ended before it was mounted, or closed its end of the comm socket\n")
     assert driver.packets[1:] == [b""]
 
 
@@ -151,7 +151,7 @@ def test_a_program_that_dies_while_it_is_mounted_ends_the_drivers_wait(library: 
         os.close(program.receive_fd())
         program.go_on()
         program.comm.close()
-        assert program.ended() == (1, "fusermount3: the FUSE program has gone while it was mounted\n")
+        assert program.ended() == (1, "fusermount3: the FUSE program ended while it was mounted, or closed its end of the comm socket\n")
     assert driver.packets[2:] == [b""]
 
 
@@ -166,7 +166,7 @@ def test_a_helper_that_is_killed_ends_the_drivers_wait(library: Callable[[], Lib
     assert driver.packets[-1] == b""
 
 
-def test_a_driver_that_goes_before_the_word_is_told(library: Callable[[], Library], path: Path, fuse: int) -> None:
+def test_a_driver_that_ends_before_proceed_is_reported(library: Callable[[], Library], path: Path, fuse: int) -> None:
     def gives_the_fd(connection: socket.socket) -> None:
         connection.recv(1 << 20)
         answer(connection, OK, fuse)
@@ -180,7 +180,9 @@ def test_a_driver_that_goes_before_the_word_is_told(library: Callable[[], Librar
 
 
 @pytest.mark.parametrize("outcome", [b"", b"no JSON", b"[]", b'{"error":7}'])
-def test_a_driver_whose_answer_is_none_is_told_to_both(library: Callable[[], Library], path: Path, fuse: int, outcome: bytes) -> None:
+def test_a_broken_answer_is_reported_to_the_program_and_to_the_user(
+    library: Callable[[], Library], path: Path, fuse: int, outcome: bytes
+) -> None:
     def answers_badly(connection: socket.socket) -> None:
         connection.recv(1 << 20)
         answer(connection, OK, fuse)
@@ -198,7 +200,7 @@ def test_a_driver_whose_answer_is_none_is_told_to_both(library: Callable[[], Lib
     assert "Traceback" not in text
 
 
-def test_a_program_that_was_never_there_for_the_fd(library: Callable[[], Library], path: Path, fuse: int) -> None:
+def test_a_program_that_ends_before_it_gets_the_fd(library: Callable[[], Library], path: Path, fuse: int) -> None:
     driver = Driver(fuse)
     with StandIn(path, v1=driver):
         program = library()

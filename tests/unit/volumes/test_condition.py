@@ -16,7 +16,7 @@ from driver.blocking.calls import BoundedCall, Bounds
 from driver.blocking.processes import NotAsked
 from driver.model import limits
 from driver.model.state import End, Past, State
-from driver.mounts.history import History
+from driver.mounts import fusemount
 from driver.observe.logs import VolumeLog
 from driver.observe.troubles import Troubles
 from driver.volumes import condition
@@ -38,7 +38,7 @@ def test_a_volume_that_is_mounted_and_answers_is_normal() -> None:
 
 @pytest.mark.parametrize(
     ("end", "words"),
-    [(None, "no FUSE program has mounted it yet"), (End.DIED, "gone without unmounting"), (End.ASKED, "it was unmounted")],
+    [(None, "no FUSE program has mounted it yet"), (End.DIED, "ended without unmounting"), (End.ASKED, "it was unmounted")],
 )
 def test_a_volume_that_waits_is_abnormal_and_says_for_what(end: End | None, words: str) -> None:
     is_abnormal, text = say(State.WAITING, Past(THEN, 3, end))
@@ -50,7 +50,7 @@ def test_a_volume_that_waits_is_abnormal_and_says_for_what(end: End | None, word
 def test_a_dead_one_is_abnormal() -> None:
     is_abnormal, text = say(State.DEAD)
     assert is_abnormal
-    assert text.startswith(f"dead {SINCE}: the FUSE program has gone")
+    assert text.startswith(f"dead {SINCE}: the FUSE program has ended")
 
 
 def test_a_program_that_does_not_answer_is_abnormal() -> None:
@@ -90,6 +90,18 @@ def test_amounts_are_what_an_int64_holds(said: tuple[int, int, int], expected: A
     assert condition._amount(*said) == expected
 
 
+class Target:
+    """The questions of a volume's mounts, for a path."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.state, self.past, self.is_held = State.MOUNTED, Past(THEN, 1), False
+        self.questions = BoundedCall(Bounds(the_starter()).questions)
+
+    async def usage(self) -> tuple[int, ...]:
+        return await self.questions.call("pod", limits.PROBE_WAIT, fusemount.usage, self.path)
+
+
 def usage_of(path: str) -> condition.Usage:
     return run(condition._usage(volume(target=path)))
 
@@ -102,18 +114,6 @@ def test_the_usage_is_that_of_the_file_system(tmp_path: Any) -> None:
     assert 0 < usage.size.used <= usage.size.total
 
 
-def test_a_mount_is_not_looked_at_itself(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would be busy for who unmounts it meanwhile."""
-
-    def looks(*_: object) -> None:
-        raise AssertionError
-
-    monkeypatch.setattr("driver.mounts.fusemount.placeholders_usage", looks)
-    mounted = volume(target=str(tmp_path))
-    mounted.mount_record, mounted.placeholder = object(), "0:1"
-    assert run(condition._usage(mounted)).size.total > 0
-
-
 def test_a_link_in_place_of_the_target_is_not_followed(tmp_path: Any) -> None:
     (tmp_path / "link").symlink_to("/proc")
     assert usage_of(str(tmp_path / "link")).size.total == os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize
@@ -121,18 +121,14 @@ def test_a_link_in_place_of_the_target_is_not_followed(tmp_path: Any) -> None:
 
 def volume(state: State = State.MOUNTED, target: str = "/target", pod: str = "pod") -> Any:
     """As much of a volume as is looked at."""
+    mounts = Target(target)
+    mounts.state = state
     return SimpleNamespace(
         publication=SimpleNamespace(paths=SimpleNamespace(owner=pod)),
-        target=target,
+        mounts=mounts,
         policy=SimpleNamespace(warnings=()),
-        history=History(Past(THEN, 1)),
         troubles=Troubles(VolumeLog("", "csi-1")),
-        state=state,
-        mount_record=None,
-        is_held=False,
-        placeholder=None,
         is_closing=False,
-        examiner=BoundedCall(Bounds(the_starter()).questions),
         log=VolumeLog("default/pod", "csi-1"),
     )
 
@@ -141,7 +137,7 @@ def test_a_program_that_hangs_is_told_within_the_limit(monkeypatch: pytest.Monke
     monkeypatch.setattr(limits, "PROBE_WAIT", 0.1)
 
     async def usage(volume: Any) -> None:
-        await volume.examiner.call("pod", limits.PROBE_WAIT, process_jobs.sleeps)
+        await volume.mounts.questions.call("pod", limits.PROBE_WAIT, process_jobs.sleeps)
 
     monkeypatch.setattr(condition, "_usage", usage)
     examined = volume()
@@ -150,7 +146,7 @@ def test_a_program_that_hangs_is_told_within_the_limit(monkeypatch: pytest.Monke
         began = time.monotonic()
         found = [await condition.examine(examined) for _ in range(3)]
         assert time.monotonic() - began < 5
-        assert await examined.examiner.call("pod", DEADLINE, process_jobs.same, 7) == 7  # the process of the former one has ended
+        assert await examined.mounts.questions.call("pod", DEADLINE, process_jobs.same, 7) == 7  # the process of the former one has ended
         return found
 
     found = run(main())
@@ -196,7 +192,7 @@ def test_troubles_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_that_fails_unforeseen_costs_no_other(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     volumes = [volume(State.WAITING) for _ in range(3)]
-    volumes[1].history.past = Past(float("nan"))
+    volumes[1].mounts.past = Past(float("nan"))
 
     async def usage(*_: object) -> condition.Usage:
         return condition.NOTHING_KNOWN

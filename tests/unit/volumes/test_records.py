@@ -14,7 +14,8 @@ from driver.model.fusemount import FuseMount
 from driver.model.paths import VolumePaths
 from driver.model.publication import Publication
 from driver.model.state import End, Past
-from driver.volumes.records import Record, Records
+from driver.volumes.recordformat import Record
+from driver.volumes.records import Records
 
 MOUNT = FuseMount(b"/m\xff\n", "0:61", "user@host:/srv", "fuse.sshfs", "0123456789abcdef")
 
@@ -29,7 +30,7 @@ def record(target: str = "uid/mount", mount: FuseMount | None = MOUNT, past: Pas
         mount_options="ro,fsname=日本\n",
         pod="default/pod",
     )
-    return Record(publication, mount, past)
+    return Record(publication, () if mount is None else (mount,), past)
 
 
 @pytest.fixture
@@ -250,3 +251,55 @@ def test_a_record_that_does_not_fit_is_an_error_and_the_former_one_stays(folder:
             records.save(record(past=Past(1.0)))
     assert len(os.listdir(folder)) == 1
     assert next_driver(records, folder).load() == [record()]
+
+
+RECORDS_OF_VERSION_1 = json.loads((Path(__file__).parent / "records-version-1.json").read_text())
+
+
+def written(folder: Path, content: dict[str, object]) -> str:
+    """Put a record into the folder as a driver of this boot would have written it. Returns its target."""
+    records = Records(str(folder))
+    paths = content["publication"]["paths"]  # type: ignore[index]
+    target = f"{paths['root']}/{paths['target']}"
+    Path(records._path(target)).write_text(json.dumps(content | {"bootId": records._boot_id}))
+    os.close(records._lock)
+    return target
+
+
+@pytest.mark.parametrize("content", RECORDS_OF_VERSION_1, ids=["waiting", "mounted", "left by a dead program", "adopted, no past"])
+def test_what_the_last_driver_of_version_1_wrote_is_read_and_written_again_to_the_letter(folder: Path, content: dict[str, object]) -> None:
+    """Records that a driver wrote before the list of mounts; an older driver finds every volume after a downgrade."""
+    target = written(folder, content)
+    records = Records(str(folder))
+    (loaded,) = records.load()
+    assert loaded.publication.paths.target_path == target
+    records.save(loaded)
+    (file,) = folder.iterdir()
+    assert json.loads(file.read_text()) == content | {"bootId": records._boot_id}
+
+
+def test_what_version_1_has_no_field_for_lies_where_it_does_not_look(folder: Path) -> None:
+    records = Records(str(folder))
+    records.save(record(mount=replace(MOUNT, mounter=1000)))
+    (file,) = folder.iterdir()
+    content = json.loads(file.read_text())
+    assert content["version"] == 1
+    assert set(content) - {"more"} == {"version", "bootId", "publication", "mount", "past"}
+    assert set(content["mount"]) == {"mountpoint", "device", "source", "fstype", "node", "on_placeholder"}
+    assert next_driver(records, folder).load() == [record(mount=replace(MOUNT, mounter=1000))]
+
+
+def test_several_mounts_are_version_2(folder: Path) -> None:
+    kept = replace(record(), mounts=(MOUNT, replace(MOUNT, device_number="0:62", mounter=0)))
+    records = Records(str(folder))
+    records.save(kept)
+    (file,) = folder.iterdir()
+    assert json.loads(file.read_text())["version"] == 2
+    assert next_driver(records, folder).load() == [kept]
+
+
+@pytest.mark.parametrize("mounter", [-1, 1 << 32, "0", 1.5])
+def test_a_mounter_that_is_no_uid_is_a_broken_record(folder: Path, mounter: object, caplog: pytest.LogCaptureFixture) -> None:
+    written(folder, RECORDS_OF_VERSION_1[1] | {"more": {"mounter": mounter}})
+    assert Records(str(folder)).load() == []
+    assert "mounter" in caplog.text

@@ -23,7 +23,7 @@ class Table:
     def at(self, target: str) -> object:
         return target if target in self._published else None
 
-    def publish(self, publication: Publication) -> object:
+    async def publish(self, publication: Publication) -> object:
         if self.failure is not None:
             Path(publication.paths.root, publication.paths.sockets, "left").touch()
             raise self.failure
@@ -41,7 +41,7 @@ def test_two_removes_at_once(tmp_path: Path) -> None:
     async def main() -> None:
         table: Any = Table()
         standalone = Standalone(table, str(tmp_path))
-        standalone.add("v", False, "")
+        await standalone.add("v", False, "")
         removes = [asyncio.ensure_future(standalone.remove("v")) for _ in range(2)]
         await asyncio.sleep(0)
         table.may_end.set()
@@ -55,12 +55,12 @@ def test_what_is_added_while_a_remove_ends_stays(tmp_path: Path) -> None:
     async def main() -> None:
         table: Any = Table()
         standalone = Standalone(table, str(tmp_path))
-        standalone.add("v", False, "")
+        await standalone.add("v", False, "")
         remove = asyncio.ensure_future(standalone.remove("v"))
         table.may_end.set()
         while table.at(f"{tmp_path}/v/mount") is not None:
             await asyncio.sleep(0)
-        standalone.add("v", True, "")
+        await standalone.add("v", True, "")
         await remove
         assert os.listdir(tmp_path / "v" / "sock") == ["fuse.sock"]
 
@@ -72,6 +72,6 @@ def test_why_it_could_not_be_published_is_told_though_the_folder_stays(tmp_path:
         table: Any = Table()
         table.failure = VolumeError(Code.INTERNAL, "no room")
         with pytest.raises(VolumeError, match="no room"):
-            Standalone(table, str(tmp_path)).add("v", False, "")
+            await Standalone(table, str(tmp_path)).add("v", False, "")
 
     asyncio.run(main())

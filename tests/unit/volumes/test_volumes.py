@@ -1,4 +1,4 @@
-"""What a former driver left is taken up, by a driver that meets something unforeseen."""
+"""What a former driver left is restored, by a driver that meets something unforeseen."""
 
 import asyncio
 import fcntl
@@ -14,11 +14,13 @@ from with_processes import the_starter
 from driver.blocking.calls import Bounds
 from driver.linux import syscalls
 from driver.linux.filewatch import FileWatch
+from driver.linux.mounttable import identity_at
 from driver.model.paths import VolumePaths, standalone
 from driver.model.publication import Publication
 from driver.mounts.device import DeviceFolder
-from driver.mounts.targetmount import TargetMount
-from driver.volumes.records import Record, Records
+from driver.volumes.mounts import VolumeMounts
+from driver.volumes.recordformat import Record
+from driver.volumes.records import Records
 from driver.volumes.volumes import Volumes
 
 DEADLINE = 20.0
@@ -33,7 +35,7 @@ def answers(path: Path) -> bool:
         return True
 
 
-def test_a_volume_that_cannot_be_taken_up_serves_nobody_and_costs_no_other(
+def test_a_volume_that_cannot_be_restored_serves_nobody_and_costs_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A pod must not be served for a volume that nobody can unpublish."""
@@ -43,17 +45,17 @@ def test_a_volume_that_cannot_be_taken_up_serves_nobody_and_costs_no_other(
         volume_paths = standalone(name, str(pods))
         (pods / volume_paths.target).mkdir(parents=True)
         (pods / volume_paths.sockets).mkdir()
-        records.save(Record(Publication(name, volume_paths, "fuse.sock", False, (), "", ""), None))
+        records.save(Record(Publication(name, volume_paths, "fuse.sock", False, (), "", "")))
 
-    def look(mount: Any) -> None:
-        if "bad" in mount._target:
+    def check(mounts: VolumeMounts) -> None:
+        if "bad" in mounts.place.path:
             raise RuntimeError("unforeseen")
 
-    monkeypatch.setattr(TargetMount, "look_unless_held", look)
-    monkeypatch.setattr("driver.mounts.fusemount.mount_placeholder", lambda target: "0:1")  # nothing of it needs root
+    monkeypatch.setattr(VolumeMounts, "check_unless_held", check)
+    monkeypatch.setattr("driver.mounts.fusemount.mount_placeholder", lambda target: identity_at(target))  # nothing of it needs root
 
     async def main() -> None:
-        workspace: Any = SimpleNamespace(nodes=DeviceFolder(str(tmp_path / "dev")))
+        workspace: Any = SimpleNamespace(devices=DeviceFolder(str(tmp_path / "dev")))
         watch = FileWatch(syscalls.inotify_init())
         volumes = Volumes(workspace, watch, records, Bounds(the_starter()))
         volumes.restore("/pods", str(pods))
@@ -63,7 +65,7 @@ def test_a_volume_that_cannot_be_taken_up_serves_nobody_and_costs_no_other(
         assert not answers(pods / "bad" / "sock" / "fuse.sock.v1")
         for volume in volumes:
             volume.give_up()
-            await asyncio.gather(*volume._closing)
+            await volume._service.wait_closed()
         watch.close()
 
     asyncio.run(asyncio.wait_for(main(), DEADLINE))
@@ -81,21 +83,21 @@ def test_what_another_driver_kept_from_being_recorded_is_recorded_when_that_one_
     paths = VolumePaths(str(tmp_path / "pods"), "uid/mount", "uid/empty", "data")
     (tmp_path / "pods" / paths.sockets).mkdir(parents=True)
     publication = Publication("csi-1", paths, "fuse.sock", False, (), "", "")
-    monkeypatch.setattr("driver.mounts.fusemount.mount_placeholder", lambda target: "0:1")  # nothing of it needs root
+    monkeypatch.setattr("driver.mounts.fusemount.mount_placeholder", lambda target: identity_at(target))  # nothing of it needs root
     state = str(tmp_path / "state")
     other = Records(state)
     assert other.own()
 
     async def main() -> None:
-        workspace: Any = SimpleNamespace(nodes=DeviceFolder(str(tmp_path / "dev")))
+        workspace: Any = SimpleNamespace(devices=DeviceFolder(str(tmp_path / "dev")))
         watch, records = FileWatch(syscalls.inotify_init()), Records(state)
         volumes = Volumes(workspace, watch, records, Bounds(the_starter()))
-        volume = volumes.publish(publication)
+        volume = await volumes.publish(publication)
         (told,) = volume.troubles.texts
         assert told.startswith("the volume cannot be recorded")
         assert told.endswith(f"another driver has it: '{state}'")
         os.close(other._lock)
-        volumes.publish(publication)
+        await volumes.publish(publication)
         assert not volume.troubles.has("record")
         assert [each.publication for each in records.load()] == [publication]
         volume.give_up()
@@ -107,15 +109,15 @@ def test_what_another_driver_kept_from_being_recorded_is_recorded_when_that_one_
 def test_it_is_quiet_when_nobody_connects_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = VolumePaths(str(tmp_path), "uid/mount", "uid/empty", "data")
     (tmp_path / paths.sockets).mkdir(parents=True)
-    monkeypatch.setattr("driver.mounts.fusemount.mount_placeholder", lambda target: "0:1")  # nothing of it needs root
+    monkeypatch.setattr("driver.mounts.fusemount.mount_placeholder", lambda target: identity_at(target))  # nothing of it needs root
     monkeypatch.chdir(tmp_path / paths.sockets)  # a socket's address holds 107 bytes
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        workspace: Any = SimpleNamespace(nodes=DeviceFolder(str(tmp_path / "dev")))
+        workspace: Any = SimpleNamespace(devices=DeviceFolder(str(tmp_path / "dev")))
         watch = FileWatch(syscalls.inotify_init())
         volumes = Volumes(workspace, watch, Records(str(tmp_path / "state")), Bounds(the_starter()))
-        volume = volumes.publish(Publication("csi-1", paths, "fuse.sock", False, (), "", ""))
+        volume = await volumes.publish(Publication("csi-1", paths, "fuse.sock", False, (), "", ""))
         await asyncio.wait_for(volumes.quiet(DEADLINE), DEADLINE / 2)
 
         connections = 0
@@ -141,7 +143,7 @@ def test_it_is_quiet_when_nobody_connects_any_more(tmp_path: Path, monkeypatch: 
         await asyncio.wait_for(volumes.quiet(DEADLINE), DEADLINE / 2)
         assert volume.accepted_connections == connections
         volume.give_up()
-        await asyncio.gather(*volume._closing)
+        await volume._service.wait_closed()
         watch.close()
 
     asyncio.run(asyncio.wait_for(main(), DEADLINE))
@@ -155,7 +157,7 @@ def test_nothing_is_kept_of_a_former_drivers_device_node_when_its_program_has_go
     fcntl.flock(program, fcntl.LOCK_SH)
 
     async def main() -> None:
-        workspace: Any = SimpleNamespace(nodes=DeviceFolder(str(tmp_path / "dev")))
+        workspace: Any = SimpleNamespace(devices=DeviceFolder(str(tmp_path / "dev")))
         watch = FileWatch(syscalls.inotify_init())
         Volumes(workspace, watch, Records(str(tmp_path / "state")), Bounds(the_starter())).restore("/pods", "/standalone")
         assert len(watch._callbacks) == 1

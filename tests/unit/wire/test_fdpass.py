@@ -61,7 +61,7 @@ def test_end_of_file_is_empty_data(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("sent", [1, 2, 7, 200])
-def test_fds_that_nobody_asked_for_are_dropped(pair: Pair, sent: int) -> None:
+def test_fds_that_the_receiver_has_no_room_for_are_dropped(pair: Pair, sent: int) -> None:
     ours, theirs = pair
     with open("/dev/null") as null, nothing_leaked():
         send(ours, b"data", [null.fileno()] * sent)
@@ -78,11 +78,11 @@ def test_more_fds_than_there_is_room_for_are_all_closed(pair: Pair, sent: int, r
 
 
 @pytest.mark.parametrize("sent", [1, 2, 3])
-def test_fds_that_a_process_may_not_have_are_told_from_a_long_message(pair: Pair, sent: int) -> None:
+def test_fds_that_a_process_may_not_have_are_an_error_of_their_own(pair: Pair, sent: int) -> None:
     ours, theirs = pair
     with open("/dev/null") as null, nothing_leaked():
         send(ours, b"data", [null.fileno()] * sent)
-        with no_more_fds(), pytest.raises(fdpass.NotLetIn):
+        with no_more_fds(), pytest.raises(fdpass.FdsNotReceived):
             fdpass.receive_with_fds(theirs, 100, 2)
 
 
@@ -104,14 +104,14 @@ def test_a_packet_of_exactly_the_size_is_whole(packets: Pair) -> None:
     assert fdpass.receive_with_fds(theirs, 4, 0) == (b"1234", [])
 
 
-def test_a_peer_that_is_gone_is_an_error(pair: Pair) -> None:
+def test_a_closed_peer_is_an_error(pair: Pair) -> None:
     ours, theirs = pair
     theirs.close()
     with pytest.raises(BrokenPipeError), nothing_leaked():
         fdpass.send_with_fds(ours, b"\0", [0])
 
 
-def test_a_peer_that_is_gone_is_no_signal_where_python_ignores_none() -> None:
+def test_a_closed_peer_sends_no_signal_even_if_sigpipe_is_not_ignored() -> None:
     code = f"""
 import signal, socket, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -127,7 +127,7 @@ except BrokenPipeError:
     assert subprocess.run([sys.executable, "-I", "-c", code], timeout=30).returncode == 3
 
 
-def test_close_all_goes_on_after_an_fd_that_is_not_open() -> None:
+def test_close_all_continues_after_an_fd_that_is_not_open() -> None:
     reader, writer = os.pipe()
     fdpass.close_all([999999, -1, reader, writer])
     for fd in (reader, writer):

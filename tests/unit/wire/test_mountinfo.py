@@ -2,7 +2,7 @@ import pytest
 
 from fusermount3_proxy.wire import mountinfo
 
-# Captured from nodes and containers.
+# These lines were captured on nodes and in containers.
 ROOT = b"22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw,discard,errors=remount-ro"
 PROC = b"23 22 0:21 / /proc rw,nosuid,nodev,noexec,relatime shared:12 - proc proc rw"
 KUBELET = b"410 22 254:1 /var/lib/kubelet /var/lib/kubelet rw,relatime shared:1 - ext4 /dev/vda1 rw,discard,errors=remount-ro"
@@ -53,12 +53,12 @@ def test_undoes_escapes() -> None:
         (b"\xff\xfe", b"\xff\xfe"),
     ],
 )
-def test_what_is_no_escape_stays(field: bytes, expected: bytes) -> None:
+def test_unescaping_changes_only_escapes(field: bytes, expected: bytes) -> None:
     assert mountinfo.unescape(field) == expected
 
 
 @pytest.mark.parametrize(("line", "shared"), [(ROOT, True), (IN_CONTAINER, False), (TWO_FIELDS, False), (NO_SOURCE, False)])
-def test_shared_is_what_has_the_optional_field(line: bytes, shared: bool) -> None:
+def test_a_mount_is_shared_if_it_has_the_optional_field(line: bytes, shared: bool) -> None:
     assert one(line).shared is shared
 
 
@@ -66,7 +66,7 @@ def test_shared_is_what_has_the_optional_field(line: bytes, shared: bool) -> Non
     ("fstype", "is_fuse"),
     [(b"fuse", True), (b"fuse.sshfs", True), (b"fuse.", True), (b"fuseblk", False), (b"fusectl", False), (b"ext4", False), (b"", False)],
 )
-def test_fuse_is_told_by_its_type(fstype: bytes, is_fuse: bool) -> None:
+def test_fuse_is_recognized_by_its_type(fstype: bytes, is_fuse: bool) -> None:
     assert one(b"1 0 0:1 / /x rw - " + fstype + b" source rw").is_fuse is is_fuse
 
 
@@ -103,7 +103,7 @@ def table(*lines: bytes) -> list[mountinfo.Mount]:
     return mountinfo.parse(b"\n".join(lines) + b"\n")
 
 
-# What is mounted first does not always stand first.
+# The lines of the table are not always in the order in which the mounts were made.
 @pytest.mark.parametrize("lines", [(ROOT, KUBELET, PLACEHOLDER, SSHFS), (SSHFS, PLACEHOLDER, KUBELET, ROOT)])
 def test_a_stack_is_in_the_order_of_its_layers(lines: tuple[bytes, ...]) -> None:
     mounts = table(*lines)
@@ -121,11 +121,11 @@ def test_there_is_no_stack_where_nothing_is_mounted() -> None:
 
 
 def test_a_mount_whose_parent_is_not_in_the_table_is_the_lowest() -> None:
-    # A container's own root, or a chroot's.
+    # The parents of mounts in a container or a chroot may be invisible there.
     assert [mount.mount_id for mount in mountinfo.stack(table(IN_CONTAINER), b"/data")] == [700]
 
 
-def test_a_mount_that_is_its_own_parent_ends_nothing_in_a_loop() -> None:
+def test_a_mount_that_is_its_own_parent_causes_no_endless_loop() -> None:
     mountinfo.stack(table(b"5 5 0:1 / /x rw - tmpfs t rw"), b"/x")
     mountinfo.stack(table(b"5 6 0:1 / /x rw - tmpfs t rw", b"6 5 0:1 / /x rw - tmpfs t rw"), b"/x")
 

@@ -1,4 +1,4 @@
-"""What libfuse's fusermount3 3.14 does with the same options was captured by running it."""
+"""Tests the options of -o. The expected results are those of libfuse's fusermount3 3.14, which was run to get them."""
 
 import pytest
 
@@ -37,7 +37,7 @@ def test_the_last_of_two_flags_that_contradict_wins(text: str, flags: dict[str, 
         ("fsname=a\\,b", "a,b", None),
         ("fsname=a\\,ro", "a,ro", None),
         ("fsname=a\\\\", "a\\", None),
-        # A backslash at the end means itself.
+        # A backslash at the end stands for itself.
         ("fsname=a\\", "a\\", None),
         ("fsname=a\\b", "ab", None),
         ("fsname=", "", None),
@@ -61,13 +61,13 @@ def test_options_of_access_numbers_and_auto_unmount() -> None:
 
 
 @pytest.mark.parametrize("text", ["fd=3", "fd=", "rootmode=40000", "user_id=5", "group_id=", "nonempty", "x-gvfs-hide", "x-"])
-def test_skips_what_libfuse_puts_there_itself(text: str) -> None:
+def test_skips_options_that_libfuse_adds_itself(text: str) -> None:
     found = options.parse(text)
     assert (found.flags, found.access, found.numbers, found.fsname, found.subtype, found.warnings) == ({}, set(), {}, None, None, [])
 
 
 @pytest.mark.parametrize("name", ["suid", "dev"])
-def test_warns_of_what_only_root_may_ask(name: str) -> None:
+def test_warns_of_options_that_only_root_may_use(name: str) -> None:
     found = options.parse(f"{name},ro")
     assert found.warnings == [f"unsafe option {name} ignored"]
     assert found.flags == {"ro": True}
@@ -100,7 +100,7 @@ def test_warns_of_large_read() -> None:
         ("auto_unmountx", "unknown option 'auto_unmountx'"),
         ("kernel_cache", "unknown option 'kernel_cache'"),
         ("context=foo", "unknown option 'context=foo'"),
-        # A backslash escapes in the values of fsname and subtype alone.
+        # A backslash escapes only in the values of fsname and subtype.
         ("ro\\,rw", "unknown option 'ro\\'"),
         ("fsname=a\\\\,b", "unknown option 'b'"),
         ("blkdev", "option blkdev is privileged"),
@@ -130,7 +130,7 @@ def test_splits_at_commas_that_are_not_escaped(text: str, parts: list[str]) -> N
     assert options.split(text) == parts
 
 
-def test_reads_a_long_text_in_a_moment() -> None:
+def test_parses_a_long_text() -> None:
     # 128 KiB is the longest argument that execve(2) takes.
     assert options.parse("rw," * 43690).flags == {"ro": False}
     assert options.parse("fsname=" + "\\," * 65000).fsname == "," * 65000

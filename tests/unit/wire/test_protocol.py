@@ -148,7 +148,7 @@ def test_options_may_be_left_out_and_space_put_around() -> None:
         b"9" * PACKET_MAX,
     ],
 )
-def test_what_is_no_request_is_refused_in_one_short_line(packet: bytes) -> None:
+def test_a_broken_request_is_refused_in_one_short_line(packet: bytes) -> None:
     with pytest.raises(ProtocolError) as caught:
         protocol.decode_request(packet)
     assert "\n" not in str(caught.value)
@@ -170,7 +170,7 @@ def test_what_is_no_request_is_refused_in_one_short_line(packet: bytes) -> None:
         b'{"error":"no","errno":99999999999999999999}',
     ],
 )
-def test_what_is_no_reply_is_refused(packet: bytes) -> None:
+def test_a_broken_reply_is_refused(packet: bytes) -> None:
     with pytest.raises(ProtocolError):
         protocol.decode_reply(packet)
 
@@ -215,7 +215,7 @@ def test_the_original_message_has_at_most_500_bytes() -> None:
 
 
 def test_the_original_message_of_the_longest_volume_name_fits() -> None:
-    # One component of a path, which may hold what JSON escapes.
+    # A volume's name is one component of a path, so it has at most 255 bytes.
     assert len(protocol.encode_reply(Reply(volume_name="v" * 255))) <= ORIGINAL_MESSAGE_MAX
 
 
@@ -234,7 +234,7 @@ def test_an_original_message_without_a_volume_name_is_refused(message: bytes) ->
         '{"op":"mount","mountpoint":"/x","fds":[%s]}',
     ],
 )
-def test_a_value_that_is_nested_as_deeply_as_json_may_be_is_told(packet: str) -> None:
+def test_a_value_that_is_nested_deeply_is_refused(packet: str) -> None:
     for depth in range(1, 1100):
         for opening, closing in (("[", "]"), ('{"a":', "}")):
             with pytest.raises(ProtocolError):

@@ -1,7 +1,8 @@
-"""A process that mounts: how its end is told. What it is to mount is nothing that the kernel takes."""
+"""An attempt to mount, in a process or a thread: how its end is reported. What it mounts is nothing that the kernel takes."""
 
 import asyncio
 import os
+import threading
 from collections.abc import Coroutine
 from errno import EAGAIN, EINTR, EIO, ENOENT, ENOTBLK, EPERM
 from pathlib import Path
@@ -12,9 +13,10 @@ import with_processes
 from open_fds import nothing_leaked
 
 from driver.blocking.processes import NotAsked, Process, Starter
+from driver.blocking.threads import Threads
 from driver.model.policy import MountArguments
 from driver.mounts import fusemount
-from driver.mounts.mountprocess import MountProcess
+from driver.mounts.attempt import MountAttempt
 
 KERNEL = MountArguments(b"source", b"fuse", 0, b"rootmode=40000,user_id=0,group_id=0")
 
@@ -32,13 +34,13 @@ def test_its_end_is_the_errno_of_the_mount(starter: Starter, tmp_path: Path) -> 
     async def main() -> None:
         told: list[bool] = []
         fd = null()
-        process = MountProcess(starter, fd, f"{tmp_path}/missing", KERNEL, lambda: told.append(process.ended.done()))
-        assert await process.ended in (ENOENT, EPERM, ENOTBLK)  # without privileges the kernel looks no further
+        attempt = MountAttempt.in_process(starter, fd, f"{tmp_path}/missing", KERNEL, lambda: told.append(attempt.ended.done()))
+        assert await attempt.ended in (ENOENT, EPERM, ENOTBLK)  # without privileges the kernel looks no further
         # Whoever waits for its end finds everything done.
         assert told == [False]
-        assert not process.is_killed
-        process.kill()  # and again, when it has ended
-        assert not process.is_killed
+        assert not attempt.is_given_up
+        attempt.give_up()  # and again, when it has ended
+        assert not attempt.is_given_up
         os.close(fd)
 
     run(main())
@@ -50,12 +52,12 @@ def test_one_that_does_not_end_is_killed(starter: Starter, after: float, monkeyp
 
     async def main() -> None:
         fd = null()
-        process = MountProcess(starter, fd, "/nowhere", KERNEL, lambda: os.close(fd))
+        attempt = MountAttempt.in_process(starter, fd, "/nowhere", KERNEL, lambda: os.close(fd))
         await asyncio.sleep(after)
-        assert not process.ended.done()
-        process.kill()
-        assert await process.ended == EINTR
-        assert process.is_killed
+        assert not attempt.ended.done()
+        attempt.give_up()
+        assert await attempt.ended == EINTR
+        assert attempt.is_given_up
 
     run(main())
 
@@ -68,7 +70,7 @@ def test_without_a_process_it_may_be_tried_again(starter: Starter, monkeypatch: 
 
     async def main() -> None:
         fd = null()
-        assert await MountProcess(starter, fd, "/nowhere", KERNEL, lambda: os.close(fd)).ended == EAGAIN
+        assert await MountAttempt.in_process(starter, fd, "/nowhere", KERNEL, lambda: os.close(fd)).ended == EAGAIN
 
     run(main())
 
@@ -83,8 +85,8 @@ def test_a_mistake_before_it_keeps_nobody_waiting(
 
     async def main() -> None:
         told: list[bool] = []
-        process = MountProcess(starter, 0, "/nowhere", KERNEL, lambda: told.append(True))
-        assert await process.ended == EIO
+        attempt = MountAttempt.in_process(starter, 0, "/nowhere", KERNEL, lambda: told.append(True))
+        assert await attempt.ended == EIO
         assert told
 
     run(main())
@@ -96,12 +98,40 @@ def test_a_mistake_at_its_end_keeps_nobody_waiting(starter: Starter, caplog: pyt
 
     async def main() -> None:
         fd = null()
-        process = MountProcess(starter, fd, f"{tmp_path}/missing", KERNEL, lambda: 1 // 0)  # type: ignore[arg-type, return-value]
-        assert await process.ended == EIO
+        attempt = MountAttempt.in_process(starter, fd, f"{tmp_path}/missing", KERNEL, lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+        assert await attempt.ended == EIO
         os.close(fd)
 
     run(main())
-    assert "internal error while beginning to watch a new mount" in caplog.text and "ZeroDivisionError" in caplog.text
+    assert "internal error while beginning to follow a new mount" in caplog.text and "ZeroDivisionError" in caplog.text
+
+
+def test_in_a_thread_its_end_is_the_errno_of_the_mount_too(tmp_path: Path) -> None:
+    async def main() -> None:
+        fd = null()
+        attempt = MountAttempt.in_thread(Threads(1), fd, f"{tmp_path}/missing", KERNEL, lambda: os.close(fd))
+        assert await attempt.ended in (ENOENT, EPERM, ENOTBLK)
+
+    run(main())
+
+
+def test_in_a_thread_one_that_is_given_up_before_it_began_does_not_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    mounted: list[object] = []
+    monkeypatch.setattr(fusemount, "mount_fd", lambda *arguments: mounted.append(arguments))
+    may_end = threading.Event()
+
+    async def main() -> None:
+        threads = Threads(1)
+        threads.finish(may_end.wait)  # another mount that is stuck
+        fd = null()
+        attempt = MountAttempt.in_thread(threads, fd, "/nowhere", KERNEL, lambda: os.close(fd))
+        await asyncio.sleep(0.01)
+        attempt.give_up()
+        may_end.set()
+        assert await attempt.ended == EINTR
+        assert mounted == []
+
+    run(main())
 
 
 def test_the_work_is_a_function_that_its_process_finds_by_name() -> None:

@@ -1,0 +1,98 @@
+"""What the mount core asks of the Linux kernel, as one small object, so that tests can put another one in its place.
+
+Each target path has an object of its own; linuxkernel.py is the real one. A method that is not a coroutine returns at once and
+asks no FUSE program. All raise OSError as the kernel reports it.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from driver.model.fusemount import FuseMount
+from driver.model.policy import MountArguments
+from driver.mounts.attempt import MountAttempt
+from driver.mounts.device import OpenDevice
+from fusermount3_proxy.wire.mountinfo import Mount
+
+
+class DeviceKernel(Protocol):
+    """The device nodes of mounts (device.py)."""
+
+    def has_device(self, name: str) -> bool:
+        """Return whether the device node is there."""
+
+    def is_device_held(self, name: str) -> bool:
+        """Return whether some process still holds the fd of the device node."""
+
+    def remove_device(self, name: str) -> None:
+        """Remove the device node."""
+
+    def watch_device(self, name: str, callback: Callable[[], None]) -> int:
+        """Call back at the last close of the device node. Return what unwatch() takes."""
+
+    def unwatch(self, watch: int) -> None:
+        """Undo watch_device()."""
+
+
+class TargetKernel(DeviceKernel, Protocol):
+    """One target path, and what is mounted there."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Return whether a thread of this target mounts, detaches or removes."""
+
+    def open_device(self) -> OpenDevice:
+        """Make a device node and open it."""
+
+    def discard_device(self, opened: OpenDevice) -> None:
+        """Close and remove a device that was never mounted."""
+
+    def device_number(self) -> str:
+        """Return MAJOR:MINOR of the topmost file system at the target."""
+
+    def identity(self) -> str:
+        """Return what tells the topmost file system at the target from all others that were ever there."""
+
+    def mounts(self) -> list[Mount]:
+        """Return the mounts at the target, topmost last."""
+
+    def make_directory(self) -> bool:
+        """Make the target's directory; return False where it is there."""
+
+    def mount_placeholder(self) -> str:
+        """Mount the placeholder and return its identity. Raises NotADirectoryError where the target is a file or a symlink."""
+
+    async def remount_placeholder(self) -> str:
+        """Do what mount_placeholder() does, in a thread: containers that see the bare directory can block it."""
+
+    def begin_mount(self, opened: OpenDevice, arguments: MountArguments, waits_for_init: bool, on_end: Callable[[], None]) -> MountAttempt:
+        """Begin to mount `opened` at the target; `on_end` is called when mount(2) has returned."""
+
+    def mounted(self, opened: OpenDevice, before: str, mountpoint: bytes, arguments: MountArguments) -> FuseMount:
+        """Return what begin_mount() has mounted over the file system `before`; raise OSError where it has mounted nothing."""
+
+    def unmount(self) -> None:
+        """Detach the topmost mount of this mount namespace, and do nothing else: for what no container has seen yet."""
+
+    async def is_gone(self, device_number: str, had_lock: bool) -> bool:
+        """Ask, in a process, whether a mount has lost its program or is not at the target. Raises as BoundedCall.call()."""
+
+    async def usage(self) -> tuple[int, ...]:
+        """Ask, in a process, for statvfs(3) of the target. Raises as BoundedCall.call()."""
+
+    def placeholder_usage(self, identity: str) -> tuple[int, ...] | None:
+        """Return statvfs(3) of the placeholder; None where something else is at the target."""
+
+    async def detach(self, mount: FuseMount, plain: bool) -> None:
+        """Detach a mount in a thread, everywhere. Raises TimeoutError where the thread goes on alone."""
+
+    async def remove(self, mount: FuseMount | None) -> None:
+        """Unmount everything at the target and remove its directory, in a thread. Raises as detach() does, and NotOurs."""
+
+    def remove_at_once(self) -> None:
+        """Remove a target where nothing but the placeholder is mounted: no pod can block that."""
+
+    def has_sub_paths(self) -> bool:
+        """Return whether kubelet has bound subPaths of the volume."""
+
+    async def rebind_sub_paths(self, device_number: str) -> int:
+        """Rebind, in a process, kubelet's subPath mounts that show another file system. Return how many. Raises as call()."""

@@ -1,0 +1,155 @@
+"""One FUSE mount, from the moment it is attached until it has ended.
+
+mounted ── its program dies ──> dead ── detached ──> ended
+   └─────── somebody unmounts it ──────────────────────┘
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from driver.blocking.processes import NotAsked
+from driver.model import limits
+from driver.model.fusemount import FuseMount
+from driver.model.state import End, State
+from driver.mounts.deathwatch import DeathWatch
+from driver.mounts.kernel import DeviceKernel
+from driver.mounts.place import Place
+from driver.observe.logs import VolumeLog
+from driver.observe.metrics import Operation, Timer
+from driver.observe.troubles import Troubles
+
+# Kinds of trouble that concern one mount, and end with it.
+TROUBLES = ("adopted", "stays", "look", "watch")
+
+
+class MountLife:
+    """Follows one mount: it notices the death of the program, detaches the mount then, and reports how the mount ended.
+
+    Where the mount is attached is the place's business. Whoever calls detach() or is_dead() holds `place.lock`.
+    """
+
+    def __init__(
+        self,
+        mount: FuseMount,
+        place: Place,
+        kernel: DeviceKernel,
+        log: VolumeLog,
+        troubles: Troubles,
+        on_death: Callable[[], None],
+        on_end: Callable[[End], None],
+        on_missing: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Follow `mount`, which is attached at `place`, after begin().
+
+        `on_death` is called when the program is known to have ended. `on_end` is called once, when the mount is detached.
+        `on_missing` is called where the mount turns out to be detached by somebody else; it calls end().
+        """
+        self.mount = mount
+        self.state = State.MOUNTED
+        self.has_ended = False
+        self._place = place
+        self._kernel = kernel
+        self._log = log
+        self._troubles = troubles
+        self._on_death = on_death
+        self._on_end = on_end
+        self._on_missing = on_missing
+        self._late_end: End | None = None  # how the mount ends whose detaching takes longer than its limit
+        self._death = DeathWatch(mount.device, kernel, self._program_may_have_ended)
+
+    def begin(self) -> None:
+        """Watch for the end of the program, until end() or stop()."""
+        try:
+            self._death.begin()
+        except OSError as error:
+            self._troubles.begin("watch", f"the end of the FUSE program will be noticed late: {error}")
+
+    @property
+    def is_held(self) -> bool:
+        """Return whether some process is known to hold the fd that serves the mount."""
+        return bool(self._death.is_held())
+
+    @property
+    def late_end(self) -> End | None:
+        """Return how the mount ends where an earlier detach() took longer than its limit; None where there was none."""
+        return self._late_end
+
+    def check(self) -> None:
+        """Check in the background whether the program has ended, and detach the mount then."""
+        self._death.check()
+
+    def check_unless_held(self) -> None:
+        """Check as check() does, unless some process is known to hold the fd."""
+        if not self.is_held:
+            self.check()
+
+    async def is_dead(self) -> bool:
+        """Return whether nobody serves the mount any more. Needs the place's lock.
+
+        The lock of the device node says that somebody serves it. A hostile program could drop that lock, and a cloned fd
+        has none, so the kernel is asked where the lock is not there.
+        """
+        if self._death.is_held() is not False:
+            return False
+        had_lock = self.mount.device is not None and self._kernel.has_device(self.mount.device)
+        try:
+            is_gone = await self._place.is_gone(self.mount, had_lock)
+        except NotAsked as error:
+            text = f"it is not known whether the FUSE program is alive: {error.strerror}"
+            self._troubles.begin("look", text, logging.WARNING)
+            return False
+        except OSError:
+            is_gone = False
+        self._troubles.end("look")
+        if is_gone and self.state is not State.DEAD:
+            self.state = State.DEAD
+            self._on_death()
+        return is_gone
+
+    async def detach(self, plain: bool) -> None:
+        """Detach the mount; `plain` as for Place.detach(). Needs the place's lock. Raises OSError, TimeoutError."""
+        took = Timer(Operation.UNMOUNT)
+        end = self._late_end or (End.DIED if self.state is State.DEAD else End.ASKED)
+        try:
+            await self._place.detach(self.mount, plain)
+        except TimeoutError:
+            self._late_end = end
+            raise
+        except OSError:
+            self._late_end = None
+            raise
+        took.stop()
+        self.end(end)
+
+    def end(self, end: End) -> None:
+        """Follow the mount no more: it is detached."""
+        self.has_ended = True
+        self.stop()
+        self._troubles.end(*TROUBLES)
+        if self.mount.device is not None:
+            self._kernel.remove_device(self.mount.device)
+        self._on_end(end)
+
+    def stop(self) -> None:
+        """Watch no more, and leave the mount as it is: the driver stops."""
+        self._death.stop()
+
+    async def _program_may_have_ended(self) -> bool:
+        """Detach the mount where its program has ended. Return False where it lives, or its mount stays."""
+        async with self._place.lock:
+            if self.has_ended:
+                return True
+            if self._place.is_detached(self.mount):
+                # Somebody has unmounted it, so its program did not end by itself.
+                await self._on_missing()
+                return self.has_ended
+            if not await self.is_dead():
+                return False
+            try:
+                await self.detach(plain=False)
+            except OSError as error:
+                reason = error.strerror or f"it takes longer than {limits.DETACH_WAIT:g} s"
+                self._troubles.begin("stays", f"the FUSE program has ended, and its mount cannot be detached: {reason}")
+                return False
+        self._log.activity("the FUSE program has ended; its mount is detached, and another program can mount")
+        return True

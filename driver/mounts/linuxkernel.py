@@ -1,0 +1,147 @@
+"""The real kernel behind the mount core: system calls, threads and processes for one target path (see kernel.py).
+
+It also bounds what the target's FUSE program can block: one thread that mounts, one that detaches, and one process for each kind
+of question.
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+
+from driver.blocking.calls import BoundedCall, Bounds
+from driver.blocking.threads import Threads
+from driver.linux import mounttable, syscalls
+from driver.linux.filewatch import FileWatch
+from driver.model import limits
+from driver.model.fusemount import FuseMount
+from driver.model.paths import VolumePaths
+from driver.model.policy import MountArguments
+from driver.mounts import fusemount, subpaths, takeoff
+from driver.mounts.attempt import MountAttempt
+from driver.mounts.device import OpenDevice
+from driver.mounts.workspace import Workspace
+from fusermount3_proxy.wire.mountinfo import Mount
+
+
+class LinuxKernel:
+    """The real TargetKernel; kernel.py says what each method does."""
+
+    def __init__(self, paths: VolumePaths, workspace: Workspace, files: FileWatch, bounds: Bounds, warn: Callable[[str], object]) -> None:
+        """Serve the target of `paths`. `warn` logs what could not be done after a mount was off the target."""
+        self._paths = paths
+        self._target = paths.target_path
+        self._workspace = workspace
+        self._files = files
+        self._warn = warn
+        self._starter = bounds.starter
+        # A FUSE program that never answers keeps one of each for ever, so each has its own.
+        self._questions = BoundedCall(bounds.questions)
+        self._checks = BoundedCall(bounds.checks)
+        self._checks_without_lock = BoundedCall(bounds.checks_without_lock)
+        self._rebinds = BoundedCall(bounds.rebinds)
+        self._attacher = Threads(1)
+        self._detacher = Threads(1)
+
+    # ---- device nodes
+
+    def has_device(self, name: str) -> bool:
+        return self._workspace.devices.is_there(name)
+
+    def is_device_held(self, name: str) -> bool:
+        return self._workspace.devices.is_held(name)
+
+    def remove_device(self, name: str) -> None:
+        self._workspace.devices.remove(name)
+
+    def watch_device(self, name: str, callback: Callable[[], None]) -> int:
+        return self._files.on_last_close(self._workspace.devices.path(name), callback)
+
+    def unwatch(self, watch: int) -> None:
+        self._files.remove(watch)
+
+    def open_device(self) -> OpenDevice:
+        return self._workspace.devices.open()
+
+    def discard_device(self, opened: OpenDevice) -> None:
+        self._workspace.devices.discard(opened)
+
+    # ---- the target
+
+    @property
+    def is_busy(self) -> bool:
+        return self._attacher.is_busy or self._detacher.is_busy
+
+    def device_number(self) -> str:
+        return mounttable.device_number_at(self._target)
+
+    def identity(self) -> str:
+        return mounttable.identity_at(self._target)
+
+    def mounts(self) -> list[Mount]:
+        return mounttable.mounts_at(self._target)
+
+    def make_directory(self) -> bool:
+        try:
+            os.mkdir(self._target)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            # kubelet has made the directory above the target; other callers may not have.
+            os.makedirs(os.path.dirname(self._target), exist_ok=True)
+            os.mkdir(self._target)
+        return True
+
+    def mount_placeholder(self) -> str:
+        return fusemount.mount_placeholder(self._target)
+
+    async def remount_placeholder(self) -> str:
+        return await self._attacher.run(limits.MOUNT_WAIT, partial(fusemount.mount_placeholder, self._target))
+
+    def begin_mount(self, opened: OpenDevice, arguments: MountArguments, waits_for_init: bool, on_end: Callable[[], None]) -> MountAttempt:
+        if waits_for_init:
+            return MountAttempt.in_process(self._starter, opened.fd, self._target, arguments, on_end)
+        return MountAttempt.in_thread(self._attacher, opened.fd, self._target, arguments, on_end)
+
+    def mounted(self, opened: OpenDevice, before: str, mountpoint: bytes, arguments: MountArguments) -> FuseMount:
+        return fusemount.mounted(opened, self._target, before, mountpoint, arguments)
+
+    def unmount(self) -> None:
+        syscalls.umount(self._target, syscalls.MNT_DETACH)
+
+    # ---- what a FUSE program can block
+
+    async def is_gone(self, device_number: str, had_lock: bool) -> bool:
+        checks = self._checks if had_lock else self._checks_without_lock
+        return await checks.call(self._paths.owner, limits.PROBE_WAIT, fusemount.is_gone, self._target, device_number)
+
+    async def usage(self) -> tuple[int, ...]:
+        return await self._questions.call(self._paths.owner, limits.PROBE_WAIT, fusemount.usage, self._target)
+
+    def placeholder_usage(self, identity: str) -> tuple[int, ...] | None:
+        return fusemount.placeholder_usage(self._target, identity)
+
+    async def detach(self, mount: FuseMount, plain: bool) -> None:
+        await self._detacher.run(limits.DETACH_WAIT, partial(self._detach, mount, plain))
+
+    def _detach(self, mount: FuseMount, plain: bool) -> None:
+        takeoff.take_off(self._workspace, self._target, mount, plain, self._warn)
+        try:
+            subpaths.remove_layers(self._paths)
+        except OSError as error:  # the next mount removes them
+            self._warn(f"former layers of subPath binds cannot be removed: {error}")
+
+    async def remove(self, mount: FuseMount | None) -> None:
+        work = partial(takeoff.remove_target, self._workspace, self._target, mount, self._warn)
+        await self._detacher.run(limits.DETACH_WAIT, work)
+
+    def remove_at_once(self) -> None:
+        takeoff.remove_placeholder(self._target)
+
+    # ---- subPath
+
+    def has_sub_paths(self) -> bool:
+        return subpaths.has_any(self._paths)
+
+    async def rebind_sub_paths(self, device_number: str) -> int:
+        folder = subpaths.folder(self._paths)
+        return await self._rebinds.call(self._paths.owner, limits.SUB_PATH_WAIT, subpaths.rebind, folder, self._target, device_number)

@@ -1,0 +1,36 @@
+"""What a mount needs of the place where it is attached."""
+
+import asyncio
+from typing import Protocol
+
+from driver.model.fusemount import FuseMount
+
+
+class Place(Protocol):
+    """Where a FUSE mount is attached, and how it is detached there.
+
+    A volume's mounts are attached at its target path (target.py). Other kinds of place differ in how a mount gets there and
+    how it is detached; the life of the mount (life.py) is the same.
+    """
+
+    lock: asyncio.Lock  # held by each task that attaches, detaches or checks a mount at this place
+
+    def is_detached(self, mount: FuseMount) -> bool:
+        """Return whether `mount` is known not to be attached here any more. Asks no FUSE program."""
+        ...
+
+    async def is_gone(self, mount: FuseMount, had_lock: bool) -> bool:
+        """Ask the kernel whether `mount` has lost its program, or is not attached here any more.
+
+        `had_lock` says whether the lock of a device node has told so before. Raises NotAsked where nobody could be asked,
+        TimeoutError where the program does not answer, which it does only while it lives, and OSError.
+        """
+        ...
+
+    async def detach(self, mount: FuseMount, plain: bool) -> None:
+        """Detach `mount` in every container that sees it.
+
+        `plain` is umount(8) without -l: OSError with EBUSY where it is in use, and nothing has changed then. Raises OSError,
+        and TimeoutError where the work goes on alone.
+        """
+        ...

@@ -1,0 +1,203 @@
+"""A volume's target path as a place for mounts: the placeholder, and the FUSE mount that comes and goes on it."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from driver.linux import mounttable
+from driver.model import limits
+from driver.model.fusemount import FuseMount
+from driver.model.policy import MountArguments
+from driver.mounts.attempt import MountAttempt
+from driver.mounts.device import OpenDevice
+from driver.mounts.fusemount import is_placeholder
+from driver.mounts.kernel import TargetKernel
+from driver.mounts.subpathrebinder import SubPathRebinder
+from driver.observe.logs import VolumeLog
+from driver.observe.troubles import Troubles
+from fusermount3_proxy.wire.mountinfo import Mount
+
+
+class TargetPlace:
+    """Attaches and detaches the FUSE mounts of one target path. Each task that changes the target holds `lock`."""
+
+    def __init__(self, path: str, kernel: TargetKernel, log: VolumeLog, troubles: Troubles) -> None:
+        self.path = path
+        self.lock = asyncio.Lock()
+        self.placeholder: str | None = None  # its identity (mounttable.identity_at), where it is known
+        self.attempt: MountAttempt | None = None  # a mount(2) that has not returned
+        self._kernel = kernel
+        self._log = log
+        self._troubles = troubles
+        self._rebinder: SubPathRebinder | None = None
+        self._is_removed = False
+
+    # ---- attach
+
+    def begin_attach(
+        self,
+        opened: OpenDevice,
+        mountpoint: bytes,
+        arguments: MountArguments,
+        waits_for_init: bool,
+        on_mounted: Callable[[FuseMount], None],
+    ) -> MountAttempt:
+        """Begin to mount `opened` on the placeholder.
+
+        When mount(2) has returned, `on_mounted` has been called and the fd of `opened` is closed, or `opened` is discarded.
+        Needs the lock at the start alone: while `attempt` is set nothing else mounts. Raises OSError where the target is gone,
+        and then `opened` is still the caller's.
+        """
+        before = self._kernel.device_number()
+
+        def end() -> None:
+            self.attempt = None
+            is_mounted = False
+            try:
+                # What is at the target decides: a process can be killed right after it has mounted. After remove() the target
+                # may belong to another volume.
+                mount = None if self._is_removed else self._mounted(opened, before, mountpoint, arguments)
+                if mount is not None:
+                    on_mounted(mount)
+                    is_mounted = True
+            except BaseException:
+                # A mistake of the driver's own: nobody would notice the end of this mount, and no other program could mount.
+                self._undo()
+                raise
+            finally:
+                if is_mounted:
+                    opened.close()  # after the watch was set, which hears of this close where it is the last one
+                else:
+                    self._kernel.discard_device(opened)
+
+        self.attempt = self._kernel.begin_mount(opened, arguments, waits_for_init, end)
+        return self.attempt
+
+    def _mounted(self, opened: OpenDevice, before: str, mountpoint: bytes, arguments: MountArguments) -> FuseMount | None:
+        try:
+            return self._kernel.mounted(opened, before, mountpoint, arguments)
+        except OSError:
+            return None
+
+    def _undo(self) -> None:
+        try:
+            stack = self._kernel.mounts()
+            if stack and stack[-1].is_fuse:
+                self._kernel.unmount()
+        except OSError as error:
+            self._log.error(f"a new mount at {self.path} cannot be unmounted, and no program can mount until it is: {error.strerror}")
+
+    async def end_attempt(self, attempt: MountAttempt) -> None:
+        """Give up an attempt of begin_attach(), and wait for its end. Raises TimeoutError."""
+        attempt.give_up()
+        # An attempt that does not end in this time sleeps where no signal reaches it; end() runs when it ends.
+        await asyncio.wait_for(asyncio.shield(attempt.ended), limits.PROBE_WAIT)
+
+    # ---- check and repair
+
+    @property
+    def is_changing(self) -> bool:
+        """Return whether a process or a thread changes what is mounted here just now, or the target is removed."""
+        return self.attempt is not None or self._kernel.is_busy or self._is_removed
+
+    def shows(self, mount: FuseMount | None) -> bool:
+        """Return whether `mount`, or the placeholder where it is None, is the topmost file system here. Raises OSError."""
+        if mount is not None:
+            return self._kernel.device_number() == mount.device_number
+        return self.placeholder is not None and self._kernel.identity() == self.placeholder
+
+    def mounts(self) -> list[Mount]:
+        """Return the mounts here, topmost last. Raises OSError."""
+        return self._kernel.mounts()
+
+    async def repair(self, stack: list[Mount], was_unmounted: bool) -> None:
+        """Mount the placeholder again where `stack`, what is mounted here, is empty. Raises OSError.
+
+        A foreign file system stays and is a trouble as long as it is there. `was_unmounted` says that the mount of a FUSE
+        program is missing: it was unmounted on the node.
+        """
+        if not stack:
+            self.placeholder = await self._kernel.remount_placeholder()
+        elif is_placeholder(stack[-1]):
+            self.adopt_placeholder()  # not known yet where a former driver has mounted it
+        if not stack or was_unmounted:
+            text = "it was unmounted on the node: containers that ran then may not see what is mounted now until they restart"
+            self._troubles.begin("unmounted", text, logging.WARNING)
+        if not stack or is_placeholder(stack[-1]):
+            self._troubles.end("target")
+        else:
+            self._troubles.begin("target", foreign(self.path, stack[-1]))
+
+    def make(self) -> bool:
+        """Make the directory; return False where it is there. Raises OSError."""
+        return self._kernel.make_directory()
+
+    def mount_placeholder(self) -> None:
+        """Mount the placeholder. Raises OSError, NotADirectoryError where the target is a file or a symlink."""
+        self.placeholder = self._kernel.mount_placeholder()
+
+    def adopt_placeholder(self) -> None:
+        """Take the placeholder that is topmost here for this volume's. Raises OSError."""
+        self.placeholder = self._kernel.identity()
+
+    async def usage(self, mount: FuseMount | None) -> tuple[int, ...]:
+        """Return statvfs(3) of what is here, with `mount` or without one. Raises as BoundedCall.call()."""
+        # The placeholder is the driver's own, and needs no process that can be left behind. Not while a program has mounted:
+        # opening the target would make that mount busy for a container that unmounts it just now.
+        if mount is None and self.placeholder is not None:
+            found = self._kernel.placeholder_usage(self.placeholder)
+            if found is not None:
+                return found
+        return await self._kernel.usage()
+
+    # ---- detach (Place)
+
+    def is_detached(self, mount: FuseMount) -> bool:
+        """Return whether `mount` is known to be neither here nor beneath something that is here."""
+        number = mount.device_number
+        try:
+            return self._kernel.device_number() != number and not mounttable.contains(self._kernel.mounts(), number)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+
+    async def is_gone(self, mount: FuseMount, had_lock: bool) -> bool:
+        """Ask the kernel whether `mount` has lost its program or its place; as Place.is_gone()."""
+        return await self._kernel.is_gone(mount.device_number, had_lock)
+
+    async def detach(self, mount: FuseMount, plain: bool) -> None:
+        """Detach `mount` in every container; the placeholder stays. As Place.detach()."""
+        await self._kernel.detach(mount, plain)
+
+    async def remove(self, mount: FuseMount | None) -> None:
+        """Unmount everything here and remove the directory. Raises OSError, NotOurs, TimeoutError."""
+        self._is_removed = True
+        if mount is None and self.shows(None):
+            # Only the placeholder is there. No pod can block that, and a thread would cost more than all of it.
+            self._kernel.remove_at_once()
+        else:
+            await self._kernel.remove(mount)
+
+    # ---- subPath
+
+    def begin_rebinding(self, mount: FuseMount) -> None:
+        """Give kubelet's subPath binds the file system of `mount`, in the background."""
+        self._rebinder = SubPathRebinder(mount, self._kernel, self._log, self._troubles)
+        self._rebinder.check()
+
+    def check_sub_paths(self) -> None:
+        """Try again where a bind could not be made."""
+        if self._rebinder is not None:
+            self._rebinder.check()
+
+    def end_rebinding(self) -> None:
+        """Leave the binds as they are."""
+        if self._rebinder is not None:
+            self._rebinder.stop()
+            self._rebinder = None
+
+
+def foreign(target: str, mount: Mount) -> str:
+    """Return what to say of a target where something else has been mounted."""
+    return f"{target}: a {mount.fstype} file system of something else is mounted there"

@@ -1,0 +1,182 @@
+"""What containers ask of one volume: mounts, at once or when their program is ready to answer INIT, and unmounts."""
+
+import asyncio
+import os
+from dataclasses import dataclass
+from errno import EAGAIN, EBUSY, EINVAL
+from typing import Any
+
+from driver.model import limits
+from driver.model.peer import Peer
+from driver.model.policy import MountArguments, Refused, VolumePolicy, mount_arguments
+from driver.mounts.attempt import MountAttempt
+from driver.mounts.device import OpenDevice
+from driver.observe.logs import VolumeLog
+from driver.observe.metrics import Operation, Timer
+from driver.volumes.mounts import VolumeMounts
+from fusermount3_proxy.wire.protocol import MountRequest, UnmountRequest, from_wire
+
+
+@dataclass
+class PreparedMount:
+    """A /dev/fuse that a container has, and that is mounted when it says so (pods.server.Prepared)."""
+
+    requests: "VolumeRequests"
+    request: MountRequest
+    peer: Peer
+    arguments: MountArguments
+    opened: OpenDevice
+    is_handed_on: bool = False  # the mount process closes `opened` from then on
+
+    @property
+    def fd(self) -> int:
+        """Return the fd that serves the mount, for the container."""
+        return self.opened.fd
+
+    async def mount(self, client_gone: "asyncio.Future[None]") -> None:
+        """Mount it, unless `client_gone` is settled before the program has answered INIT. Raises Refused."""
+        await self.requests.mount_prepared(self, client_gone)
+
+    def discard(self) -> None:
+        """Close it, unless mount() was called."""
+        if not self.is_handed_on:
+            self.is_handed_on = True
+            self.requests.mounts.discard(self.opened)
+
+
+class VolumeRequests:
+    """Serves the requests for one volume, one after another (pods.server.Handler)."""
+
+    def __init__(self, mounts: VolumeMounts, policy: VolumePolicy, log: VolumeLog) -> None:
+        self.mounts = mounts
+        self.is_closing = False  # set by unpublish; all further requests are refused
+        self._policy = policy
+        self._log = log
+
+    async def mount(self, request: MountRequest, peer: Peer) -> int:
+        """Mount, and return the fd that serves the mount. Raises Refused."""
+        async with self.mounts.place.lock:
+            arguments = await self._admit(request, peer)
+            took = Timer(Operation.MOUNT)
+            try:
+                fd = await self.mounts.mount(from_wire(request.mountpoint), arguments, peer.uid)
+            except TimeoutError:
+                raise _busy() from None
+            except OSError as error:
+                raise _mount_failed(error) from None
+        try:
+            self._log_mounted(request, peer, arguments, took)
+        except BaseException:
+            os.close(fd)  # no program has it, so the mount ends as that of a dead program does
+            raise
+        return fd
+
+    async def prepare(self, request: MountRequest, peer: Peer) -> PreparedMount:
+        """Open a /dev/fuse for a container that says later when to mount it (sync-init). Raises Refused.
+
+        Nothing is reserved: until then other programs can mount, and a container that goes away is in nobody's way.
+        """
+        async with self.mounts.place.lock:
+            arguments = await self._admit(request, peer)
+            try:
+                return PreparedMount(self, request, peer, arguments, self.mounts.open_device())
+            except OSError as error:
+                raise _mount_failed(error) from None
+
+    async def mount_prepared(self, prepared: PreparedMount, client_gone: "asyncio.Future[None]") -> None:
+        """Mount what prepare() has opened, as long as the container waits. Raises Refused."""
+        async with self.mounts.place.lock:
+            self._refuse_when_closing()
+            await self._make_room()
+            mountpoint = from_wire(prepared.request.mountpoint)
+            took = Timer(Operation.MOUNT)
+            try:
+                attempt = self.mounts.begin_mount(prepared.opened, mountpoint, prepared.arguments, prepared.peer.uid)
+            except OSError as error:
+                raise _mount_failed(error) from None
+            prepared.is_handed_on = True
+        # Without the lock: the program may take its time, and unpublish must not wait for it.
+        first: set[asyncio.Future[Any]] = {attempt.ended, client_gone}
+        await asyncio.wait(first, timeout=limits.SYNC_MOUNT_WAIT, return_when=asyncio.FIRST_COMPLETED)
+        if not attempt.ended.done():
+            await self._end_attempt(attempt)
+        errno = attempt.ended.result()
+        current = self.mounts.current
+        # Its process may have been killed right after it mounted.
+        if errno != 0 and (current is None or current.mount.device != prepared.opened.name):
+            self._refuse_when_closing()
+            late = "the client has gone" if client_gone.done() else "the FUSE program did not answer INIT in time"
+            raise Refused(f"mount failed: {late if attempt.is_given_up else os.strerror(errno)}", errno)
+        self._log_mounted(prepared.request, prepared.peer, prepared.arguments, took)
+
+    async def unmount(self, request: UnmountRequest) -> None:
+        """Unmount. Raises Refused, with EINVAL where the mount is not the one that the request names."""
+        mountpoint = from_wire(request.mountpoint)
+        async with self.mounts.place.lock:
+            self._refuse_when_closing()
+            if self.mounts.forget_left(mountpoint):
+                return
+            life = self.mounts.current
+            if life is None or (mountpoint != life.mount.mountpoint and request.device != life.mount.device_number):
+                raise Refused(f"not mounted: {os.fsdecode(mountpoint)!r}", EINVAL)
+            await self._detach(plain=not request.lazy)
+            self.mounts.forget_left(life.mount.mountpoint)  # where the program was dead, and the driver had not noticed it
+        self._log.activity("unmounted, as the pod asked for")
+
+    async def _admit(self, request: MountRequest, peer: Peer) -> MountArguments:
+        """Return the arguments of the mount, when nothing else is mounted. Needs the lock. Raises Refused."""
+        self._refuse_when_closing()
+        arguments = mount_arguments(self._policy, request.options, peer.uid, peer.gid)
+        await self._make_room()
+        return arguments
+
+    async def _make_room(self) -> None:
+        """Refuse where a program serves the volume; detach the mount of one that is dead. Needs the lock. Raises Refused."""
+        place = self.mounts.place
+        if (attempt := place.attempt) is not None:
+            if not attempt.is_given_up:
+                raise _busy()
+            await self._end_attempt(attempt)
+        try:
+            await self.mounts.repair()
+        except OSError as error:
+            raise _mount_failed(error) from None
+        life = self.mounts.current
+        if life is None:
+            return
+        if not await life.is_dead():
+            raise _busy()
+        await self._detach(plain=False)
+
+    async def _end_attempt(self, attempt: MountAttempt) -> None:
+        try:
+            await self.mounts.place.end_attempt(attempt)
+        except TimeoutError:
+            raise _busy() from None
+
+    async def _detach(self, plain: bool) -> None:
+        assert self.mounts.current is not None
+        try:
+            await self.mounts.current.detach(plain)
+        except TimeoutError:
+            raise Refused("the FUSE file system could not be unmounted in time", EBUSY) from None
+        except OSError as error:
+            raise Refused(str(error.strerror), error.errno or EINVAL) from None
+
+    def _refuse_when_closing(self) -> None:
+        if self.is_closing:
+            raise Refused("the volume is being unpublished", EAGAIN)
+
+    def _log_mounted(self, request: MountRequest, peer: Peer, arguments: MountArguments, took: Timer) -> None:
+        self._log.activity(
+            f"mounted {os.fsdecode(arguments.fstype)} {os.fsdecode(arguments.source)!r} for uid {peer.uid}, pid {peer.pid}, "
+            f"asked for at {os.fsdecode(from_wire(request.mountpoint))!r}, in {took.stop()}"
+        )
+
+
+def _busy() -> Refused:
+    return Refused(f"mount failed: {os.strerror(EBUSY)}", EBUSY)
+
+
+def _mount_failed(error: OSError) -> Refused:
+    return Refused(f"mount failed: {error.strerror}", error.errno or EINVAL)

@@ -1,0 +1,237 @@
+"""The life of a volume's mounts, against a kernel in memory: states, races, and every order of two events."""
+
+import asyncio
+import itertools
+import os
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+import virtual_time
+from fake_kernel import TARGET, FakeKernel, FileSystem
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from open_fds import nothing_leaked
+
+from driver.model.peer import Peer
+from driver.model.policy import Refused, of_volume
+from driver.model.state import End, Past, State
+from driver.observe import metrics
+from driver.observe.logs import VolumeLog
+from driver.observe.troubles import Troubles
+from driver.volumes.mounts import VolumeMounts
+from driver.volumes.requests import VolumeRequests
+from fusermount3_proxy.wire.protocol import MountRequest, UnmountRequest
+
+PEER = Peer(pid=7, uid=1000, gid=1000)
+POLICY = of_volume(False, [], "")
+
+
+class World:
+    """One published volume, its programs, and what has happened to it."""
+
+    def __init__(self, pace: int = 0) -> None:
+        self.kernel = FakeKernel(pace)
+        self.ends: list[End] = []
+        self.refusals: list[Refused] = []
+        self.failures: list[OSError] = []
+        self.fds: list[int] = []
+        self.changes = 0
+        log = VolumeLog("default/pod", "data")
+        self.troubles = Troubles(log)
+        self.mounts = VolumeMounts(TARGET, self.kernel, Past(1.0), log, self.troubles, self._changed)
+        self.requests = VolumeRequests(self.mounts, POLICY, log)
+        self.mounts.adopt([], None, POLICY)
+        self.is_unpublished = False
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    @property
+    def fuse(self) -> FileSystem | None:
+        """The FUSE file system at the target."""
+        return next((each for each in self.kernel.stack if each.is_fuse), None)
+
+    # ---- events: what programs, containers, kubelet and people do
+
+    async def mount(self) -> None:
+        try:
+            self.fds.append(await self.requests.mount(MountRequest("/mnt", ""), PEER))
+        except Refused as refused:
+            self.refusals.append(refused)
+
+    async def mount_with_init(self) -> None:
+        prepared = None
+        try:
+            prepared = await self.requests.prepare(MountRequest("/mnt", ""), PEER)
+            await prepared.mount(asyncio.get_running_loop().create_future())
+        except Refused as refused:
+            self.refusals.append(refused)
+        finally:
+            if prepared is not None:
+                prepared.discard()
+
+    async def die(self) -> None:
+        if self.fuse is not None and self.fuse.device is not None:
+            self.kernel.die(self.fuse.device)
+
+    async def unmount(self, lazy: bool = False) -> None:
+        try:
+            await self.requests.unmount(UnmountRequest("/mnt", lazy))
+        except Refused as refused:
+            self.refusals.append(refused)
+
+    async def unmount_lazily(self) -> None:
+        await self.unmount(lazy=True)
+
+    async def republish(self) -> None:
+        if not self.requests.is_closing:  # else it is refused
+            await self.mounts.republish()
+
+    async def unpublish(self) -> None:
+        self.requests.is_closing = True
+        self.failures.clear()
+        try:
+            await self.mounts.unpublish()
+            self.is_unpublished = True
+        except OSError as error:
+            self.failures.append(error)
+
+    async def unmount_on_node(self) -> None:
+        self.kernel.unmount_on_node()
+
+    async def cover(self) -> None:
+        if self.kernel.has_directory:
+            self.kernel.push("ext4", "/dev/sda")
+
+    async def become_slow(self) -> None:
+        self.kernel.is_slow = True
+
+    async def become_stubborn(self) -> None:
+        self.kernel.is_stubborn = True
+
+    async def become_stuck(self) -> None:
+        self.kernel.is_stuck = True
+
+    async def settle(self) -> None:
+        """Wait until nothing is under way: two republishes later, as kubelet calls them."""
+        self.kernel.is_slow = self.kernel.is_stubborn = self.kernel.is_stuck = False
+        for _ in range(2):
+            await asyncio.sleep(30)
+            await self.republish()
+        if self.failures:
+            await self.unpublish()  # kubelet tries again
+        await asyncio.sleep(30)
+
+    def close(self) -> None:
+        self.mounts.stop()
+        for fd in self.fds:
+            os.close(fd)
+
+    # ---- what holds whenever nothing is under way
+
+    def check(self) -> None:
+        assert self.kernel.detaching == 0
+        life = self.mounts.current
+        if self.is_unpublished:
+            assert (self.kernel.has_directory, self.kernel.stack, self.mounts.mounts) == (False, [], ())
+        else:
+            top = self.kernel.stack[-1]
+            if life is None:
+                assert self.fuse is None
+                assert self.mounts.state is State.WAITING
+                assert top.number == self.mounts.place.placeholder or self.troubles.has("target")
+            else:
+                assert self.fuse is not None
+                assert self.fuse.number == life.mount.device_number
+                assert self.fuse.is_connected or self.fuse is not top, "a dead mount stays"
+        # Nothing is left of mounts that have ended.
+        alive = {life.mount.device} if life is not None else set()
+        assert set(self.kernel.devices) == alive
+        assert {name for name, _ in self.kernel.watches.values()} <= alive
+        assert self.mounts.past.mounts == len(self.ends) + len(alive), "each mount ends once"
+        assert not self.mounts.place.lock.locked()
+
+
+@pytest.fixture(autouse=True)
+def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[End]]:
+    found: list[End] = []
+    monkeypatch.setattr(metrics, "unmounted", found.append)
+    return found
+
+
+def in_world(scenario: Callable[[World], Awaitable[None]], ends: list[End], pace: int = 0) -> None:
+    """Run a scenario in an event loop of its own; no fd may be left."""
+
+    async def run() -> None:
+        world = World(pace)
+        world.ends = ends
+        try:
+            await scenario(world)
+        finally:
+            world.close()
+
+    with nothing_leaked():
+        virtual_time.run(run())
+
+
+EVENTS: dict[str, Callable[[World], Awaitable[None]]] = {
+    "a program mounts": World.mount,
+    "a program mounts with sync-init": World.mount_with_init,
+    "the program dies": World.die,
+    "unmount": World.unmount,
+    "lazy unmount": World.unmount_lazily,
+    "republish": World.republish,
+    "unpublish": World.unpublish,
+    "unmounted on the node": World.unmount_on_node,
+    "something is mounted over it": World.cover,
+    "detaching becomes slow": World.become_slow,
+    "processes become stubborn": World.become_stubborn,
+    "mount(2) becomes stuck": World.become_stuck,
+}
+
+
+async def begun(world: World, is_mounted: bool) -> None:
+    if is_mounted:
+        await world.mount()
+        assert world.mounts.state is State.MOUNTED
+
+
+@pytest.mark.parametrize("is_mounted", [False, True], ids=["waiting", "mounted"])
+@pytest.mark.parametrize(("first", "second"), [pytest.param(*pair, id=" - ".join(pair)) for pair in itertools.product(EVENTS, repeat=2)])
+def test_two_events_in_every_order(ends: list[End], first: str, second: str, is_mounted: bool) -> None:
+    """The second one comes at every turn of the event loop of the first one."""
+    for pace, delay in itertools.product((0, 1, 3), range(8)):
+
+        async def scenario(world: World, delay: int = delay) -> None:
+            await begun(world, is_mounted)
+            tasks = [asyncio.ensure_future(EVENTS[first](world))]
+            for _ in range(delay):
+                await asyncio.sleep(0)
+            tasks.append(asyncio.ensure_future(EVENTS[second](world)))
+            await asyncio.gather(*tasks)
+            await world.settle()
+            world.check()
+
+        ends.clear()
+        in_world(scenario, ends, pace)
+
+
+STEPS = st.lists(st.tuples(st.sampled_from(sorted(EVENTS)), st.integers(0, 6)), max_size=12)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@example(steps=[("detaching becomes slow", 0), ("unmounted on the node", 0), ("unpublish", 0)], pace=0)
+@given(steps=STEPS, pace=st.integers(0, 4))
+def test_any_sequence_of_events(ends: list[End], steps: list[tuple[str, int]], pace: int) -> None:
+    async def scenario(world: World) -> None:
+        tasks = []
+        for name, delay in steps:
+            tasks.append(asyncio.ensure_future(EVENTS[name](world)))
+            for _ in range(delay):
+                await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+        await world.settle()
+        world.check()
+
+    ends.clear()
+    in_world(scenario, ends, pace)
