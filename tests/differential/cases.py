@@ -17,7 +17,7 @@ class Before(Enum):
     NOTHING = "nothing"
     MOUNTED = "a file system"
     BUSY = "a file system in use"
-    DEAD = "a file system whose program has gone"
+    DEAD = "a file system whose program is dead"
 
 
 @dataclass(frozen=True)
