@@ -55,10 +55,10 @@ class Process:
         self._answer = asyncio.get_running_loop().create_future()
         try:
             socket.send_fds(self._connection, [packet], fds)
-        except OSError as error:
-            self._answer.set_exception(NotAsked(errno.EAGAIN, f"{NO_PROCESS}: {error.strerror}"))
-        else:
             asyncio.get_running_loop().add_reader(self._connection, self._read)
+        except OSError as error:
+            self.kill()
+            self._answer.set_exception(NotAsked(errno.EAGAIN, f"{NO_PROCESS}: {error.strerror}"))
         return cast("asyncio.Future[T]", self._answer)
 
     def kill(self) -> None:
@@ -169,7 +169,11 @@ def _started(connection: socket.socket) -> Process:
     if number or not pidfds:
         number = number or errno.EMFILE  # the kernel drops the pidfd if this process has no fd left; nobody could kill it then
         raise OSError(number, os.strerror(number))
-    return Process(connection, pidfds[0])
+    try:
+        return Process(connection, pidfds[0])
+    except BaseException:
+        os.close(pidfds[0])
+        raise
 
 
 def _decode(packet: bytes) -> tuple[object, int, object]:

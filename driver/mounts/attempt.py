@@ -25,8 +25,8 @@ from driver.observe.internalerror import report_internal_error
 class MountAttempt:
     """One such mount, from its beginning until mount(2) has returned."""
 
-    def __init__(self, mount: Callable[["MountAttempt"], Awaitable[None]], on_end: Callable[[], None]) -> None:
-        """Begin. `on_end` is called when mount(2) has returned, however it did, and before `ended` is settled."""
+    def __init__(self, mount: Callable[["MountAttempt"], Awaitable[None]], on_end: Callable[[int], int]) -> None:
+        """Begin. `on_end` is called when mount(2) has returned, with its errno, and returns the one for `ended`."""
         # 0, or the errno of mount(2), or of what it needed (EAGAIN where there was no process in time).
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.is_given_up = False
@@ -34,7 +34,7 @@ class MountAttempt:
         self._task = asyncio.get_running_loop().create_task(self._run(mount, on_end))
 
     @staticmethod
-    def in_thread(threads: Threads, fd: int, target: str, arguments: MountArguments, on_end: Callable[[], None]) -> "MountAttempt":
+    def in_thread(threads: Threads, fd: int, target: str, arguments: MountArguments, on_end: Callable[[int], int]) -> "MountAttempt":
         """Mount `fd` at `target` in a thread. `fd` stays open until `on_end` is called."""
 
         async def mount(attempt: MountAttempt) -> None:
@@ -43,7 +43,7 @@ class MountAttempt:
         return MountAttempt(mount, on_end)
 
     @staticmethod
-    def in_process(starter: Starter, fd: int, target: str, arguments: MountArguments, on_end: Callable[[], None]) -> "MountAttempt":
+    def in_process(starter: Starter, fd: int, target: str, arguments: MountArguments, on_end: Callable[[int], int]) -> "MountAttempt":
         """Mount `fd` at `target` in a process. `fd` stays open until `on_end` is called."""
 
         async def mount(attempt: MountAttempt) -> None:
@@ -69,7 +69,7 @@ class MountAttempt:
         if self.is_given_up:
             raise InterruptedError(EINTR, os.strerror(EINTR))
 
-    async def _run(self, mount: Callable[["MountAttempt"], Awaitable[None]], on_end: Callable[[], None]) -> None:
+    async def _run(self, mount: Callable[["MountAttempt"], Awaitable[None]], on_end: Callable[[int], int]) -> None:
         errno = EIO  # after a mistake of the driver's own, which must not keep the volume either
         try:
             await mount(self)
@@ -80,7 +80,7 @@ class MountAttempt:
             report_internal_error("mounting; the request is refused")
         finally:
             try:
-                on_end()
+                errno = on_end(errno)
             except Exception:
                 errno = EIO
                 report_internal_error("beginning to follow a new mount, which is unmounted; the request is refused")

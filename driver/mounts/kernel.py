@@ -64,14 +64,16 @@ class TargetKernel(DeviceKernel, Protocol):
     async def remount_placeholder(self) -> str:
         """Do what mount_placeholder() does, in a thread: containers that see the bare directory can block it."""
 
-    def begin_mount(self, opened: OpenDevice, arguments: MountArguments, waits_for_init: bool, on_end: Callable[[], None]) -> MountAttempt:
+    def begin_mount(
+        self, opened: OpenDevice, arguments: MountArguments, waits_for_init: bool, on_end: Callable[[int], int]
+    ) -> MountAttempt:
         """Begin to mount `opened` at the target; `on_end` is called when mount(2) has returned."""
 
     def mounted(self, opened: OpenDevice, before: str, mountpoint: bytes, arguments: MountArguments) -> FuseMount:
         """Return what begin_mount() has mounted over the file system `before`; raise OSError where it has mounted nothing."""
 
     def unmount(self) -> None:
-        """Detach the topmost mount of this mount namespace, and do nothing else: for what no container has seen yet."""
+        """Detach the topmost mount, and do nothing else: for a new mount whose program has not got its fd."""
 
     async def is_gone(self, device_number: str, had_lock: bool) -> bool:
         """Ask, in a process, whether a mount has lost its program or is not at the target. Raises as BoundedCall.call()."""

@@ -97,7 +97,9 @@ class LinuxKernel:
     async def remount_placeholder(self) -> str:
         return await self._attacher.run(limits.MOUNT_WAIT, partial(fusemount.mount_placeholder, self._target))
 
-    def begin_mount(self, opened: OpenDevice, arguments: MountArguments, waits_for_init: bool, on_end: Callable[[], None]) -> MountAttempt:
+    def begin_mount(
+        self, opened: OpenDevice, arguments: MountArguments, waits_for_init: bool, on_end: Callable[[int], int]
+    ) -> MountAttempt:
         if waits_for_init:
             return MountAttempt.in_process(self._starter, opened.fd, self._target, arguments, on_end)
         return MountAttempt.in_thread(self._attacher, opened.fd, self._target, arguments, on_end)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from errno import EIO, ENOENT
 
 from driver.linux import mounttable
 from driver.model import limits
@@ -44,48 +45,54 @@ class TargetPlace:
     ) -> MountAttempt:
         """Begin to mount `opened` on the placeholder.
 
-        When mount(2) has returned, `on_mounted` has been called and the fd of `opened` is closed, or `opened` is discarded.
+        When mount(2) has returned, `on_mounted` has been called and the fd of `opened` is closed, or `opened` is discarded; the
+        attempt's errno is 0 only in the first case.
         Needs the lock at the start alone: while `attempt` is set nothing else mounts. Raises OSError where the target is gone,
         and then `opened` is still the caller's.
         """
         before = self._kernel.device_number()
 
-        def end() -> None:
+        def end(errno: int) -> int:
             self.attempt = None
-            is_mounted = False
+            is_followed = False
             try:
-                # What is at the target decides: a process can be killed right after it has mounted. After remove() the target
-                # may belong to another volume.
-                mount = None if self._is_removed else self._mounted(opened, before, mountpoint, arguments)
-                if mount is not None:
-                    on_mounted(mount)
-                    is_mounted = True
+                if not self._is_removed:  # after remove() the target may belong to another volume
+                    # A process can be killed right after it has mounted, so what is at the target decides then.
+                    if errno == 0 or (waits_for_init and self._shows_fuse()):
+                        on_mounted(self._kernel.mounted(opened, before, mountpoint, arguments))
+                        is_followed = True
+                        errno = 0
+                elif errno == 0:
+                    errno = ENOENT
+            except ConnectionAbortedError as error:  # somebody has unmounted it on the node already
+                errno = error.errno or EIO
+            except OSError as error:
+                self._undo()
+                errno = error.errno or EIO
             except BaseException:
                 # A mistake of the driver's own: nobody would notice the end of this mount, and no other program could mount.
                 self._undo()
                 raise
             finally:
-                if is_mounted:
+                if is_followed:
                     opened.close()  # after the watch was set, which hears of this close where it is the last one
                 else:
                     self._kernel.discard_device(opened)
+            return errno
 
         self.attempt = self._kernel.begin_mount(opened, arguments, waits_for_init, end)
         return self.attempt
 
-    def _mounted(self, opened: OpenDevice, before: str, mountpoint: bytes, arguments: MountArguments) -> FuseMount | None:
-        try:
-            return self._kernel.mounted(opened, before, mountpoint, arguments)
-        except OSError:
-            return None
-
     def _undo(self) -> None:
         try:
-            stack = self._kernel.mounts()
-            if stack and stack[-1].is_fuse:
+            if self._shows_fuse():
                 self._kernel.unmount()
         except OSError as error:
             self._log.error(f"a new mount at {self.path} cannot be unmounted, and no program can mount until it is: {error.strerror}")
+
+    def _shows_fuse(self) -> bool:
+        stack = self._kernel.mounts()
+        return bool(stack) and stack[-1].is_fuse
 
     async def end_attempt(self, attempt: MountAttempt) -> None:
         """Give up an attempt of begin_attach(), and wait for its end. Raises TimeoutError."""
@@ -96,9 +103,14 @@ class TargetPlace:
     # ---- check and repair
 
     @property
-    def is_changing(self) -> bool:
-        """Return whether a process or a thread changes what is mounted here just now, or the target is removed."""
-        return self.attempt is not None or self._kernel.is_busy or self._is_removed
+    def is_busy(self) -> bool:
+        """Return whether a process or a thread mounts or unmounts here just now."""
+        return self.attempt is not None or self._kernel.is_busy
+
+    @property
+    def may_be_repaired(self) -> bool:
+        """Return whether repair() may change what is mounted here: nothing else changes it just now, and it is not removed."""
+        return not self.is_busy and not self._is_removed
 
     def shows(self, mount: FuseMount | None) -> bool:
         """Return whether `mount`, or the placeholder where it is None, is the topmost file system here. Raises OSError."""

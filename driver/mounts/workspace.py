@@ -75,9 +75,10 @@ def _clear_away(path: str) -> None:
 
 def _remove_private(path: str) -> None:
     """Remove a private tmpfs, unless a running driver owns it. Raises OSError, also where something else has its name."""
-    beneath = _open_beneath(path)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    beneath = -1
     try:
+        beneath = _open_beneath(path)
         fcntl.flock(beneath, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if mounttable.mounts_at(path):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,7 +98,8 @@ def _remove_private(path: str) -> None:
         return
     finally:
         os.close(fd)
-        os.close(beneath)
+        if beneath >= 0:
+            os.close(beneath)
 
 
 def _open_beneath(path: str) -> int:

@@ -217,7 +217,7 @@ class VolumeMounts:
         Asks no FUSE program, and reads the mount table only where something differs. Raises OSError.
         """
         life = self.current
-        if self.place.is_changing:
+        if not self.place.may_be_repaired:
             return
         if self.place.shows(None if life is None else life.mount):
             self._troubles.end("target")
@@ -276,9 +276,9 @@ class VolumeMounts:
     # ---- checks
 
     @property
-    def is_changing(self) -> bool:
+    def is_busy(self) -> bool:
         """Return whether a thread or process mounts or unmounts just now."""
-        return self.place.is_changing
+        return self.place.is_busy
 
     async def usage(self) -> tuple[int, ...]:
         """Return statvfs(3) of what applications see. Raises as BoundedCall.call()."""
@@ -296,6 +296,8 @@ class VolumeMounts:
 
     def stop(self) -> None:
         """Check no more, and leave everything as it is: the driver stops."""
+        if self.place.attempt is not None:
+            self.place.attempt.give_up()
         for life in self._lives:
             life.stop()
         self.place.end_rebinding()

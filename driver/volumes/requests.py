@@ -101,9 +101,7 @@ class VolumeRequests:
         if not attempt.ended.done():
             await self._end_attempt(attempt)
         errno = attempt.ended.result()
-        current = self.mounts.current
-        # Its process may have been killed right after it mounted.
-        if errno != 0 and (current is None or current.mount.device != prepared.opened.name):
+        if errno != 0:
             self._refuse_when_closing()
             late = "the client has gone" if client_gone.done() else "the FUSE program did not answer INIT in time"
             raise Refused(f"mount failed: {late if attempt.is_given_up else os.strerror(errno)}", errno)
@@ -139,10 +137,14 @@ class VolumeRequests:
             await self._end_attempt(attempt)
         try:
             await self.mounts.repair()
+        except TimeoutError:
+            raise _busy() from None
         except OSError as error:
             raise _mount_failed(error) from None
         life = self.mounts.current
         if life is None:
+            if place.is_busy:  # a placeholder that is mounted late would lie over the program's mount
+                raise _busy()
             return
         if not await life.is_dead():
             raise _busy()

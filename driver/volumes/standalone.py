@@ -4,12 +4,13 @@ ROOT/NAME/mount    the target path: bind it into containers with rslave
 ROOT/NAME/sock     the sockets: bind it into the FUSE container
 """
 
+import asyncio
 import os
 import stat
 from errno import EINVAL
 
 from driver.linux import syscalls
-from driver.model import paths
+from driver.model import limits, paths
 from driver.model.errors import Code, VolumeError
 from driver.model.paths import DEV_FUSE, STANDALONE_SOCKET, BadPath
 from driver.model.policy import OPTIONS_MAX
@@ -80,11 +81,17 @@ class Standalone:
 
     async def repair(self) -> None:
         """Repair what containers, or somebody on the node, have changed. kubelet's republish does that for the volumes of pods."""
-        for volume in self.all():
-            try:
-                await self._volumes.publish(volume.publication)
-            except VolumeError:
-                pass  # it is being removed
+        try:
+            async with asyncio.timeout(limits.PROBE_WAIT):  # what takes longer goes on in its thread
+                await asyncio.gather(*(self._repair(volume) for volume in self.all()))
+        except TimeoutError:
+            pass
+
+    async def _repair(self, volume: Volume) -> None:
+        try:
+            await self._volumes.publish(volume.publication)
+        except VolumeError:
+            pass  # it is being removed
 
     def all(self) -> list[Volume]:
         """Return the volumes that add() made."""

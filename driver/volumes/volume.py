@@ -27,7 +27,7 @@ _ACCEPTED_FDS: tuple[str, ...] = ()  # a volume's requests need none, and the ke
 
 
 class Volume:
-    """A volume from publish to unpublish. Calls of one volume run one after another."""
+    """A volume from publish to unpublish."""
 
     def __init__(
         self,

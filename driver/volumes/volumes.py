@@ -183,7 +183,7 @@ class Volumes:
         """Wait until nothing is mounted or detached any more; return False where something still is after `limit` seconds."""
         loop = asyncio.get_running_loop()
         end = loop.time() + limit
-        while any(volume.mounts.is_changing for volume in self):
+        while any(volume.mounts.is_busy for volume in self):
             if loop.time() >= end:
                 return False
             await asyncio.sleep(0.01)

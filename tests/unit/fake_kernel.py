@@ -57,6 +57,7 @@ class FakeKernel:
     has_directory: bool = True
     holds_files: bool = False  # beneath everything that is mounted
     detaching: int = 0
+    attaching: int = 0
     is_slow: bool = False  # what is detached or removed takes longer than its limit, and is done later all the same
     is_stubborn: bool = False  # a process that mounts is killed, and ends much later
     is_stuck: bool = False  # mount(2) returns after its limit alone
@@ -123,7 +124,7 @@ class FakeKernel:
 
     @property
     def is_busy(self) -> bool:
-        return self.detaching > 0
+        return self.detaching > 0 or self.attaching > 0
 
     def open_device(self) -> OpenDevice:
         self._fail("open_device")
@@ -158,14 +159,27 @@ class FakeKernel:
         return self.push("tmpfs", PLACEHOLDER_SOURCE).number
 
     async def remount_placeholder(self) -> str:
+        """In the thread that mounts: one that takes too long is done later all the same."""
         await self._work("remount_placeholder")
+        if self.is_stuck:
+            self.attaching += 1
+            asyncio.get_running_loop().call_later(MOUNT_WAIT + SLOW, self._remount_late)
+            await asyncio.sleep(MOUNT_WAIT)
+            raise TimeoutError
         return self.mount_placeholder()
+
+    def _remount_late(self) -> None:
+        self.attaching -= 1
+        with contextlib.suppress(OSError):
+            self.mount_placeholder()
 
     def attach(self, opened: OpenDevice, arguments: MountArguments) -> None:
         """What mount(2) does."""
         self.push(arguments.fstype.decode(), arguments.source.decode()).device = opened.name
 
-    def begin_mount(self, opened: OpenDevice, arguments: MountArguments, waits_for_init: bool, on_end: Callable[[], None]) -> "FakeAttempt":
+    def begin_mount(
+        self, opened: OpenDevice, arguments: MountArguments, waits_for_init: bool, on_end: Callable[[int], int]
+    ) -> "FakeAttempt":
         return FakeAttempt(self, opened, arguments, waits_for_init, on_end)
 
     def unmount(self) -> None:
@@ -179,6 +193,7 @@ class FakeKernel:
         return (0,) * 7 if self.identity() == identity else None
 
     def mounted(self, opened: OpenDevice, before: str, mountpoint: bytes, arguments: MountArguments) -> FuseMount:
+        self._fail("mounted")
         number = self.device_number()
         if number == before:
             raise OSError(ECONNABORTED, "it was unmounted on the node", TARGET)
@@ -253,7 +268,7 @@ class FakeAttempt:
     """A mount(2) that returns after some turns of the event loop; one in a process can be killed before that."""
 
     def __init__(
-        self, kernel: FakeKernel, opened: OpenDevice, arguments: MountArguments, is_process: bool, on_end: Callable[[], None]
+        self, kernel: FakeKernel, opened: OpenDevice, arguments: MountArguments, is_process: bool, on_end: Callable[[int], int]
     ) -> None:
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.is_given_up = False
@@ -267,6 +282,10 @@ class FakeAttempt:
     async def _run(self) -> None:
         try:
             await self._kernel._work("mount")
+            while self._kernel.attaching and not self._is_process:  # the thread is busy
+                await asyncio.sleep(0.1)
+            if self.is_given_up and not self._is_process:
+                raise InterruptedError(EINTR, os.strerror(EINTR))
             if self._kernel.is_stuck:  # a lock that an application holds
                 await asyncio.sleep(MOUNT_WAIT + SLOW)
         except OSError as error:
@@ -286,9 +305,6 @@ class FakeAttempt:
 
     def _end(self, errno: int) -> None:
         if not self.ended.done():
-            try:
-                self._on_end()
-            finally:
-                self.ended.set_result(errno)
+            self.ended.set_result(self._on_end(errno))
             if self.is_given_up and not self._is_process:
                 self._kernel.die(self._opened.name)  # who began it has closed its fd meanwhile

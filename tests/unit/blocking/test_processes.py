@@ -4,10 +4,11 @@ import asyncio
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
-from errno import EINTR, EMFILE
+from errno import EINTR, EMFILE, ENOBUFS
 
 import process_jobs
 import pytest
@@ -343,3 +344,19 @@ def test_where_no_fd_is_left_none_is_made(free: int) -> None:
     ]
     done = subprocess.run(script(*lines), stdout=subprocess.PIPE, text=True, timeout=DEADLINE)
     assert (done.stdout.split(), done.returncode) == ([str(EMFILE), "7"], 0)
+
+
+def test_a_process_that_cannot_be_asked_ends_and_keeps_no_place(starter: Starter, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        process = await starter.process()
+
+        def fail(*_: object) -> None:
+            raise OSError(ENOBUFS, os.strerror(ENOBUFS))
+
+        with monkeypatch.context() as failing, process:
+            failing.setattr(socket, "send_fds", fail)
+            with pytest.raises(NotAsked):
+                await process.do(process_jobs.same, 1)
+        await asyncio.wait_for(process.ended, 20)
+
+    run(main())

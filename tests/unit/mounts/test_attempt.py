@@ -33,8 +33,13 @@ def null() -> int:
 def test_its_end_is_the_errno_of_the_mount(starter: Starter, tmp_path: Path) -> None:
     async def main() -> None:
         told: list[bool] = []
+
+        def note(has_ended: bool, errno: int) -> int:
+            told.append(has_ended)
+            return errno
+
         fd = null()
-        attempt = MountAttempt.in_process(starter, fd, f"{tmp_path}/missing", KERNEL, lambda: told.append(attempt.ended.done()))
+        attempt = MountAttempt.in_process(starter, fd, f"{tmp_path}/missing", KERNEL, lambda errno: note(attempt.ended.done(), errno))
         assert await attempt.ended in (ENOENT, EPERM, ENOTBLK)  # without privileges the kernel looks no further
         # Whoever waits for its end finds everything done.
         assert told == [False]
@@ -52,7 +57,7 @@ def test_one_that_does_not_end_is_killed(starter: Starter, after: float, monkeyp
 
     async def main() -> None:
         fd = null()
-        attempt = MountAttempt.in_process(starter, fd, "/nowhere", KERNEL, lambda: os.close(fd))
+        attempt = MountAttempt.in_process(starter, fd, "/nowhere", KERNEL, lambda errno: os.close(fd) or errno)
         await asyncio.sleep(after)
         assert not attempt.ended.done()
         attempt.give_up()
@@ -70,7 +75,7 @@ def test_without_a_process_it_may_be_tried_again(starter: Starter, monkeypatch: 
 
     async def main() -> None:
         fd = null()
-        assert await MountAttempt.in_process(starter, fd, "/nowhere", KERNEL, lambda: os.close(fd)).ended == EAGAIN
+        assert await MountAttempt.in_process(starter, fd, "/nowhere", KERNEL, lambda errno: os.close(fd) or errno).ended == EAGAIN
 
     run(main())
 
@@ -85,7 +90,7 @@ def test_a_mistake_before_it_keeps_nobody_waiting(
 
     async def main() -> None:
         told: list[bool] = []
-        attempt = MountAttempt.in_process(starter, 0, "/nowhere", KERNEL, lambda: told.append(True))
+        attempt = MountAttempt.in_process(starter, 0, "/nowhere", KERNEL, lambda errno: told.append(True) or errno)
         assert await attempt.ended == EIO
         assert told
 
@@ -98,7 +103,7 @@ def test_a_mistake_at_its_end_keeps_nobody_waiting(starter: Starter, caplog: pyt
 
     async def main() -> None:
         fd = null()
-        attempt = MountAttempt.in_process(starter, fd, f"{tmp_path}/missing", KERNEL, lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+        attempt = MountAttempt.in_process(starter, fd, f"{tmp_path}/missing", KERNEL, lambda errno: 1 // 0)  # type: ignore[arg-type, return-value]
         assert await attempt.ended == EIO
         os.close(fd)
 
@@ -109,7 +114,7 @@ def test_a_mistake_at_its_end_keeps_nobody_waiting(starter: Starter, caplog: pyt
 def test_in_a_thread_its_end_is_the_errno_of_the_mount_too(tmp_path: Path) -> None:
     async def main() -> None:
         fd = null()
-        attempt = MountAttempt.in_thread(Threads(1), fd, f"{tmp_path}/missing", KERNEL, lambda: os.close(fd))
+        attempt = MountAttempt.in_thread(Threads(1), fd, f"{tmp_path}/missing", KERNEL, lambda errno: os.close(fd) or errno)
         assert await attempt.ended in (ENOENT, EPERM, ENOTBLK)
 
     run(main())
@@ -124,7 +129,7 @@ def test_in_a_thread_one_that_is_given_up_before_it_began_does_not_mount(monkeyp
         threads = Threads(1)
         threads.finish(may_end.wait)  # another mount that is stuck
         fd = null()
-        attempt = MountAttempt.in_thread(threads, fd, "/nowhere", KERNEL, lambda: os.close(fd))
+        attempt = MountAttempt.in_thread(threads, fd, "/nowhere", KERNEL, lambda errno: os.close(fd) or errno)
         await asyncio.sleep(0.01)
         attempt.give_up()
         may_end.set()

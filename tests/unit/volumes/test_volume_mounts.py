@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import Awaitable, Callable, Iterator
+from errno import EBUSY, EMFILE
 
 import pytest
 import virtual_time
@@ -219,7 +220,9 @@ def test_two_events_in_every_order(ends: list[End], first: str, second: str, is_
 STEPS = st.lists(st.tuples(st.sampled_from(sorted(EVENTS)), st.integers(0, 6)), max_size=12)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=int(os.environ.get("MFCP_EXAMPLES", "300")), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 @example(steps=[("detaching becomes slow", 0), ("unmounted on the node", 0), ("unpublish", 0)], pace=0)
 @given(steps=STEPS, pace=st.integers(0, 4))
 def test_any_sequence_of_events(ends: list[End], steps: list[tuple[str, int]], pace: int) -> None:
@@ -235,3 +238,61 @@ def test_any_sequence_of_events(ends: list[End], steps: list[tuple[str, int]], p
 
     ends.clear()
     in_world(scenario, ends, pace)
+
+
+def test_a_mount_that_cannot_be_looked_at_is_unmounted_and_refused(ends: list[End]) -> None:
+    """mount(2) has succeeded, and the driver has no fd left to find out what is mounted."""
+
+    async def scenario(world: World) -> None:
+        world.kernel.fails["mounted"] = OSError(EMFILE, os.strerror(EMFILE))
+        await world.mount()
+        assert [refused.errno for refused in world.refusals] == [EMFILE]
+        assert world.fuse is None
+        await world.mount()
+        assert world.mounts.state is State.MOUNTED
+        await world.settle()
+        world.check()
+
+    in_world(scenario, ends)
+
+
+def test_a_placeholder_that_is_mounted_late_is_not_taken_for_a_fuse_mount(ends: list[End]) -> None:
+    """It was unmounted on the node, and something holds the lock of the directory beneath."""
+
+    async def scenario(world: World) -> None:
+        world.kernel.unmount_on_node()
+        world.kernel.is_stuck = True
+        for _ in range(3):
+            await world.mount()
+        assert [refused.errno for refused in world.refusals] == [EBUSY] * 3
+        await world.settle()
+        assert world.mounts.state is State.WAITING
+        await world.mount()
+        assert world.mounts.state is State.MOUNTED
+        await world.settle()
+        world.check()
+
+    in_world(scenario, ends)
+
+
+def test_a_driver_that_stops_gives_up_a_mount_that_waits_for_init(ends: list[End]) -> None:
+    async def scenario(world: World) -> None:
+        world.kernel.pace = 1000
+        mounting = asyncio.ensure_future(world.mount_with_init())
+        await asyncio.sleep(0)
+        assert world.mounts.is_busy
+        world.mounts.stop()
+        await mounting
+        assert not world.mounts.is_busy
+
+    in_world(scenario, ends)
+
+
+def test_a_volume_whose_unpublish_failed_is_not_busy(ends: list[End]) -> None:
+    async def scenario(world: World) -> None:
+        world.kernel.holds_files = True
+        await world.unpublish()
+        assert len(world.failures) == 1
+        assert not world.mounts.is_busy
+
+    in_world(scenario, ends)
