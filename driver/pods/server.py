@@ -16,7 +16,6 @@ from collections.abc import Callable
 from enum import Enum
 from errno import EBUSY, EIO, EPROTO
 from functools import partial
-from typing import Protocol
 
 from driver.blocking.threads import Threads
 from driver.model import limits
@@ -26,39 +25,13 @@ from driver.observe import metrics
 from driver.observe.internalerror import report_internal_error
 from driver.observe.logs import VolumeLog
 from driver.observe.metrics import Reason
+from driver.pods.handler import Handler, Prepared
 from driver.pods.sockets import PodSockets
 from fusermount3_proxy.wire import fdpass, protocol
-from fusermount3_proxy.wire.protocol import MountRequest, ProtocolError, Reply, UnmountRequest
+from fusermount3_proxy.wire.protocol import MountRequest, ProtocolError, Reply
 
 _UCRED = struct.Struct("iII")  # struct ucred, unix(7): pid, uid, gid
 _ACCEPT_PAUSE = 0.1  # seconds without accepting after an error, which a lack of fds may cause
-
-
-class Prepared(Protocol):
-    """Represents a mount with synchronous INIT that waits for the client's `proceed`."""
-
-    @property
-    def fd(self) -> int:
-        """Return the /dev/fuse fd for the client. The server does not close it."""
-
-    async def mount(self, client_gone: "asyncio.Future[None]") -> None:
-        """Mount. Gives up when `client_gone` is settled. Raises Refused."""
-
-    def discard(self) -> None:
-        """Close the fd. Does nothing after mount()."""
-
-
-class Handler(Protocol):
-    """Carries out the requests. All methods raise Refused."""
-
-    async def mount(self, request: MountRequest, peer: Peer) -> int:
-        """Mount, and return the /dev/fuse fd, which the server closes."""
-
-    async def prepare(self, request: MountRequest, peer: Peer) -> Prepared:
-        """Prepare a mount with synchronous INIT, for when the client sends `proceed`."""
-
-    async def unmount(self, request: UnmountRequest) -> None:
-        """Unmount."""
 
 
 class Capacity:
@@ -101,6 +74,8 @@ class FdServer:
         self._waiting: set[asyncio.Future[None]] = set()
         self._is_listening = False
         self._is_stopped = False
+        self._window_end = 0.0  # loop time; until then `_accepts_left` more connections are accepted
+        self._accepts_left = limits.ACCEPTS_IN_WINDOW
         self._closed: asyncio.Future[None] | None = None  # settled when the listening sockets are closed
         capacity.on_closed = self._listen
         self._listen()
@@ -130,7 +105,7 @@ class FdServer:
             self._log.warning("the sockets are not closed yet: clients have queued file descriptors in them whose close blocks")
 
     def _listen(self) -> None:
-        if self._is_stopped or self._is_listening or self._capacity.connections >= limits.CONNECTIONS_MAX:
+        if self._is_stopped or self._is_listening or self._accepts_left == 0 or self._capacity.connections >= limits.CONNECTIONS_MAX:
             return
         self._is_listening = True
         loop = asyncio.get_running_loop()
@@ -173,12 +148,28 @@ class FdServer:
             connection, _ = listener.accept()
         except BlockingIOError:
             return
+        self._count_accept()
         connection.setblocking(False)
         self._capacity.connections += 1
         self._capacity.accepted += 1
         task = asyncio.get_running_loop().create_task(self._run(connection, is_v1=listener is self._sockets.v1))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
+
+    def _count_accept(self) -> None:
+        # The limit stops a pod that floods its socket: each connection costs the event loop some turns, and a thread.
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._window_end:
+            self._window_end = loop.time() + limits.ACCEPT_WINDOW
+            self._accepts_left = limits.ACCEPTS_IN_WINDOW
+        self._accepts_left -= 1
+        if self._accepts_left == 0:
+            self._pause()
+            loop.call_at(self._window_end, self._begin_window)
+
+    def _begin_window(self) -> None:
+        self._accepts_left = limits.ACCEPTS_IN_WINDOW
+        self._listen()
 
     async def _run(self, connection: socket.socket, is_v1: bool) -> None:
         try:

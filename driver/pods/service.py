@@ -4,7 +4,8 @@ import asyncio
 from errno import EBUSY
 
 from driver.observe.logs import VolumeLog
-from driver.pods.server import Capacity, FdServer, Handler
+from driver.pods.handler import Handler
+from driver.pods.server import Capacity, FdServer
 from driver.pods.sockets import PodSockets, SocketFolder
 
 

@@ -19,7 +19,7 @@ from fusermount3_proxy.wire.protocol import MountRequest, UnmountRequest, from_w
 
 @dataclass
 class PreparedMount:
-    """A /dev/fuse that a container has, and that is mounted when it says so (pods.server.Prepared)."""
+    """A /dev/fuse that a container has, and that is mounted when it says so (pods.handler.Prepared)."""
 
     requests: "VolumeRequests"
     request: MountRequest
@@ -45,7 +45,7 @@ class PreparedMount:
 
 
 class VolumeRequests:
-    """Serves the requests for one volume, one after another (pods.server.Handler)."""
+    """Serves the requests for one volume, one after another (pods.handler.Handler)."""
 
     def __init__(self, mounts: VolumeMounts, policy: VolumePolicy, log: VolumeLog) -> None:
         self.mounts = mounts

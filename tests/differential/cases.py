@@ -36,7 +36,8 @@ class Case:
 
     def at(self, mountpoint: bytes) -> "Case":
         """Return this case with another mountpoint."""
-        arguments = tuple(mountpoint if word == self.mountpoint else word for word in self.arguments)
+        names = (self.mountpoint, b"./" + self.mountpoint)
+        arguments = tuple(mountpoint if word in names else word for word in self.arguments)
         return replace(self, arguments=arguments, mountpoint=mountpoint)
 
 

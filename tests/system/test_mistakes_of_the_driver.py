@@ -47,7 +47,7 @@ def test_a_mistake_in_a_mount(broken: Node) -> None:
     assert broken_driver.TEXT in broken.driver.log[said:]
     volume.wait_waiting()
     hostile.recovers(broken, before)
-    assert broken.driver.fds() == fds
+    wait_until("the driver has the fds that it had", lambda: broken.driver.fds() == fds)
     assert os.listdir(broken.driver.run_dir / "dev") == []
     hostile.mount_and_end(volume)
 
@@ -72,6 +72,6 @@ def test_a_mistake_in_a_mount_with_synchronous_init(broken: Node) -> None:
     os.close(fd)
     volume.wait_waiting()
     hostile.recovers(broken, before)
-    assert broken.driver.fds() == fds
+    wait_until("the driver has the fds that it had", lambda: broken.driver.fds() == fds)
     wait_until("its device node is removed", lambda: os.listdir(broken.driver.run_dir / "dev") == [])
     hostile.mount_and_end(volume)

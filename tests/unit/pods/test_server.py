@@ -628,3 +628,20 @@ def test_stopping_while_accepting_pauses_is_for_good(folder: Path, monkeypatch: 
                 assert served.handler.unmounts == []
 
     run(main())
+
+
+def test_a_flood_of_connections_is_accepted_at_a_limited_rate(folder: Path) -> None:
+    """Each connection costs the event loop some turns, which the requests of other volumes need."""
+
+    async def main() -> None:
+        async with serving(folder) as served:
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            number = 10 * limits.ACCEPTS_IN_WINDOW
+            clients = [served.connect() for _ in range(number)]
+            await until(lambda: served.server._capacity.accepted == number)
+            assert loop.time() - began >= 8 * limits.ACCEPT_WINDOW
+            for client in clients:
+                client.close()
+
+    run(main())
