@@ -24,7 +24,7 @@ from driver.volumes.recordformat import Record
 from driver.volumes.records import Records
 from driver.volumes.volume import Volume, unpublish_error
 
-_MOMENT = 0.005  # seconds without a new connection, after which the waiting pods count as served
+_MOMENT = 2 * limits.ACCEPT_WINDOW  # seconds without a new connection, after which the waiting pods count as served
 
 
 class Volumes:
