@@ -8,6 +8,8 @@ from driver.pods.handler import Handler
 from driver.pods.server import Capacity, FdServer
 from driver.pods.sockets import PodSockets, SocketFolder
 
+_CLOSE_WAIT = 0.1  # seconds; closing takes longer only where a pod has queued what blocks it
+
 
 class SocketService:
     """Makes the two sockets of one name in a folder, serves them, and makes them again where the pod has removed them."""
@@ -44,6 +46,11 @@ class SocketService:
     def is_in_place(self) -> bool:
         """Return whether the pod still sees the sockets that are served. Raises OSError."""
         return self._sockets is not None and self._sockets.are_in_place()
+
+    async def wait_for_close(self) -> None:
+        """Wait a moment for former sockets that are being closed, so that open_again() finds their thread free."""
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=_CLOSE_WAIT)
 
     def open_again(self) -> None:
         """Make new sockets in place of those that the pod has removed. Raises as open() does."""

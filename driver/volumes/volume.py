@@ -110,7 +110,9 @@ class Volume:
         try:
             if not self._service.is_in_place():
                 self.log.refusal("the sockets in the emptyDir are gone or replaced; making them again")
-                self._service.open_again()
+                await self._service.wait_for_close()
+                if not self.is_closing:  # else unpublish has removed them meanwhile
+                    self._service.open_again()
             self.troubles.end("sockets")
         except (OSError, NoDirectory, NameTaken) as error:
             self.troubles.begin("sockets", f"cannot repair the sockets: {self._why_no_sockets(error)}")
