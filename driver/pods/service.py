@@ -8,8 +8,6 @@ from driver.pods.handler import Handler
 from driver.pods.server import Capacity, FdServer
 from driver.pods.sockets import PodSockets, SocketFolder
 
-_CLOSE_WAIT = 0.1  # seconds; closing takes longer only where a pod has queued what blocks it
-
 
 class SocketService:
     """Makes the two sockets of one name in a folder, serves them, and makes them again where the pod has removed them."""
@@ -47,11 +45,6 @@ class SocketService:
         """Return whether the pod still sees the sockets that are served. Raises OSError."""
         return self._sockets is not None and self._sockets.are_in_place()
 
-    async def wait_for_close(self) -> None:
-        """Wait a moment for former sockets that are being closed, so that open_again() finds their thread free."""
-        if self._closing:
-            await asyncio.wait(self._closing, timeout=_CLOSE_WAIT)
-
     def open_again(self) -> None:
         """Make new sockets in place of those that the pod has removed. Raises as open() does."""
         if self._capacity.listener_thread.is_busy:
@@ -75,10 +68,10 @@ class SocketService:
             task.add_done_callback(self._closing.discard)
             self._server = None
 
-    async def wait_closed(self) -> None:
-        """Wait until all that close() began to close is closed, or for a limited time (FdServer.wait_closed)."""
+    async def wait_closed(self, limit: float | None = None) -> None:
+        """Wait until all that close() began to close is closed, for `limit` seconds or those of FdServer.wait_closed() at most."""
         if self._closing:
-            await asyncio.wait(self._closing)
+            await asyncio.wait(self._closing, timeout=limit)
 
     def stop(self) -> None:
         """Serve no more requests, and leave the sockets for the next driver."""

@@ -24,6 +24,7 @@ from driver.volumes.requests import VolumeRequests
 from fusermount3_proxy.wire.mountinfo import Mount
 
 _ACCEPTED_FDS: tuple[str, ...] = ()  # a volume's requests need none, and the kernel drops those that are attached
+_CLOSE_WAIT = 0.1  # seconds; closing sockets takes longer only where a pod has queued what blocks it
 
 
 class Volume:
@@ -110,8 +111,9 @@ class Volume:
         try:
             if not self._service.is_in_place():
                 self.log.refusal("the sockets in the emptyDir are gone or replaced; making them again")
-                await self._service.wait_for_close()
-                if not self.is_closing:  # else unpublish has removed them meanwhile
+                await self._service.wait_closed(_CLOSE_WAIT)  # open_again() refuses while the former ones are being closed
+                # Meanwhile unpublish may have begun, or another republish may have made them.
+                if not self.is_closing and not self._service.is_in_place():
                     self._service.open_again()
             self.troubles.end("sockets")
         except (OSError, NoDirectory, NameTaken) as error:

@@ -15,6 +15,7 @@ from driver.blocking.calls import Bounds
 from driver.linux import syscalls
 from driver.linux.filewatch import FileWatch
 from driver.linux.mounttable import identity_at
+from driver.model import limits
 from driver.model.paths import VolumePaths, standalone
 from driver.model.publication import Publication
 from driver.mounts.device import DeviceFolder
@@ -106,6 +107,35 @@ def test_what_another_driver_kept_from_being_recorded_is_recorded_when_that_one_
     asyncio.run(asyncio.wait_for(main(), DEADLINE))
 
 
+def test_sockets_that_two_republishes_find_missing_are_made_again_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = VolumePaths(str(tmp_path), "uid/mount", "uid/empty", "data")
+    sockets = tmp_path / paths.sockets
+    sockets.mkdir(parents=True)
+    publication = Publication("csi-1", paths, "fuse.sock", False, (), "", "")
+    monkeypatch.setattr("driver.mounts.fusemount.mount_placeholder", lambda target: identity_at(target))  # nothing of it needs root
+
+    async def main() -> None:
+        workspace: Any = SimpleNamespace(devices=DeviceFolder(str(tmp_path / "dev")))
+        watch = FileWatch(syscalls.inotify_init())
+        volumes = Volumes(workspace, watch, Records(str(tmp_path / "state")), Bounds(the_starter()))
+        volume = await volumes.publish(publication)
+        (sockets / "fuse.sock").unlink()
+        await volumes.publish(publication)
+        # The sockets that were replaced are still being closed, so both of these wait.
+        (sockets / "fuse.sock").unlink()
+        await asyncio.gather(volumes.publish(publication), volumes.publish(publication))
+        assert volume.troubles.texts == []
+        assert answers(sockets / "fuse.sock.v1")
+        volume.give_up()
+        await volume._service.wait_closed()
+        watch.close()
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
+    assert "cannot repair" not in caplog.text
+
+
 def test_it_is_quiet_when_nobody_connects_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = VolumePaths(str(tmp_path), "uid/mount", "uid/empty", "data")
     (tmp_path / paths.sockets).mkdir(parents=True)
@@ -131,7 +161,8 @@ def test_it_is_quiet_when_nobody_connects_any_more(tmp_path: Path, monkeypatch: 
         async def connect_again_and_again() -> None:
             while True:
                 connect()
-                await asyncio.sleep(0.001)
+                # More slowly than connections are accepted: with a full queue, connect(2) would block the server's own loop.
+                await asyncio.sleep(limits.ACCEPT_WINDOW / 2)
 
         # As long as somebody connects again and again, the limit ends the wait.
         flood = loop.create_task(connect_again_and_again())
