@@ -161,7 +161,7 @@ class Driver:
         return [child for child in self._started() if not self._is_spare(child)]
 
     def spares(self) -> set[int]:
-        """Return the spare process that waits for work, if there is one now."""
+        """Return the spare process that waits for work or is just being started, if there is one now."""
         return {int(child) for child in self._started() if self._is_spare(child)}
 
     def _started(self) -> list[str]:
@@ -170,10 +170,18 @@ class Driver:
 
     @staticmethod
     def _is_spare(child: str) -> bool:
+        """Return whether it has nothing open that it works with: only its standard streams, its socket, and at first its pidfd.
+
+        A process that hangs while it ends has no fds any more, and is no spare.
+        """
+        opened = []
         try:
-            return Path(f"/proc/{child}/wchan").read_text() == "__skb_wait_for_more_packets"  # net/core/datagram.c
+            for fd in os.listdir(f"/proc/{child}/fd"):
+                if int(fd) > 2:
+                    opened.append(os.readlink(f"/proc/{child}/fd/{fd}"))
         except (FileNotFoundError, ProcessLookupError):
             return False
+        return bool(opened) and all(what.startswith(("socket:", "pidfd:", "anon_inode:[pidfd]")) or what == os.devnull for what in opened)
 
     def waits_for_a_fuse_program(self) -> bool:
         """Return whether one of its processes waits for an answer from a FUSE program."""
