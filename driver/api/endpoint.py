@@ -4,10 +4,10 @@ import asyncio
 import os
 import socket
 import stat
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from driver.linux import syscalls
 from driver.model.errors import StartError
 from driver.observe.logs import log
 
@@ -15,7 +15,6 @@ from driver.observe.logs import log
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 _ANSWER_WAIT = 3.0  # seconds
 _CONNECT_RETRY = 0.05
-_UCRED = struct.Struct("iII")  # struct ucred, unix(7): pid, uid, gid
 
 
 class AlreadyServed(StartError):
@@ -70,7 +69,7 @@ async def find_listener(path: str) -> Listener | None:
         try:
             async with asyncio.timeout(_ANSWER_WAIT):
                 await _connect(probe, path)
-                pid, _, _ = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+                pid, _, _ = syscalls.peer_credentials(probe)
                 listener = Listener(pid, answers=False)
                 await loop.sock_sendall(probe, _PREFACE)
                 return Listener(pid, answers=True) if await loop.sock_recv(probe, 1) else None

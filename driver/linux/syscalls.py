@@ -6,6 +6,8 @@ same number on every architecture. Paths are str or bytes; the path of an open f
 
 import ctypes
 import os
+import socket
+import struct
 from collections.abc import Callable
 from errno import ENOSYS, EPERM
 
@@ -59,6 +61,8 @@ IN_ATTRIB = 0x04
 IN_CLOSE_WRITE = 0x08
 IN_Q_OVERFLOW = 0x4000
 IN_IGNORED = 0x8000
+
+_UCRED = struct.Struct("iII")  # struct ucred of unix(7)
 
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
@@ -164,6 +168,11 @@ def ask_for_attributes(fd: int) -> None:
     """
     buffer = (ctypes.c_uint32 * 64)()
     _check(_libc.statx(fd, b"", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, buffer), f"/proc/self/fd/{fd}")
+
+
+def peer_credentials(connection: socket.socket) -> tuple[int, int, int]:
+    """Call getsockopt(2) with SO_PEERCRED: return pid, uid and gid of the process at the other end of a Unix socket."""
+    return _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
 
 
 def inotify_init() -> int:

@@ -11,13 +11,13 @@ accepted until a thread is free.
 import asyncio
 import os
 import socket
-import struct
 from collections.abc import Callable
 from enum import Enum
 from errno import EBUSY, EIO, EPROTO
 from functools import partial
 
 from driver.blocking.threads import Threads
+from driver.linux import syscalls
 from driver.model import limits
 from driver.model.peer import Peer
 from driver.model.policy import Refused
@@ -30,7 +30,6 @@ from driver.pods.sockets import PodSockets
 from fusermount3_proxy.wire import fdpass, protocol
 from fusermount3_proxy.wire.protocol import MountRequest, ProtocolError, Reply
 
-_UCRED = struct.Struct("iII")  # struct ucred, unix(7): pid, uid, gid
 _ACCEPT_PAUSE = 0.1  # seconds without accepting after an error, which a lack of fds may cause
 
 
@@ -376,4 +375,4 @@ def _send_fd(connection: socket.socket, reply: Reply, fd: int) -> None:
 
 
 def _peer(connection: socket.socket) -> Peer:
-    return Peer(*_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
+    return Peer(*syscalls.peer_credentials(connection))
