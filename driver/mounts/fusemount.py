@@ -163,7 +163,20 @@ def detach_all(target: str) -> None:
             raise
 
 
-def abort_connection(place: str) -> None:
+def cover(place: str, target: str, is_bare: bool) -> None:
+    """Abort the connection of the FUSE mount at `place`, which was at `target`, and mount the placeholder over its peers. Raises OSError.
+
+    `is_bare` says that no placeholder is at `target`: then one is mounted. The caller has an fd of the FUSE mount.
+    """
+    _abort_connection(place)
+    if is_bare:
+        mount_placeholder(target)
+    # It covers every container's own bind. The cover is a peer of the target's placeholder, so the next mount at the target appears
+    # there, too.
+    syscalls.mount(target, place, None, syscalls.MS_BIND)
+
+
+def _abort_connection(place: str) -> None:
     """Abort the connection of a mount, so that its program gets ENODEV although containers still hold its superblock. Raises OSError."""
     try:
         syscalls.umount(place, syscalls.MNT_FORCE)

@@ -53,7 +53,9 @@ def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool, w
             try:
                 if not is_attached:
                     syscalls.move_mount(fuse, place)  # the unmount has made room for one more mount
-                _cover(target, place, fuse, mount.on_placeholder)
+                fusemount.cover(place, target, is_bare=not mount.on_placeholder)
+                # Private from now on: otherwise unmounting the placeholder at the place would unmount it in the containers, too.
+                syscalls.mount_setattr(fuse, propagation=syscalls.MS_PRIVATE)
             except OSError as error:
                 # A mount namespace is full: the driver's, or a container's.
                 warn(f"the mount is off {target}, and may stay in containers until they restart: {error.strerror}")
@@ -89,17 +91,6 @@ def _peer(target: str, place: str) -> tuple[int, bool]:
             raise
         return mounttable.detached_copy(target), False
     return os.open(place, os.O_PATH | os.O_CLOEXEC), True
-
-
-def _cover(target: str, place: str, fuse: int, on_placeholder: bool) -> None:
-    """Abort the connection of the mount at `place` (`fuse` is an fd of it), and mount the placeholder over its peers."""
-    fusemount.abort_connection(place)
-    if not on_placeholder:
-        fusemount.mount_placeholder(target)
-    # It covers every container's own bind. The next mount at the target reaches them: they are in the placeholder's peer group now.
-    syscalls.mount(target, place, None, syscalls.MS_BIND)
-    # Private from now on: otherwise unmounting the placeholder here would unmount it in the containers, too.
-    syscalls.mount_setattr(fuse, propagation=syscalls.MS_PRIVATE)
 
 
 class NotOurs(OSError):

@@ -134,10 +134,7 @@ def _finish_take_off(place: str, target: str) -> None:
             return  # the mount is still at the target, and its volume is restored
         fuse = os.open(place, os.O_PATH | os.O_CLOEXEC)
         try:
-            fusemount.abort_connection(place)
-            if not mounttable.mounts_at(target):
-                fusemount.mount_placeholder(target)
-            syscalls.mount(target, place, None, syscalls.MS_BIND)
+            fusemount.cover(place, target, is_bare=not mounttable.mounts_at(target))
         finally:
             os.close(fuse)
     except OSError as error:
