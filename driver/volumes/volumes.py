@@ -37,7 +37,7 @@ class Volumes:
         self._bounds = bounds
         self._by_target: dict[str, Volume] = {}
         self._by_sockets: dict[tuple[str, str, str], Volume] = {}
-        self._unpublishing: dict[str, asyncio.Task[None]] = {}
+        self._unpublishing: dict[str, asyncio.Future[None]] = {}
         self._clearing: dict[str, asyncio.Future[None]] = {}  # by the targets of unknown volumes, each in a thread that may hang
 
     def __iter__(self) -> Iterator[Volume]:
@@ -154,14 +154,9 @@ class Volumes:
         if task is None:
             task = asyncio.get_running_loop().create_task(self._unpublish(target))
             self._unpublishing[target] = task
-            task.add_done_callback(lambda ended: self._end_unpublish(target, ended))
+            task.add_done_callback(partial(_forget_removal, self._unpublishing, target))
         # A caller that gives up must not leave the volume half unpublished.
         await asyncio.shield(task)
-
-    def _end_unpublish(self, target: str, task: "asyncio.Task[None]") -> None:
-        del self._unpublishing[target]
-        if not task.cancelled():
-            task.exception()  # mark it as seen: the callers that still wait report it
 
     async def _unpublish(self, target: str) -> None:
         volume = self._by_target.get(target)
@@ -238,16 +233,17 @@ class Volumes:
                 record = fusemount.adopted_beneath(mounttable.mounts_at(target))
                 cleared = Threads(1).finish(lambda: takeoff.remove_target(self._workspace, target, record))
                 self._clearing[target] = cleared
-                cleared.add_done_callback(lambda ended: self._end_clearing(target, ended))
+                cleared.add_done_callback(partial(_forget_removal, self._clearing, target))
             # A retry waits for the thread of the first call. A second thread would hang where the first one hangs.
             await asyncio.wait_for(asyncio.shield(cleared), limits.DETACH_WAIT)
         except OSError as error:
             raise unpublish_error(target, error) from None
 
-    def _end_clearing(self, target: str, cleared: "asyncio.Future[None]") -> None:
-        del self._clearing[target]
-        if not cleared.cancelled():
-            cleared.exception()  # mark it as seen: the call that waits reports it
+
+def _forget_removal(removals: "dict[str, asyncio.Future[None]]", target: str, ended: "asyncio.Future[None]") -> None:
+    del removals[target]
+    if not ended.cancelled():
+        ended.exception()  # mark it as seen: the calls that still wait report it
 
 
 def _check_places(publication: Publication, pods_dir: str, standalone_root: str) -> None:
