@@ -47,6 +47,7 @@ class MountLife:
         self.mount = mount
         self.state = State.MOUNTED
         self.has_ended = False
+        self.late_end: End | None = None  # how the mount ends, where a detach() took longer than its limit and goes on
         self._place = place
         self._kernel = kernel
         self._log = log
@@ -54,7 +55,6 @@ class MountLife:
         self._on_death = on_death
         self._on_end = on_end
         self._on_missing = on_missing
-        self._late_end: End | None = None  # how the mount ends whose detaching takes longer than its limit
         self._death = DeathWatch(mount.device, kernel, self._program_may_have_ended)
 
     def begin(self) -> None:
@@ -68,11 +68,6 @@ class MountLife:
     def is_held(self) -> bool:
         """Return whether some process is known to hold the fd that serves the mount."""
         return bool(self._death.is_held())
-
-    @property
-    def late_end(self) -> End | None:
-        """Return how the mount ends where an earlier detach() took longer than its limit; None where there was none."""
-        return self._late_end
 
     def check(self) -> None:
         """Check in the background whether the program has ended, and detach the mount then."""
@@ -109,14 +104,14 @@ class MountLife:
     async def detach(self, plain: bool) -> None:
         """Detach the mount; `plain` as for Place.detach(). Needs the place's lock. Raises OSError, TimeoutError."""
         took = Timer(Operation.UNMOUNT)
-        end = self._late_end or (End.DIED if self.state is State.DEAD else End.ASKED)
+        end = self.late_end or (End.DIED if self.state is State.DEAD else End.ASKED)
         try:
             await self._place.detach(self.mount, plain)
         except TimeoutError:
-            self._late_end = end
+            self.late_end = end
             raise
         except OSError:
-            self._late_end = None
+            self.late_end = None
             raise
         took.stop()
         self.end(end)

@@ -75,14 +75,13 @@ class VolumeMounts:
         Raises OSError, and TimeoutError where mount(2) does not return in time.
         """
         opened = self._kernel.open_device()
+        fd = -1
         try:
             fd = os.dup(opened.fd)  # the attempt closes the other one
-            try:
-                attempt = self.place.begin_attach(opened, mountpoint, arguments, False, partial(self._mounted, mounter))
-            except BaseException:
-                os.close(fd)
-                raise
+            attempt = self.place.begin_attach(opened, mountpoint, arguments, False, partial(self._mounted, mounter))
         except BaseException:
+            if fd >= 0:
+                os.close(fd)
             self._kernel.discard_device(opened)
             raise
         try:
