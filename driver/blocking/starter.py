@@ -27,7 +27,7 @@ import prctl
 
 START = b"\0"
 ANSWER_MAX = 8192  # bytes
-_PACKET_MAX = 1 << 17  # bytes of arguments: a path, and mount options, which arrive in a packet of half that size
+_PACKET_MAX = 1 << 17  # bytes of one call: a path, and mount options, for which a pod's packet has room for half as many
 _TRACEBACK_MAX = ANSWER_MAX // 8  # characters of up to four bytes each; the end of a traceback is the useful part
 _FD_MAX = 1 << 20
 

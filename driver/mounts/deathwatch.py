@@ -7,8 +7,8 @@ from driver.model import limits
 from driver.mounts.kernel import DeviceKernel
 
 # __fput() tells inotify before it drops the lock, a moment that lasts where the closing process has to wait for a processor.
-# Each check comes at most twice as late as the lock was dropped. The kernel would wake who waits in flock(2); but a program
-# that lives can open and close its own device node as often as it likes, and would keep a process waiting for each.
+# The pauses double, so a drop after t seconds is noticed before 2 t. A process that waits in flock(2) would be woken at once, but
+# a program that lives can open and close its device node as often as it likes, and each time another process would have to wait.
 _STEPS = tuple(0.001 * 2**number for number in range(10))  # seconds
 
 
@@ -70,7 +70,7 @@ class DeathWatch:
                 return
             step = next(steps, None)
             if step is not None and not is_held:
-                # A program that lives without its lock costs a process each time, so it cannot have the checks come sooner.
+                # Wake-ups are ignored here: each check needs a process, and a program that lives without its lock could cause many.
                 await asyncio.sleep(step)
                 continue
             if step is None and is_held and self._watch_id is not None and not self._check_again.is_set():

@@ -81,7 +81,7 @@ class DeviceFolder:
         self.remove(opened.name)
 
     def is_held(self, name: str) -> bool:
-        """Return whether some process holds the fd. A stopped program holds it. One that has dropped the lock itself seems not to."""
+        """Return whether some process holds the fd. A stopped program holds it. One that has dropped the lock looks as if it had ended."""
         if not self.is_there(name):
             return False
         try:

@@ -25,7 +25,7 @@ TROUBLES = ("adopted", "stays", "look", "watch")
 class MountLife:
     """Follows one mount: it notices the death of the program, detaches the mount then, and reports how the mount ended.
 
-    Where the mount is attached is the place's business. Whoever calls detach() or is_dead() holds `place.lock`.
+    The place knows where the mount is attached. The caller of detach() or is_dead() holds `place.lock`.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class MountLife:
         """Follow `mount`, which is attached at `place`, after begin().
 
         `on_death` is called when the program is known to have ended. `on_end` is called once, when the mount is detached.
-        `on_missing` is called where the mount turns out to be detached by somebody else; it calls end().
+        `on_missing` is called where somebody else has detached the mount; it must call end().
         """
         self.mount = mount
         self.state = State.MOUNTED
@@ -81,8 +81,8 @@ class MountLife:
     async def is_dead(self) -> bool:
         """Return whether nobody serves the mount any more. Needs the place's lock.
 
-        The lock of the device node says that somebody serves it. A hostile program could drop that lock, and a cloned fd
-        has none, so the kernel is asked where the lock is not there.
+        The lock of the device node proves that somebody serves it. A missing lock proves nothing, because a hostile program
+        could drop it and a cloned fd has none. Then the kernel is asked.
         """
         if self._death.is_held() is not False:
             return False

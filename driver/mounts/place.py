@@ -9,8 +9,8 @@ from driver.model.fusemount import FuseMount
 class Place(Protocol):
     """Where a FUSE mount is attached, and how it is detached there.
 
-    A volume's mounts are attached at its target path (target.py). Other kinds of place differ in how a mount gets there and
-    how it is detached; the life of the mount (life.py) is the same.
+    TargetPlace (target.py), the target path of a volume, is the only one. Another kind would attach and detach a mount in its own
+    way; the life of the mount (life.py) would be the same.
     """
 
     lock: asyncio.Lock  # held by each task that attaches, detaches or checks a mount at this place

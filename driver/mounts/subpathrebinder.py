@@ -14,7 +14,7 @@ KIND = "subPath"  # of trouble
 
 
 class SubPathRebinder:
-    """Rebinds the subPath mounts to one FUSE mount. Works from begin to stop(), and again whenever check() finds it undone."""
+    """Rebinds the subPath mounts to one FUSE mount: check() begins it, and begins it again where it has failed; stop() ends it."""
 
     def __init__(self, mount: FuseMount, kernel: TargetKernel, log: VolumeLog, troubles: Troubles) -> None:
         self._mount = mount

@@ -54,7 +54,7 @@ def stale(mounts: Iterable[Mount], below: bytes, device: str) -> list[SubPath]:
         if not stack or not stack[0].is_fuse or stack[-1].device == device:
             continue
         inner = stack[0].root
-        # A bind of the root itself gets what is mounted at the target, as containers do (takeoff.take_off).
+        # A bind of the root itself needs nothing: take_off() and propagation reach it, as they reach containers.
         if inner != b"/" and not inner.endswith(_DELETED):
             found.append(SubPath(path, inner.lstrip(b"/"), len(stack) - 1))
     return found

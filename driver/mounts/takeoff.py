@@ -30,8 +30,9 @@ def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool, w
     use, and changes nothing then. Without it the mount is detached although it is in use. Either way the connection is aborted at
     the end. Raises OSError with EBUSY where something else is mounted over the mount.
 
-    A container that started after the mount would keep it for ever. So the placeholder is mounted over it there, through a peer of
-    that FUSE mount. Once the mount is off the target, nothing is raised any more: `warn` is called with what failed.
+    A container that started after the mount would keep it for ever. To cover it there, the FUSE mount is bound at a private
+    place, and the placeholder is mounted on that bind: propagation carries it into the containers. Once the mount is off
+    the target, nothing is raised any more: `warn` is called with what failed.
     """
     place = workspace.new_place(target)
     try:
@@ -82,7 +83,7 @@ def _peer(target: str, place: str) -> tuple[int, bool]:
     """Make a peer of the mount at `target`: what is mounted on the peer reaches all containers that have bound that mount.
 
     Return an fd of the peer, and whether it is mounted at `place`. Where the mount namespace is full, the peer is a detached copy,
-    which ends with its fd: a driver that is killed then leaves nothing that the next one could finish. Raises OSError.
+    which ends with its fd: if the driver is killed then, the next one cannot finish the work. Raises OSError.
     """
     try:
         syscalls.mount(target, place, None, syscalls.MS_BIND)

@@ -45,8 +45,8 @@ class TargetPlace:
     ) -> MountAttempt:
         """Begin to mount `opened` on the placeholder.
 
-        When mount(2) has returned, `on_mounted` has been called and the fd of `opened` is closed, or `opened` is discarded; the
-        attempt's errno is 0 only in the first case.
+        When mount(2) has succeeded, `on_mounted` is called and the fd of `opened` is closed. When it has failed, `opened` is
+        discarded. The attempt's errno is 0 only in the first case.
         Needs the lock at the start alone: while `attempt` is set nothing else mounts. Raises OSError where the target is gone,
         and then `opened` is still the caller's.
         """
@@ -75,7 +75,7 @@ class TargetPlace:
                 raise
             finally:
                 if is_followed:
-                    opened.close()  # after the watch was set, which hears of this close where it is the last one
+                    opened.close()  # not earlier: if this fd is the last one, the watch must notice its close
                 else:
                     self._kernel.discard_device(opened)
             return errno
@@ -154,8 +154,8 @@ class TargetPlace:
 
     async def usage(self, mount: FuseMount | None) -> tuple[int, ...]:
         """Return statvfs(3) of what is here, with `mount` or without one. Raises as BoundedCall.call()."""
-        # The placeholder is the driver's own, and needs no process that can be left behind. Not while a program has mounted:
-        # opening the target would make that mount busy for a container that unmounts it just now.
+        # The placeholder is the driver's own, and needs no process that can be left behind. It is not
+        # opened while a program has mounted: that mount would be busy for a container that unmounts it just now.
         if mount is None and self.placeholder is not None:
             found = self._kernel.placeholder_usage(self.placeholder)
             if found is not None:

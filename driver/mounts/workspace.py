@@ -1,4 +1,8 @@
-"""The driver's own places for mounting: device nodes, and a private tmpfs whose mounts reach nobody else."""
+"""The driver's own places for mounting: device nodes, and a private tmpfs.
+
+What is mounted on the tmpfs appears in no container. A bind of a FUSE mount there is a peer of mounts in containers, so what is
+mounted on such a bind does.
+"""
 
 import fcntl
 import os

@@ -30,7 +30,7 @@ from fusermount3_proxy.wire.mountinfo import Mount
 
 
 class VolumeMounts:
-    """The mounts of one volume, all at its target path. The rule of volumes is here: one mount at a time.
+    """The mounts of one volume, all at its target path. There is one at the most, since requests.py refuses a second one.
 
     Each task that changes the mounts holds `place.lock`.
     """
@@ -91,7 +91,7 @@ class VolumeMounts:
                 raise OSError(errno, os.strerror(errno))
             return fd
         except BaseException:
-            # What is mounted late has no fd left then, and ends as the mount of a dead program does.
+            # If mount(2) succeeds after this, no process holds the fd, and the mount is detached as that of a dead program.
             attempt.give_up()
             os.close(fd)
             raise
@@ -130,7 +130,7 @@ class VolumeMounts:
             self.place.begin_rebinding(mount)
             self._on_change()
         except BaseException:
-            # A mistake of the driver's own; whoever has attached the mount detaches it.
+            # This is a mistake in the driver's own code. The caller of this method detaches the mount.
             self._lives.remove(life)
             life.stop()
             self.place.end_rebinding()

@@ -1,8 +1,10 @@
 """The JSON form of a volume's record: values in, an object out, and back. No input or output happens here.
 
 Version 1 holds one mount at the most, in `mount`. A volume with at most one mount is written as version 1, so that an older
-driver finds it after a downgrade; what version 1 has no field for is in `more`, which an older driver ignores. Version 2 holds
-any number of mounts, in `mounts`. Both are read.
+driver finds it after a downgrade; Version 2 holds any number of mounts, in `mounts`. Both are read.
+
+A new field of a mount goes into `more` of version 1, which an older driver ignores, and into each mount of version 2. Add no field
+to `publication` or `paths`: an older driver refuses a record that has one it does not know.
 """
 
 from dataclasses import dataclass, field

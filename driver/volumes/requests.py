@@ -26,7 +26,7 @@ class PreparedMount:
     peer: Peer
     arguments: MountArguments
     opened: OpenDevice
-    is_handed_on: bool = False  # the mount process closes `opened` from then on
+    is_handed_on: bool = False  # `opened` is closed, or the attempt closes it when mount(2) has returned
 
     @property
     def fd(self) -> int:
@@ -74,7 +74,7 @@ class VolumeRequests:
     async def prepare(self, request: MountRequest, peer: Peer) -> PreparedMount:
         """Open a /dev/fuse for a container that says later when to mount it (sync-init). Raises Refused.
 
-        Nothing is reserved: until then other programs can mount, and a container that goes away is in nobody's way.
+        This does not reserve the volume: another program may mount first.
         """
         async with self.mounts.place.lock:
             arguments = await self._admit(request, peer)

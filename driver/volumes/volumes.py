@@ -24,7 +24,7 @@ from driver.volumes.recordformat import Record
 from driver.volumes.records import Records
 from driver.volumes.volume import Volume, unpublish_error
 
-_MOMENT = 2 * limits.ACCEPT_WINDOW  # seconds without a new connection, after which the waiting pods count as served
+_MOMENT = 2 * limits.ACCEPT_WINDOW  # seconds; if nobody connects for so long, all waiting pods have been served
 
 
 class Volumes:
@@ -130,7 +130,7 @@ class Volumes:
         self._remove_devices()
 
     def _remove_devices(self) -> None:
-        """Remove the device nodes that no process holds. Of the others, remove those of mounts that never came, when they are closed."""
+        """Remove the device nodes that no process holds. One that is held and has no mount is removed when it is closed."""
         devices = self._workspace.devices
         known = {mount.device for volume in self for mount in volume.mounts.mounts}
         for name in devices.remove_unheld():
@@ -142,7 +142,7 @@ class Volumes:
                     log.warning(f"a device node of a former driver stays until the next start: {error}")
 
     def _unknown_closed(self, name: str) -> None:
-        """Remove a former driver's device node, which is closed now. It may belong to any mount that was adopted without a device."""
+        """Remove a former driver's device node, which is closed now. Check every mount whose device is not known, since it may be its."""
         self._workspace.devices.remove(name)
         for volume in self:
             if any(mount.device is None for mount in volume.mounts.mounts):

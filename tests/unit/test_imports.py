@@ -64,7 +64,7 @@ def test_modules_and_imports_are_found() -> None:
     assert "fusermount3_proxy.wire.protocol" in GRAPH["driver.pods.server"]
 
 
-def test_imports_run_downhill() -> None:
+def test_imports_have_no_circles() -> None:
     """No module is imported, directly or indirectly, by a module that it imports."""
     done: set[str] = set()
 
@@ -89,12 +89,12 @@ def package_of(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_packages_import_only_those_beneath_them(name: str) -> None:
+def test_packages_import_only_those_before_them(name: str) -> None:
     order = DRIVER_PACKAGES if name.startswith("driver") else CLIENT_PACKAGES
     own = order.index(package_of(name))
     for other in GRAPH[name]:
         if other.partition(".")[0] in PACKAGES and other != "driver":  # driver/__init__.py holds only the version
-            assert package_of(other) in order[: own + 1], f"{name} imports {other}, which is above it"
+            assert package_of(other) in order[: own + 1], f"{name} imports {other}, which comes after it"
 
 
 def test_every_package_has_a_docstring() -> None:

@@ -123,7 +123,7 @@ def main() -> None:
     server.begin()
     if how.startswith("unlocks"):
         fcntl.flock(fd, fcntl.LOCK_UN)
-    print("serves", flush=True)  # before the parent may end, which whoever waits for this would take for a failure
+    print("serves", flush=True)  # before the parent may end: the test waits for this line, and an end before it would be a failure
     if how == "child-keeps":
         if os.fork() > 0:
             os._exit(0)

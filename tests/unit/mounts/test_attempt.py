@@ -41,7 +41,7 @@ def test_its_end_is_the_errno_of_the_mount(starter: Starter, tmp_path: Path) -> 
         fd = null()
         attempt = MountAttempt.in_process(starter, fd, f"{tmp_path}/missing", KERNEL, lambda errno: note(attempt.ended.done(), errno))
         assert await attempt.ended in (ENOENT, EPERM, ENOTBLK)  # without privileges the kernel looks no further
-        # Whoever waits for its end finds everything done.
+        # When `ended` is settled, everything is done.
         assert told == [False]
         assert not attempt.is_given_up
         attempt.give_up()  # and again, when it has ended
