@@ -95,6 +95,18 @@ def waits_for_end(connection: socket.socket) -> None:
         pass
 
 
+class Silent:
+    """A behaviour: never answers. `asked` is set when the first request has arrived."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+
+    def __call__(self, connection: socket.socket) -> None:
+        connection.recv(1 << 20)
+        self.asked.set()
+        waits_for_end(connection)
+
+
 def answer(connection: socket.socket, packet: bytes, *fds: int) -> None:
     """Send one message with fds attached."""
     control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []

@@ -6,14 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from open_fds import same_file
 from pod_programs import SOCKET_VARIABLE, Ended, command_of, end, run, start
-from standin_driver import DEADLINE, Recorder, StandIn, answer, listen, receive, sends, waits_for_end
+from standin_driver import DEADLINE, Recorder, Silent, StandIn, answer, listen, receive, sends
 
 OK = b'{"volumeName": "data"}'
 DONE = b"{}"
@@ -443,18 +442,12 @@ def test_the_locale_changes_no_byte(path: Path, tmp_path: Path, environment: Map
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_without_output(library: Library, path: Path, mountpoint: Path, number: signal.Signals) -> None:
-    asked = threading.Event()
-
-    def behaviour(connection: socket.socket) -> None:
-        connection.recv(1 << 20)
-        asked.set()
-        waits_for_end(connection)
-
-    with StandIn(path, v1=behaviour):
+    silent = Silent()
+    with StandIn(path, v1=silent):
         comm = library.helpers.fileno()
         helper = start("fusermount3", [str(mountpoint)], {"_FUSE_COMMFD": str(comm), SOCKET_VARIABLE: str(path)}, [comm])
         try:
-            assert asked.wait(DEADLINE)
+            assert silent.asked.wait(DEADLINE)
         finally:
             helper.send_signal(number)
         assert end(helper) == Ended(-number, b"", b"")

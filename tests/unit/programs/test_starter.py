@@ -6,14 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pod_programs import ROOT, Ended, command_of, end, run, start
-from standin_driver import DEADLINE, Recorder, StandIn, listen, sends, waits_for_end
+from standin_driver import DEADLINE, Recorder, Silent, StandIn, listen, sends
 
 from fusermount3_proxy import limits, starter
 from fusermount3_proxy.starter import UsageError
@@ -322,17 +321,11 @@ def test_waits_no_longer_than_asked(path: Path, wait: str, is_reported: bool, is
 
 
 def test_ctrl_c_while_it_waits_has_no_traceback(path: Path) -> None:
-    asked = threading.Event()
-
-    def behaviour(connection: socket.socket) -> None:
-        connection.recv(1 << 20)
-        asked.set()
-        waits_for_end(connection)
-
-    with StandIn(path, v1=behaviour):
+    silent = Silent()
+    with StandIn(path, v1=silent):
         process = start("starter", starts(path, "sh"))
         try:
-            assert asked.wait(DEADLINE)
+            assert silent.asked.wait(DEADLINE)
         finally:
             process.send_signal(signal.SIGINT)
         assert end(process) == Ended(-signal.SIGINT, b"", b"")
