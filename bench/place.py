@@ -72,7 +72,7 @@ def private_place(peer: Peer | None) -> Iterator[Path]:
         shutil.copytree(TREE, path / "opt" / TREE_PLACE.name, symlinks=True)
         if peer is not None:
             shutil.copytree(peer.tree, path / "opt" / _PEER_TREE.name, symlinks=True)
-        mounts.mount("--bind", path / "opt", TREE_PLACE.parent)
+        mounts.cover(TREE_PLACE.parent, TREE_PLACE.name, path / "opt", flags=mounts.MS_BIND)
         PODS.mkdir(parents=True, exist_ok=True)
         mounts.mount("-t", "tmpfs", "-o", "mode=0755", "mfcp-bench", PODS)
         mounts.mount("--make-shared", PODS)

@@ -38,6 +38,7 @@ DIFFERENTIAL_PACKAGES = ["fuse3"]
 ALL_DIFFERENTIAL_PACKAGES = ["debootstrap", "debian-archive-keyring"]
 
 LONG_EXAMPLES = 20_000
+MESSAGE_MAX = 500  # characters of a failed test's message in the summary
 
 STEPS_AT_ONCE = 2
 _CPUS = len(os.sched_getaffinity(0))
@@ -161,6 +162,7 @@ class Progress:
 
     count: Count
     output: IO[bytes] | None  # collects the output of the step's commands, if another step runs meanwhile
+    failed_tests: list[str] = field(default_factory=list)  # the name of each and its message
 
 
 @dataclass
@@ -197,7 +199,7 @@ class Run:
                         sys.stdout.buffer.write(progress.output.read())
                     self.count.add(progress.count)
                     if progress.count.failed:
-                        self.failures.append(title)
+                        self.failures += [title, *(f"    {test}" for test in progress.failed_tests)]
                     say(f"{place}: {'FAILED' if progress.count.failed else 'ok'}, {duration(began)}")
 
     def set_up(self, title: str, *command: str | Path) -> None:
@@ -216,7 +218,8 @@ class Run:
             if stage.is_pytest:
                 report = Path(folder, "report.xml")
                 status = COMMANDS.call([*command, "-p", "no:cacheprovider", "--no-header", f"--junitxml={report}"], progress.output)
-                progress.count.add(read_count(report))
+                count, progress.failed_tests = read_report(report)
+                progress.count.add(count)
                 # pytest failed, although no test did: it found none, or ended with an error of its own.
                 progress.count.failed += 1 if status != 0 and not progress.count.failed else 0
             else:
@@ -302,14 +305,19 @@ class Schedule:
             self._drop_those_that_need(step.name)
 
 
-def read_count(report: Path) -> Count:
-    """Return the count in pytest's JUnit report. It is 0 if there is no report."""
-    count = Count()
+def read_report(report: Path) -> tuple[Count, list[str]]:
+    """Return the count in pytest's JUnit report, and a line for each test that failed. Both are empty if there is no report."""
+    count, failed = Count(), []
     if report.exists():
-        for suite in xml.etree.ElementTree.parse(report).iter("testsuite"):
+        root = xml.etree.ElementTree.parse(report)
+        for suite in root.iter("testsuite"):
             tests, failures, errors, skipped = (int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped"))
             count.add(Count(tests - failures - errors - skipped, failures + errors, skipped))
-    return count
+        for case in root.iter("testcase"):
+            for result in (*case.findall("failure"), *case.findall("error")):
+                message = " ".join(result.get("message", "").split())
+                failed.append(f"{case.get('classname')}::{case.get('name')}: {message[:MESSAGE_MAX]}")
+    return count, failed
 
 
 def missing_packages(wanted: list[Stage]) -> list[str]:
@@ -461,8 +469,10 @@ def main() -> int:
     except KeyboardInterrupt:
         say("tests/run: interrupted")
         status = 130
-    for title in run.failures:
-        say(f"failed: {title}")
+    if run.failures:
+        say("\nfailed:")
+    for line in run.failures:
+        say(f"  {line}")
     say(f"\nthe whole run took {duration(began)}")
     # CI reads the last line, so it holds only the count.
     say(str(run.count))

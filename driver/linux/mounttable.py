@@ -80,6 +80,11 @@ def identity_at(target: str) -> str:
         os.close(fd)
 
 
+def device_of_identity(identity: str) -> str:
+    """Return the device number, MAJOR:MINOR, in what identity_at() returned."""
+    return identity.partition(" ")[0]
+
+
 def detached_copy(target: str) -> int:
     """Return an fd of a detached copy of the mount at `target`. Using it does not make the mount itself busy. Raises OSError.
 

@@ -127,13 +127,14 @@ def remove_placeholder(target: str) -> None:
     The mount table is not read: it is long where there are many volumes, and usually nothing lies beneath the placeholder.
     """
     try:
-        syscalls.umount(target, syscalls.MNT_DETACH)
         try:
+            syscalls.umount(target, syscalls.MNT_DETACH)
             os.rmdir(target)
         except OSError as error:
-            if error.errno != EBUSY:
+            # EBUSY: something was mounted there before the placeholder. EINVAL: somebody has just unmounted it on the node.
+            if error.errno not in (EBUSY, EINVAL):
                 raise
-            fusemount.detach_all(target)  # something was mounted there before the placeholder
+            fusemount.detach_all(target)
             os.rmdir(target)
     except FileNotFoundError:
         pass

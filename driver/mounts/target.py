@@ -131,7 +131,7 @@ class TargetPlace:
         if not stack:
             self.placeholder = await self._kernel.remount_placeholder()
         elif is_placeholder(stack[-1]):
-            self.adopt_placeholder()  # not known yet where a former driver has mounted it
+            self.adopt_placeholder(stack[-1])  # not known yet where a former driver has mounted it
         if not stack or was_unmounted:
             text = "it was unmounted on the node: containers that ran then may not see what is mounted now until they restart"
             self._troubles.begin("unmounted", text, logging.WARNING)
@@ -148,9 +148,13 @@ class TargetPlace:
         """Mount the placeholder. Raises OSError, NotADirectoryError where the target is a file or a symlink."""
         self.placeholder = self._kernel.mount_placeholder()
 
-    def adopt_placeholder(self) -> None:
-        """Take the placeholder that is topmost here for this volume's. Raises OSError."""
-        self.placeholder = self._kernel.identity()
+    def adopt_placeholder(self, placeholder: Mount) -> None:
+        """Take `placeholder`, which was topmost here a moment ago, for this volume's. Raises OSError.
+
+        If somebody on the node has unmounted it meanwhile, nothing is adopted, and the next republish repairs the target.
+        """
+        identity = self._kernel.identity()
+        self.placeholder = identity if mounttable.device_of_identity(identity) == placeholder.device else None
 
     async def usage(self, mount: FuseMount | None) -> tuple[int, ...]:
         """Return statvfs(3) of what is here, with `mount` or without one. Raises as BoundedCall.call()."""

@@ -163,7 +163,7 @@ class VolumeMounts:
             except NotADirectoryError:
                 raise VolumeError(Code.FAILED_PRECONDITION, not_a_directory(self.place.path)) from None
         elif is_placeholder(stack[-1]):
-            self.place.adopt_placeholder()
+            self.place.adopt_placeholder(stack[-1])
         elif not stack[-1].is_fuse:
             raise VolumeError(Code.FAILED_PRECONDITION, foreign(self.place.path, stack[-1]))
         else:  # mounted by the Go plugin's driver, or by a driver that was killed before it could record the mount

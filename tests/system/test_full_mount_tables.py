@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,13 +37,16 @@ def full_table(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def full_pod(volume: Published) -> Iterator[None]:
+def full_pod(node: Node, volume: Published) -> Iterator[None]:
     """Start a process in a namespace of its own, in which only this volume is mounted, as in a container that starts now."""
+    place = Path(tempfile.mkdtemp(prefix="full-pod-", dir=node.folder))
+    (place / "volume").mkdir()
+    (place / "full").mkdir()
     script = (
-        'mount --bind "$0" /srv && umount --lazy "$1" && mount -t tmpfs mfcp-test /mnt && mkdir /mnt/full && '
-        '"$2" "$3" /mnt/full && echo full && exec sleep 100000'
+        'mount --bind "$0" "$2/volume" && umount --lazy "$1" && mount -t tmpfs mfcp-test "$2/full" && mkdir "$2/full/folder" && '
+        '"$3" "$4" "$2/full/folder" && echo full && exec sleep 100000'
     )
-    arguments = [volume.target, volume.pod.kubelet.pods_dir, sys.executable, full.__file__]
+    arguments = [volume.target, volume.pod.kubelet.pods_dir, place, sys.executable, full.__file__]
     command = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -87,7 +91,7 @@ def test_the_mount_table_of_a_pod_is_full(node: Node, fleet: Fleet, how: str) ->
     volume = node.pod().publish()
     program = serving(fleet, volume, "first")
     said = len(node.driver.log)
-    with full_pod(volume):
+    with full_pod(node, volume):
         if how == "unpublish":
             volume.unpublish()
             return

@@ -149,7 +149,7 @@ def test_a_hung_volume_is_asked_and_unpublished(node: Node, pod: Pod, make: Call
         rival = hung.fuse.run("mkdir -p /elsewhere && bindfs -f /srv /elsewhere")
         assert "Device or resource busy" in rival.err
         other.works()
-    assert node.driver.threads() <= before.threads + THREADS_OF_A_VOLUME
+    assert numbers(node).threads <= before.threads + THREADS_OF_A_VOLUME
     assert len(node.driver.children()) <= PROCESSES_OF_A_VOLUME
     with within(WAITS_FOR_NOBODY, "unpublish"):
         hung.volume.unpublish()
@@ -206,7 +206,7 @@ def test_many_hung_volumes_cost_a_bounded_number_of_threads(node: Node) -> None:
         for each in hung:
             each.volume.republish()
         assert node.driver.cli("status").stdout.count("does not answer") == len(hung)
-    assert node.driver.threads() <= before.threads + THREADS_OF_A_VOLUME * len(hung)
+    assert numbers(node).threads <= before.threads + THREADS_OF_A_VOLUME * len(hung)
     assert len(node.driver.children()) <= PROCESSES_OF_A_VOLUME * len(hung)
     for each in hung:
         with within(WAITS_FOR_NOBODY, "unpublish"):

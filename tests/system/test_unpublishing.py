@@ -10,6 +10,7 @@ import pytest
 from harness import mounts
 from harness.container import Background, Container
 from harness.events import wait_until
+from harness.hostile import numbers
 from harness.kubelet import Published, refused
 from harness.pod import Node, Pod
 from harness.programs import SOURCES
@@ -258,12 +259,12 @@ def test_retries_of_a_hung_unpublish_share_one_thread(node: Node, pod: Pod) -> N
     fd = mounts.mount_fuse(folder)
     server = subprocess.Popen([sys.executable, SOURCES / "never_removes.py", str(fd)], pass_fds=[fd])
     os.close(fd)
-    before = node.driver.threads()
+    before = numbers(node).threads
     try:
         for _ in range(3):
             with refused(grpc.StatusCode.DEADLINE_EXCEEDED):
                 volume.unpublish()
-            assert node.driver.threads() == before + 1
+            assert numbers(node).threads == before + 1
         with refused(grpc.StatusCode.ABORTED):  # what the hung thread removes must not be a new volume's target
             volume.republish()
     finally:
@@ -273,4 +274,4 @@ def test_retries_of_a_hung_unpublish_share_one_thread(node: Node, pod: Pod) -> N
     wait_until("the thread has ended", lambda: node.driver.threads() == before)
     volume.republish()
     volume.unpublish()
-    assert node.driver.threads() == before
+    assert numbers(node).threads == before

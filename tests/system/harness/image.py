@@ -141,7 +141,7 @@ class Image:
     def _enter(self) -> None:
         mounts.enter_private_namespace()
         if self.root == Path("/"):
-            mounts.call_mount("tmpfs", "/opt", "tmpfs")
+            mounts.cover(Path(PLACE).parent, Path(PLACE).name, "tmpfs", "tmpfs")
             os.mkdir(PLACE)
         else:
             mounts.call_mount(self.root, self.root, flags=mounts.MS_BIND)

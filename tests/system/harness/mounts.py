@@ -105,6 +105,19 @@ def call_mount(source: Path | str, target: Path | str, fstype: str | None = None
         raise OSError(ctypes.get_errno(), "mount", str(target))
 
 
+def cover(folder: Path, but: str, source: Path | str, fstype: str | None = None, flags: int = 0) -> None:
+    """Mount something over a folder. All folders that were in it, but the one with the name `but`, stay visible.
+
+    The checkout with the tests may lie in such a folder.
+    """
+    kept = {each.name: os.open(each, os.O_PATH) for each in folder.iterdir() if each.name != but and each.is_dir()}
+    call_mount(source, folder, fstype, flags)
+    for name, fd in kept.items():
+        (folder / name).mkdir()
+        call_mount(f"/proc/self/fd/{fd}", folder / name, flags=MS_BIND | MS_REC)
+        os.close(fd)
+
+
 def mount_fuse(target: Path) -> int:
     """Mount a FUSE file system, and return the fd that serves it."""
     fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)

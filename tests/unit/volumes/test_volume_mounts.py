@@ -16,11 +16,13 @@ from open_fds import nothing_leaked
 from driver.model.peer import Peer
 from driver.model.policy import Refused, of_volume
 from driver.model.state import End, Past, State
+from driver.mounts.fusemount import PLACEHOLDER_SOURCE
 from driver.observe import metrics
 from driver.observe.logs import VolumeLog
 from driver.observe.troubles import Troubles
 from driver.volumes.mounts import VolumeMounts
 from driver.volumes.requests import VolumeRequests
+from fusermount3_proxy.wire.mountinfo import Mount
 from fusermount3_proxy.wire.protocol import MountRequest, UnmountRequest
 
 PEER = Peer(pid=7, uid=1000, gid=1000)
@@ -271,6 +273,33 @@ def test_a_placeholder_that_is_mounted_late_is_not_taken_for_a_fuse_mount(ends: 
         assert world.mounts.state is State.MOUNTED
         await world.settle()
         world.check()
+
+    in_world(scenario, ends)
+
+
+def test_a_placeholder_that_is_unmounted_while_the_driver_reads_the_mount_table_is_not_adopted(ends: list[End]) -> None:
+    """Somebody types `umount -l` twice on the node: for the FUSE mount, and for the placeholder."""
+
+    async def scenario(world: World) -> None:
+        await world.mount()
+        world.kernel.unmount_on_node()
+        read = world.kernel.mounts
+
+        def read_before_the_unmount() -> list[Mount]:
+            stack = read()
+            if stack:
+                world.kernel.unmount_on_node()
+            return stack
+
+        world.kernel.mounts = read_before_the_unmount  # type: ignore[method-assign]
+        await world.republish()
+        world.kernel.mounts = read  # type: ignore[method-assign]
+        assert not world.kernel.stack
+        await world.republish()
+        assert [each.source for each in world.kernel.stack] == [PLACEHOLDER_SOURCE]
+        await world.unpublish()
+        assert not world.failures
+        assert not world.kernel.has_directory
 
     in_world(scenario, ends)
 
