@@ -65,13 +65,15 @@ def contains(stack: list[Mount], device: str) -> bool:
 def identity_at(target: str) -> str:
     """Return a text that identifies the placeholder at `target` among all file systems ever mounted there. Raises OSError.
 
-    It is made of the device number and the time of the last change. The device number alone would not do: the kernel gives it
-    to the next file system that is mounted after an unmount. The text is "" for a FUSE file system whose root is a bad inode.
-    No file system is asked.
+    The device number alone would not do: the kernel gives it to the next file system that is mounted after an unmount. So it is
+    followed by the time of the last change, and by the id of the mount where the kernel has one that is never used again. Before
+    Linux 6.8 a file system that replaces the placeholder within one tick of the kernel's clock (4 ms) after it was mounted can
+    be taken for it.
+    The text is "" for a FUSE file system whose root is a bad inode. No file system is asked.
     """
     fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        return syscalls.device_and_change_of(fd)
+        return syscalls.identity_of(fd)
     except OSError as error:
         if error.errno != EIO:
             raise

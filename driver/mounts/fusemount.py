@@ -143,7 +143,7 @@ def placeholder_usage(target: str, identity: str) -> tuple[int, ...] | None:
     """Return what usage() returns, of the placeholder, and without blocking; None where something else is at `target`. Raises OSError."""
     fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        return _usage(fd) if syscalls.device_and_change_of(fd) == identity else None
+        return _usage(fd) if syscalls.identity_of(fd) == identity else None
     finally:
         os.close(fd)
 

@@ -1,6 +1,7 @@
 """Test that NodeUnpublishVolume ends in bounded time whatever the pod does, and deletes no file."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -194,14 +195,16 @@ def test_what_somebody_mounted_in_place_of_the_placeholder_stays(node: Node, pod
     is_refused_until_unmounted(volume)
 
 
-def test_what_somebody_mounted_in_place_of_a_fuse_mount_stays(pod: Pod) -> None:
+def test_what_somebody_mounted_in_place_of_a_fuse_mount_stays(node: Node, pod: Pod) -> None:
     """The kernel mostly gives it the device number of the FUSE file system or of the placeholder; both are free."""
     volume = pod.publish()
     program = mounted(volume, pod.fuse(volume))
+    node.driver.signal(signal.SIGSTOP)  # it would mount the placeholder again in between
     for _ in range(2):
         mounts.unmount_lazily(volume.target)
     for _ in range(2):
         mounts.mount("-t", "tmpfs", "something", volume.target)
+    node.driver.signal(signal.SIGCONT)
     before = volume.mounts
     with refused(grpc.StatusCode.FAILED_PRECONDITION) as refusal:
         volume.unpublish()
