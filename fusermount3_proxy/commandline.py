@@ -45,7 +45,7 @@ _SHORT = {
 }
 
 USAGE = """\
-fusermount3: [options] mountpoint
+[options] mountpoint
 Options:
  -h\t\t    print help
  -V\t\t    print version

@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     try:
         command = commandline.parse(arguments, b"POSIXLY_CORRECT" in posix.environ)
         if command.help:
-            program.write(1, commandline.USAGE)
+            program.write(1, f"{sys.argv[0]}: {commandline.USAGE}")
             return 1
         if command.version:
             program.write(1, VERSION)
@@ -62,8 +62,8 @@ def main(arguments: list[str]) -> int:
 
 
 def report(line: str) -> None:
-    """Print one line on standard error. It begins with `fusermount3:`, whatever the program's file is called."""
-    program.write(2, f"fusermount3: {line}\n")
+    """Print one line on standard error. It begins with the name by which the program was called, as that of fusermount3 does."""
+    program.write(2, f"{sys.argv[0]}: {line}\n")
 
 
 def _resolve(given: str) -> bytes:

@@ -26,9 +26,10 @@ def load(modules: tuple[tuple[str, bytes], ...]) -> None:
 
 
 def reveal() -> None:
-    """Restore the environment as it was before trampoline.c hid it. Variables that are not hidden are the boot loader's."""
+    """Restore the environment, and the name by which the program was called, as they were before trampoline.c changed them."""
     hidden = posix.environ.copy()
     posix.environ.clear()
+    sys.argv[0] = hidden[b"_PYI_NAME"].decode(sys.getfilesystemencoding(), "surrogateescape")
     for name, value in hidden.items():
         if not name.startswith(b"_PYI_"):
             posix.environ[bytes((name[0] ^ 0x80,)) + name[1:]] = value

@@ -3,8 +3,8 @@
  *
  * The environment is meant for the image, and not for the libraries of /opt/mfcp: LD_PRELOAD names libraries for another libc,
  * PYTHONHOME names another Python, and LC_ALL names a locale of the image. So the environment is hidden from libc, boot loader and
- * Python: the top bit of the first byte of each variable is flipped, and reveal() in start.py flips it back. Three variables are
- * added. With the first two the boot loader does not restart itself, and start.py reads the third one.
+ * Python: the top bit of the first byte of each variable is flipped, and reveal() in start.py flips it back. Four variables are
+ * added. With the first two the boot loader does not restart itself, and start.py reads the others.
  *
  * SIGINT is blocked until start.py has restored its default action, because Python's own action would end in a traceback.
  *
@@ -36,6 +36,8 @@ static long system_call(long number, long a, long b, long c, long d)
 #error "written for amd64 and arm64"
 #endif
 
+#define NAME_MAX 4096UL
+
 static const char failed[] = NAME ": " PROGRAM " cannot be started: the folder mfcp must lie at " PLACE "\n";
 
 /* The kernel has put argc, argv[], NULL, envp[], NULL on the `stack`. */
@@ -51,12 +53,26 @@ __attribute__((noreturn, used)) void start(long *stack)
     unsigned long interrupt = 1UL << (SIGINT - 1), before = 0;
     system_call(__NR_rt_sigprocmask, SIG_BLOCK, (long)&interrupt, (long)&before, sizeof before);
 
-    const char *environment[count + 4];
+    /* libfuse's programs begin their messages with the name by which they were called. */
+    static const char variable[] = "_PYI_NAME=";
+    const char *called = stack[0] ? argv[0] : NAME;
+    unsigned long begins = sizeof variable - 1, length = 0;
+    while (called[length] && length < NAME_MAX)
+        length++;
+    char name[sizeof variable + NAME_MAX];
+    for (unsigned long i = 0; i < begins; i++)
+        name[i] = variable[i];
+    for (unsigned long i = 0; i < length; i++)
+        name[begins + i] = called[i];
+    name[begins + length] = 0;
+
+    const char *environment[count + 5];
     environment[0] = "_PYI_ARCHIVE_FILE=" PROGRAM;
     environment[1] = "_PYI_PARENT_PROCESS_LEVEL=-1";
     environment[2] = before & interrupt ? "_PYI_SIGINT=blocked" : "_PYI_SIGINT=";
+    environment[3] = name;
     for (long i = 0; i <= count; i++)
-        environment[3 + i] = envp[i];
+        environment[4 + i] = envp[i];
 
     argv[0] = PROGRAM; /* if /proc is missing, the boot loader finds its own file by argv[0] */
     system_call(__NR_execve, (long)PROGRAM, (long)argv, (long)environment, 0);

@@ -48,7 +48,7 @@ def mounting(options: bytes, **more: object) -> Case:
 
 # ---- command lines
 
-NAMES = (b"fusermount3", b"fusermount", b"/usr/bin/fusermount3", b"mergerfs-fusermount", b"x", b"a b", b"\xff", b"-u")
+NAMES = (b"fusermount3", b"fusermount", b"/usr/bin/fusermount3", b"mergerfs-fusermount", b"x", b"a b", b"a\nb", b"\xff", b"-u", b"x" * 4000)
 _WORDS = [
     *(b"-h", b"-V", b"-o", b"-u", b"-z", b"-q", b"--", b"-", b"---", b"", b"-x", b"-uz", b"-uqz", b"-oro", b"-uo", b"-zV", b"-qh", b"-oV"),
     *(b"--unmount", b"--lazy", b"--quiet", b"--help", b"--version", b"--un", b"--l", b"--q", b"--h", b"--v", b"--=", b"--=x", b"--=\xff"),

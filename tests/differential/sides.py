@@ -209,7 +209,6 @@ class Side:
     """Represents one of the two sides."""
 
     program = "/usr/bin/fusermount3"
-    own_name: bytes | None = None  # where the program's own name is not argv[0]
 
     def __init__(self, place: Place, root: Path) -> None:
         self.place = place
@@ -268,8 +267,8 @@ class Side:
         if case.comm_fd is not None:
             environment[b"_FUSE_COMMFD"] = case.comm_fd
         ended = self._launcher.run(self.program, (case.name, *case.arguments), environment, self._folder, comm)
-        name = (case.name if self.own_name is None else self.own_name) + b": "
-        out, err = (b"\n".join(line.removeprefix(name) for line in text.split(b"\n")) for text in (ended.out, ended.err))
+        # Each side begins its lines with the name by which it was called.
+        out, err = (re.sub(b"(?m)^" + re.escape(case.name) + b": ", b"", text) for text in (ended.out, ended.err))
         return Ended(ended.code, _VERSION.sub(b"version: N", out), _SIZE.sub(b"the request has N bytes", err))
 
     def _mount_before(self, before: Before, servers: list[Server], held: list[int]) -> None:
@@ -319,7 +318,6 @@ class Ours(Side):
     """Runs our fusermount3 with the tree in its place, and a volume."""
 
     program = "/opt/mfcp/fusermount3"
-    own_name = b"fusermount3"
 
     def __init__(self, place: Place, target: Path, sockets: Path) -> None:
         self._target = str(target)

@@ -22,8 +22,8 @@ class Ended:
 
 
 def command_of(module: str) -> list[str]:
-    """What starts the program of a module. Without `site`, as the frozen one."""
-    return [sys.executable, "-S", "-m", f"fusermount3_proxy.{module}"]
+    """What starts the program of a module, under the name of the module. Without `site`, as the frozen one."""
+    return [sys.executable, "-S", "-c", f"import sys; sys.argv[0] = {module!r}; from fusermount3_proxy.{module} import run; run()"]
 
 
 def start(

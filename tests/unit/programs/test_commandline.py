@@ -128,7 +128,7 @@ def test_names_one_byte_of_a_letter_that_has_more() -> None:
 
 def test_usage_is_that_of_fusermount3() -> None:
     lines = commandline.USAGE.splitlines()
-    assert lines[:2] == ["fusermount3: [options] mountpoint", "Options:"]
+    assert lines[:2] == ["[options] mountpoint", "Options:"]
     assert lines[2:] == [
         " -h\t\t    print help",
         " -V\t\t    print version",
