@@ -14,28 +14,56 @@ VARIABLE = "FUSERMOUNT3PROXY_FDPASSING_SOCKPATH"
 FOLDER = "/fusermount3-proxy"  # the examples and the Go plugin's manifests mount the emptyDir here
 
 _S_IFMT = 0o170000
+_S_IFDIR = 0o040000
 _S_IFSOCK = 0o140000
 
 
 class NoSocket(Exception):
-    """Reports that there is no socket, or more than one. The text names the places that were searched, and what to do."""
+    """Reports that there is no socket. The text names the places that were searched, and what to do."""
+
+
+class SeveralSockets(NoSocket):
+    """Reports that there is more than one socket, at `paths`."""
+
+    def __init__(self, text: str, paths: list[str]) -> None:
+        super().__init__(text)
+        self.paths = paths
 
 
 def find_socket(folder: str = FOLDER) -> str:
     """Return the path of the original protocol's socket. With V1_SUFFIX it is the path of protocol v1's socket.
 
     The path is the value of VARIABLE in the program's environment, or else in its parent's environment, or else it is the one
-    socket in `folder`. Raises NoSocket.
+    socket in `folder`. If the value is a folder, it is the one socket in that folder, and the path of protocol v1's socket stands
+    for the other one. Raises NoSocket, SeveralSockets.
     """
-    value = posix.environ.get(VARIABLE.encode()) or _parents_variable()
-    if value:
-        return value.decode("utf-8", "surrogateescape")
+    value = (posix.environ.get(VARIABLE.encode()) or _parents_variable() or b"").decode("utf-8", "surrogateescape")
+    if not value:
+        return _only_socket(folder, f"{VARIABLE} is not set")
+    if value.endswith(V1_SUFFIX) and _kind(value + V1_SUFFIX) == 0:
+        return value.removesuffix(V1_SUFFIX)
+    if _kind(value) == _S_IFDIR:
+        return _only_socket(value.rstrip("/") or "/", f"{VARIABLE} names a folder")
+    return value
+
+
+def _only_socket(folder: str, reason: str) -> str:
     names = sorted({name.removesuffix(V1_SUFFIX) for name in _sockets_in(folder)})
     if not names:
-        raise NoSocket(f"{VARIABLE} is not set and there is no socket in {folder}; set it to the path of the volume's socket")
+        raise NoSocket(f"{reason} and there is no socket in {folder}; set it to the path of the volume's socket")
+    paths = [f"{folder}/{name}" for name in names]
     if len(names) > 1:
-        raise NoSocket(f"{VARIABLE} is not set and {folder} holds more than one socket ({', '.join(names)}); set it to the path of one")
-    return f"{folder}/{names[0]}"
+        text = f"{reason} and {folder} holds more than one socket ({', '.join(names)}); set it to the path of one"
+        raise SeveralSockets(text, paths)
+    return paths[0]
+
+
+def _kind(path: str) -> int:
+    """Return the file type bits of the mode; 0 if the file cannot be found."""
+    try:
+        return posix.stat(path).st_mode & _S_IFMT
+    except (OSError, ValueError):
+        return 0
 
 
 def _parents_variable() -> bytes | None:

@@ -2,12 +2,12 @@
 
 import posix
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, SOCK_STREAM, socket
-from errno import EAGAIN, ECONNREFUSED, ENOENT
+from errno import EAGAIN, ECONNREFUSED, EINVAL, ENOENT
 from time import monotonic, sleep
 
 from fusermount3_proxy import limits
 from fusermount3_proxy.wire import fdpass, protocol
-from fusermount3_proxy.wire.protocol import MountRequest, ProtocolError, Reply, UnmountRequest
+from fusermount3_proxy.wire.protocol import FindRequest, MountRequest, ProtocolError, Reply, UnmountRequest
 
 TYPE_CHECKING = False  # stands for typing.TYPE_CHECKING, since importing typing takes too long
 if TYPE_CHECKING:
@@ -89,6 +89,23 @@ def unmount(path: str, request: UnmountRequest, wait: float, report: "Callable[[
         sock.close()
 
 
+def is_for(path: str, request: FindRequest) -> bool:
+    """Ask the driver at the socket `path` whether the volume's mount is the one of the request. Waits for a driver as unmount() does.
+
+    Raises DriverError, also if the driver is of a version that does not know the request.
+    """
+    packet = _encode(request)
+    sock, _ = _connect(path, limits.SOCKET_WAIT, lambda line: None, may_be_original=False)
+    try:
+        _send(sock, packet)
+        reply = _receive_reply(sock)
+    finally:
+        sock.close()
+    if reply.error is not None and reply.errno != EINVAL:
+        raise DriverError(f"the driver at {path} cannot say which volume is mounted: {reply.error}")
+    return reply.error is None
+
+
 def _connect(path: str, wait: float, report: "Callable[[str], None]", may_be_original: bool) -> tuple[socket, bool]:
     """Connect, and return the socket and whether it speaks v1. At the original protocol's socket, connecting is the request."""
     if "\0" in path:
@@ -152,7 +169,7 @@ def _exists(path: str) -> bool:
     return True
 
 
-def _encode(request: MountRequest | UnmountRequest) -> bytes:
+def _encode(request: "MountRequest | UnmountRequest | FindRequest") -> bytes:
     try:
         return protocol.encode_request(request)
     except ProtocolError as error:

@@ -11,13 +11,13 @@ from errno import EBADF, EINVAL
 
 from fusermount3_proxy import autounmount, commandline, driver_socket, limits, mountpoint, program, syncinit
 from fusermount3_proxy.commandline import Command, CommandLineError
-from fusermount3_proxy.discovery import NoSocket, find_socket
+from fusermount3_proxy.discovery import VARIABLE, NoSocket, SeveralSockets, find_socket
 from fusermount3_proxy.driver_socket import DriverError, OriginalProtocolOnly
 from fusermount3_proxy.program import to_bytes, to_text
 from fusermount3_proxy.syncinit import SyncInitError
 from fusermount3_proxy.wire import fdpass, options, protocol
 from fusermount3_proxy.wire.options import OptionError
-from fusermount3_proxy.wire.protocol import MountRequest, UnmountRequest
+from fusermount3_proxy.wire.protocol import FindRequest, MountRequest, UnmountRequest
 
 # FUSE libraries compare the version to know what the helper can do. This program behaves as 3.14 does.
 VERSION = "fusermount3 version: 3.14.0\n"
@@ -183,7 +183,7 @@ def _unmount(command: Command, path: bytes) -> None:
     except OSError:
         device = None
     try:
-        socket_path = find_socket()
+        socket_path = _socket_of_mount(path, device)
     except NoSocket:
         if device is not None:
             raise
@@ -199,6 +199,21 @@ def _unmount(command: Command, path: bytes) -> None:
     if reply.errno == EINVAL:
         raise CannotUnmount(f"entry for {to_text(path)} not found in /etc/mtab")
     raise CannotUnmount(f"failed to unmount {to_text(path)}: {reply.error}")
+
+
+def _socket_of_mount(path: bytes, device: str | None) -> str:
+    """Return the socket of the volume that is mounted at `path`. Raises NoSocket if there is none, or more than one."""
+    try:
+        return find_socket()
+    except SeveralSockets as several:
+        request = FindRequest(protocol.to_wire(path), device)
+        found = [each for each in several.paths if driver_socket.is_for(each, request)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            text = f"more than one volume is mounted at {to_text(path)} ({', '.join(found)})"
+            raise Failure(f"{text}; set {VARIABLE} to the path of one") from None
+        raise
 
 
 def run() -> None:

@@ -4,7 +4,7 @@ import asyncio
 from typing import Protocol
 
 from driver.model.peer import Peer
-from fusermount3_proxy.wire.protocol import MountRequest, UnmountRequest
+from fusermount3_proxy.wire.protocol import FindRequest, MountRequest, UnmountRequest
 
 
 class Prepared(Protocol):
@@ -22,7 +22,7 @@ class Prepared(Protocol):
 
 
 class Handler(Protocol):
-    """Carries out the requests. All methods raise Refused."""
+    """Carries out the requests. Coroutines raise Refused."""
 
     async def mount(self, request: MountRequest, peer: Peer) -> int:
         """Mount, and return the /dev/fuse fd, which the server closes."""
@@ -32,3 +32,6 @@ class Handler(Protocol):
 
     async def unmount(self, request: UnmountRequest) -> None:
         """Unmount."""
+
+    def find(self, request: FindRequest) -> bool:
+        """Return whether the mount is the one that the request names."""

@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Callable
 from enum import Enum
-from errno import EBUSY, EIO, EPROTO
+from errno import EBUSY, EINVAL, EIO, EPROTO
 from functools import partial
 
 from driver.blocking.threads import Threads
@@ -28,7 +28,7 @@ from driver.observe.metrics import Reason
 from driver.pods.handler import Handler, Prepared
 from driver.pods.sockets import PodSockets
 from fusermount3_proxy.wire import fdpass, protocol
-from fusermount3_proxy.wire.protocol import MountRequest, ProtocolError, Reply
+from fusermount3_proxy.wire.protocol import MountRequest, ProtocolError, Reply, UnmountRequest
 
 _ACCEPT_PAUSE = 0.1  # seconds without accepting after an error, which a lack of fds may cause
 
@@ -223,9 +223,13 @@ class FdServer:
             elif isinstance(request, MountRequest):
                 fd = await self._handler.mount(request, _peer(connection))
                 _send_fd(connection, Reply(volume_name=self._volume_name), fd)
-            else:
+            elif isinstance(request, UnmountRequest):
                 await self._handler.unmount(request)
                 fdpass.send_with_fds(connection, protocol.encode_reply(Reply()), [])
+            else:
+                # The client asks all sockets that it sees, so an answer that is no is nothing to report.
+                reply = Reply() if self._handler.find(request) else Reply(error="not mounted", errno=EINVAL)
+                fdpass.send_with_fds(connection, protocol.encode_reply(reply), [])
         except Refused as refusal:
             self._log.refusal(f"request refused: {refusal}")
             self._refuse(connection, str(refusal), refusal.errno)

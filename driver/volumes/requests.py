@@ -14,7 +14,7 @@ from driver.mounts.device import OpenDevice
 from driver.observe.logs import VolumeLog
 from driver.observe.metrics import Operation, Timer
 from driver.volumes.mounts import VolumeMounts
-from fusermount3_proxy.wire.protocol import MountRequest, UnmountRequest, from_wire
+from fusermount3_proxy.wire.protocol import FindRequest, MountRequest, UnmountRequest, from_wire
 
 
 @dataclass
@@ -120,6 +120,17 @@ class VolumeRequests:
             await self._detach(plain=not request.lazy)
             self.mounts.forget_left(life.mount.mountpoint)  # where the program was dead, and the driver had not noticed it
         self._log.activity("unmounted, as the pod asked for")
+
+    def find(self, request: FindRequest) -> bool:
+        """Return whether an unmount that names this mountpoint and device would be for this volume.
+
+        Device numbers are unique, so one that is given decides. A mountpoint may be that of several volumes' mounts, in different
+        containers.
+        """
+        life = self.mounts.current
+        if request.device is not None:
+            return life is not None and request.device == life.mount.device_number
+        return from_wire(request.mountpoint) == (self.mounts.past.left if life is None else life.mount.mountpoint)
 
     async def _admit(self, request: MountRequest, peer: Peer) -> MountArguments:
         """Return the arguments of the mount, when nothing else is mounted. Needs the lock. Raises Refused."""

@@ -6,6 +6,8 @@ here they are `str` in Latin-1 too; to_wire() makes such text from bytes, and fr
 
 from _json import encode_basestring, encode_basestring_ascii, make_scanner
 
+TYPE_CHECKING = False  # stands for typing.TYPE_CHECKING, since importing typing takes too long
+
 # Sizes are in bytes, the time in seconds.
 PACKET_MAX = 64 * 1024
 MOUNTPOINT_MAX = 4095  # PATH_MAX of <linux/limits.h>, without the NUL
@@ -57,6 +59,21 @@ class UnmountRequest:
         self.fds = fds
 
 
+class FindRequest:
+    """Asks whether the mount of the socket's volume is the one at `mountpoint`; `device` is as in UnmountRequest."""
+
+    __slots__ = ("device", "fds", "mountpoint")
+
+    def __init__(self, mountpoint: str, device: str | None = None, fds: tuple[str, ...] = ()) -> None:
+        self.mountpoint = mountpoint
+        self.device = device
+        self.fds = fds
+
+
+if TYPE_CHECKING:
+    Request = MountRequest | UnmountRequest | FindRequest
+
+
 class Reply:
     """Answers a request: with `error` and `errno` if the driver refused, otherwise with `volume_name` for a mount."""
 
@@ -81,7 +98,7 @@ def from_wire(text: str) -> bytes:
         raise ProtocolError("a path or an option holds a character above U+00FF (bytes travel as Latin-1)") from None
 
 
-def encode_request(request: MountRequest | UnmountRequest) -> bytes:
+def encode_request(request: "Request") -> bytes:
     """Return the packet of a request. Raises ProtocolError if mountpoint or options are too long."""
     quote = encode_basestring_ascii
     _check_size("the mountpoint", request.mountpoint, MOUNTPOINT_MAX)
@@ -90,7 +107,10 @@ def encode_request(request: MountRequest | UnmountRequest) -> bytes:
         head = f'"op":"mount","mountpoint":{quote(request.mountpoint)},"options":{quote(request.options)}'
         tail = ',"syncInit":true' if request.sync_init else ""
     else:
-        head = f'"op":"unmount","mountpoint":{quote(request.mountpoint)},"lazy":{"true" if request.lazy else "false"}'
+        if isinstance(request, UnmountRequest):
+            head = f'"op":"unmount","mountpoint":{quote(request.mountpoint)},"lazy":{"true" if request.lazy else "false"}'
+        else:
+            head = f'"op":"find","mountpoint":{quote(request.mountpoint)}'
         tail = f',"dev":{quote(request.device) if request.device is not None else "null"}'
     packet = f'{{{head},"fds":[{",".join(map(quote, request.fds))}]{tail}}}'.encode("ascii")
     if len(packet) > PACKET_MAX:  # a mountpoint and options within their own limits can be too long when they are escaped
@@ -98,12 +118,12 @@ def encode_request(request: MountRequest | UnmountRequest) -> bytes:
     return packet
 
 
-def decode_request(packet: bytes) -> MountRequest | UnmountRequest:
+def decode_request(packet: bytes) -> "Request":
     """Return the request of a packet. Unknown fields are ignored. Raises ProtocolError."""
     fields = _decode_object(packet, PACKET_MAX)
     op = fields.get("op")
-    if op not in ("mount", "unmount"):
-        raise ProtocolError(f"op is {_abbreviated(op)}; this driver knows mount and unmount")
+    if op not in ("mount", "unmount", "find"):
+        raise ProtocolError(f"op is {_abbreviated(op)}; this driver knows mount, unmount and find")
     mountpoint = _string(fields, "mountpoint")
     _check_size("the mountpoint", mountpoint, MOUNTPOINT_MAX)
     fds = _strings(fields, "fds")
@@ -114,10 +134,12 @@ def decode_request(packet: bytes) -> MountRequest | UnmountRequest:
     device = fields.get("dev")
     if device is not None and not isinstance(device, str):
         raise ProtocolError(f"dev is {_abbreviated(device)}; it must be MAJOR:MINOR or null")
+    if op == "find":
+        return FindRequest(mountpoint, device, fds)
     return UnmountRequest(mountpoint, _boolean(fields, "lazy"), device, fds)
 
 
-def check_fds(request: MountRequest | UnmountRequest, accepted: tuple[str, ...]) -> None:
+def check_fds(request: "Request", accepted: tuple[str, ...]) -> None:
     """Raise ProtocolError if the request names an attached fd that is not among the `accepted` names."""
     for name in request.fds:
         if name not in accepted:

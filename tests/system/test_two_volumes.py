@@ -65,10 +65,44 @@ def test_without_the_variable_two_sockets_are_one_too_many(node: Node, pod: Pod)
     both = TwoVolumes(pod, ("shared", "shared"))
     result = both.fuse.run("bindfs -f /source-one /one")
     assert result.code != 0
-    (line,) = [line for line in result.err.splitlines() if line.startswith("fusermount3: ")]
+    (line,) = [line for line in result.err.splitlines() if line.startswith("fusermount: ")]  # bindfs uses libfuse 2
     for word in (VARIABLE, SOCKETS, "one.sock", "two.sock"):
         assert word in line
     assert both.volumes["one"].fuse is None
+
+
+def test_without_the_variable_each_unmount_finds_its_volume(pod: Pod) -> None:
+    """A preStop hook has no variable, and the container has the sockets of both volumes."""
+    both = TwoVolumes(pod, ("shared", "shared"))
+    for name in NAMES:
+        both.volumes[name].wait_mounted(both.fuse.start(both.command(name)))
+    for name, other in (NAMES, NAMES[::-1]):
+        both.fuse.check(f"fusermount3 -u /{name}")
+        both.volumes[name].wait_waiting()
+        assert both.reads(other) == f"content of {other}\n"
+        result = both.fuse.run(f"fusermount3 -u /{name}")
+        assert (result.code, result.err) == (1, f"fusermount3: entry for /{name} not found in /etc/mtab\n")
+        assert both.reads(other) == f"content of {other}\n"
+        both.volumes[name].wait_mounted(both.fuse.start(both.command(name)))
+
+
+def test_an_unmount_that_two_volumes_could_be_meant_by_is_refused(pod: Pod) -> None:
+    """The container that unmounts sees neither mount, and both programs mounted at the same path of their containers."""
+    both = TwoVolumes(pod, ("shared", "shared"))
+    binds = [Bind(both.volumes["two"].target, "/one", "rslave")]
+    second = pod.fuse(both.volumes["two"], binds=binds, environment={})
+    second.check("mkdir /source-one && echo content of two >/source-one/file")
+    both.volumes["one"].wait_mounted(both.fuse.start(both.command("one")))
+    both.volumes["two"].wait_mounted(second.start(f"{VARIABLE}={SOCKETS}/two.sock bindfs -f /source-one /one"))
+    blind = pod.fuse(both.volumes["one"], binds=[], environment={})
+    result = blind.run("mkdir /one; fusermount3 -u /one")
+    assert result.code == 1
+    sockets = ", ".join(f"{SOCKETS}/{name}.sock" for name in NAMES)
+    assert result.err == f"fusermount3: more than one volume is mounted at /one ({sockets}); set {VARIABLE} to the path of one\n"
+    # Where the mount is seen, its device number tells the volume.
+    second.check("fusermount3 -u /one")
+    both.volumes["two"].wait_waiting()
+    assert both.reads("one") == "content of one\n"
 
 
 def test_without_the_variable_one_socket_is_enough(pod: Pod) -> None:

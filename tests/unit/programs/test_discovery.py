@@ -53,6 +53,25 @@ def test_more_than_one_candidate_is_an_error_that_names_them(tmp_path: Path) -> 
     assert SOCKET_VARIABLE in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["{folder}", "{folder}/", "{folder}/fuse.sock.v1"])
+def test_the_folder_or_the_other_socket_stand_for_the_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str) -> None:
+    put_sockets(tmp_path, "fuse.sock", "fuse.sock.v1")
+    monkeypatch.setitem(posix.environ, SOCKET_VARIABLE.encode(), value.format(folder=tmp_path).encode())
+    assert discovery.find_socket("/nowhere") == f"{tmp_path}/fuse.sock"
+
+
+def test_a_socket_may_be_called_as_the_other_socket_of_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    put_sockets(tmp_path, "a.v1", "a.v1.v1")
+    monkeypatch.setitem(posix.environ, SOCKET_VARIABLE.encode(), f"{tmp_path}/a.v1".encode())
+    assert discovery.find_socket("/nowhere") == f"{tmp_path}/a.v1"
+
+
+def test_a_folder_without_a_socket_is_reported_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(posix.environ, SOCKET_VARIABLE.encode(), str(tmp_path).encode())
+    with pytest.raises(NoSocket, match=f"names a folder and there is no socket in {tmp_path}; set it to the path"):
+        discovery.find_socket("/nowhere")
+
+
 def test_no_candidate_is_an_error_that_names_the_variable_to_set(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(NoSocket) as caught:
