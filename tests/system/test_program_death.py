@@ -17,7 +17,7 @@ from harness.kubelet import Published
 from harness.pod import Node, Pod
 from harness.programs import static_fuse_program
 
-BUSY = "fusermount3: mount failed: Device or resource busy"
+BUSY = "fusermount: mount failed: Device or resource busy"
 
 
 def mounted(volume: Published, fuse: Container, text: str, options: str = "-f") -> Background:

@@ -10,7 +10,7 @@ from harness.pod import PLACE, SOCKETS, VARIABLE, Node, Pod
 WAIT = 10  # seconds that the clients wait for a socket
 SLACK = 3  # for starting the programs, on a slow machine
 
-WAITING = f"fusermount3: waiting up to {WAIT} s for the driver at {SOCKETS}/{SOCKET}"
+WAITING = f"fusermount: waiting up to {WAIT} s for the driver at {SOCKETS}/{SOCKET}"
 NO_DRIVER = f"no driver answers at {SOCKETS}/{SOCKET}"
 
 

@@ -123,6 +123,10 @@ class Driver:
                 continue
         return kinds
 
+    def has_fds_of_spare(self) -> bool:
+        """Return whether it has pidfds of its starter and of a spare process; it gets the latter a moment after the process is there."""
+        return sum(count for kind, count in self.fds().items() if "pidfd" in kind) > 1
+
     def state(self) -> frozenset[str]:
         """Return what lies in its own folder: device nodes, records, volumes without Kubernetes."""
         found = [os.path.join(path, name) for path, folders, files in os.walk(self.run_dir) for name in [*folders, *files]]
