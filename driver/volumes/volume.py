@@ -190,18 +190,24 @@ class Volume:
                 place.mount_placeholder()  # nothing is mounted there, and the mount table is long
             elif stack := place.mounts():
                 self.mounts.adopt(stack, None, self.policy)
-            elif place.is_busy:  # a former publish waits here still, and a second placeholder would lie on its one
-                raise TimeoutError
             else:
-                await place.remount_placeholder()
-        except TimeoutError:
-            raise locked(self.target, limits.MOUNT_WAIT) from None
-        except NotADirectoryError:
-            raise VolumeError(Code.FAILED_PRECONDITION, not_a_directory(self.target)) from None
+                await self._cover_target()
         except OSError as error:
             if created:
                 os.rmdir(self.target)
             raise VolumeError(Code.INTERNAL, f"cannot make the target {self.target}: {error.strerror}") from None
+
+    async def _cover_target(self) -> None:
+        """Mount the placeholder on a directory that was there before. Raises OSError, VolumeError."""
+        place = self.mounts.place
+        try:
+            if place.is_busy:  # a former publish still waits here, and there would be two placeholders
+                raise TimeoutError
+            await place.remount_placeholder()
+        except TimeoutError:
+            raise locked(self.target, limits.MOUNT_WAIT) from None
+        except NotADirectoryError:
+            raise VolumeError(Code.FAILED_PRECONDITION, not_a_directory(self.target)) from None
 
     def _sockets_error(self, error: OSError | NoDirectory | NameTaken) -> VolumeError:
         if isinstance(error, TimeoutError):

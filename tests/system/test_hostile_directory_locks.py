@@ -121,9 +121,9 @@ def threads_are(node: Node, before: Numbers, more: int) -> None:
     wait_until(f"the driver has {more} more threads", lambda: node.driver.threads() == before.threads + more)
 
 
-def is_left_alone(node: Node, directory: Path, before: Numbers, published: int = 0) -> None:
+def is_left_alone(node: Node, directory: Path, before: Numbers) -> None:
     """Check that the driver has what it had, and that no socket is left that nobody serves."""
-    recovers(node, before, published)
+    recovers(node, before)
     wait_until("no socket is left", lambda: set(os.listdir(directory)) <= {"dev-fuse"})
 
 
@@ -144,9 +144,7 @@ def test_a_directory_that_is_locked_before_publish(node: Node, pod: Pod, holder:
     is_left_alone(node, directory, before)
 
 
-def test_a_directory_that_is_locked_when_its_sockets_are_made_again(
-    node: Node, holder: Holder, directory: Path, volume: Published
-) -> None:
+def test_a_directory_that_is_locked_when_its_sockets_are_made_again(node: Node, holder: Holder, directory: Path, volume: Published) -> None:
     before = numbers(node)
     for name in (SOCKET, f"{SOCKET}.v1"):
         (directory / name).unlink()
@@ -178,7 +176,9 @@ def test_a_directory_that_is_locked_at_unpublish(node: Node, pod: Pod, holder: H
     is_left_alone(node, directory, before)
 
 
-def test_a_directory_that_is_locked_when_the_driver_starts(node: Node, pod: Pod, holder: Holder, directory: Path, volume: Published) -> None:
+def test_a_directory_that_is_locked_when_the_driver_starts(
+    node: Node, pod: Pod, holder: Holder, directory: Path, volume: Published
+) -> None:
     other = node.pod().publish()
     before = numbers(node)
     with holder.holds(f"/{LOCKED}"):

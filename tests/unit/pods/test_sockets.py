@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,34 @@ def test_both_sockets_and_dev_fuse_are_for_everybody(place: FolderBeneath, direc
     assert (stat.S_IMODE(dev_fuse.st_mode), dev_fuse.st_size) == (0o666, 0)
     assert sockets.are_in_place()
     sockets.close()
+
+
+def test_the_umask_of_other_threads_stays(place: FolderBeneath, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop would make files that everybody can open."""
+
+    def umask() -> str:
+        return next(line for line in Path("/proc/thread-self/status").read_text().splitlines() if line.startswith("Umask:"))
+
+    seen: list[str] = []
+    is_bound, is_seen = threading.Event(), threading.Event()
+    whole = sockets._bind
+
+    def bind(directory: int, name: str, kind: int) -> socket.socket:
+        seen.append(umask())
+        is_bound.set()
+        assert is_seen.wait(20)
+        return whole(directory, name, kind)
+
+    monkeypatch.setattr(sockets, "_bind", bind)
+    before = umask()
+    worker = threading.Thread(target=lambda: PodSockets.make(place, NAME).discard())
+    worker.start()
+    assert is_bound.wait(20)
+    during = umask()
+    is_seen.set()
+    worker.join()
+    assert seen[0] == "Umask:\t0000"
+    assert during == before != seen[0]
 
 
 def test_they_are_a_stream_and_a_packet_socket_that_listen(place: FolderBeneath, directory: Path) -> None:
