@@ -103,7 +103,7 @@ async def _serve(settings: Settings, metrics_listener: socket.socket | None, ino
             stack.callback(volumes.release)
             standalone = Standalone(volumes, f"{settings.run_dir}/volumes")
             standalone.prepare()
-            volumes.restore(settings.pods_dir, standalone.root)
+            await volumes.restore(settings.pods_dir, standalone.root)
         except OSError as error:
             raise _cannot_prepare(settings, error) from None
         # 8. The metrics.

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EAGAIN
+from functools import partial
 from signal import SIGURG
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ class _Job:
     work: Callable[[], Any]
     outcome: "asyncio.Future[Any]"
     must_run: bool  # run it even if its caller has given up, and try again if no thread can be started
+    discard: Callable[[Any], object] | None = None  # what to do with a result for which nobody waits any more
 
 
 class Threads:
@@ -50,14 +52,15 @@ class Threads:
         """Return whether a job is running or waits for a thread."""
         return self._running > 0 or bool(self._jobs)
 
-    async def run(self, limit: float, work: Callable[[], T]) -> T:
+    async def run(self, limit: float, work: Callable[[], T], discard: Callable[[T], object] | None = None) -> T:
         """Return the result of `work()`, or raise its exception. Raises TimeoutError after `limit` seconds.
 
         The limit includes the wait for a free thread. Work that has not begun by then does not begin. Work that has begun goes
-        on, and its result is dropped, so `work` itself must close what it opens. Raises OSError if no thread can be started.
+        on. Its late result is dropped after `discard(result)`, which runs in a thread, too, and raises nothing; without `discard`,
+        `work` itself must close what it opens. Raises OSError if no thread can be started.
         """
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        job = _Job(work, outcome, must_run=False)
+        job = _Job(work, outcome, must_run=False, discard=discard)
         self._submit(job)
         try:
             async with asyncio.timeout(limit):
@@ -124,8 +127,10 @@ class Threads:
                 nudging.cancel()
             self._running -= 1
             self._start_jobs()
-            if job.outcome.done():
-                return  # its caller has given up
+            if job.outcome.done():  # its caller has given up
+                if job.discard is not None and error is None:
+                    self.finish(partial(job.discard, result))
+                return
             if error is not None:
                 job.outcome.set_exception(error)
             else:

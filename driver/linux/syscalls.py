@@ -58,6 +58,8 @@ STATX_CTIME = 0x80
 STATX_BASIC_STATS = 0x7FF
 STATX_MNT_ID_UNIQUE = 0x4000
 
+CLONE_FS = 0x200
+
 IN_ATTRIB = 0x04
 IN_CLOSE_WRITE = 0x08
 IN_Q_OVERFLOW = 0x4000
@@ -121,6 +123,11 @@ def openat2(dir_fd: int, path: Path, flags: int, mode: int = 0, resolve: int = R
     return _check(_libc.syscall(_SYS_OPENAT2, dir_fd, _to_bytes(path), ctypes.byref(how), ctypes.sizeof(how)), path)
 
 
+def unshare(flags: int) -> None:
+    """Call unshare(2): give the calling thread a copy of its own of what it shares with the process's other threads (CLONE_*)."""
+    _check(_libc.unshare(flags), "/proc/thread-self")
+
+
 def tgkill(process: int, thread: int, number: int) -> None:
     """Call tgkill(2): send a signal to one thread of a process."""
     _check(_libc.tgkill(process, thread, number), f"/proc/{process}/task/{thread}")
@@ -130,7 +137,7 @@ def refused_calls() -> dict[str, int]:
     """Return the system calls that this process cannot use, by name, each with its errno (ENOSYS or EPERM).
 
     The kernel is too old, a seccomp filter blocks the call, or a capability is missing. Each call is tried with arguments that
-    cannot succeed, so nothing changes. move_mount is not tried: the driver needs it only for full mount namespaces.
+    change nothing. move_mount is not tried: the driver needs it only for full mount namespaces.
     """
     nothing = _MountAttr(0, 0, 0, 0)
     how = _OpenHow(os.O_PATH, 0, 0)
@@ -139,6 +146,7 @@ def refused_calls() -> dict[str, int]:
         "umount2": lambda: _libc.umount2(b"", UMOUNT_NOFOLLOW),
         "open_tree": lambda: _libc.syscall(_SYS_OPEN_TREE, -1, b"", AT_EMPTY_PATH),
         "openat2": lambda: _libc.syscall(_SYS_OPENAT2, -1, b"", ctypes.byref(how), ctypes.sizeof(how)),
+        "unshare": lambda: _libc.unshare(0),
         "mount_setattr": lambda: _libc.syscall(_SYS_MOUNT_SETATTR, -1, b"", AT_EMPTY_PATH, ctypes.byref(nothing), ctypes.sizeof(nothing)),
     }
     found = {name: ctypes.get_errno() for name, attempt in attempts.items() if attempt() == -1}

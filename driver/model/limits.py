@@ -9,6 +9,10 @@ REQUEST_WAIT = 5.0  # from accepting a connection until its request has arrived
 MOUNT_WAIT = 5.0  # mount(2) of a usual mount, which waits if a pod holds a lock that it needs
 SYNC_MOUNT_WAIT = 30.0  # mount(2) of a mount with synchronous INIT, which returns when the FUSE program has answered INIT
 
+# Directories that a pod can lock (driver/blocking/directories.py).
+DIRECTORY_WAIT = 5.0  # making or looking at the sockets of one volume
+RESTORE_WAIT = 1.0  # making them at the driver's start; kubelet's next republish makes those that take longer
+
 # Connections of one volume. A connection counts until it is closed, and file descriptors that a pod has queued in it can delay
 # the close.
 REQUESTS_AT_ONCE = 8  # connections that are served at the same time

@@ -43,6 +43,11 @@ class VolumePaths:
         return f"{self.root}/{self.target}"
 
     @property
+    def sockets_path(self) -> str:
+        """Return the absolute path of the directory for the sockets. Do not open it: a pod may have put a symlink on the way."""
+        return f"{self.root}/{self.sockets}"
+
+    @property
     def owner(self) -> str:
         """Return whose volume it is: the pod's UID, or without Kubernetes the volume's own name."""
         return self.target.partition("/")[0]

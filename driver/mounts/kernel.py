@@ -56,13 +56,16 @@ class TargetKernel(DeviceKernel, Protocol):
         """Return the mounts at the target, topmost last."""
 
     def make_directory(self) -> bool:
-        """Make the target's directory; return False where it is there."""
+        """Make the target's directory; return False where it is there. No pod can lock the directory above, which is kubelet's."""
 
     def mount_placeholder(self) -> str:
-        """Mount the placeholder and return its identity. Raises NotADirectoryError where the target is a file or a symlink."""
+        """Mount the placeholder on the directory that was made just now, which no container has seen, and return its identity."""
 
     async def remount_placeholder(self) -> str:
-        """Do what mount_placeholder() does, in a thread: containers that see the bare directory can block it."""
+        """Do what mount_placeholder() does on a directory that was there: in a thread, since containers that see it can lock it.
+
+        Raises NotADirectoryError where the target is a file or a symlink, and TimeoutError where the thread goes on alone.
+        """
 
     def begin_mount(
         self, opened: OpenDevice, arguments: MountArguments, waits_for_init: bool, on_end: Callable[[int], int]
@@ -91,7 +94,10 @@ class TargetKernel(DeviceKernel, Protocol):
         """Unmount everything at the target and remove its directory, in a thread. Raises as detach() does, and NotOurs."""
 
     def remove_at_once(self) -> None:
-        """Remove a target where nothing but the placeholder is mounted: no pod can block that."""
+        """Remove a target where only the placeholder is mounted, on a directory that no container has seen: no pod can block that."""
+
+    async def remove_placeholder(self) -> None:
+        """Do what remove_at_once() does where containers may have seen the directory, in a thread. Raises as detach() does."""
 
     def has_sub_paths(self) -> bool:
         """Return whether kubelet has bound subPaths of the volume."""

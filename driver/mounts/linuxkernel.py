@@ -26,8 +26,19 @@ from fusermount3_proxy.wire.mountinfo import Mount
 class LinuxKernel:
     """The real TargetKernel; kernel.py says what each method does."""
 
-    def __init__(self, paths: VolumePaths, workspace: Workspace, files: FileWatch, bounds: Bounds, warn: Callable[[str], object]) -> None:
-        """Serve the target of `paths`. `warn` logs what could not be done after a mount was off the target."""
+    def __init__(
+        self,
+        paths: VolumePaths,
+        workspace: Workspace,
+        files: FileWatch,
+        bounds: Bounds,
+        attacher: Threads,
+        warn: Callable[[str], object],
+    ) -> None:
+        """Serve the target of `paths`, with `attacher` as the thread that mounts there.
+
+        `warn` logs what could not be done after a mount was off the target.
+        """
         self._paths = paths
         self._target = paths.target_path
         self._workspace = workspace
@@ -39,7 +50,7 @@ class LinuxKernel:
         self._checks = BoundedCall(bounds.checks)
         self._checks_without_lock = BoundedCall(bounds.checks_without_lock)
         self._rebinds = BoundedCall(bounds.rebinds)
-        self._attacher = Threads(1)
+        self._attacher = attacher
         self._detacher = Threads(1)
 
     # ---- device nodes
@@ -138,6 +149,9 @@ class LinuxKernel:
 
     def remove_at_once(self) -> None:
         takeoff.remove_placeholder(self._target)
+
+    async def remove_placeholder(self) -> None:
+        await self._detacher.run(limits.DETACH_WAIT, partial(takeoff.remove_placeholder, self._target))
 
     # ---- subPath
 

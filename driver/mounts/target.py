@@ -26,6 +26,7 @@ class TargetPlace:
         self.path = path
         self.lock = asyncio.Lock()
         self.placeholder: str | None = None  # its identity (mounttable.identity_at), where it is known
+        self._first: str | None = None  # that of the placeholder on a directory which no container has seen
         self.attempt: MountAttempt | None = None  # a mount(2) that has not returned
         self._kernel = kernel
         self._log = log
@@ -129,7 +130,7 @@ class TargetPlace:
         program is missing: it was unmounted on the node.
         """
         if not stack:
-            self.placeholder = await self._kernel.remount_placeholder()
+            await self.remount_placeholder()
         elif is_placeholder(stack[-1]):
             self.adopt_placeholder(stack[-1])  # not known yet where a former driver has mounted it
         if not stack or was_unmounted:
@@ -145,8 +146,12 @@ class TargetPlace:
         return self._kernel.make_directory()
 
     def mount_placeholder(self) -> None:
-        """Mount the placeholder. Raises OSError, NotADirectoryError where the target is a file or a symlink."""
-        self.placeholder = self._kernel.mount_placeholder()
+        """Mount the placeholder on the directory that make() has made just now. Raises OSError."""
+        self.placeholder = self._first = self._kernel.mount_placeholder()
+
+    async def remount_placeholder(self) -> None:
+        """Mount the placeholder on a directory that was there. Raises OSError, NotADirectoryError, TimeoutError."""
+        self.placeholder = await self._kernel.remount_placeholder()
 
     def adopt_placeholder(self, placeholder: Mount) -> None:
         """Take `placeholder`, which was topmost here a moment ago, for this volume's. Raises OSError.
@@ -190,8 +195,12 @@ class TargetPlace:
         """Unmount everything here and remove the directory. Raises OSError, NotOurs, TimeoutError."""
         self._is_removed = True
         if mount is None and self.shows(None):
-            # Only the placeholder is there. No pod can block that, and a thread would cost more than all of it.
-            self._kernel.remove_at_once()
+            if self.placeholder == self._first:
+                # No container has seen the directory beneath, so no pod can lock it, and a thread would cost more than all of it.
+                self._kernel.remove_at_once()
+            else:
+                # A container that started while the target was bare can lock the directory, and rmdir(2) would wait for it.
+                await self._kernel.remove_placeholder()
         else:
             await self._kernel.remove(mount)
 

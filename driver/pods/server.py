@@ -77,6 +77,7 @@ class FdServer:
         self._accepts_left = limits.ACCEPTS_IN_WINDOW
         self._closed: asyncio.Future[None] | None = None  # settled when the listening sockets are closed
         capacity.on_closed = self._listen
+        sockets.listen()
         self._listen()
 
     def stop(self) -> None:

@@ -1,26 +1,44 @@
 """Keeps a volume's sockets in place and served, from open() to close()."""
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from errno import EBUSY
+from typing import TypeVar
 
+from driver.blocking.threads import Threads
+from driver.model import limits
 from driver.observe.logs import VolumeLog
 from driver.pods.handler import Handler
 from driver.pods.server import Capacity, FdServer
 from driver.pods.sockets import PodSockets, SocketFolder
 
+T = TypeVar("T")
+
 
 class SocketService:
-    """Makes the two sockets of one name in a folder, serves them, and makes them again where the pod has removed them."""
+    """Makes the two sockets of one name in a folder, serves them, and makes them again where the pod has removed them.
+
+    Work in the folder takes limits.DIRECTORY_WAIT at most, and raises TimeoutError then: the pod keeps the folder locked. One call
+    at a time opens or repairs the sockets.
+    """
 
     def __init__(
-        self, folder: SocketFolder, name: str, handler: Handler, volume_name: str, accepted_fds: tuple[str, ...], log: VolumeLog
+        self,
+        folder: SocketFolder,
+        threads: Callable[[], Threads],
+        name: str,
+        handler: Handler,
+        volume_name: str,
+        accepted_fds: tuple[str, ...],
+        log: VolumeLog,
     ) -> None:
         """Begin closed.
 
-        `volume_name` is in each answer to a mount. `accepted_fds` has the names of the fds that a request may bring; others are
-        refused.
+        `threads` returns the one thread that works in the folder. `volume_name` is in each answer to a mount. `accepted_fds` has the
+        names of the fds that a request may bring; others are refused.
         """
         self._folder = folder
+        self._threads = threads
         self._name = name
         self._handler = handler
         self._volume_name = volume_name
@@ -30,50 +48,79 @@ class SocketService:
         self._sockets: PodSockets | None = None
         self._server: FdServer | None = None
         self._closing: set[asyncio.Task[None]] = set()
+        self._is_stopped = False
 
     @property
     def accepted_connections(self) -> int:
         """Return how many connections were accepted since the driver started."""
         return self._capacity.accepted
 
-    def open(self) -> None:
-        """Make the sockets and serve them. Raises NoDirectory, NameTaken and OSError, and leaves no socket then."""
-        self._sockets = PodSockets.listen(self._folder, self._name)
-        self._server = FdServer(self._handler, self._sockets, self._volume_name, self._log, self._capacity, self._accepted_fds)
+    @property
+    def is_open(self) -> bool:
+        """Return whether it has sockets."""
+        return self._sockets is not None
 
-    def is_in_place(self) -> bool:
+    def make(self) -> PodSockets:
+        """Make the sockets, for serve(). Call it in a thread. Raises NoDirectory, NameTaken and OSError, and leaves no socket then."""
+        return PodSockets.make(self._folder, self._name)
+
+    def serve(self, sockets: PodSockets) -> None:
+        """Serve the sockets that make() has made."""
+        self._sockets = sockets
+        if not self._is_stopped:
+            self._server = FdServer(self._handler, sockets, self._volume_name, self._log, self._capacity, self._accepted_fds)
+
+    async def open(self) -> None:
+        """Make the sockets and serve them. Raises as make() does, and TimeoutError; sockets that are made too late are removed again."""
+        self.serve(await self._run(self.make, PodSockets.discard))
+
+    async def is_in_place(self) -> bool:
         """Return whether the pod still sees the sockets that are served. Raises OSError."""
-        return self._sockets is not None and self._sockets.are_in_place()
+        return self._sockets is not None and await self._run(self._sockets.are_in_place)
 
-    def open_again(self) -> None:
+    async def open_again(self) -> None:
         """Make new sockets in place of those that the pod has removed. Raises as open() does."""
         if self._capacity.listener_thread.is_busy:
             # A pod that fills the queues with what blocks, and removes the sockets, would have more of them each time.
             raise OSError(EBUSY, "the former ones cannot be closed yet")
         self.close()
-        self.open()
+        await self.open()
 
     def close(self) -> None:
-        """Remove the sockets, serve no more requests, and begin to close what is open; wait_closed() waits for the end."""
+        """Serve no more requests, and begin to remove the sockets and to close what is open; wait_closed() waits for the end."""
         if self._sockets is not None:
-            try:
-                self._sockets.remove()
-            except OSError as error:  # the files stay, and nobody answers there
-                self._log.warning(f"cannot remove the sockets: {error}")
+            # It waits for its turn: what is left in the emptyDir is removed as soon as the pod lets go of the directory.
+            self._begin(self._removed(self._threads().finish(self._sockets.remove)))
             self._sockets = None
         if self._server is not None:
             self._server.close()
-            task = asyncio.get_running_loop().create_task(self._server.wait_closed())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._begin(self._server.wait_closed())
             self._server = None
 
     async def wait_closed(self, limit: float | None = None) -> None:
-        """Wait until all that close() began to close is closed, for `limit` seconds or those of FdServer.wait_closed() at most."""
+        """Wait until all that close() began is done, for `limit` seconds or limits.PROBE_WAIT at most."""
         if self._closing:
             await asyncio.wait(self._closing, timeout=limit)
 
     def stop(self) -> None:
         """Serve no more requests, and leave the sockets for the next driver."""
+        self._is_stopped = True
         if self._server is not None:
             self._server.stop()
+
+    async def _run(self, work: Callable[[], T], discard: Callable[[T], object] | None = None) -> T:
+        return await self._threads().run(limits.DIRECTORY_WAIT, work, discard)
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _removed(self, removed: "asyncio.Future[None]") -> None:
+        """Wait for the removal of the sockets, and report what keeps them; they end with the emptyDir at the latest."""
+        await asyncio.wait({removed}, timeout=limits.PROBE_WAIT)
+        if not removed.done():
+            removed.add_done_callback(asyncio.Future.exception)  # nobody waits for it any more
+            self._log.warning("the sockets are not removed yet: a process in a container keeps their directory locked")
+        elif (error := removed.exception()) is not None:  # the files stay, and nobody answers there
+            self._log.warning(f"cannot remove the sockets: {error}")

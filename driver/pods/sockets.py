@@ -1,7 +1,8 @@
 """Makes the two sockets of a volume in a directory that a pod sees, and the file `dev-fuse` beside them.
 
 That directory is the pod's emptyDir. The pod can replace, link and delete everything in it at any moment. So the directory is
-opened beneath a trusted folder without following symlinks, and its files are used only through that fd and by single names.
+opened beneath a trusted folder without following symlinks, and its files are used only through that fd and by single names. The pod
+can also lock the directory (driver/blocking/directories.py), so everything here but listen() and close() runs in its thread.
 """
 
 import os
@@ -62,7 +63,7 @@ class NameTaken(Exception):
 
 @dataclass
 class PodSockets:
-    """Holds the two listening sockets of a volume, with their folder, their name, and their inodes and that of the folder."""
+    """Holds the two sockets of a volume, with their folder, their name, and their inodes and that of the folder."""
 
     original: socket.socket
     v1: socket.socket
@@ -71,7 +72,7 @@ class PodSockets:
     _identity: Identity
 
     @staticmethod
-    def listen(folder: SocketFolder, name: str) -> "PodSockets":
+    def make(folder: SocketFolder, name: str) -> "PodSockets":
         """Make both sockets in the folder, NAME and NAME.v1, and replace sockets that a former driver left there.
 
         Raises NoDirectory, NameTaken and OSError. If it raises, it leaves no socket behind.
@@ -84,10 +85,6 @@ class PodSockets:
                     put_dev_fuse(directory)
                     identity = _identity(directory, name)
                     if identity is not None:
-                        # Only sockets that are kept may listen. The others are closed here, in the event loop, and a pod
-                        # could have queued fds in them whose close blocks.
-                        for sock in sockets:
-                            sock.listen(limits.CONNECTIONS_IN_QUEUE)
                         return PodSockets(sockets[1], sockets[0], folder, name, identity)
                 except BaseException:
                     _remove(directory, name)
@@ -98,6 +95,11 @@ class PodSockets:
             raise OSError(EAGAIN, "the pod removes the sockets as fast as they are made")
         finally:
             os.close(directory)
+
+    def listen(self) -> None:
+        """Let clients connect. Only sockets that are kept may listen: a pod can queue fds in them, and then close() blocks."""
+        for sock in (self.v1, self.original):
+            sock.listen(limits.CONNECTIONS_IN_QUEUE)
 
     def are_in_place(self) -> bool:
         """Return whether the pod still sees these sockets. Raises OSError.
@@ -125,13 +127,23 @@ class PodSockets:
         finally:
             os.close(directory)
 
+    def discard(self) -> None:
+        """Remove and close sockets that do not listen. Raises nothing."""
+        try:
+            self.remove()
+        except OSError:
+            pass  # nobody answers there, and the next sockets replace them
+        self.close()
+
     def close(self) -> None:
-        """Close the listening sockets. This can block, because it drops the fds that clients have queued."""
+        """Close the sockets. If they listen, this can block, because it drops the fds that clients have queued."""
         _close([self.original, self.v1])
 
 
 def _bind_both(directory: int, name: str) -> list[socket.socket]:
     made: list[socket.socket] = []
+    # All threads share one umask, and the event loop's files must not be for everybody. This thread does one job and ends.
+    syscalls.unshare(syscalls.CLONE_FS)
     umask = os.umask(0)
     try:
         # A client that finds only the original socket assumes that the driver is the Go plugin, so the v1 socket is made first.

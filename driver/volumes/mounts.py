@@ -149,7 +149,7 @@ class VolumeMounts:
     # ---- what a former driver, or somebody on the node, has left
 
     def adopt(self, stack: list[Mount], known: FuseMount | None, policy: VolumePolicy) -> None:
-        """Make the target this volume's, whatever is mounted there (`stack`, topmost last).
+        """Make the target this volume's, whatever is mounted there (`stack`, topmost last; not empty).
 
         `known` is what a record says of the mount. Raises OSError, and VolumeError where something else is mounted.
         """
@@ -157,11 +157,6 @@ class VolumeMounts:
             self._follow(known)
             if stack[-1].device != known.device_number:
                 raise VolumeError(Code.FAILED_PRECONDITION, foreign(self.place.path, stack[-1]))
-        elif not stack:
-            try:
-                self.place.mount_placeholder()
-            except NotADirectoryError:
-                raise VolumeError(Code.FAILED_PRECONDITION, not_a_directory(self.place.path)) from None
         elif is_placeholder(stack[-1]):
             self.place.adopt_placeholder(stack[-1])
         elif not stack[-1].is_fuse:

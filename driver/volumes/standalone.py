@@ -7,7 +7,11 @@ ROOT/NAME/sock     the sockets: bind it into the FUSE container
 import asyncio
 import os
 import stat
+from collections.abc import Callable
 from errno import EINVAL
+from functools import partial
+from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from driver.linux import syscalls
 from driver.model import limits, paths
@@ -15,9 +19,11 @@ from driver.model.errors import Code, VolumeError
 from driver.model.paths import DEV_FUSE, STANDALONE_SOCKET, BadPath
 from driver.model.policy import OPTIONS_MAX
 from driver.model.publication import Publication
-from driver.volumes.volume import Volume
+from driver.volumes.volume import Volume, locked
 from driver.volumes.volumes import Volumes
 from fusermount3_proxy.wire.protocol import V1_SUFFIX
+
+T = TypeVar("T")
 
 
 class Standalone:
@@ -26,6 +32,7 @@ class Standalone:
     def __init__(self, volumes: Volumes, root: str) -> None:
         self._volumes = volumes
         self.root = root
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by name: held by add() and remove()
 
     def prepare(self) -> None:
         """Make the root a shared mount, so that later mounts below it propagate to containers. Raises OSError."""
@@ -54,30 +61,31 @@ class Standalone:
             mount_options=options,
             pod="",
         )
-        made = self._make_folder(name)
-        try:
-            return await self._volumes.publish(publication)
-        except VolumeError as error:
-            if made:
-                try:
-                    self._remove_folder(f"{self.root}/{name}")
-                except VolumeError:
-                    pass  # the first error is the one to report; the next add or remove finds the folder
-            if error.code is Code.ALREADY_EXISTS:
-                text = f"volume {name} exists already, with another --read-only or -o; remove it first"
-                raise VolumeError(Code.ALREADY_EXISTS, text) from None
-            raise
+        async with self._lock(name):
+            made = await self._run(volume_paths, partial(self._make_folder, name))
+            try:
+                return await self._volumes.publish(publication)
+            except VolumeError as error:
+                if made:
+                    try:
+                        await self._run(volume_paths, partial(self._remove_folder, name))
+                    except VolumeError:
+                        pass  # the first error is the one to report; the next add or remove finds the folder
+                if error.code is Code.ALREADY_EXISTS:
+                    text = f"volume {name} exists already, with another --read-only or -o; remove it first"
+                    raise VolumeError(Code.ALREADY_EXISTS, text) from None
+                raise
 
     async def remove(self, name: str) -> None:
         """Unpublish, and remove the volume's directory. Raises VolumeError."""
         volume_paths = self._paths(name)
-        target, folder = volume_paths.target_path, f"{self.root}/{name}"
+        target = volume_paths.target_path
         # The volume may be known although somebody has removed its directory.
-        if self._volumes.at(target) is None and not os.path.isdir(folder):
+        if self._volumes.at(target) is None and not os.path.isdir(f"{self.root}/{name}"):
             raise VolumeError(Code.NOT_FOUND, f"there is no volume {name}")
-        await self._volumes.unpublish(target)
-        if self._volumes.at(target) is None:  # otherwise it was added again meanwhile, and the directory is that volume's
-            self._remove_folder(folder)
+        async with self._lock(name):
+            await self._volumes.unpublish(target)
+            await self._run(volume_paths, partial(self._remove_folder, name))
 
     async def repair(self) -> None:
         """Repair what containers, or somebody on the node, have changed. kubelet's republish does that for the volumes of pods."""
@@ -88,6 +96,8 @@ class Standalone:
             pass
 
     async def _repair(self, volume: Volume) -> None:
+        if self._volumes.at(volume.target) is not volume:
+            return  # it was removed just now, and must not be made again
         try:
             await self._volumes.publish(volume.publication)
         except VolumeError:
@@ -103,6 +113,17 @@ class Standalone:
         except BadPath as error:
             raise VolumeError(Code.INVALID_ARGUMENT, str(error)) from None
 
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    async def _run(self, volume_paths: paths.VolumePaths, work: Callable[[], T]) -> T:
+        """Work in the directory of the sockets, which a container can lock. Raises VolumeError."""
+        directory = volume_paths.sockets_path
+        try:
+            return await self._volumes.directories.threads(directory).run(limits.DIRECTORY_WAIT, work)
+        except TimeoutError:
+            raise locked(directory, limits.DIRECTORY_WAIT) from None
+
     def _make_folder(self, name: str) -> bool:
         """Make the volume's directory and the one for its sockets. Return whether the volume's was not there. Raises VolumeError."""
         folder = f"{self.root}/{name}"
@@ -115,7 +136,8 @@ class Standalone:
             raise VolumeError(Code.INTERNAL, f"cannot make {error.filename}: {error.strerror}") from None
         return is_new
 
-    def _remove_folder(self, folder: str) -> None:
+    def _remove_folder(self, name: str) -> None:
+        folder = f"{self.root}/{name}"
         # A container may have written to sock/: only what the driver puts there is removed, and what remains is reported.
         try:
             directory = os.open(f"{folder}/sock", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -1,10 +1,13 @@
 """One published volume, from publish to unpublish: its target with its mounts, and its sockets."""
 
+import asyncio
 import logging
 import os
 from collections.abc import Callable
 from errno import EEXIST, ENOTEMPTY
+from functools import partial
 
+from driver.blocking.directories import Directories
 from driver.model import limits
 from driver.model.errors import Code, VolumeError
 from driver.model.fusemount import FuseMount
@@ -18,8 +21,8 @@ from driver.observe.logs import VolumeLog
 from driver.observe.metrics import Operation, Timer
 from driver.observe.troubles import Troubles
 from driver.pods.service import SocketService
-from driver.pods.sockets import FolderBeneath, NameTaken, NoDirectory
-from driver.volumes.mounts import VolumeMounts
+from driver.pods.sockets import FolderBeneath, NameTaken, NoDirectory, PodSockets
+from driver.volumes.mounts import VolumeMounts, not_a_directory
 from driver.volumes.requests import VolumeRequests
 from fusermount3_proxy.wire.mountinfo import Mount
 
@@ -35,6 +38,7 @@ class Volume:
         publication: Publication,
         policy: VolumePolicy,
         kernel: TargetKernel,
+        directories: Directories,
         log: VolumeLog,
         past: Past | None,
         on_change: Callable[["Volume"], None],
@@ -50,8 +54,11 @@ class Volume:
         self.troubles = Troubles(log)
         self.mounts = VolumeMounts(self.target, kernel, past or Past.begin(), log, self.troubles, lambda: on_change(self))
         self._requests = VolumeRequests(self.mounts, policy, log)
-        folder = FolderBeneath(publication.paths.root, publication.paths.sockets)
-        self._service = SocketService(folder, publication.socket_name, self._requests, publication.paths.volume_name, _ACCEPTED_FDS, log)
+        paths = publication.paths
+        folder = FolderBeneath(paths.root, paths.sockets)
+        threads = partial(directories.threads, paths.sockets_path)
+        self._service = SocketService(folder, threads, publication.socket_name, self._requests, paths.volume_name, _ACCEPTED_FDS, log)
+        self._repair: asyncio.Task[None] | None = None
 
     @property
     def is_closing(self) -> bool:
@@ -65,21 +72,28 @@ class Volume:
 
     # ---- publish
 
-    def publish(self) -> None:
-        """Make the sockets, the target and its placeholder. Raises VolumeError, and then leaves no mount and no socket."""
+    async def publish(self) -> None:
+        """Make the sockets, the target and its placeholder. Raises VolumeError, and then leaves no mount and no socket.
+
+        With DEADLINE_EXCEEDED a thread goes on alone; what it makes late is removed again, or found by the next publish.
+        """
         took = Timer(Operation.PUBLISH)
-        self._open_sockets()
         try:
-            self._make_target()
+            await self._service.open()
+        except (OSError, NoDirectory, NameTaken) as error:
+            raise self._sockets_error(error) from None
+        try:
+            await self._make_target()
         except BaseException:
             self._service.close()
+            await self._service.wait_closed()
             raise
         for warning in self.policy.warnings:
             self.log.warning(warning)
         self.log.info(f"published at {self.target}, {self.mounts.state.value}, in {took.stop()}")
 
     def restore(self, recorded: tuple[FuseMount, ...], stack: list[Mount]) -> bool:
-        """Serve again a volume that a former driver published; `recorded` has the mounts of its record.
+        """Take over a volume that a former driver published; `recorded` has the mounts of its record. serve() comes next.
 
         `stack`, what is mounted at the target, decides. Return False where the target is gone, and the volume with it.
         """
@@ -87,21 +101,42 @@ class Volume:
             return False
         known = recorded[-1] if recorded else None  # a volume has one mount at a time
         try:
-            self.mounts.adopt(stack, known, self.policy)
+            if stack:
+                self.mounts.adopt(stack, known, self.policy)
+            else:
+                # Containers that see the bare directory can lock it, and the other volumes must not wait for that.
+                self._repair = asyncio.get_running_loop().create_task(self.mounts.republish())
         except VolumeError as error:
             self.troubles.begin("target", str(error))
         except OSError as error:
             self.troubles.begin("target", f"cannot restore {self.target}: {error.strerror}")
-        try:
-            self._open_sockets()
-        except VolumeError as error:
-            # The pod may be gone already; kubelet's republish or unpublish comes.
-            self.troubles.begin("sockets", f"not listening: {error}", logging.WARNING)
         if known is not None and not self.mounts.mounts:
             self.mounts.was_unmounted(known)
         self.mounts.check_unless_held()
         self.log.info(f"restored at {self.target}, {self.mounts.state.value}")
         return True
+
+    @property
+    def has_sockets(self) -> bool:
+        """Return whether its sockets are served."""
+        return self._service.is_open
+
+    def make_sockets(self) -> PodSockets | Exception:
+        """Make the sockets of a restored volume, for serve(), or return why not. Call it in a thread."""
+        try:
+            return self._service.make()
+        except Exception as error:
+            return error
+
+    def serve(self, made: PodSockets | Exception) -> None:
+        """Serve the sockets of a restored volume, or report why there are none."""
+        if isinstance(made, PodSockets):
+            self._service.serve(made)
+        elif isinstance(made, (OSError, NoDirectory, NameTaken)):
+            # The pod may be gone already; kubelet's republish or unpublish comes.
+            self.troubles.begin("sockets", f"not listening: {self._sockets_error(made)}", logging.WARNING)
+        else:
+            raise made
 
     async def republish(self) -> None:
         """Repair what the pod, kubelet or somebody on the node has changed; kubelet publishes each volume again and again.
@@ -109,12 +144,10 @@ class Volume:
         Raises nothing: kubelet could remove the target of a volume whose publish failed.
         """
         try:
-            if not self._service.is_in_place():
+            if not await self._service.is_in_place():
                 self.log.refusal("the sockets in the emptyDir are gone or replaced; making them again")
                 await self._service.wait_closed(_CLOSE_WAIT)  # open_again() refuses while the former ones are being closed
-                # Meanwhile unpublish may have begun, or another republish may have made them.
-                if not self.is_closing and not self._service.is_in_place():
-                    self._service.open_again()
+                await self._service.open_again()
             self.troubles.end("sockets")
         except (OSError, NoDirectory, NameTaken) as error:
             self.troubles.begin("sockets", f"cannot repair the sockets: {self._why_no_sockets(error)}")
@@ -148,36 +181,61 @@ class Volume:
 
     # ---- details
 
-    def _make_target(self) -> None:
+    async def _make_target(self) -> None:
+        place = self.mounts.place
         created = False
         try:
-            created = self.mounts.place.make()
-            # Nothing is mounted on a directory that was made just now, and the mount table is long.
-            self.mounts.adopt([] if created else self.mounts.place.mounts(), None, self.policy)
+            created = place.make()
+            if created:
+                place.mount_placeholder()  # nothing is mounted there, and the mount table is long
+            elif stack := place.mounts():
+                self.mounts.adopt(stack, None, self.policy)
+            else:
+                await self._cover_target()
         except OSError as error:
             if created:
                 os.rmdir(self.target)
             raise VolumeError(Code.INTERNAL, f"cannot make the target {self.target}: {error.strerror}") from None
 
-    def _open_sockets(self) -> None:
+    async def _cover_target(self) -> None:
+        """Mount the placeholder on a directory that was there before. Raises OSError, VolumeError."""
+        place = self.mounts.place
         try:
-            self._service.open()
-        except (NoDirectory, NameTaken) as error:
-            raise VolumeError(Code.FAILED_PRECONDITION, self._why_no_sockets(error)) from None
-        except OSError as error:
-            raise VolumeError(Code.INTERNAL, f"cannot make the fd-passing sockets: {error}") from None
+            if place.is_busy:  # a former publish still waits here, and there would be two placeholders
+                raise TimeoutError
+            await place.remount_placeholder()
+        except TimeoutError:
+            raise locked(self.target, limits.MOUNT_WAIT) from None
+        except NotADirectoryError:
+            raise VolumeError(Code.FAILED_PRECONDITION, not_a_directory(self.target)) from None
+
+    def _sockets_error(self, error: OSError | NoDirectory | NameTaken) -> VolumeError:
+        if isinstance(error, TimeoutError):
+            return locked(self.publication.paths.sockets_path, limits.DIRECTORY_WAIT)
+        if isinstance(error, OSError):
+            return VolumeError(Code.INTERNAL, f"cannot make the fd-passing sockets: {error}")
+        return VolumeError(Code.FAILED_PRECONDITION, self._why_no_sockets(error))
 
     def _why_no_sockets(self, error: OSError | NoDirectory | NameTaken) -> str:
+        if isinstance(error, TimeoutError):
+            return str(locked(self.publication.paths.sockets_path, limits.DIRECTORY_WAIT))
         if not isinstance(error, NoDirectory):
             return str(error)
         hint = ": does fdPassingEmptyDirName name an emptyDir volume of this pod?" if self.publication.paths.is_pods else ""
         return f"no directory for the fd-passing sockets, {error}{hint}"
 
 
+def locked(directory: str, limit: float) -> VolumeError:
+    """Return what to tell kubelet where work in a directory that containers can lock took longer than its limit."""
+    text = f"{directory}: a process in a container keeps this directory locked for more than {limit:g} s"
+    text += ": end the FUSE program that the process waits for, or delete the pod"
+    return VolumeError(Code.DEADLINE_EXCEEDED, text)
+
+
 def unpublish_error(target: str, error: OSError) -> VolumeError:
     """Return what to tell kubelet where a target cannot be removed."""
     if isinstance(error, TimeoutError):
-        text = f"{target}: the FUSE file system could not be unmounted within {limits.DETACH_WAIT:g} s"
+        text = f"{target}: what is mounted there could not be unmounted, and the directory removed, within {limits.DETACH_WAIT:g} s"
         return VolumeError(Code.DEADLINE_EXCEEDED, text)
     if isinstance(error, NotOurs):
         return VolumeError(Code.FAILED_PRECONDITION, f"{foreign(target, error.mount)}: unmount it on the node")

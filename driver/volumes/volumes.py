@@ -4,8 +4,10 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from driver.blocking.calls import Bounds
+from driver.blocking.directories import Directories
 from driver.blocking.threads import Threads
 from driver.linux import mounttable
 from driver.linux.filewatch import FileWatch
@@ -22,6 +24,7 @@ from driver.observe.internalerror import report_internal_error
 from driver.observe.logs import VolumeLog, log
 from driver.volumes.recordformat import Record
 from driver.volumes.records import Records
+from driver.volumes.restoring import open_sockets
 from driver.volumes.volume import Volume, unpublish_error
 
 _MOMENT = 2 * limits.ACCEPT_WINDOW  # seconds; if nobody connects for so long, all waiting pods have been served
@@ -35,8 +38,10 @@ class Volumes:
         self._files = files
         self._records = records
         self._bounds = bounds
+        self.directories = Directories()
         self._by_target: dict[str, Volume] = {}
-        self._by_sockets: dict[tuple[str, str, str], Volume] = {}
+        self._by_sockets: dict[tuple[str, str, str], Volume] = {}  # also those that are being published
+        self._publishing: dict[str, tuple[Publication, asyncio.Task[Volume]]] = {}
         self._unpublishing: dict[str, asyncio.Future[None]] = {}
         self._clearing: dict[str, asyncio.Future[None]] = {}  # by the targets of unknown volumes, each in a thread that may hang
 
@@ -66,9 +71,22 @@ class Volumes:
         target = publication.paths.target_path
         if target in self._unpublishing or target in self._clearing:  # a removal under way would remove the new volume
             raise VolumeError(Code.ABORTED, f"{target} is being unpublished")
+        if target in self._publishing:
+            former, task = self._publishing[target]
+            if former != publication:
+                raise VolumeError(Code.ABORTED, f"{target} is being published, with other arguments")
+        else:
+            task = asyncio.get_running_loop().create_task(self._publish(publication))
+            self._publishing[target] = publication, task
+            task.add_done_callback(partial(_forget_call, self._publishing, target))
+        # A caller that gives up must not leave the volume half published.
+        return await asyncio.shield(task)
+
+    async def _publish(self, publication: Publication) -> Volume:
+        target = publication.paths.target_path
         volume = self._by_target.get(target)
         if volume is None:
-            return self._publish_new(publication)
+            return await self._publish_new(publication)
         if volume.is_closing:
             raise VolumeError(Code.ABORTED, f"{target} is not unpublished yet")
         if volume.publication != publication:
@@ -80,14 +98,20 @@ class Volumes:
             self._changed(volume)
         return volume
 
-    def _publish_new(self, publication: Publication) -> Volume:
-        other = self._by_sockets.get(_sockets_key(publication))
+    async def _publish_new(self, publication: Publication) -> Volume:
+        key = _sockets_key(publication)
+        other = self._by_sockets.get(key)
         if other is not None:
             # The two volumes would take the sockets from each other at every republish.
             text = f"the socket {publication.socket_name} in {publication.paths.sockets} belongs to volume {other.publication.volume_id}"
             raise VolumeError(Code.INVALID_ARGUMENT, f"{text}: give each volume of a pod another fdPassingSocketName")
         volume = self._new(publication)
-        volume.publish()
+        self._by_sockets[key] = volume  # another volume could want the same sockets meanwhile
+        try:
+            await volume.publish()
+        except BaseException:
+            del self._by_sockets[key]
+            raise
         self._add(volume)
         # Recorded before kubelet has the answer, and relies on the volume although this process may be killed.
         self._save(volume)
@@ -97,7 +121,7 @@ class Volumes:
         self._by_target[volume.target] = volume
         self._by_sockets[_sockets_key(volume.publication)] = volume
 
-    def restore(self, pods_dir: str, standalone_root: str) -> None:
+    async def restore(self, pods_dir: str, standalone_root: str) -> None:
         """Restore the volumes that a former driver has left below the two folders."""
         by_path = mounttable.mounts_by_path()
         for record in self._records.load():
@@ -128,6 +152,7 @@ class Volumes:
                 volume.log.warning(f"it is recorded, but {target} is not there any more: not restored")
                 self._forget(target, volume.log)
         self._remove_devices()
+        await open_sockets(list(self), self.directories)
 
     def _remove_devices(self) -> None:
         """Remove the device nodes that no process holds. One that is held and has no mount is removed when it is closed."""
@@ -154,11 +179,14 @@ class Volumes:
         if task is None:
             task = asyncio.get_running_loop().create_task(self._unpublish(target))
             self._unpublishing[target] = task
-            task.add_done_callback(partial(_forget_removal, self._unpublishing, target))
+            task.add_done_callback(partial(_forget_call, self._unpublishing, target))
         # A caller that gives up must not leave the volume half unpublished.
         await asyncio.shield(task)
 
     async def _unpublish(self, target: str) -> None:
+        if target in self._publishing:
+            _, publishing = self._publishing[target]
+            await asyncio.wait({publishing})
         volume = self._by_target.get(target)
         if volume is None:
             await self._clear(target)
@@ -171,7 +199,7 @@ class Volumes:
 
     def release(self) -> None:
         """Serve no more requests, and leave all volumes for the next driver: this one stops."""
-        for volume in self._by_target.values():
+        for volume in {*self._by_target.values(), *self._by_sockets.values()}:
             volume.release()
 
     async def settle(self, limit: float) -> bool:
@@ -196,8 +224,9 @@ class Volumes:
     def _new(self, publication: Publication, past: Past | None = None) -> Volume:
         policy = of_volume(publication.read_only, list(publication.mount_flags), publication.mount_options)
         to = VolumeLog(publication.pod, publication.volume_id)
-        kernel = LinuxKernel(publication.paths, self._workspace, self._files, self._bounds, to.refusal)
-        return Volume(publication, policy, kernel, to, past, self._changed)
+        attacher = self.directories.threads(publication.paths.target_path)
+        kernel = LinuxKernel(publication.paths, self._workspace, self._files, self._bounds, attacher, to.refusal)
+        return Volume(publication, policy, kernel, self.directories, to, past, self._changed)
 
     def _changed(self, volume: Volume) -> None:
         # A volume that is being published is not recorded yet: publish may fail, and its record would stay.
@@ -233,15 +262,15 @@ class Volumes:
                 record = fusemount.adopted_beneath(mounttable.mounts_at(target))
                 cleared = Threads(1).finish(lambda: takeoff.remove_target(self._workspace, target, record))
                 self._clearing[target] = cleared
-                cleared.add_done_callback(partial(_forget_removal, self._clearing, target))
+                cleared.add_done_callback(partial(_forget_call, self._clearing, target))
             # A retry waits for the thread of the first call. A second thread would hang where the first one hangs.
             await asyncio.wait_for(asyncio.shield(cleared), limits.DETACH_WAIT)
         except OSError as error:
             raise unpublish_error(target, error) from None
 
 
-def _forget_removal(removals: "dict[str, asyncio.Future[None]]", target: str, ended: "asyncio.Future[None]") -> None:
-    del removals[target]
+def _forget_call(calls: dict[str, Any], target: str, ended: "asyncio.Future[Any]") -> None:
+    del calls[target]
     if not ended.cancelled():
         ended.exception()  # mark it as seen: the calls that still wait report it
 

@@ -249,6 +249,9 @@ class FakeKernel:
         self._fail("remove_at_once")
         self._remove()
 
+    async def remove_placeholder(self) -> None:
+        await self._in_thread("remove_placeholder", self._remove)
+
     def _remove(self) -> None:
         while self.stack:
             self._disconnect(self.stack.pop())

@@ -2,7 +2,8 @@
 
 It answers INIT and prints "serves"; it prints "asked NAME" when the kernel asks what HOW is about. HOW is one of:
 
-    never-getattr, never-statfs, never-opendir      reads that request, and never answers it
+    never-getattr, never-statfs, never-opendir,     reads that request, and never answers it
+    never-read
     never-anything                                  reads every request, and answers none
     never-writes                                    lets the kernel cache writes, and never takes them
     reads-nothing                                   reads only INIT
@@ -30,8 +31,14 @@ import time
 
 from mini_fuse import Server, call_helper, receive_fd
 
-_GETATTR, _WRITE, _STATFS, _OPENDIR, _READDIR = 3, 16, 17, 27, 28
-_NEVER = {"never-getattr": _GETATTR, "never-statfs": _STATFS, "never-opendir": _OPENDIR, "never-writes": _WRITE}
+_GETATTR, _READ, _WRITE, _STATFS, _OPENDIR, _READDIR = 3, 15, 16, 17, 27, 28
+_NEVER = {
+    "never-getattr": _GETATTR,
+    "never-read": _READ,
+    "never-statfs": _STATFS,
+    "never-opendir": _OPENDIR,
+    "never-writes": _WRITE,
+}
 _ROOT = {"root-is-link": stat.S_IFLNK, "root-is-file": stat.S_IFREG, "root-is-device": stat.S_IFBLK, "root-is-nothing": 0}
 _ERRORS = {"getattr-enotconn": (_GETATTR, 107), "statfs-enotconn": (_STATFS, 107), "getattr-fails": (_GETATTR, 5)}
 _HUGE = (1 << 64) - 1

@@ -323,3 +323,28 @@ def test_closing_a_lingering_socket_ends_when_it_is_nudged() -> None:
         other.close()
         listener.close()
     assert signal.getsignal(threads.NUDGE) is signal.SIG_DFL
+
+
+def test_a_late_result_is_discarded_in_a_thread(release: threading.Event) -> None:
+    discarded: list[tuple[str, bool]] = []
+
+    async def main() -> None:
+        threads = Threads(1)
+        loop_thread = threading.get_ident()
+        with pytest.raises(TimeoutError):
+            await threads.run(0.01, hangs(release), lambda result: discarded.append((result, threading.get_ident() == loop_thread)))
+        release.set()
+        await until(lambda: not threads.is_busy and bool(discarded))
+
+    asyncio.run(main())
+    assert discarded == [("late", False)]
+
+
+def test_a_result_that_is_not_late_is_not_discarded() -> None:
+    async def main() -> str:
+        threads = Threads(1)
+        result = await threads.run(DEADLINE, lambda: "in time", lambda result: pytest.fail(result))
+        assert not threads.is_busy
+        return result
+
+    assert asyncio.run(main()) == "in time"

@@ -3,6 +3,7 @@
 import os
 import socket
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def no_fd_is_left() -> Iterator[None]:
 def test_both_sockets_and_dev_fuse_are_for_everybody(place: FolderBeneath, directory: Path) -> None:
     umask = os.umask(0o077)
     try:
-        sockets = PodSockets.listen(place, NAME)
+        sockets = PodSockets.make(place, NAME)
         assert os.umask(0o077) == 0o077
     finally:
         os.umask(umask)
@@ -57,8 +58,37 @@ def test_both_sockets_and_dev_fuse_are_for_everybody(place: FolderBeneath, direc
     sockets.close()
 
 
+def test_the_umask_of_other_threads_stays(place: FolderBeneath, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop would make files that everybody can open."""
+
+    def umask() -> str:
+        return next(line for line in Path("/proc/thread-self/status").read_text().splitlines() if line.startswith("Umask:"))
+
+    seen: list[str] = []
+    is_bound, is_seen = threading.Event(), threading.Event()
+    whole = sockets._bind
+
+    def bind(directory: int, name: str, kind: int) -> socket.socket:
+        seen.append(umask())
+        is_bound.set()
+        assert is_seen.wait(20)
+        return whole(directory, name, kind)
+
+    monkeypatch.setattr(sockets, "_bind", bind)
+    before = umask()
+    worker = threading.Thread(target=lambda: PodSockets.make(place, NAME).discard())
+    worker.start()
+    assert is_bound.wait(20)
+    during = umask()
+    is_seen.set()
+    worker.join()
+    assert seen[0] == "Umask:\t0000"
+    assert during == before != seen[0]
+
+
 def test_they_are_a_stream_and_a_packet_socket_that_listen(place: FolderBeneath, directory: Path) -> None:
-    sockets = PodSockets.listen(place, NAME)
+    sockets = PodSockets.make(place, NAME)
+    sockets.listen()
     for name, kind, listener in ((NAME, socket.SOCK_STREAM, sockets.original), (f"{NAME}.v1", socket.SOCK_SEQPACKET, sockets.v1)):
         assert not listener.getblocking()
         assert not listener.get_inheritable()
@@ -71,7 +101,7 @@ def test_they_are_a_stream_and_a_packet_socket_that_listen(place: FolderBeneath,
 
 
 def test_its_files_are_removed(place: FolderBeneath, directory: Path) -> None:
-    sockets = PodSockets.listen(place, NAME)
+    sockets = PodSockets.make(place, NAME)
     sockets.remove()
     # A client that connected now would never be served.
     sockets.close()
@@ -80,16 +110,16 @@ def test_its_files_are_removed(place: FolderBeneath, directory: Path) -> None:
 
 def test_a_name_of_any_length_is_bound(place: FolderBeneath, directory: Path) -> None:
     name = "n" * 252
-    sockets = PodSockets.listen(place, name)
+    sockets = PodSockets.make(place, name)
     assert sockets.are_in_place()
     assert sorted(os.listdir(directory)) == ["dev-fuse", name, f"{name}.v1"]
     sockets.close()
 
 
 def test_sockets_of_a_former_driver_are_replaced(place: FolderBeneath, directory: Path) -> None:
-    former = PodSockets.listen(place, NAME)
+    former = PodSockets.make(place, NAME)
     inode = (directory / NAME).stat().st_ino
-    sockets = PodSockets.listen(place, NAME)
+    sockets = PodSockets.make(place, NAME)
     former_is_there = former.are_in_place()
     # When the former driver ends, the new sockets stay.
     former.remove()
@@ -113,7 +143,7 @@ def test_what_is_no_socket_is_the_pods_and_stays(place: FolderBeneath, directory
         there.symlink_to("/dev/null" if kind == "link" else "nowhere")
     before = there.lstat()
     with pytest.raises(NameTaken, match="no socket"):
-        PodSockets.listen(place, NAME)
+        PodSockets.make(place, NAME)
     assert (there.lstat().st_ino, there.lstat().st_mode) == (before.st_ino, before.st_mode)
 
 
@@ -125,7 +155,7 @@ def test_a_link_on_the_way_is_not_followed(root: Path, place: FolderBeneath, par
     real.rename(moved)
     real.symlink_to(moved)
     with pytest.raises(NoDirectory):
-        PodSockets.listen(place, NAME)
+        PodSockets.make(place, NAME)
     assert [name for _, _, names in os.walk(root) for name in names] == []
 
 
@@ -135,13 +165,13 @@ def test_what_is_not_a_directory_is_reported(place: FolderBeneath, directory: Pa
     if kind == "file":
         directory.touch()
     with pytest.raises(NoDirectory) as caught:
-        PodSockets.listen(place, NAME)
+        PodSockets.make(place, NAME)
     assert str(directory) in str(caught.value)
 
 
 @pytest.mark.parametrize("change", ["original gone", "v1 gone", "replaced", "directory gone", "directory replaced", "directory a link"])
 def test_what_the_pod_changes_is_noticed_and_left_alone(place: FolderBeneath, directory: Path, change: str) -> None:
-    sockets = PodSockets.listen(place, NAME)
+    sockets = PodSockets.make(place, NAME)
     assert sockets.are_in_place()
     moved = directory.with_name("moved")
     if change == "original gone":
@@ -171,11 +201,11 @@ def test_a_failure_closes_what_was_opened(place: FolderBeneath, directory: Path,
 
     monkeypatch.setattr(sockets, "put_dev_fuse", fails)
     with pytest.raises(OSError, match="No space left"):
-        PodSockets.listen(place, NAME)
+        PodSockets.make(place, NAME)
 
 
 def test_nobody_can_connect_to_sockets_that_may_not_be_kept(place: FolderBeneath, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are closed in the event loop, which could block for ever if a client had queued fds in them."""
+    """They are closed in the thread of the directory, which could block for ever if a client had queued fds in them."""
     refused = 0
 
     def is_removed_meanwhile(folder: int, name: str) -> None:
@@ -187,7 +217,7 @@ def test_nobody_can_connect_to_sockets_that_may_not_be_kept(place: FolderBeneath
 
     monkeypatch.setattr(sockets, "_identity", is_removed_meanwhile)
     with pytest.raises(OSError, match="the pod removes the sockets"):
-        PodSockets.listen(place, NAME)
+        PodSockets.make(place, NAME)
     assert refused == 2 * sockets._TRIES
     assert os.listdir(directory) == ["dev-fuse"]
 
@@ -196,7 +226,7 @@ def test_an_empty_directory_in_place_of_dev_fuse_is_replaced(place: FolderBeneat
     """Docker makes one if a container that binds the file starts before the volume exists."""
     there = directory / "dev-fuse"
     there.mkdir()
-    PodSockets.listen(place, NAME).close()
+    PodSockets.make(place, NAME).close()
     assert there.is_file()
     assert stat.S_IMODE(there.stat().st_mode) == 0o666
 
@@ -213,7 +243,7 @@ def test_a_dev_fuse_of_the_pods_own_stays(place: FolderBeneath, directory: Path,
     else:
         (directory / "victim").touch(mode=0o600)
         there.symlink_to("victim")
-    PodSockets.listen(place, NAME).close()
+    PodSockets.make(place, NAME).close()
     if kind == "directory":
         assert (there / "file").is_file()
     elif kind == "file":
@@ -236,7 +266,7 @@ class OwnFolder:
 def test_another_kind_of_folder_serves_as_well(tmp_path: Path) -> None:
     folder = tmp_path / "own"
     folder.mkdir()
-    sockets = PodSockets.listen(OwnFolder(folder), "socket")
+    sockets = PodSockets.make(OwnFolder(folder), "socket")
     assert sorted(os.listdir(folder)) == ["dev-fuse", "socket", "socket.v1"]
     assert sockets.are_in_place()
     (folder / "socket").unlink()

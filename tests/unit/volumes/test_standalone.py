@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from driver.blocking.directories import Directories
 from driver.model.errors import Code, VolumeError
 from driver.model.publication import Publication
 from driver.volumes.standalone import Standalone
@@ -19,6 +20,7 @@ class Table:
         self._published: set[str] = set()
         self.failure: VolumeError | None = None
         self.may_end = asyncio.Event()
+        self.directories = Directories()
 
     def at(self, target: str) -> object:
         return target if target in self._published else None

@@ -43,7 +43,8 @@ class World:
         self.troubles = Troubles(log)
         self.mounts = VolumeMounts(TARGET, self.kernel, Past(1.0), log, self.troubles, self._changed)
         self.requests = VolumeRequests(self.mounts, POLICY, log)
-        self.mounts.adopt([], None, POLICY)
+        self.mounts.place.make()
+        self.mounts.place.mount_placeholder()
         self.is_unpublished = False
 
     def _changed(self) -> None:

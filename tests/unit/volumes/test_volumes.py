@@ -59,7 +59,7 @@ def test_a_volume_that_cannot_be_restored_serves_nobody_and_costs_no_other(
         workspace: Any = SimpleNamespace(devices=DeviceFolder(str(tmp_path / "dev")))
         watch = FileWatch(syscalls.inotify_init())
         volumes = Volumes(workspace, watch, records, Bounds(the_starter()))
-        volumes.restore("/pods", str(pods))
+        await volumes.restore("/pods", str(pods))
         assert [volume.publication.volume_id for volume in volumes] == ["good"]
         assert answers(pods / "good" / "sock" / "fuse.sock.v1")
         assert not (pods / "bad" / "sock" / "fuse.sock").exists()
@@ -191,7 +191,7 @@ def test_nothing_is_kept_of_a_former_drivers_device_node_when_its_program_has_go
     async def main() -> None:
         workspace: Any = SimpleNamespace(devices=DeviceFolder(str(tmp_path / "dev")))
         watch = FileWatch(syscalls.inotify_init())
-        Volumes(workspace, watch, Records(str(tmp_path / "state")), Bounds(the_starter())).restore("/pods", "/standalone")
+        await Volumes(workspace, watch, Records(str(tmp_path / "state")), Bounds(the_starter())).restore("/pods", "/standalone")
         assert len(watch._callbacks) == 1
         os.close(program)
         while watch._callbacks:

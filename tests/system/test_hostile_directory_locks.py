@@ -1,0 +1,309 @@
+"""Test that a pod which locks a directory in which the driver works delays nobody but itself.
+
+The kernel locks a directory while a process reads it, and the process can make the read last for ever (hold_directory.py).
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from harness import mounts
+from harness.container import Bind
+from harness.events import wait_until
+from harness.hostile import Numbers, mount_and_end, numbers, recovers, request
+from harness.kubelet import SOCKET, Published, refused
+from harness.pod import Node, Pod
+from harness.programs import SOURCES
+
+from driver.api.rpc import csi_pb2
+from driver.model import limits
+
+EBUSY = 16
+LOCKED = "locked"  # the name of the emptyDir, and of the volume with its sockets there
+RETRIES = 2
+USUAL = 2.0  # seconds that some calls for another volume take at most; they would wait for more than twice as long
+MOMENT = 1.0  # seconds that a call takes at most beyond its limit
+
+
+class Holder:
+    """Represents a container of the pod that can lock directories which it sees."""
+
+    def __init__(self, pod: Pod, binds: Sequence[Bind]) -> None:
+        self._volume = pod.publish()  # its FUSE program serves the memory that the directories are read into
+        self._container = pod.fuse(self._volume, binds=[Bind(SOURCES, "/programs", read_only=True), *binds])
+
+    @contextmanager
+    def holds(self, directory: str) -> Iterator[None]:
+        server = self._container.start("python3 /programs/hostile_fuse.py never-read /data")
+        server.wait_until_it_says("serves")
+        process = self._container.start(f"python3 /programs/hold_directory.py {directory} /data/hello")
+        server.wait_until_it_says("asked 15")
+        try:
+            yield
+            assert process.is_running
+        finally:
+            server.kill("KILL")
+            assert process.wait() == 0
+
+    def warm_up(self) -> "Holder":
+        """Make the driver start everything that it starts at the first use."""
+        with self.holds("/tmp"):
+            pass
+        self._volume.wait_waiting()
+        return self
+
+
+@pytest.fixture
+def directory(pod: Pod) -> Path:
+    """Make the emptyDir that is going to be locked."""
+    return pod.folder.empty_dir(LOCKED)
+
+
+@pytest.fixture
+def holder(pod: Pod, directory: Path) -> Holder:
+    return Holder(pod, [Bind(directory, f"/{LOCKED}")]).warm_up()
+
+
+def asked(pod: Pod) -> csi_pb2.NodePublishVolumeRequest:
+    """Return kubelet's request for the volume whose sockets are in that emptyDir."""
+    return pod.folder.request(volume=LOCKED, empty_dir=LOCKED)
+
+
+@pytest.fixture
+def volume(pod: Pod, directory: Path) -> Published:
+    """Publish the volume."""
+    return pod.folder.publish(asked(pod))
+
+
+def others_work(node: Node) -> None:
+    """Check that another pod's volume is published, mounted, republished and unpublished as usual."""
+    for _ in range(3):
+        began = time.monotonic()
+        pod = node.pod()
+        other = pod.publish()
+        mount_and_end(other)
+        other.republish()
+        other.unpublish()
+        assert time.monotonic() - began < USUAL
+
+
+def while_others_work(node: Node, call: Callable[[], object], limit: float) -> None:
+    """Make a call that may take `limit` seconds, and check meanwhile that another pod's volumes are not delayed."""
+    began = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(call)
+        others_work(node)
+        running.result()
+        assert time.monotonic() - began < limit + MOMENT
+
+
+def is_refused(call: Callable[[], object], directory: Path) -> Callable[[], None]:
+    """Return a call that checks that `call` is refused with one line that says why, and what to do."""
+
+    def checked() -> None:
+        with refused(grpc.StatusCode.DEADLINE_EXCEEDED) as refusal:
+            call()
+        assert refusal.text == (
+            f"{directory}: a process in a container keeps this directory locked for more than {limits.DIRECTORY_WAIT:g} s: "
+            "end the FUSE program that the process waits for, or delete the pod"
+        )
+
+    return checked
+
+
+def threads_are(node: Node, before: Numbers, more: int) -> None:
+    wait_until(f"the driver has {more} more threads", lambda: node.driver.threads() == before.threads + more)
+
+
+def is_left_alone(node: Node, directory: Path, before: Numbers) -> None:
+    """Check that the driver has what it had, and that no socket is left that nobody serves."""
+    recovers(node, before)
+    wait_until("no socket is left", lambda: set(os.listdir(directory)) <= {"dev-fuse"})
+
+
+def test_a_directory_that_is_locked_before_publish(node: Node, pod: Pod, holder: Holder, directory: Path) -> None:
+    before = numbers(node)
+    with holder.holds(f"/{LOCKED}"):
+        for _ in range(RETRIES):
+            call = is_refused(lambda: pod.folder.publish(asked(pod)), directory)
+            while_others_work(node, call, limits.DIRECTORY_WAIT)
+            threads_are(node, before, 1)
+        began = time.monotonic()
+        Published(pod.folder, asked(pod)).unpublish()
+        assert time.monotonic() - began < MOMENT
+    is_left_alone(node, directory, before)
+    volume = pod.folder.publish(asked(pod))
+    mount_and_end(volume)
+    volume.unpublish()
+    is_left_alone(node, directory, before)
+
+
+def test_a_directory_that_is_locked_when_its_sockets_are_made_again(node: Node, holder: Holder, directory: Path, volume: Published) -> None:
+    before = numbers(node)
+    for name in (SOCKET, f"{SOCKET}.v1"):
+        (directory / name).unlink()
+    with holder.holds(f"/{LOCKED}"):
+        for _ in range(RETRIES):
+            while_others_work(node, volume.republish, limits.DIRECTORY_WAIT)
+            assert f"{directory}: a process in a container keeps this directory locked" in volume.condition
+            threads_are(node, before, 1)
+    wait_until("the thread has ended", lambda: node.driver.threads() == before.threads)
+    volume.republish()
+    assert "locked" not in volume.condition
+    mount_and_end(volume)
+    recovers(node, before)
+    volume.unpublish()
+
+
+def test_a_directory_that_is_locked_at_unpublish(node: Node, pod: Pod, holder: Holder, directory: Path) -> None:
+    before = numbers(node)
+    volume = pod.folder.publish(asked(pod))
+    with holder.holds(f"/{LOCKED}"):
+        while_others_work(node, volume.unpublish, limits.PROBE_WAIT)
+        threads_are(node, before, 1)
+        assert "the sockets are not removed yet: a process in a container keeps their directory locked" in node.driver.log
+        # kubelet may publish and unpublish the volume meanwhile.
+        for _ in range(RETRIES):
+            while_others_work(node, is_refused(lambda: pod.folder.publish(asked(pod)), directory), limits.DIRECTORY_WAIT)
+            volume.unpublish()
+            threads_are(node, before, 1)
+    is_left_alone(node, directory, before)
+
+
+def test_a_directory_that_is_locked_when_the_driver_starts(
+    node: Node, pod: Pod, holder: Holder, directory: Path, volume: Published
+) -> None:
+    other = node.pod().publish()
+    before = numbers(node)
+    with holder.holds(f"/{LOCKED}"):
+        node.driver.stop(signal.SIGKILL)
+        began = time.monotonic()
+        node.driver.start()
+        mount_and_end(other)
+        assert time.monotonic() - began < limits.RESTORE_WAIT + 2 * MOMENT
+        assert "not listening" in volume.condition and "locked" in volume.condition
+        for _ in range(RETRIES):
+            while_others_work(node, volume.republish, limits.DIRECTORY_WAIT)
+            threads_are(node, before, 1)
+    wait_until("the thread has ended", lambda: node.driver.threads() == before.threads)
+    volume.republish()
+    mount_and_end(volume)
+    recovers(node, before)
+
+
+def test_a_mount_while_the_directory_is_locked(node: Node, pod: Pod, holder: Holder, volume: Published) -> None:
+    """Although a thread of the driver waits for the lock, for another volume. fusermount3 changes nothing in the directory."""
+    before = numbers(node)
+    fuse = pod.fuse(volume)
+    fuse.check("mkdir /source")
+    with holder.holds(f"/{LOCKED}"):
+        with refused(grpc.StatusCode.DEADLINE_EXCEEDED):
+            pod.folder.publish(pod.folder.request(volume="second", empty_dir=LOCKED, socket="second.sock"))
+        threads_are(node, before, 1)
+        began = time.monotonic()
+        program = fuse.start("bindfs -f /source /data")
+        volume.wait_mounted(program)
+        while_others_work(node, lambda: fuse.check("fusermount3 -u /data"), MOMENT)
+        assert program.wait() == 0
+        volume.wait_waiting()
+        assert time.monotonic() - began < 10 * MOMENT
+    recovers(node, before)
+
+
+def test_a_placeholder_that_is_locked(node: Node, pod: Pod, volume: Published) -> None:
+    """mount(2) waits for the lock of the directory that it mounts on."""
+    holder = Holder(pod, [Bind(volume.target, "/placeholder", "rslave")]).warm_up()
+    before = numbers(node)
+
+    def is_refused_as_busy() -> None:
+        answer, fds = request(volume, b'{"op":"mount","mountpoint":"/data"}')
+        assert (answer["errno"], fds) == (EBUSY, [])
+
+    with holder.holds("/placeholder"):
+        for _ in range(RETRIES):
+            while_others_work(node, is_refused_as_busy, limits.MOUNT_WAIT)
+            threads_are(node, before, 1)
+    wait_until("the thread has ended", lambda: node.driver.threads() == before.threads)
+    mount_and_end(volume)
+    recovers(node, before)
+
+
+# ---- the target's directory itself, which a container sees that has started while nothing was mounted there
+
+
+@pytest.fixture
+def bare(pod: Pod, volume: Published) -> Holder:
+    """Unmount the volume's placeholder, and start a container that sees the directory beneath."""
+    mounts.unmount_lazily(volume.target)
+    return Holder(pod, [Bind(volume.target, "/bare")]).warm_up()
+
+
+def test_a_target_that_is_locked_before_publish(node: Node, pod: Pod, bare: Holder, volume: Published) -> None:
+    node.driver.stop()
+    for record in (node.driver.run_dir / "state").glob("*.json"):
+        if LOCKED in record.read_text():
+            record.unlink()
+    node.driver.start()
+    before = numbers(node)
+    with bare.holds("/bare"):
+        for _ in range(RETRIES):
+            while_others_work(node, is_refused(volume.republish, volume.target), limits.MOUNT_WAIT)
+            threads_are(node, before, 1)
+    wait_until("the thread has ended", lambda: node.driver.threads() == before.threads)
+    volume.republish()
+    assert len(volume.mounts) == 1
+    mount_and_end(volume)
+    volume.unpublish()
+    recovers(node, before)
+
+
+def test_a_target_that_is_locked_at_unpublish(node: Node, bare: Holder, volume: Published) -> None:
+    volume.republish()
+    volume.wait_waiting()
+    before = numbers(node)
+
+    def is_late() -> None:
+        with refused(grpc.StatusCode.DEADLINE_EXCEEDED) as refusal:
+            volume.unpublish()
+        assert str(volume.target) in refusal.text
+
+    with bare.holds("/bare"):
+        for _ in range(RETRIES):
+            while_others_work(node, is_late, limits.DETACH_WAIT)
+            threads_are(node, before, 1)
+    volume.unpublish()
+    recovers(node, before, published=-1)
+
+
+def test_a_target_that_is_locked_when_the_driver_starts(node: Node, bare: Holder, volume: Published) -> None:
+    before = numbers(node)
+    with bare.holds("/bare"):
+        node.driver.stop(signal.SIGKILL)
+        began = time.monotonic()
+        node.driver.start()
+        assert time.monotonic() - began < 2 * MOMENT
+        while_others_work(node, volume.republish, limits.MOUNT_WAIT)
+        threads_are(node, before, 1)
+    wait_until("the thread has ended", lambda: node.driver.threads() == before.threads)
+    volume.republish()
+    mount_and_end(volume)
+    recovers(node, before)
+
+
+def test_a_locked_directory_delays_the_drivers_end_until_it_is_free(node: Node, pod: Pod, holder: Holder, directory: Path) -> None:
+    """The kernel lets no process end that waits for the lock. kubelet kills a pod's programs first."""
+    with holder.holds(f"/{LOCKED}"):
+        with refused(grpc.StatusCode.DEADLINE_EXCEEDED):
+            pod.folder.publish(asked(pod))
+        node.driver.signal(signal.SIGTERM)
+        time.sleep(MOMENT)
+        assert node.driver.is_running
+    assert node.driver.wait() == 0
+    node.driver.start()
+    pod.folder.publish(asked(pod)).unpublish()
