@@ -228,6 +228,7 @@ def _status_of(volume: "admin_pb2.Volume") -> dict[str, object]:
         "path": volume.target_path,
         "abnormal": volume.abnormal,
         "condition": volume.condition,
+        "detached": volume.detached,
     }
 
 

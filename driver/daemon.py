@@ -110,7 +110,7 @@ async def _serve(settings: Settings, metrics_listener: socket.socket | None, ino
         metrics_server = metricspage.MetricsServer()
         stack.callback(metrics_server.stop)
         if metrics_listener is not None:
-            metrics.start(volumes.by_state, volumes.troubled)
+            metrics.start(volumes.by_state, volumes.troubled, volumes.detached)
             await metrics_server.start(metrics_listener)
             log.info(f"metrics are at {metricspage.url(metrics_listener)}")
         # 9. Pods have waited since the former driver ended. kubelet has waited as well, but it asks again.

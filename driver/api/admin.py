@@ -78,4 +78,5 @@ def message_of(volume: Volume, examined: Condition | None = None) -> admin_pb2.V
         mounts=volume.mounts.past.mounts,
         abnormal=examined is not None and examined.is_abnormal,
         condition=examined.text if examined else "",
+        detached=volume.mounts.count_detached(),
     )

@@ -20,3 +20,11 @@ class FuseMount:
     device: str | None
     on_placeholder: bool = True
     mounter: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DetachedMount:
+    """A FUSE file system that was unmounted lazily. `connection` is the identity of its connection (mounts/connections.py)."""
+
+    mount: FuseMount
+    connection: str

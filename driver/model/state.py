@@ -13,6 +13,14 @@ class State(Enum):
     DEAD = "dead"  # ENOTCONN, for as long as the driver needs to notice it and to detach the mount
 
 
+class Detach(Enum):
+    """How a FUSE mount is detached."""
+
+    PLAIN = "plain"  # as umount(8) does: it is refused while the mount is in use, and ends the connection
+    LAZY = "lazy"  # as umount -l does: who uses the file system goes on using it
+    FORCED = "forced"  # who uses the file system gets errors
+
+
 class End(Enum):
     """How a FUSE mount ended."""
 

@@ -164,12 +164,14 @@ def detach_all(target: str) -> None:
             raise
 
 
-def cover(place: str, target: str, is_bare: bool) -> None:
-    """Abort the connection of the FUSE mount at `place`, which was at `target`, and mount the placeholder over its peers. Raises OSError.
+def cover(place: str, target: str, is_bare: bool, is_lazy: bool) -> None:
+    """Mount the placeholder over the peers of the FUSE mount at `place`, which was at `target`. Raises OSError.
 
-    `is_bare` says that no placeholder is at `target`: then one is mounted. The caller has an fd of the FUSE mount.
+    The connection is aborted first, unless `is_lazy`. `is_bare` says that no placeholder is at `target`: then one is mounted. The
+    caller has an fd of the FUSE mount.
     """
-    _abort_connection(place)
+    if not is_lazy:
+        _abort_connection(place)
     if is_bare:
         mount_placeholder(target)
     # It covers every container's own bind. The cover is a peer of the target's placeholder, so the next mount at the target appears

@@ -9,7 +9,9 @@ from typing import Protocol
 
 from driver.model.fusemount import FuseMount
 from driver.model.policy import MountArguments
+from driver.model.state import Detach
 from driver.mounts.attempt import MountAttempt
+from driver.mounts.connections import Connection
 from driver.mounts.device import OpenDevice
 from fusermount3_proxy.wire.mountinfo import Mount
 
@@ -31,6 +33,18 @@ class DeviceKernel(Protocol):
 
     def unwatch(self, watch: int) -> None:
         """Undo watch_device()."""
+
+    def connection(self, device_number: str) -> Connection:
+        """Return the FUSE connection of a file system that is mounted here. Raises FileNotFoundError where it is not."""
+
+    def find_connection(self, device_number: str, identity: str) -> Connection | None:
+        """Return a FUSE connection that another driver had opened; None where it is not known which one that is now.
+
+        Raises FileNotFoundError where it has ended.
+        """
+
+    def is_connection_used(self, device_number: str, connection: Connection | None) -> bool:
+        """Return whether somebody uses the file system of a connection: it is mounted, or a file in it is open."""
 
 
 class TargetKernel(DeviceKernel, Protocol):
@@ -87,7 +101,7 @@ class TargetKernel(DeviceKernel, Protocol):
     def placeholder_usage(self, identity: str) -> tuple[int, ...] | None:
         """Return statvfs(3) of the placeholder; None where something else is at the target."""
 
-    async def detach(self, mount: FuseMount, plain: bool) -> None:
+    async def detach(self, mount: FuseMount, how: Detach) -> None:
         """Detach a mount in a thread, everywhere. Raises TimeoutError where the thread goes on alone."""
 
     async def remove(self, mount: FuseMount | None) -> None:

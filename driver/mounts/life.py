@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 
 from driver.blocking.processes import NotAsked
 from driver.model import limits
-from driver.model.fusemount import FuseMount
-from driver.model.state import End, State
+from driver.model.fusemount import DetachedMount, FuseMount
+from driver.model.state import Detach, End, State
+from driver.mounts.connections import Connection
 from driver.mounts.deathwatch import DeathWatch
 from driver.mounts.kernel import DeviceKernel
 from driver.mounts.place import Place
@@ -36,12 +37,14 @@ class MountLife:
         log: VolumeLog,
         troubles: Troubles,
         on_death: Callable[[], None],
-        on_end: Callable[[End], None],
+        on_end: Callable[[End, Connection | None], None],
+        on_change: Callable[[], None],
         on_missing: Callable[[], Awaitable[None]],
     ) -> None:
         """Follow `mount`, which is attached at `place`, after begin().
 
-        `on_death` is called when the program is known to have ended. `on_end` is called once, when the mount is detached.
+        `on_death` is called when the program is known to have ended. `on_end` is called once, when the mount is detached, with
+        the connection of a file system that was unmounted lazily and is still in use. `on_change` is called when `unmounting` changes.
         `on_missing` is called where somebody else has detached the mount; it must call end().
         """
         self.mount = mount
@@ -54,6 +57,8 @@ class MountLife:
         self._troubles = troubles
         self._on_death = on_death
         self._on_end = on_end
+        self._on_change = on_change
+        self._connection: Connection | None = None  # from the beginning of a lazy unmount
         self._on_missing = on_missing
         self._death = DeathWatch(mount.device, kernel, self._program_may_have_ended)
 
@@ -101,29 +106,66 @@ class MountLife:
             self._on_death()
         return is_gone
 
-    async def detach(self, plain: bool) -> None:
-        """Detach the mount; `plain` as for Place.detach(). Needs the place's lock. Raises OSError, TimeoutError."""
+    async def detach(self, how: Detach) -> None:
+        """Detach the mount as Place.detach() does. Needs the place's lock. Raises OSError, TimeoutError."""
         took = Timer(Operation.UNMOUNT)
         end = self.late_end or (End.DIED if self.state is State.DEAD else End.ASKED)
+        if how is Detach.LAZY:
+            self._begin_lazy_unmount()
+        else:
+            self._forget_connection()
         try:
-            await self._place.detach(self.mount, plain)
+            await self._place.detach(self.mount, how)
         except TimeoutError:
             self.late_end = end
             raise
         except OSError:
             self.late_end = None
+            self._forget_connection()
             raise
         took.stop()
         self.end(end)
 
+    def _begin_lazy_unmount(self) -> None:
+        # Afterwards the number of the file system may be another one's.
+        if self._connection is None:
+            try:
+                self._connection = self._kernel.connection(self.mount.device_number)
+            except OSError as error:
+                self._log.warning(f"who uses the lazily unmounted file system cannot be found out: {error}")
+            # A driver that is killed from here on leaves a mount that is off its place, and that no record of a mount describes.
+            self._on_change()
+
+    def _forget_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
     def end(self, end: End) -> None:
-        """Follow the mount no more: it is detached."""
+        """Follow the mount no more: it is detached.
+
+        `on_end` gets the connection of a file system that was unmounted lazily and is still in use, and owns it then.
+        """
         self.has_ended = True
         self.stop()
         self._troubles.end(*TROUBLES)
-        if self.mount.device is not None:
+        if self._connection is not None and not self._is_used(self._connection):
+            self._forget_connection()
+        connection, self._connection = self._connection, None
+        if connection is None and self.mount.device is not None:
             self._kernel.remove_device(self.mount.device)
-        self._on_end(end)
+        self._on_end(end, connection)
+
+    def _is_used(self, connection: Connection) -> bool:
+        try:
+            return self._kernel.is_connection_used(self.mount.device_number, connection)
+        except OSError:
+            return False
+
+    @property
+    def unmounting(self) -> DetachedMount | None:
+        """Return what is to be recorded while the mount is unmounted lazily."""
+        return None if self._connection is None else DetachedMount(self.mount, self._connection.identity)
 
     def stop(self) -> None:
         """Watch no more, and leave the mount as it is: the driver stops."""
@@ -141,7 +183,7 @@ class MountLife:
             if not await self.is_dead():
                 return False
             try:
-                await self.detach(plain=False)
+                await self.detach(Detach.FORCED)
             except OSError as error:
                 reason = error.strerror or f"it takes longer than {limits.DETACH_WAIT:g} s"
                 self._troubles.begin("stays", f"the FUSE program has ended, and its mount cannot be detached: {reason}")

@@ -6,6 +6,7 @@ of question.
 
 import os
 from collections.abc import Callable
+from errno import ENOENT
 from functools import partial
 
 from driver.blocking.calls import BoundedCall, Bounds
@@ -16,8 +17,10 @@ from driver.model import limits
 from driver.model.fusemount import FuseMount
 from driver.model.paths import VolumePaths
 from driver.model.policy import MountArguments
+from driver.model.state import Detach
 from driver.mounts import fusemount, subpaths, takeoff
 from driver.mounts.attempt import MountAttempt
+from driver.mounts.connections import Connection
 from driver.mounts.device import OpenDevice
 from driver.mounts.workspace import Workspace
 from fusermount3_proxy.wire.mountinfo import Mount
@@ -76,6 +79,22 @@ class LinuxKernel:
     def discard_device(self, opened: OpenDevice) -> None:
         self._workspace.devices.discard(opened)
 
+    # ---- connections
+
+    def connection(self, device_number: str) -> Connection:
+        found = self._workspace.connections.open(device_number)
+        # Somebody could have unmounted it on the node, and the number be that of another pod's file system.
+        if not mounttable.is_at(self._target, device_number):
+            found.close()
+            raise FileNotFoundError(ENOENT, os.strerror(ENOENT), self._target)
+        return found
+
+    def find_connection(self, device_number: str, identity: str) -> Connection | None:
+        return self._workspace.connections.find(device_number, identity)
+
+    def is_connection_used(self, device_number: str, connection: Connection | None) -> bool:
+        return self._workspace.connections.is_there(device_number, connection)
+
     # ---- the target
 
     @property
@@ -133,11 +152,11 @@ class LinuxKernel:
     def placeholder_usage(self, identity: str) -> tuple[int, ...] | None:
         return fusemount.placeholder_usage(self._target, identity)
 
-    async def detach(self, mount: FuseMount, plain: bool) -> None:
-        await self._detacher.run(limits.DETACH_WAIT, partial(self._detach, mount, plain))
+    async def detach(self, mount: FuseMount, how: Detach) -> None:
+        await self._detacher.run(limits.DETACH_WAIT, partial(self._detach, mount, how))
 
-    def _detach(self, mount: FuseMount, plain: bool) -> None:
-        takeoff.take_off(self._workspace, self._target, mount, plain, self._warn)
+    def _detach(self, mount: FuseMount, how: Detach) -> None:
+        takeoff.take_off(self._workspace, self._target, mount, how, self._warn)
         try:
             subpaths.remove_layers(self._paths)
         except OSError as error:  # the next mount removes them

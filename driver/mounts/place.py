@@ -4,6 +4,7 @@ import asyncio
 from typing import Protocol
 
 from driver.model.fusemount import FuseMount
+from driver.model.state import Detach
 
 
 class Place(Protocol):
@@ -27,10 +28,10 @@ class Place(Protocol):
         """
         ...
 
-    async def detach(self, mount: FuseMount, plain: bool) -> None:
+    async def detach(self, mount: FuseMount, how: Detach) -> None:
         """Detach `mount` in every container that sees it.
 
-        `plain` is umount(8) without -l: OSError with EBUSY where it is in use, and nothing has changed then. Raises OSError,
-        and TimeoutError where the work goes on alone.
+        Raises OSError, with EBUSY where the unmount is plain and the mount is in use, and nothing has changed then; and
+        TimeoutError where the work goes on alone.
         """
         ...

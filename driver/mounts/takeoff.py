@@ -13,6 +13,7 @@ from errno import EBUSY, EINVAL, ENOSPC
 
 from driver.linux import mounttable, syscalls
 from driver.model.fusemount import FuseMount
+from driver.model.state import Detach
 from driver.mounts import fusemount
 from driver.mounts.workspace import Workspace, drop_place
 from driver.observe.logs import log
@@ -23,18 +24,19 @@ from fusermount3_proxy.wire.mountinfo import Mount
 _BUSY_RETRIES = (0.001, 0.004, 0.015, 0.04)
 
 
-def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool, warn: Callable[[str], object] = log.error) -> None:
+def take_off(workspace: Workspace, target: str, mount: FuseMount, how: Detach, warn: Callable[[str], object] = log.error) -> None:
     """Detach the FUSE mount `mount` from `target` in every container; the placeholder stays.
 
-    With `plain` this is umount(8) without -l: it raises OSError with EBUSY where a copy of the mount in the propagation tree is in
-    use, and changes nothing then. Without it the mount is detached although it is in use. Either way the connection is aborted at
-    the end. Raises OSError with EBUSY where something else is mounted over the mount.
+    A plain unmount raises OSError with EBUSY where a copy of the mount in the propagation tree is in use, and changes nothing then.
+    The connection is aborted at the end, unless the mount is detached lazily. Raises OSError with EBUSY where something else is
+    mounted over the mount.
 
     A container that started after the mount would keep it for ever. To cover it there, the FUSE mount is bound at a private
     place, and the placeholder is mounted on that bind: propagation carries it into the containers. Once the mount is off
     the target, nothing is raised any more: `warn` is called with what failed.
     """
-    place = workspace.new_place(target)
+    is_lazy = how is Detach.LAZY
+    place = workspace.new_place(target, is_lazy)
     try:
         fuse, is_attached = _peer(target, place)
         try:
@@ -43,7 +45,7 @@ def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool, w
                     raise OSError(EBUSY, "something else is mounted over it", target)
                 return  # somebody has unmounted it on the node
             try:
-                if plain:
+                if how is Detach.PLAIN:
                     _unmount_unless_busy(target)
                 else:
                     syscalls.umount(target, syscalls.MNT_DETACH)
@@ -54,7 +56,7 @@ def take_off(workspace: Workspace, target: str, mount: FuseMount, plain: bool, w
             try:
                 if not is_attached:
                     syscalls.move_mount(fuse, place)  # the unmount has made room for one more mount
-                fusemount.cover(place, target, is_bare=not mount.on_placeholder)
+                fusemount.cover(place, target, is_bare=not mount.on_placeholder, is_lazy=is_lazy)
                 # Private from now on: otherwise unmounting the placeholder at the place would unmount it in the containers, too.
                 syscalls.mount_setattr(fuse, propagation=syscalls.MS_PRIVATE)
             except OSError as error:
@@ -114,7 +116,7 @@ def remove_target(workspace: Workspace, target: str, mount: FuseMount | None, wa
             raise NotOurs(target, stack[-1])
         if mount is not None and mounttable.contains(stack, mount.device_number):
             _uncover(target, mount.device_number)
-            take_off(workspace, target, mount, False, warn)
+            take_off(workspace, target, mount, Detach.FORCED, warn)
         fusemount.detach_all(target)
         os.rmdir(target)
     except FileNotFoundError:

@@ -9,6 +9,7 @@ from driver.linux import mounttable
 from driver.model import limits
 from driver.model.fusemount import FuseMount
 from driver.model.policy import MountArguments
+from driver.model.state import Detach
 from driver.mounts.attempt import MountAttempt
 from driver.mounts.device import OpenDevice
 from driver.mounts.fusemount import is_placeholder
@@ -187,9 +188,9 @@ class TargetPlace:
         """Ask the kernel whether `mount` has lost its program or its place; as Place.is_gone()."""
         return await self._kernel.is_gone(mount.device_number, had_lock)
 
-    async def detach(self, mount: FuseMount, plain: bool) -> None:
+    async def detach(self, mount: FuseMount, how: Detach) -> None:
         """Detach `mount` in every container; the placeholder stays. As Place.detach()."""
-        await self._kernel.detach(mount, plain)
+        await self._kernel.detach(mount, how)
 
     async def remove(self, mount: FuseMount | None) -> None:
         """Unmount everything here and remove the directory. Raises OSError, NotOurs, TimeoutError."""

@@ -10,11 +10,13 @@ import secrets
 
 from driver.linux import mounttable, syscalls
 from driver.mounts import fusemount
+from driver.mounts.connections import Connections
 from driver.mounts.device import DeviceFolder
 from driver.observe.logs import log
 
 _PRIVATE_PREFIX = "private-"
 _TARGET_SUFFIX = ".target"
+_LAZY_SUFFIX = ".lazy"
 
 
 class Workspace:
@@ -39,17 +41,21 @@ class Workspace:
         syscalls.mount("mfcp-private", self._private, "tmpfs", flags, "mode=0700")
         syscalls.mount(None, self._private, None, syscalls.MS_PRIVATE)
         self._owned.append(_locked(self._private))
+        self.connections = Connections(self._private)
 
     def close(self) -> None:
         """Unmount and remove the private tmpfs."""
+        self.connections.close()
         for fd in self._owned:
             os.close(fd)
         _clear_away(self._private)
 
-    def new_place(self, target: str) -> str:
+    def new_place(self, target: str, is_lazy: bool) -> str:
         """Make an empty directory on the private tmpfs, for take_off() of `target`. drop_place() removes it."""
         path = f"{self._private}/{secrets.token_hex(8)}"
-        # If this driver is killed, the link tells the next one which target it was detaching.
+        # If this driver is killed, the links tell the next one which target it was detaching, and whether lazily.
+        if is_lazy:
+            os.symlink(target, f"{path}{_LAZY_SUFFIX}")
         os.symlink(target, f"{path}{_TARGET_SUFFIX}")
         os.mkdir(path, 0o700)
         return path
@@ -60,6 +66,8 @@ def drop_place(place: str) -> None:
     fusemount.detach_all(place)
     os.rmdir(place)
     os.unlink(f"{place}{_TARGET_SUFFIX}")
+    if os.path.lexists(f"{place}{_LAZY_SUFFIX}"):
+        os.unlink(f"{place}{_LAZY_SUFFIX}")
 
 
 def _locked(path: str) -> int:
@@ -126,6 +134,9 @@ def _remove_place(directory: int, link: str) -> None:
     except FileNotFoundError:
         pass
     os.unlink(link, dir_fd=directory)
+    lazy = f"{link.removesuffix(_TARGET_SUFFIX)}{_LAZY_SUFFIX}"
+    if lazy in os.listdir(directory):
+        os.unlink(lazy, dir_fd=directory)
 
 
 def _finish_take_off(place: str, target: str) -> None:
@@ -138,7 +149,8 @@ def _finish_take_off(place: str, target: str) -> None:
             return  # the mount is still at the target, and its volume is restored
         fuse = os.open(place, os.O_PATH | os.O_CLOEXEC)
         try:
-            fusemount.cover(place, target, is_bare=not mounttable.mounts_at(target))
+            is_lazy = os.path.lexists(f"{place}{_LAZY_SUFFIX}")
+            fusemount.cover(place, target, is_bare=not mounttable.mounts_at(target), is_lazy=is_lazy)
         finally:
             os.close(fuse)
     except OSError as error:

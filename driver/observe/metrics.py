@@ -96,7 +96,9 @@ def called(method: str, code: str) -> None:
 
 
 class _Instruments:
-    def __init__(self, volumes_by_state: Callable[[], Mapping[str, int]], troubled_volumes: Callable[[], int]) -> None:
+    def __init__(
+        self, volumes_by_state: Callable[[], Mapping[str, int]], troubled_volumes: Callable[[], int], detached_mounts: Callable[[], int]
+    ) -> None:
         # prometheus_client imports this module for its HTTP servers, which need TLS. The packaged driver has no TLS library.
         unused: Any = ModuleType("prometheus_client.exposition")
         unused.__getattr__ = lambda name: None
@@ -113,7 +115,9 @@ class _Instruments:
                 for state, number in volumes_by_state().items():
                     by_state.add_metric([state], number)
                 text = "Volumes with warnings or trouble; 'meta-fuse-csi-plugin status' lists them."
-                return [by_state, GaugeMetricFamily("mfcp_troubled_volumes", text, troubled_volumes())]
+                troubled = GaugeMetricFamily("mfcp_troubled_volumes", text, troubled_volumes())
+                text = "FUSE file systems that were unmounted lazily and are still in use."
+                return [by_state, troubled, GaugeMetricFamily("mfcp_detached_mounts", text, detached_mounts())]
 
         self.registry: CollectorRegistry = CollectorRegistry()
         into = self.registry
@@ -146,10 +150,12 @@ class _Instruments:
 _instruments: _Instruments | None = None
 
 
-def start(volumes_by_state: Callable[[], Mapping[str, int]], troubled_volumes: Callable[[], int]) -> None:
-    """Count from now on. Both functions are called when the metrics are read, and return numbers of volumes."""
+def start(
+    volumes_by_state: Callable[[], Mapping[str, int]], troubled_volumes: Callable[[], int], detached_mounts: Callable[[], int]
+) -> None:
+    """Count from now on. The functions are called when the metrics are read, and return numbers of volumes and of mounts."""
     global _instruments
-    _instruments = _Instruments(volumes_by_state, troubled_volumes)
+    _instruments = _Instruments(volumes_by_state, troubled_volumes, detached_mounts)
 
 
 def text() -> bytes:

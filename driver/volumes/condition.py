@@ -100,11 +100,14 @@ async def examine_all(volumes: Sequence[Volume]) -> list[Condition]:
 
 def _condition_of(volume: Volume, silence: str) -> Condition:
     warnings = [*volume.troubles.texts, *volume.policy.warnings]
-    return condition(volume.mounts.state, volume.mounts.past, silence, volume.is_closing, warnings)
+    return condition(volume.mounts.state, volume.mounts.past, silence, volume.is_closing, volume.mounts.count_detached(), warnings)
 
 
-def condition(state: State, past: Past, silence: str, is_closing: bool, warnings: Sequence[str]) -> Condition:
-    """Compose a volume's condition. `silence` says why its file system did not answer, "" where it did."""
+def condition(state: State, past: Past, silence: str, is_closing: bool, detached: int, warnings: Sequence[str]) -> Condition:
+    """Compose a volume's condition. `silence` says why its file system did not answer, "" where it did.
+
+    `detached` is how many file systems were unmounted lazily and are still in use, which is nothing abnormal.
+    """
     since = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(past.since))
     if state is State.WAITING:
         text = f"waiting since {since}: {_WAITING[past.last_end]}"
@@ -114,6 +117,8 @@ def condition(state: State, past: Past, silence: str, is_closing: bool, warnings
         text = f"mounted since {since}, but {silence}"
     else:
         text = f"mounted since {since}"
+    if detached:
+        text += f"; file systems that were unmounted lazily and are still in use: {detached}"
     if is_closing:
         text = f"being unpublished; {text}"
     reported = [shown(warning) for warning in warnings[:_WARNINGS_MAX]]

@@ -14,10 +14,12 @@ from functools import partial
 from driver.linux import mounttable
 from driver.model import limits
 from driver.model.errors import Code, VolumeError
-from driver.model.fusemount import FuseMount
+from driver.model.fusemount import DetachedMount, FuseMount
 from driver.model.policy import MountArguments, VolumePolicy, lacking
 from driver.model.state import End, Past, State
 from driver.mounts.attempt import MountAttempt
+from driver.mounts.connections import Connection
+from driver.mounts.detached import DetachedLife
 from driver.mounts.device import OpenDevice
 from driver.mounts.fusemount import adopted, is_placeholder
 from driver.mounts.kernel import TargetKernel
@@ -42,6 +44,7 @@ class VolumeMounts:
         self.place = TargetPlace(target, kernel, log, troubles)
         self.past = past
         self._lives: list[MountLife] = []
+        self._detached: list[DetachedLife] = []  # oldest first
         self._kernel = kernel
         self._log = log
         self._troubles = troubles
@@ -51,6 +54,21 @@ class VolumeMounts:
     def mounts(self) -> tuple[FuseMount, ...]:
         """Return the mounts, for the record."""
         return tuple(life.mount for life in self._lives)
+
+    @property
+    def detached(self) -> tuple[DetachedMount, ...]:
+        """Return what was unmounted lazily or is being so, for the record."""
+        unmounting = [life.unmounting for life in self._lives if life.unmounting is not None]
+        return (*(life.recorded for life in self._detached), *unmounting)
+
+    @property
+    def devices(self) -> set[str | None]:
+        """Return the names of the device nodes of all mounts, detached ones too."""
+        return {mount.device for mount in (*self.mounts, *(life.mount for life in self._detached))}
+
+    def count_detached(self) -> int:
+        """Return how many lazily unmounted file systems are still in use."""
+        return sum(1 for life in self._detached if life.is_used)
 
     @property
     def current(self) -> MountLife | None:
@@ -121,7 +139,8 @@ class VolumeMounts:
             self._log,
             self._troubles,
             on_death=self._died,
-            on_end=lambda end: self._ended(life, end),
+            on_end=lambda end, connection: self._ended(life, end, connection),
+            on_change=self._on_change,
             on_missing=self._repair_missing,
         )
         self._lives.append(life)
@@ -139,12 +158,33 @@ class VolumeMounts:
     def _died(self) -> None:
         self.past = self.past.died()
 
-    def _ended(self, life: MountLife, end: End) -> None:
+    def _ended(self, life: MountLife, end: End, connection: Connection | None) -> None:
         self._lives.remove(life)
         self.place.end_rebinding()
         metrics.unmounted(end)
         self.past = self.past.ended(end, life.mount.mountpoint)
+        if connection is not None:
+            self._follow_detached(life.mount, connection)
         self._on_change()
+
+    def _follow_detached(self, mount: FuseMount, connection: Connection | None) -> None:
+        life = DetachedLife(mount, connection, self._kernel, self._log, self._detached_ended)
+        self._detached.append(life)
+        life.begin()
+        if len(self._detached) > limits.DETACHED_MAX:
+            self._log.activity(f"more than {limits.DETACHED_MAX} lazily unmounted file systems are in use; the oldest is ended")
+            self._detached[0].abort()
+
+    def _detached_ended(self, life: DetachedLife) -> None:
+        self._detached.remove(life)
+        self._on_change()
+
+    def end_detached(self, mountpoint: bytes | None = None) -> bool:
+        """End what was unmounted lazily, at `mountpoint` or everywhere. Return whether there was anything."""
+        found = [life for life in self._detached if mountpoint in (None, life.mount.mountpoint)]
+        for life in found:
+            life.abort()
+        return bool(found)
 
     # ---- what a former driver, or somebody on the node, has left
 
@@ -173,6 +213,22 @@ class VolumeMounts:
         if lacks := lacking(policy, mount.options, mount.super_options):
             text = f"the FUSE file system that was mounted there before is not {', '.join(lacks)}; it will be when its program mounts again"
             self._troubles.begin("adopted", text, logging.WARNING)
+
+    def adopt_detached(self, recorded: tuple[DetachedMount, ...]) -> None:
+        """Follow again what was unmounted lazily under a former driver, where it is still in use."""
+        for each in recorded:
+            if each.mount.device_number in {mount.device_number for mount in self.mounts}:
+                continue  # that driver was killed before it unmounted anything
+            try:
+                if each.mount.device is not None and not self._kernel.is_device_held(each.mount.device):
+                    continue
+                connection = self._kernel.find_connection(each.mount.device_number, each.connection)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                self._log.warning(f"a lazily unmounted file system is not followed any more: {error}")
+                continue
+            self._follow_detached(each.mount, connection)
 
     def was_unmounted(self, known: FuseMount) -> None:
         """Note that a mount that is recorded is not at the target: it was unmounted while no driver ran."""
@@ -249,6 +305,7 @@ class VolumeMounts:
     async def unpublish(self) -> None:
         """Unmount all, and remove the target's directory. Raises OSError, TimeoutError; a second call goes on from there."""
         async with self.place.lock:
+            self.end_detached()
             if self.place.attempt is not None:
                 try:
                     await self.place.end_attempt(self.place.attempt)
@@ -266,6 +323,7 @@ class VolumeMounts:
                 raise
             if life is not None:
                 life.end(End.UNPUBLISHED)
+                self.end_detached()  # a lazy unmount that took long may have just become one
 
     # ---- checks
 
@@ -294,6 +352,8 @@ class VolumeMounts:
             self.place.attempt.give_up()
         for life in self._lives:
             life.stop()
+        for detached in self._detached:
+            detached.stop()
         self.place.end_rebinding()
 
 

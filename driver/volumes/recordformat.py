@@ -1,16 +1,17 @@
 """The JSON form of a volume's record: values in, an object out, and back. No input or output happens here.
 
-Version 1 holds one mount at the most, in `mount`. A volume with at most one mount is written as version 1, so that an older
+Version 1 holds one attached mount at the most, in `mount`. A volume with at most one mount is written as version 1, so that an older
 driver finds it after a downgrade; Version 2 holds any number of mounts, in `mounts`. Both are read.
 
-A new field of a mount goes into `more` of version 1, which an older driver ignores, and into each mount of version 2. Add no field
+A new field of a mount goes into `more` of version 1, which an older driver ignores, and into each mount of version 2. What was
+unmounted lazily is in `more` of both versions. Add no field
 to `publication` or `paths`: an older driver refuses a record that has one it does not know.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from driver.model.fusemount import FuseMount
+from driver.model.fusemount import DetachedMount, FuseMount
 from driver.model.paths import VolumePaths
 from driver.model.publication import Publication
 from driver.model.state import End, Past
@@ -31,19 +32,22 @@ class Record:
     publication: Publication
     mounts: tuple[FuseMount, ...] = field(default=())
     past: Past | None = None
+    detached: tuple[DetachedMount, ...] = ()
 
 
 def to_json(record: Record) -> dict[str, Any]:
     """Return the object for a record; json.dumps() takes it."""
     publication = _fields(record.publication) | {"paths": _fields(record.publication.paths)}
     content: dict[str, Any] = {"publication": publication, "past": _past_to_json(record.past)}
+    more: dict[str, Any] = {}
+    if record.detached:
+        more["detached"] = [_whole(each.mount) | {"connection": each.connection} for each in record.detached]
     if len(record.mounts) > 1:
-        mounts = [_mount_to_json(mount) | {"mounter": mount.mounter} for mount in record.mounts]
-        return {"version": 2, **content, "mounts": mounts}
+        return {"version": 2, **content, "mounts": [_whole(mount) for mount in record.mounts], **({"more": more} if more else {})}
     content["mount"] = _mount_to_json(record.mounts[0]) if record.mounts else None
     if record.mounts and record.mounts[0].mounter is not None:
-        content["more"] = {"mounter": record.mounts[0].mounter}
-    return {"version": 1, **content}
+        more["mounter"] = record.mounts[0].mounter
+    return {"version": 1, **content, **({"more": more} if more else {})}
 
 
 def from_json(content: Any) -> Record:
@@ -53,14 +57,28 @@ def from_json(content: Any) -> Record:
     publication = dict(content["publication"])
     publication["paths"] = _valid_paths(VolumePaths(**publication["paths"]))
     publication["mount_flags"] = tuple(publication["mount_flags"])
+    more = content.get("more") or {}
     if content["version"] == 2:
         mounts = tuple(_mount_from_json(mount, mount.get("mounter")) for mount in content["mounts"])
     elif content["mount"] is None:
         mounts = ()
     else:
-        mounts = (_mount_from_json(content["mount"], (content.get("more") or {}).get("mounter")),)
+        mounts = (_mount_from_json(content["mount"], more.get("mounter")),)
     past = content.get("past")
-    return Record(_valid_publication(Publication(**publication)), mounts, None if past is None else _past_from_json(past))
+    return Record(
+        _valid_publication(Publication(**publication)),
+        mounts,
+        None if past is None else _past_from_json(past),
+        tuple(_detached_from_json(each) for each in more.get("detached", ())),
+    )
+
+
+def _detached_from_json(content: dict[str, Any]) -> DetachedMount:
+    return DetachedMount(_mount_from_json(content, content.get("mounter")), _text("connection", content["connection"]))
+
+
+def _whole(mount: FuseMount) -> dict[str, Any]:
+    return _mount_to_json(mount) | {"mounter": mount.mounter}
 
 
 def _fields(value: Publication | VolumePaths) -> dict[str, Any]:

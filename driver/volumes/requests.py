@@ -9,6 +9,7 @@ from typing import Any
 from driver.model import limits
 from driver.model.peer import Peer
 from driver.model.policy import MountArguments, Refused, VolumePolicy, mount_arguments
+from driver.model.state import Detach
 from driver.mounts.attempt import MountAttempt
 from driver.mounts.device import OpenDevice
 from driver.observe.logs import VolumeLog
@@ -115,9 +116,12 @@ class VolumeRequests:
             if self.mounts.forget_left(mountpoint):
                 return
             life = self.mounts.current
+            if life is None and not request.lazy and self.mounts.end_detached(mountpoint):
+                self._log.activity("a lazily unmounted file system is ended, as the pod asked for")
+                return
             if life is None or (mountpoint != life.mount.mountpoint and request.device != life.mount.device_number):
                 raise Refused(f"not mounted: {os.fsdecode(mountpoint)!r}", EINVAL)
-            await self._detach(plain=not request.lazy)
+            await self._detach(Detach.LAZY if request.lazy else Detach.PLAIN)
             self.mounts.forget_left(life.mount.mountpoint)  # where the program was dead, and the driver had not noticed it
         self._log.activity("unmounted, as the pod asked for")
 
@@ -159,7 +163,7 @@ class VolumeRequests:
             return
         if not await life.is_dead():
             raise _busy()
-        await self._detach(plain=False)
+        await self._detach(Detach.FORCED)
 
     async def _end_attempt(self, attempt: MountAttempt) -> None:
         try:
@@ -167,10 +171,10 @@ class VolumeRequests:
         except TimeoutError:
             raise _busy() from None
 
-    async def _detach(self, plain: bool) -> None:
+    async def _detach(self, how: Detach) -> None:
         assert self.mounts.current is not None
         try:
-            await self.mounts.current.detach(plain)
+            await self.mounts.current.detach(how)
         except TimeoutError:
             raise Refused("the FUSE file system could not be unmounted in time", EBUSY) from None
         except OSError as error:

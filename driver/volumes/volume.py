@@ -10,7 +10,7 @@ from functools import partial
 from driver.blocking.directories import Directories
 from driver.model import limits
 from driver.model.errors import Code, VolumeError
-from driver.model.fusemount import FuseMount
+from driver.model.fusemount import DetachedMount, FuseMount
 from driver.model.policy import VolumePolicy
 from driver.model.publication import Publication
 from driver.model.state import Past
@@ -92,8 +92,8 @@ class Volume:
             self.log.warning(warning)
         self.log.info(f"published at {self.target}, {self.mounts.state.value}, in {took.stop()}")
 
-    def restore(self, recorded: tuple[FuseMount, ...], stack: list[Mount]) -> bool:
-        """Take over a volume that a former driver published; `recorded` has the mounts of its record. serve() comes next.
+    def restore(self, recorded: tuple[FuseMount, ...], detached: tuple[DetachedMount, ...], stack: list[Mount]) -> bool:
+        """Take over a volume that a former driver published; `recorded` and `detached` are of its record. serve() comes next.
 
         `stack`, what is mounted at the target, decides. Return False where the target is gone, and the volume with it.
         """
@@ -112,6 +112,7 @@ class Volume:
             self.troubles.begin("target", f"cannot restore {self.target}: {error.strerror}")
         if known is not None and not self.mounts.mounts:
             self.mounts.was_unmounted(known)
+        self.mounts.adopt_detached(detached)
         self.mounts.check_unless_held()
         self.log.info(f"restored at {self.target}, {self.mounts.state.value}")
         return True

@@ -59,6 +59,10 @@ class Volumes:
         """Return how many volumes have a warning or a trouble."""
         return sum(1 for volume in self if volume.policy.warnings or volume.troubles.texts)
 
+    def detached(self) -> int:
+        """Return how many lazily unmounted file systems are still in use."""
+        return sum(volume.mounts.count_detached() for volume in self)
+
     def at(self, target: str) -> Volume | None:
         """Return the volume that is published at a target path."""
         return self._by_target.get(target)
@@ -137,7 +141,7 @@ class Volumes:
             volume: Volume | None = None
             try:
                 volume = self._new(record.publication, record.past)
-                is_there = volume.restore(record.mounts, mounttable.mounts_at(target, by_path))
+                is_there = volume.restore(record.mounts, record.detached, mounttable.mounts_at(target, by_path))
             except Exception:  # one volume's failure must not keep the others from being restored
                 text = f"restoring the volume at {target}, which serves no program until kubelet publishes it again"
                 report_internal_error(text, VolumeLog(record.publication.pod, record.publication.volume_id))
@@ -157,7 +161,7 @@ class Volumes:
     def _remove_devices(self) -> None:
         """Remove the device nodes that no process holds. One that is held and has no mount is removed when it is closed."""
         devices = self._workspace.devices
-        known = {mount.device for volume in self for mount in volume.mounts.mounts}
+        known = {device for volume in self for device in volume.mounts.devices}
         for name in devices.remove_unheld():
             if name not in known:
                 try:
@@ -235,7 +239,7 @@ class Volumes:
 
     @staticmethod
     def _record_of(volume: Volume) -> Record:
-        return Record(volume.publication, volume.mounts.mounts, volume.mounts.past)
+        return Record(volume.publication, volume.mounts.mounts, volume.mounts.past, volume.mounts.detached)
 
     def _save(self, volume: Volume) -> None:
         try:

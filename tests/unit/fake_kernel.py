@@ -15,6 +15,8 @@ from errno import EBUSY, ECONNABORTED, EINTR, EINVAL, ENOENT, ENOTDIR, ENOTEMPTY
 from driver.model.fusemount import FuseMount
 from driver.model.limits import DETACH_WAIT, MOUNT_WAIT
 from driver.model.policy import MountArguments
+from driver.model.state import Detach
+from driver.mounts.connections import Connection
 from driver.mounts.device import OpenDevice
 from driver.mounts.fusemount import PLACEHOLDER_SOURCE
 from fusermount3_proxy.wire.mountinfo import Mount
@@ -46,12 +48,31 @@ class FileSystem:
         )
 
 
+class FakeConnection(Connection):
+    """The connection of one file system."""
+
+    def __init__(self, kernel: "FakeKernel", served: FileSystem) -> None:
+        self.identity = served.number
+        self._kernel = kernel
+        self.served = served
+
+    def abort(self) -> None:
+        """Its program ends."""
+        self.served.is_connected = False
+        if self.served.device is not None:
+            self._kernel.die(self.served.device)
+
+    def close(self) -> None:
+        pass
+
+
 @dataclass
 class FakeKernel:
     """What is at the target, and which device nodes there are."""
 
     pace: int = 0
     stack: list[FileSystem] = field(default_factory=list)
+    lazy: list[FileSystem] = field(default_factory=list)  # unmounted lazily, and in use
     devices: dict[str, bool] = field(default_factory=dict)  # whether some process holds the fd
     watches: dict[int, tuple[str, Callable[[], None]]] = field(default_factory=dict)
     has_directory: bool = True
@@ -76,7 +97,7 @@ class FakeKernel:
         """The program that has this device's fd ends: every process has closed it. Its own copy counts no more, as the test's."""
         if self.devices.get(device):
             self.devices[device] = False
-            for each in self.stack:
+            for each in (*self.stack, *self.lazy):
                 if each.device == device:
                     each.is_connected = False
             for name, callback in list(self.watches.values()):
@@ -87,6 +108,13 @@ class FakeKernel:
         """Somebody types `umount -l` on the node."""
         if self.stack:
             self._disconnect(self.stack.pop())
+
+    def close_files(self) -> None:
+        """The last users of all that was unmounted lazily go, and its programs end."""
+        gone, self.lazy = self.lazy, []
+        for each in gone:
+            if each.device is not None:
+                self.die(each.device)
 
     def _disconnect(self, gone: FileSystem) -> None:
         gone.is_connected = False
@@ -119,6 +147,22 @@ class FakeKernel:
 
     def unwatch(self, watch: int) -> None:
         self.watches.pop(watch, None)
+
+    def connection(self, device_number: str) -> Connection:
+        self._fail("connection")
+        for each in self.stack:
+            if each.number == device_number:
+                return FakeConnection(self, each)
+        raise FileNotFoundError(ENOENT, os.strerror(ENOENT), TARGET)
+
+    def find_connection(self, device_number: str, identity: str) -> Connection | None:
+        for each in self.lazy:
+            if each.number == device_number:
+                return FakeConnection(self, each) if each.number == identity else None
+        raise FileNotFoundError(ENOENT, os.strerror(ENOENT))
+
+    def is_connection_used(self, device_number: str, connection: Connection | None) -> bool:
+        return any(each.number == device_number for each in (*self.stack, *self.lazy))
 
     # ---- TargetKernel
 
@@ -208,8 +252,8 @@ class FakeKernel:
                 return not each.is_connected
         return True
 
-    async def detach(self, mount: FuseMount, plain: bool) -> None:
-        await self._in_thread("detach", lambda: self._detach(mount, plain))
+    async def detach(self, mount: FuseMount, how: Detach) -> None:
+        await self._in_thread("detach", lambda: self._detach(mount, how))
 
     async def remove(self, mount: FuseMount | None) -> None:
         await self._in_thread("remove", self._remove)
@@ -237,13 +281,16 @@ class FakeKernel:
         with contextlib.suppress(OSError):
             work()
 
-    def _detach(self, mount: FuseMount, plain: bool) -> None:
+    def _detach(self, mount: FuseMount, how: Detach) -> None:
         if not any(each.number == mount.device_number for each in self.stack):
             return
         top = self.stack[-1]
-        if top.number != mount.device_number or (plain and top.is_busy):
+        if top.number != mount.device_number or (how is Detach.PLAIN and top.is_busy):
             raise OSError(EBUSY, os.strerror(EBUSY), TARGET)
-        self._disconnect(self.stack.pop())
+        if how is Detach.LAZY and top.is_busy and top.is_connected:
+            self.lazy.append(self.stack.pop())
+        else:
+            self._disconnect(self.stack.pop())
 
     def remove_at_once(self) -> None:
         self._fail("remove_at_once")

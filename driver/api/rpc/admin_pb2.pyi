@@ -61,7 +61,7 @@ class GetReadinessResponse(_message.Message):
     def __init__(self, problem: _Optional[str] = ...) -> None: ...
 
 class Volume(_message.Message):
-    __slots__ = ("name", "pod", "target_path", "socket_path", "state", "source", "fs_type", "read_only", "warnings", "since", "mounts", "abnormal", "condition")
+    __slots__ = ("name", "pod", "target_path", "socket_path", "state", "source", "fs_type", "read_only", "warnings", "since", "mounts", "abnormal", "condition", "detached")
     NAME_FIELD_NUMBER: _ClassVar[int]
     POD_FIELD_NUMBER: _ClassVar[int]
     TARGET_PATH_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +75,7 @@ class Volume(_message.Message):
     MOUNTS_FIELD_NUMBER: _ClassVar[int]
     ABNORMAL_FIELD_NUMBER: _ClassVar[int]
     CONDITION_FIELD_NUMBER: _ClassVar[int]
+    DETACHED_FIELD_NUMBER: _ClassVar[int]
     name: str
     pod: str
     target_path: str
@@ -88,4 +89,5 @@ class Volume(_message.Message):
     mounts: int
     abnormal: bool
     condition: str
-    def __init__(self, name: _Optional[str] = ..., pod: _Optional[str] = ..., target_path: _Optional[str] = ..., socket_path: _Optional[str] = ..., state: _Optional[str] = ..., source: _Optional[str] = ..., fs_type: _Optional[str] = ..., read_only: _Optional[bool] = ..., warnings: _Optional[_Iterable[str]] = ..., since: _Optional[int] = ..., mounts: _Optional[int] = ..., abnormal: _Optional[bool] = ..., condition: _Optional[str] = ...) -> None: ...
+    detached: int
+    def __init__(self, name: _Optional[str] = ..., pod: _Optional[str] = ..., target_path: _Optional[str] = ..., socket_path: _Optional[str] = ..., state: _Optional[str] = ..., source: _Optional[str] = ..., fs_type: _Optional[str] = ..., read_only: _Optional[bool] = ..., warnings: _Optional[_Iterable[str]] = ..., since: _Optional[int] = ..., mounts: _Optional[int] = ..., abnormal: _Optional[bool] = ..., condition: _Optional[str] = ..., detached: _Optional[int] = ...) -> None: ...

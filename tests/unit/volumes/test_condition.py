@@ -26,8 +26,10 @@ THEN = 1_700_000_000.0
 SINCE = "since 2023-11-14 22:13:20Z"
 
 
-def say(state: State, past: Past | None = None, silence: str = "", is_closing: bool = False, *warnings: str) -> tuple[bool, str]:
-    found = condition.condition(state, past or Past(THEN), silence, is_closing, warnings)
+def say(
+    state: State, past: Past | None = None, silence: str = "", is_closing: bool = False, *warnings: str, detached: int = 0
+) -> tuple[bool, str]:
+    found = condition.condition(state, past or Past(THEN), silence, is_closing, detached, warnings)
     assert found.text.isprintable()
     return found.is_abnormal, found.text
 
@@ -45,6 +47,11 @@ def test_a_volume_that_waits_is_abnormal_and_says_for_what(end: End | None, word
     assert is_abnormal
     assert text.startswith(f"waiting {SINCE}: ")
     assert words in text
+
+
+def test_what_was_unmounted_lazily_is_counted_and_is_normal() -> None:
+    text = f"mounted {SINCE}; file systems that were unmounted lazily and are still in use: 2"
+    assert say(State.MOUNTED, detached=2) == (False, text)
 
 
 def test_a_dead_one_is_abnormal() -> None:
@@ -96,6 +103,7 @@ class Target:
     def __init__(self, path: str) -> None:
         self.path = path
         self.state, self.past, self.is_held = State.MOUNTED, Past(THEN, 1), False
+        self.count_detached = lambda: 0
         self.questions = BoundedCall(Bounds(the_starter()).questions)
 
     async def usage(self) -> tuple[int, ...]:

@@ -87,6 +87,13 @@ class World:
     async def unmount_lazily(self) -> None:
         await self.unmount(lazy=True)
 
+    async def open_file(self) -> None:
+        if self.fuse is not None:
+            self.fuse.is_busy = True
+
+    async def close_files(self) -> None:
+        self.kernel.close_files()
+
     async def republish(self) -> None:
         if not self.requests.is_closing:  # else it is refused
             await self.mounts.republish()
@@ -150,9 +157,14 @@ class World:
                 assert self.fuse.is_connected or self.fuse is not top, "a dead mount stays"
         # Nothing is left of mounts that have ended.
         alive = {life.mount.device} if life is not None else set()
+        attached = len(alive)
+        alive |= {each.device for each in self.kernel.lazy if each.is_connected}
+        in_use = [each.number for each in self.kernel.lazy if each.is_connected]
+        assert self.mounts.count_detached() == len(in_use)
+        assert not (self.is_unpublished and in_use), "unpublish ends all"
         assert set(self.kernel.devices) == alive
         assert {name for name, _ in self.kernel.watches.values()} <= alive
-        assert self.mounts.past.mounts == len(self.ends) + len(alive), "each mount ends once"
+        assert self.mounts.past.mounts == len(self.ends) + attached, "each mount ends once"
         assert not self.mounts.place.lock.locked()
 
 
@@ -184,6 +196,8 @@ EVENTS: dict[str, Callable[[World], Awaitable[None]]] = {
     "the program dies": World.die,
     "unmount": World.unmount,
     "lazy unmount": World.unmount_lazily,
+    "an application opens a file": World.open_file,
+    "the last users of lazily unmounted file systems go": World.close_files,
     "republish": World.republish,
     "unpublish": World.unpublish,
     "unmounted on the node": World.unmount_on_node,

@@ -1,0 +1,85 @@
+"""A FUSE mount that was unmounted lazily, and whose file system is still in use.
+
+It is at no path that new users could take. Its program goes on serving open files, working directories, and containers that had
+bound the mount itself and see the placeholder over it now. It ends with its last user, with its program, or when the driver ends it.
+"""
+
+from collections.abc import Callable
+
+from driver.model.fusemount import DetachedMount, FuseMount
+from driver.mounts.connections import Connection
+from driver.mounts.deathwatch import DeathWatch
+from driver.mounts.kernel import DeviceKernel
+from driver.observe.logs import VolumeLog
+
+
+class DetachedLife:
+    """Follows one such mount until it has ended."""
+
+    def __init__(
+        self,
+        mount: FuseMount,
+        connection: Connection | None,
+        kernel: DeviceKernel,
+        log: VolumeLog,
+        on_end: Callable[["DetachedLife"], None],
+    ) -> None:
+        """Follow `mount` after begin(); `on_end` is called once, when it has ended.
+
+        Owns `connection`. Without it the mount cannot be ended by abort(), which forgets it then.
+        """
+        self.mount = mount
+        self._connection = connection
+        self._kernel = kernel
+        self._log = log
+        self._on_end = on_end
+        self._death = DeathWatch(mount.device, kernel, self._program_may_have_ended)
+
+    @property
+    def recorded(self) -> DetachedMount:
+        """Return what the next driver needs to follow it."""
+        return DetachedMount(self.mount, "" if self._connection is None else self._connection.identity)
+
+    @property
+    def is_used(self) -> bool:
+        """Return whether somebody still uses the file system; True where that cannot be found out."""
+        try:
+            return self._kernel.is_connection_used(self.mount.device_number, self._connection)
+        except OSError:
+            return True
+
+    def begin(self) -> None:
+        """Watch for the end of the program, until abort() or stop()."""
+        try:
+            self._death.begin()
+        except OSError as error:
+            self._log.warning(f"the end of a lazily unmounted file system will be noticed late: {error}")
+        self._death.check()
+
+    def abort(self) -> None:
+        """End the mount now: its program gets ENODEV, and who still uses it gets errors."""
+        try:
+            if self._connection is not None:
+                self._connection.abort()
+        except OSError as error:
+            self._log.error(f"a lazily unmounted file system cannot be ended, and ends with its last user: {error}")
+        self._end()
+
+    def stop(self) -> None:
+        """Watch no more, and leave the mount as it is: the driver stops."""
+        self._death.stop()
+
+    async def _program_may_have_ended(self) -> bool:
+        if self.mount.device is None and self.is_used:
+            return False  # without a device node nothing tells of the program's end
+        # A program that has dropped its lock would live on unseen. Where it has ended this has no effect.
+        self.abort()
+        return True
+
+    def _end(self) -> None:
+        self.stop()
+        if self._connection is not None:
+            self._connection.close()
+        if self.mount.device is not None:
+            self._kernel.remove_device(self.mount.device)
+        self._on_end(self)

@@ -1,0 +1,272 @@
+"""Test that a lazy unmount disturbs nobody who uses the file system, and that the driver follows it until it has ended."""
+
+import json
+import re
+import signal
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from harness import mounts
+from harness.container import Background, Container
+from harness.events import wait_until
+from harness.kubelet import Published
+from harness.pod import Node, Pod
+
+from driver.model.limits import DETACHED_MAX
+
+FUSECTL = Path("/sys/fs/fuse/connections")
+DRIVER_OPTIONS = ("--metrics-address", "127.0.0.1:0")
+DETACHED = "unmounted lazily and are still in use: "
+
+
+@dataclass
+class Writer:
+    """Represents a process of an application that has a file open on the volume, and writes to it again when it is told to."""
+
+    container: Container
+    name: str
+    process: Background
+
+    @staticmethod
+    def begin(container: Container, name: str) -> "Writer":
+        script = f"exec 3>/data/{name}; echo first >&3; touch /open-{name}; while [ ! -e /go-{name} ]; do sleep 0.02; done; echo last >&3"
+        writer = Writer(container, name, container.start(f"sh -c '{script}'"))
+        container.wait_for(f"test -e /open-{name}")
+        return writer
+
+    def finish(self) -> int:
+        self.container.check(f"touch /go-{self.name}")
+        return self.process.wait()
+
+
+@dataclass
+class Setup:
+    """Represents a volume with a bindfs of /source-NAME, in a container of its own."""
+
+    node: Node
+    pod: Pod
+    volume: Published
+    fuse: Container
+
+    def serve(self, name: str) -> Background:
+        self.fuse.check(f"mkdir -p /source-{name}")
+        program = self.fuse.start(f"bindfs -f /source-{name} /data")
+        self.volume.wait_mounted(program)
+        return program
+
+    def unmount_lazily(self) -> None:
+        self.fuse.check("fusermount3 -u -z /data")
+        self.volume.wait_waiting()
+
+    def written(self, name: str) -> str:
+        return self.fuse.check(f"cat /source-{name}/file")
+
+    def detached(self) -> int:
+        (volume,) = json.loads(self.node.driver.cli("status", "--output", "json").stdout)["volumes"]
+        assert isinstance(volume["detached"], int)
+        assert (DETACHED in volume["condition"]) == (volume["detached"] > 0)
+        return volume["detached"]
+
+    def nothing_is_left(self) -> None:
+        wait_until("no device node is left", lambda: not any((self.node.driver.run_dir / "dev").iterdir()))
+        assert self.detached() == 0
+
+
+@pytest.fixture(autouse=True)
+def fusectl(node: Node) -> Iterator[None]:
+    """Mount fusectl where systemd mounts it on each machine."""
+    mounts.mount("-t", "fusectl", "mfcp-test", FUSECTL)
+    yield
+    mounts.unmount(FUSECTL)
+
+
+@pytest.fixture
+def setup(node: Node, pod: Pod) -> Setup:
+    volume = pod.publish()
+    return Setup(node, pod, volume, pod.fuse(volume))
+
+
+BOTH = "first\nlast\n"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_open_files_are_served_until_they_are_closed(setup: Setup, when: str) -> None:
+    """The application's container started before the mount, or after it."""
+    application = setup.pod.application(setup.volume)
+    application.check("true")
+    program = setup.serve("one")
+    if when == "after":
+        application = setup.pod.application(setup.volume)
+    writer = Writer.begin(application, "file")
+    working = application.start("sh -c 'cd /data && while [ ! -e /go-file ]; do sleep 0.02; done; cat file'")
+    application.wait_for("test /proc/$(pgrep -o -f 'cd /data')/cwd -ef /data")
+    if when == "before":
+        assert setup.fuse.run("fusermount3 -u /data").code == 1
+    setup.unmount_lazily()
+    assert application.check("ls -A /data") == ""  # the path is free at once
+    assert setup.detached() == 1
+    another = setup.serve("two")
+    application.check("echo new >/data/file")
+    assert writer.finish() == 0, writer.process.err
+    assert setup.written("one") == BOTH
+    assert working.wait() == 0 and working.out.startswith("first\n")
+    assert setup.written("two") == "new\n"
+    if when == "before":
+        program.wait()  # with its last user
+    else:
+        assert setup.detached() == 1  # that container has the file system beneath the placeholder
+        setup.pod.stop(application)
+        program.wait()
+    another.kill()
+    setup.volume.wait_waiting()
+    setup.nothing_is_left()
+
+
+def test_nobody_uses_it(setup: Setup) -> None:
+    program = setup.serve("one")
+    setup.fuse.check("fusermount3 -u -z /data")
+    program.wait()
+    setup.nothing_is_left()
+
+
+def test_a_slow_writer_gets_everything_through(setup: Setup) -> None:
+    application = setup.pod.application(setup.volume)
+    application.check("true")
+    setup.serve("one")
+    writer = application.start("sh -c 'for i in 1 2 3 4 5 6 7 8 9 10; do head -c 100000 /dev/zero; sleep 0.1; done >/data/file'")
+    application.wait_for("test -s /data/file")
+    setup.unmount_lazily()
+    assert writer.wait() == 0, writer.err
+    assert setup.fuse.check("stat -c %s /source-one/file") == "1000000\n"
+    setup.nothing_is_left()
+
+
+def test_a_plain_unmount_when_nothing_is_mounted_ends_it(setup: Setup) -> None:
+    program = setup.serve("one")
+    late = setup.pod.application(setup.volume)
+    late.check("true")
+    setup.unmount_lazily()
+    for options in ("-z", "-q -z"):
+        result = setup.fuse.run(f"fusermount3 -u {options} /data")
+        assert (result.code, setup.detached()) == (1, 1)
+    assert program.is_running
+    setup.fuse.check("fusermount3 -u /data")
+    program.wait()
+    assert setup.fuse.run("fusermount3 -u /data").code == 1
+    setup.nothing_is_left()
+
+
+def test_a_plain_unmount_of_the_next_program_leaves_it(setup: Setup) -> None:
+    application = setup.pod.application(setup.volume)
+    application.check("true")
+    setup.serve("one")
+    writer = Writer.begin(application, "file")
+    setup.unmount_lazily()
+    another = setup.serve("two")
+    setup.fuse.check("fusermount3 -u /data")
+    another.wait()
+    assert writer.finish() == 0, writer.process.err
+    assert setup.written("one") == BOTH
+    setup.nothing_is_left()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_the_next_driver_follows_it(setup: Setup, how: signal.Signals) -> None:
+    application = setup.pod.application(setup.volume)
+    application.check("true")
+    programs = [setup.serve("one")]
+    writer = Writer.begin(application, "file")
+    setup.unmount_lazily()
+    programs.append(setup.serve("two"))
+    second = Writer.begin(application, "file2")
+    setup.unmount_lazily()
+    for _ in range(2):
+        setup.node.driver.stop(how)
+        setup.node.driver.start()
+        assert setup.detached() == 2
+    assert writer.finish() == 0, writer.process.err
+    programs[0].wait()
+    wait_until("one is left", lambda: setup.detached() == 1)
+    setup.node.driver.stop(how)
+    assert second.finish() == 0, second.process.err
+    programs[1].wait()
+    setup.node.driver.start()
+    assert setup.written("one") == BOTH
+    setup.nothing_is_left()
+
+
+def test_without_fusectl_on_the_machine_the_next_driver_follows_it_and_cannot_end_it(setup: Setup) -> None:
+    mounts.unmount(FUSECTL)
+    try:
+        application = setup.pod.application(setup.volume)
+        application.check("true")
+        program = setup.serve("one")
+        writer = Writer.begin(application, "file")
+        setup.unmount_lazily()
+        setup.node.driver.stop()
+        setup.node.driver.start()
+        assert setup.detached() == 1
+        setup.volume.unpublish()
+        assert program.is_running
+        assert writer.finish() == 0, writer.process.err
+        program.wait()
+        assert setup.written("one") == BOTH
+    finally:
+        mounts.mount("-t", "fusectl", "mfcp-test", FUSECTL)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_unpublish_ends_it(setup: Setup, is_known: bool) -> None:
+    application = setup.pod.application(setup.volume)
+    application.check("true")
+    programs = [setup.serve("one")]
+    Writer.begin(application, "file")
+    setup.unmount_lazily()
+    programs.append(setup.serve("two"))
+    Writer.begin(application, "file2")
+    if is_known:
+        setup.unmount_lazily()
+    setup.volume.unpublish()
+    for program in programs:
+        program.wait()
+    wait_until("no device node is left", lambda: not any((setup.node.driver.run_dir / "dev").iterdir()))
+
+
+def test_one_too_many_ends_the_oldest(setup: Setup) -> None:
+    application = setup.pod.application(setup.volume)
+    application.check("true")
+    programs = []
+    for number in range(DETACHED_MAX + 1):
+        programs.append(setup.serve(str(number)))
+        Writer.begin(application, f"file{number}")
+        setup.unmount_lazily()
+    programs[0].wait()
+    assert [program.is_running for program in programs[1:]] == [True] * DETACHED_MAX
+    assert setup.detached() == DETACHED_MAX
+    assert f"more than {DETACHED_MAX} lazily unmounted" in setup.node.driver.log
+
+
+def test_a_program_that_ends_with_open_files_is_forgotten(setup: Setup) -> None:
+    application = setup.pod.application(setup.volume)
+    application.check("true")
+    program = setup.serve("one")
+    writer = Writer.begin(application, "file")
+    setup.unmount_lazily()
+    program.kill("KILL")
+    program.wait()
+    setup.nothing_is_left()
+    assert writer.finish() != 0  # its file system is gone
+
+
+def test_the_metrics_count_it(setup: Setup) -> None:
+    application = setup.pod.application(setup.volume)
+    application.check("true")
+    setup.serve("one")
+    Writer.begin(application, "file")
+    setup.unmount_lazily()
+    url = re.findall(r"metrics are at (http://\S+)", setup.node.driver.log)[-1]
+    with urllib.request.urlopen(url, timeout=10) as page:
+        assert "mfcp_detached_mounts 1\n" in page.read().decode()
