@@ -26,6 +26,11 @@ def remove(socket: str, name: str) -> None:
     _call(socket, lambda stub: stub.RemoveVolume(admin_pb2.RemoveVolumeRequest(name=name), timeout=_TIMEOUT))
 
 
+def abort(socket: str, volume: str) -> None:
+    """End the FUSE file system of a volume, which is given by its name, id or path."""
+    _call(socket, lambda stub: stub.AbortVolume(admin_pb2.AbortVolumeRequest(volume=volume), timeout=_TIMEOUT))
+
+
 def volumes(socket: str) -> Sequence[admin_pb2.Volume]:
     """Return the volumes without Kubernetes."""
     answer: admin_pb2.ListVolumesResponse = _call(socket, lambda stub: stub.ListVolumes(admin_pb2.ListVolumesRequest(), timeout=_TIMEOUT))

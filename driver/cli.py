@@ -232,6 +232,19 @@ def _status_of(volume: "admin_pb2.Volume") -> dict[str, object]:
     }
 
 
+@main.command(
+    help="End the FUSE file system of a volume, by the name or path that status lists. Use it where a FUSE program hangs: calls that wait "
+    "for it fail, and another program can mount. Open files are lost."
+)
+@click.argument("volume")
+@click.pass_obj
+def abort(admin_socket: str, volume: str) -> None:
+    """Run the command `abort`."""
+    from driver import adminclient
+
+    adminclient.abort(admin_socket, volume)
+
+
 @main.command(help="Report whether the driver can mount, for probes: exit code 0, or 1 and the reason. Asks no FUSE program.")
 @click.pass_obj
 def ready(admin_socket: str) -> None:

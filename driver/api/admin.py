@@ -33,6 +33,12 @@ class Admin(admin_pb2_grpc.AdminServicer):
         return admin_pb2.RemoveVolumeResponse()
 
     @answers
+    async def AbortVolume(self, request: admin_pb2.AbortVolumeRequest, context: Context) -> admin_pb2.AbortVolumeResponse:
+        """End the FUSE file system of any volume, whoever uses it."""
+        await self._volumes.named(request.volume).abort()
+        return admin_pb2.AbortVolumeResponse()
+
+    @answers
     async def ListVolumes(self, request: admin_pb2.ListVolumesRequest, context: Context) -> admin_pb2.ListVolumesResponse:
         """List the volumes without Kubernetes, after repairing them."""
         await self._standalone.repair()

@@ -125,6 +125,16 @@ class VolumeRequests:
             self.mounts.forget_left(life.mount.mountpoint)  # where the program was dead, and the driver had not noticed it
         self._log.activity("unmounted, as the pod asked for")
 
+    async def abort(self) -> bool:
+        """End the mount and what was unmounted lazily, whoever uses them. Return whether there was anything. Raises Refused."""
+        async with self.mounts.place.lock:
+            self._refuse_when_closing()
+            had_detached = self.mounts.end_detached()
+            if self.mounts.current is None:
+                return had_detached
+            await self._detach(Detach.FORCED)
+        return True
+
     def find(self, request: FindRequest) -> bool:
         """Return whether an unmount that names this mountpoint and device would be for this volume.
 

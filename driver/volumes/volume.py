@@ -11,7 +11,7 @@ from driver.blocking.directories import Directories
 from driver.model import limits
 from driver.model.errors import Code, VolumeError
 from driver.model.fusemount import DetachedMount, FuseMount
-from driver.model.policy import VolumePolicy
+from driver.model.policy import Refused, VolumePolicy
 from driver.model.publication import Publication
 from driver.model.state import Past
 from driver.mounts.kernel import TargetKernel
@@ -153,6 +153,15 @@ class Volume:
         except (OSError, NoDirectory, NameTaken) as error:
             self.troubles.begin("sockets", f"cannot repair the sockets: {self._why_no_sockets(error)}")
         await self.mounts.republish()
+
+    async def abort(self) -> None:
+        """End the FUSE file system, whoever uses it: its program gets ENODEV, and its users get errors. Raises VolumeError."""
+        try:
+            if not await self._requests.abort():
+                raise VolumeError(Code.FAILED_PRECONDITION, f"no FUSE file system is mounted at {self.target}")
+        except Refused as refused:
+            raise VolumeError(Code.FAILED_PRECONDITION, f"{self.target}: {refused}") from None
+        self.log.activity("aborted, as somebody on the node asked for")
 
     # ---- unpublish
 

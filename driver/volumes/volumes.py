@@ -67,6 +67,17 @@ class Volumes:
         """Return the volume that is published at a target path."""
         return self._by_target.get(target)
 
+    def named(self, name: str) -> Volume:
+        """Return the volume with this id or target path. Raises VolumeError where there is none, or more than one."""
+        found = [volume for volume in self if name in (volume.publication.volume_id, volume.target)]
+        if not found:
+            raise VolumeError(Code.NOT_FOUND, f"there is no volume {name!r}; status lists all volumes and their paths")
+        if len(found) > 1:
+            raise VolumeError(
+                Code.INVALID_ARGUMENT, f"volume {name!r} is published at {len(found)} paths: give one of those that status lists"
+            )
+        return found[0]
+
     async def publish(self, publication: Publication) -> Volume:
         """Publish a volume; where it is published already, repair what has changed. Raises VolumeError.
 

@@ -28,6 +28,7 @@ SECURITY = [
     f"| threads | {limits.CONNECTION_THREADS + limits.LISTENER_THREADS + MOUNTING_THREADS + UNMOUNTING_THREADS}: "
     f"{limits.CONNECTION_THREADS} receive and close, {limits.LISTENER_THREADS} closes listening sockets, "
     f"{MOUNTING_THREADS} mounts, {UNMOUNTING_THREADS} unmounts |",
+    f"| lazily unmounted file systems that are still in use | {limits.DETACHED_MAX}; one more ends the oldest.",
     f"| a packet, and the time for it | {protocol.PACKET_MAX // KIB} KiB, {limits.REQUEST_WAIT:g} s |",
     f"| log, refusals and lines about mounts | {logs._LINES_MAX} of each a minute; {logs._TEXT_MAX} characters each |",
     f"| log, lines about what is wrong | {logs._LINES_MAX} a minute; {logs._TEXT_MAX} characters each |",

@@ -249,6 +249,33 @@ def test_one_too_many_ends_the_oldest(setup: Setup) -> None:
     assert f"more than {DETACHED_MAX} lazily unmounted" in setup.node.driver.log
 
 
+@pytest.mark.parametrize("by", ["volume", "path"])
+def test_somebody_on_the_node_ends_everything_of_a_volume(setup: Setup, by: str) -> None:
+    application = setup.pod.application(setup.volume)
+    application.check("true")
+    programs = [setup.serve("one")]
+    writer = Writer.begin(application, "file")
+    setup.unmount_lazily()
+    programs.append(setup.serve("two"))
+    programs[1].kill("STOP")
+    caller = application.start("cat /data/nothing")
+    (listed,) = json.loads(setup.node.driver.cli("status", "--output", "json").stdout)["volumes"]
+    done = setup.node.driver.cli("abort", listed[by])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert caller.wait() != 0
+    programs[1].kill("CONT")
+    for program in programs:
+        program.wait()
+    assert writer.finish() != 0
+    setup.serve("three").kill()
+    setup.volume.wait_waiting()
+    setup.nothing_is_left()
+    done = setup.node.driver.cli("abort", listed[by])
+    assert (done.returncode, done.stderr) == (1, f"Error: no FUSE file system is mounted at {setup.volume.target}\n")
+    done = setup.node.driver.cli("abort", "nonsense")
+    assert (done.returncode, done.stderr) == (1, "Error: there is no volume 'nonsense'; status lists all volumes and their paths\n")
+
+
 def test_a_program_that_ends_with_open_files_is_forgotten(setup: Setup) -> None:
     application = setup.pod.application(setup.volume)
     application.check("true")

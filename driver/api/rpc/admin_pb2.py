@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64river/api/rpc/admin.proto\x12\x1dmeta_fuse_csi_plugin.admin.v1\"D\n\x10\x41\x64\x64VolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tread_only\x18\x02 \x01(\x08\x12\x0f\n\x07options\x18\x03 \x01(\t\"#\n\x13RemoveVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x16\n\x14RemoveVolumeResponse\"\x14\n\x12ListVolumesRequest\"M\n\x13ListVolumesResponse\x12\x36\n\x07volumes\x18\x01 \x03(\x0b\x32%.meta_fuse_csi_plugin.admin.v1.Volume\"\x12\n\x10GetStatusRequest\"m\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07problem\x18\x02 \x01(\t\x12\x36\n\x07volumes\x18\x03 \x03(\x0b\x32%.meta_fuse_csi_plugin.admin.v1.Volume\"\x15\n\x13GetReadinessRequest\"\'\n\x14GetReadinessResponse\x12\x0f\n\x07problem\x18\x01 \x01(\t\"\xf8\x01\n\x06Volume\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03pod\x18\x02 \x01(\t\x12\x13\n\x0btarget_path\x18\x03 \x01(\t\x12\x13\n\x0bsocket_path\x18\x04 \x01(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0e\n\x06source\x18\x06 \x01(\t\x12\x0f\n\x07\x66s_type\x18\x07 \x01(\t\x12\x11\n\tread_only\x18\x08 \x01(\x08\x12\x10\n\x08warnings\x18\t \x03(\t\x12\r\n\x05since\x18\n \x01(\x03\x12\x0e\n\x06mounts\x18\x0b \x01(\x03\x12\x10\n\x08\x61\x62normal\x18\x0c \x01(\x08\x12\x11\n\tcondition\x18\r \x01(\t\x12\x10\n\x08\x64\x65tached\x18\x0e \x01(\x05\x32\xce\x04\n\x05\x41\x64min\x12\x65\n\tAddVolume\x12/.meta_fuse_csi_plugin.admin.v1.AddVolumeRequest\x1a%.meta_fuse_csi_plugin.admin.v1.Volume\"\x00\x12y\n\x0cRemoveVolume\x12\x32.meta_fuse_csi_plugin.admin.v1.RemoveVolumeRequest\x1a\x33.meta_fuse_csi_plugin.admin.v1.RemoveVolumeResponse\"\x00\x12v\n\x0bListVolumes\x12\x31.meta_fuse_csi_plugin.admin.v1.ListVolumesRequest\x1a\x32.meta_fuse_csi_plugin.admin.v1.ListVolumesResponse\"\x00\x12p\n\tGetStatus\x12/.meta_fuse_csi_plugin.admin.v1.GetStatusRequest\x1a\x30.meta_fuse_csi_plugin.admin.v1.GetStatusResponse\"\x00\x12y\n\x0cGetReadiness\x12\x32.meta_fuse_csi_plugin.admin.v1.GetReadinessRequest\x1a\x33.meta_fuse_csi_plugin.admin.v1.GetReadinessResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64river/api/rpc/admin.proto\x12\x1dmeta_fuse_csi_plugin.admin.v1\"D\n\x10\x41\x64\x64VolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tread_only\x18\x02 \x01(\x08\x12\x0f\n\x07options\x18\x03 \x01(\t\"#\n\x13RemoveVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x16\n\x14RemoveVolumeResponse\"$\n\x12\x41\x62ortVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\"\x15\n\x13\x41\x62ortVolumeResponse\"\x14\n\x12ListVolumesRequest\"M\n\x13ListVolumesResponse\x12\x36\n\x07volumes\x18\x01 \x03(\x0b\x32%.meta_fuse_csi_plugin.admin.v1.Volume\"\x12\n\x10GetStatusRequest\"m\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07problem\x18\x02 \x01(\t\x12\x36\n\x07volumes\x18\x03 \x03(\x0b\x32%.meta_fuse_csi_plugin.admin.v1.Volume\"\x15\n\x13GetReadinessRequest\"\'\n\x14GetReadinessResponse\x12\x0f\n\x07problem\x18\x01 \x01(\t\"\xf8\x01\n\x06Volume\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03pod\x18\x02 \x01(\t\x12\x13\n\x0btarget_path\x18\x03 \x01(\t\x12\x13\n\x0bsocket_path\x18\x04 \x01(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0e\n\x06source\x18\x06 \x01(\t\x12\x0f\n\x07\x66s_type\x18\x07 \x01(\t\x12\x11\n\tread_only\x18\x08 \x01(\x08\x12\x10\n\x08warnings\x18\t \x03(\t\x12\r\n\x05since\x18\n \x01(\x03\x12\x0e\n\x06mounts\x18\x0b \x01(\x03\x12\x10\n\x08\x61\x62normal\x18\x0c \x01(\x08\x12\x11\n\tcondition\x18\r \x01(\t\x12\x10\n\x08\x64\x65tached\x18\x0e \x01(\x05\x32\xc6\x05\n\x05\x41\x64min\x12\x65\n\tAddVolume\x12/.meta_fuse_csi_plugin.admin.v1.AddVolumeRequest\x1a%.meta_fuse_csi_plugin.admin.v1.Volume\"\x00\x12y\n\x0cRemoveVolume\x12\x32.meta_fuse_csi_plugin.admin.v1.RemoveVolumeRequest\x1a\x33.meta_fuse_csi_plugin.admin.v1.RemoveVolumeResponse\"\x00\x12v\n\x0b\x41\x62ortVolume\x12\x31.meta_fuse_csi_plugin.admin.v1.AbortVolumeRequest\x1a\x32.meta_fuse_csi_plugin.admin.v1.AbortVolumeResponse\"\x00\x12v\n\x0bListVolumes\x12\x31.meta_fuse_csi_plugin.admin.v1.ListVolumesRequest\x1a\x32.meta_fuse_csi_plugin.admin.v1.ListVolumesResponse\"\x00\x12p\n\tGetStatus\x12/.meta_fuse_csi_plugin.admin.v1.GetStatusRequest\x1a\x30.meta_fuse_csi_plugin.admin.v1.GetStatusResponse\"\x00\x12y\n\x0cGetReadiness\x12\x32.meta_fuse_csi_plugin.admin.v1.GetReadinessRequest\x1a\x33.meta_fuse_csi_plugin.admin.v1.GetReadinessResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,20 +37,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REMOVEVOLUMEREQUEST']._serialized_end=166
   _globals['_REMOVEVOLUMERESPONSE']._serialized_start=168
   _globals['_REMOVEVOLUMERESPONSE']._serialized_end=190
-  _globals['_LISTVOLUMESREQUEST']._serialized_start=192
-  _globals['_LISTVOLUMESREQUEST']._serialized_end=212
-  _globals['_LISTVOLUMESRESPONSE']._serialized_start=214
-  _globals['_LISTVOLUMESRESPONSE']._serialized_end=291
-  _globals['_GETSTATUSREQUEST']._serialized_start=293
-  _globals['_GETSTATUSREQUEST']._serialized_end=311
-  _globals['_GETSTATUSRESPONSE']._serialized_start=313
-  _globals['_GETSTATUSRESPONSE']._serialized_end=422
-  _globals['_GETREADINESSREQUEST']._serialized_start=424
-  _globals['_GETREADINESSREQUEST']._serialized_end=445
-  _globals['_GETREADINESSRESPONSE']._serialized_start=447
-  _globals['_GETREADINESSRESPONSE']._serialized_end=486
-  _globals['_VOLUME']._serialized_start=489
-  _globals['_VOLUME']._serialized_end=737
-  _globals['_ADMIN']._serialized_start=740
-  _globals['_ADMIN']._serialized_end=1330
+  _globals['_ABORTVOLUMEREQUEST']._serialized_start=192
+  _globals['_ABORTVOLUMEREQUEST']._serialized_end=228
+  _globals['_ABORTVOLUMERESPONSE']._serialized_start=230
+  _globals['_ABORTVOLUMERESPONSE']._serialized_end=251
+  _globals['_LISTVOLUMESREQUEST']._serialized_start=253
+  _globals['_LISTVOLUMESREQUEST']._serialized_end=273
+  _globals['_LISTVOLUMESRESPONSE']._serialized_start=275
+  _globals['_LISTVOLUMESRESPONSE']._serialized_end=352
+  _globals['_GETSTATUSREQUEST']._serialized_start=354
+  _globals['_GETSTATUSREQUEST']._serialized_end=372
+  _globals['_GETSTATUSRESPONSE']._serialized_start=374
+  _globals['_GETSTATUSRESPONSE']._serialized_end=483
+  _globals['_GETREADINESSREQUEST']._serialized_start=485
+  _globals['_GETREADINESSREQUEST']._serialized_end=506
+  _globals['_GETREADINESSRESPONSE']._serialized_start=508
+  _globals['_GETREADINESSRESPONSE']._serialized_end=547
+  _globals['_VOLUME']._serialized_start=550
+  _globals['_VOLUME']._serialized_end=798
+  _globals['_ADMIN']._serialized_start=801
+  _globals['_ADMIN']._serialized_end=1511
 # @@protoc_insertion_point(module_scope)

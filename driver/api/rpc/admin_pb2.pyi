@@ -26,6 +26,16 @@ class RemoveVolumeResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class AbortVolumeRequest(_message.Message):
+    __slots__ = ("volume",)
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    volume: str
+    def __init__(self, volume: _Optional[str] = ...) -> None: ...
+
+class AbortVolumeResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class ListVolumesRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -44,6 +44,11 @@ class AdminStub:
                 request_serializer=driver_dot_api_dot_rpc_dot_admin__pb2.RemoveVolumeRequest.SerializeToString,
                 response_deserializer=driver_dot_api_dot_rpc_dot_admin__pb2.RemoveVolumeResponse.FromString,
                 _registered_method=True)
+        self.AbortVolume = channel.unary_unary(
+                '/meta_fuse_csi_plugin.admin.v1.Admin/AbortVolume',
+                request_serializer=driver_dot_api_dot_rpc_dot_admin__pb2.AbortVolumeRequest.SerializeToString,
+                response_deserializer=driver_dot_api_dot_rpc_dot_admin__pb2.AbortVolumeResponse.FromString,
+                _registered_method=True)
         self.ListVolumes = channel.unary_unary(
                 '/meta_fuse_csi_plugin.admin.v1.Admin/ListVolumes',
                 request_serializer=driver_dot_api_dot_rpc_dot_admin__pb2.ListVolumesRequest.SerializeToString,
@@ -74,6 +79,14 @@ class AdminServicer:
 
     def RemoveVolume(self, request, context):
         """Unpublishes and removes a volume without Kubernetes. NOT_FOUND if no volume has that name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AbortVolume(self, request, context):
+        """Ends the FUSE file system of a volume, whoever uses it. NOT_FOUND if there is no such volume, FAILED_PRECONDITION if nothing is
+        mounted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,6 +126,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.RemoveVolume,
                     request_deserializer=driver_dot_api_dot_rpc_dot_admin__pb2.RemoveVolumeRequest.FromString,
                     response_serializer=driver_dot_api_dot_rpc_dot_admin__pb2.RemoveVolumeResponse.SerializeToString,
+            ),
+            'AbortVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.AbortVolume,
+                    request_deserializer=driver_dot_api_dot_rpc_dot_admin__pb2.AbortVolumeRequest.FromString,
+                    response_serializer=driver_dot_api_dot_rpc_dot_admin__pb2.AbortVolumeResponse.SerializeToString,
             ),
             'ListVolumes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListVolumes,
@@ -184,6 +202,33 @@ class Admin:
             '/meta_fuse_csi_plugin.admin.v1.Admin/RemoveVolume',
             driver_dot_api_dot_rpc_dot_admin__pb2.RemoveVolumeRequest.SerializeToString,
             driver_dot_api_dot_rpc_dot_admin__pb2.RemoveVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AbortVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meta_fuse_csi_plugin.admin.v1.Admin/AbortVolume',
+            driver_dot_api_dot_rpc_dot_admin__pb2.AbortVolumeRequest.SerializeToString,
+            driver_dot_api_dot_rpc_dot_admin__pb2.AbortVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,
