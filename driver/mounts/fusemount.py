@@ -34,8 +34,9 @@ def mount_placeholder(target: str) -> str:
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
         syscalls.mount(PLACEHOLDER_SOURCE, path, _PLACEHOLDER_TYPE, flags, "nr_inodes=1,size=4k,mode=0777")
         try:
-            _mounted(target, syscalls.device_of(directory))
-            return mounttable.identity_at(target)
+            identity = mounttable.identity_at(target)
+            _check_mounted(target, identity.partition(" ")[0], syscalls.device_of(directory))
+            return identity
         except ConnectionAbortedError:
             raise
         except BaseException:
@@ -45,16 +46,14 @@ def mount_placeholder(target: str) -> str:
         os.close(directory)
 
 
-def _mounted(target: str, *beneath: str) -> str:
-    """Return the device number of what was mounted at `target` just now, over the file systems `beneath`.
+def _check_mounted(target: str, device: str, *beneath: str) -> None:
+    """Check that `device` is what was mounted at `target` just now, over the file systems `beneath`.
 
-    Raises OSError, and ConnectionAbortedError where somebody has unmounted it on the node already: a file system that was beneath
-    must not be taken for it.
+    Raises ConnectionAbortedError where somebody has unmounted it on the node already: a file system that was beneath must not be
+    taken for it.
     """
-    device = mounttable.device_number_at(target)
     if device in beneath:
         raise OSError(ECONNABORTED, "it was unmounted on the node", target)
-    return device
 
 
 def is_placeholder(mount: Mount) -> bool:
@@ -81,11 +80,13 @@ def mount_fd(target: str, source: bytes, fstype: bytes, flags: int, data: bytes,
 
 
 def mounted(opened: OpenDevice, target: str, before: str, mountpoint: bytes, arguments: MountArguments) -> FuseMount:
-    """Return what mount_fd() has mounted at `target`, on the file system `before`. Raises OSError as _mounted() does."""
+    """Return what mount_fd() has mounted at `target`, on the file system `before`. Raises OSError as _check_mounted() does."""
+    device = mounttable.device_number_at(target)
+    # Without the placeholder there is the bare directory.
+    _check_mounted(target, device, before, mounttable.device_number_at(os.path.dirname(target)))
     return FuseMount(
         mountpoint=mountpoint,
-        # Without the placeholder there is the bare directory.
-        device_number=_mounted(target, before, mounttable.device_number_at(os.path.dirname(target))),
+        device_number=device,
         source=arguments.source.decode("utf-8", "replace"),
         fstype=arguments.fstype.decode("utf-8", "replace"),
         device=opened.name,

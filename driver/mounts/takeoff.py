@@ -127,7 +127,11 @@ def remove_placeholder(target: str) -> None:
     The mount table is not read: it is long where there are many volumes, and usually nothing lies beneath the placeholder.
     """
     try:
-        syscalls.umount(target, syscalls.MNT_DETACH)
+        try:
+            syscalls.umount(target, syscalls.MNT_DETACH)
+        except OSError as error:
+            if error.errno != EINVAL:
+                raise  # else somebody has unmounted it just now
         try:
             os.rmdir(target)
         except OSError as error:
