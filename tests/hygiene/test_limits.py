@@ -19,15 +19,18 @@ from fusermount3_proxy.wire import protocol  # noqa: E402
 KIB = 1024
 MOUNTING_THREADS = 1  # driver/mounts/linuxkernel.py
 UNMOUNTING_THREADS = 1
+DIRECTORY_THREADS = 1  # driver/blocking/directories.py
 WORDS = {8: "eight"}
 
 SECURITY = [
     f"| {limits.CONNECTIONS_MAX} are accepted: {limits.REQUESTS_AT_ONCE} are served, and {limits.CONNECTIONS_TO_CLOSE} more are closed "
     f"without an answer. {limits.CONNECTIONS_IN_QUEUE} more wait in the kernel's queue of each socket. |",
     f", {limits.PREPARED_AT_ONCE} of prepared mounts,",
-    f"| threads | {limits.CONNECTION_THREADS + limits.LISTENER_THREADS + MOUNTING_THREADS + UNMOUNTING_THREADS}: "
+    f"| threads | {limits.CONNECTION_THREADS + limits.LISTENER_THREADS + MOUNTING_THREADS + UNMOUNTING_THREADS + DIRECTORY_THREADS}: "
     f"{limits.CONNECTION_THREADS} receive and close, {limits.LISTENER_THREADS} closes listening sockets, "
-    f"{MOUNTING_THREADS} mounts, {UNMOUNTING_THREADS} unmounts |",
+    f"{MOUNTING_THREADS} mounts, {UNMOUNTING_THREADS} unmounts, {DIRECTORY_THREADS} works in the sockets' directory |",
+    f"| {DIRECTORY_THREADS + MOUNTING_THREADS}, however often kubelet tries: one in the sockets' directory, for all volumes with sockets "
+    f"there, and one that mounts on the target. Each call waits {limits.DIRECTORY_WAIT:g} s for one of them. |",
     f"| lazily unmounted file systems that are still in use | {limits.DETACHED_MAX}; one more ends the oldest.",
     f"| a packet, and the time for it | {protocol.PACKET_MAX // KIB} KiB, {limits.REQUEST_WAIT:g} s |",
     f"| log, refusals and lines about mounts | {logs._LINES_MAX} of each a minute; {logs._TEXT_MAX} characters each |",

@@ -26,7 +26,7 @@ _PAUSE = 0.01  # seconds from one honest mount to the next
 LISTENERS = 2
 CONNECTIONS = limits.CONNECTIONS_MAX
 PREPARED = limits.PREPARED_AT_ONCE
-THREADS = limits.CONNECTION_THREADS + limits.LISTENER_THREADS + 2  # and one that mounts, one that unmounts
+THREADS = limits.CONNECTION_THREADS + limits.LISTENER_THREADS + 3  # one mounts, one unmounts, one works in the sockets' directory
 CHILDREN = 4
 MEMORY = 24 << 20  # bytes by which the driver may grow during an attack
 
