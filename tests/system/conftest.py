@@ -25,6 +25,8 @@ from harness.programs import check_installed
 from harness.table import Table, is_everything_run
 from sidebyside import rank
 
+FUSECTL = Path("/sys/fs/fuse/connections")  # systemd mounts it there on each machine, and a container has none
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: tests/run --all alone runs it")
@@ -66,9 +68,11 @@ def folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="mfcp-test-", dir="/tmp"))
     path.chmod(0o755)
     mounts.mount("-t", "tmpfs", "-o", "nosuid,nodev,mode=0755", "mfcp-test", path)
+    mounts.mount("-t", "fusectl", "mfcp-test", FUSECTL)
     try:
         yield path
     finally:
+        mounts.unmount(FUSECTL)
         left = [mount.path for mount in mounts.below(path) if mount.path != str(path)]
         mounts.unmount_all_below(path)
         shutil.rmtree(path)

@@ -193,6 +193,24 @@ def test_a_plain_unmount_is_refused_while_applications_wait(pod: Pod) -> None:
     assert (result.code, "busy" in result.err) == (1, True), result
     with within(WAITS_FOR_NOBODY, "fusermount3 -u -z"):
         assert fuse.run("fusermount3 -u -z /data").code == 0
+    assert reader.is_running
+    program.kill("CONT")
+    assert reader.wait() == 0
+    program.wait()
+
+
+def test_somebody_on_the_node_frees_applications_that_wait(node: Node, pod: Pod) -> None:
+    volume = pod.publish()
+    application = pod.application(volume)
+    fuse = pod.fuse(volume)
+    fuse.check("echo content >/srv/file")
+    program = fuse.start("bindfs -f /srv /data")
+    volume.wait_mounted(program)
+    program.kill("STOP")
+    reader = application.start("cat /data/file")
+    wait_until("it waits", lambda: "request_wait" in application.run(f"cat /proc/{reader.pid}/wchan").out)
+    with within(WAITS_FOR_NOBODY + SLACK, "abort"):
+        assert node.driver.cli("abort", str(volume.target)).returncode == 0
     assert reader.wait() == 1
     program.kill("CONT")
     program.wait()

@@ -163,6 +163,9 @@ class Stage:
     def is_served(self) -> bool:
         return self.published.fuse is not None and bool(text_at(self.published.target))
 
+    def is_unmounted_lazily(self) -> bool:
+        return "unmounted lazily" in self.published.condition
+
     def end_applications(self) -> None:
         while self.applications:
             self.applications.pop().end()
@@ -251,16 +254,22 @@ def is_alive(node: Node) -> bool:
 def answers_everything(stage: Stage) -> None:
     """Check publish, mount, unmount and unpublish, whatever state the volume was left in, and that all applications see the result."""
     stage.publish()
-    # A program that was mounting when the driver died has mounted by now, or ends, or waits for the driver and mounts.
+    # A program that was mounting when the driver died has mounted by now, or ends, or waits for the driver and mounts. One that was
+    # unmounted lazily serves the application that started after its mount.
     for program in stage.programs:
-        wait_until("the program serves, or has ended", lambda program=program: not program.is_running or stage.is_served())
+        wait_until(
+            "the program serves, or has ended",
+            lambda program=program: not program.is_running or stage.is_served() or stage.is_unmounted_lazily(),
+        )
     if not stage.is_served():
         stage.start("second")
     wait_until("a program serves", stage.is_served)
     stage.all_show(text_at(stage.published.target))
-    unmount = stage.fleet.unmount(stage.published, "-z")
+    unmount = stage.fleet.unmount(stage.published)
     assert unmount.wait() == 0, unmount.err
     stage.all_show("")
+    while stage.is_unmounted_lazily():
+        stage.fleet.unmount(stage.published).wait()
     for program in stage.programs:
         program.wait()
     program = stage.start("third")

@@ -4,12 +4,9 @@ import json
 import re
 import signal
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-from harness import mounts
 from harness.container import Background, Container
 from harness.events import wait_until
 from harness.kubelet import Published
@@ -17,7 +14,6 @@ from harness.pod import Node, Pod
 
 from driver.model.limits import DETACHED_MAX
 
-FUSECTL = Path("/sys/fs/fuse/connections")
 DRIVER_OPTIONS = ("--metrics-address", "127.0.0.1:0")
 DETACHED = "unmounted lazily and are still in use: "
 
@@ -73,14 +69,6 @@ class Setup:
     def nothing_is_left(self) -> None:
         wait_until("no device node is left", lambda: not any((self.node.driver.run_dir / "dev").iterdir()))
         assert self.detached() == 0
-
-
-@pytest.fixture(autouse=True)
-def fusectl(node: Node) -> Iterator[None]:
-    """Mount fusectl where systemd mounts it on each machine."""
-    mounts.mount("-t", "fusectl", "mfcp-test", FUSECTL)
-    yield
-    mounts.unmount(FUSECTL)
 
 
 @pytest.fixture
@@ -196,26 +184,6 @@ def test_the_next_driver_follows_it(setup: Setup, how: signal.Signals) -> None:
     setup.node.driver.start()
     assert setup.written("one") == BOTH
     setup.nothing_is_left()
-
-
-def test_without_fusectl_on_the_machine_the_next_driver_follows_it_and_cannot_end_it(setup: Setup) -> None:
-    mounts.unmount(FUSECTL)
-    try:
-        application = setup.pod.application(setup.volume)
-        application.check("true")
-        program = setup.serve("one")
-        writer = Writer.begin(application, "file")
-        setup.unmount_lazily()
-        setup.node.driver.stop()
-        setup.node.driver.start()
-        assert setup.detached() == 1
-        setup.volume.unpublish()
-        assert program.is_running
-        assert writer.finish() == 0, writer.process.err
-        program.wait()
-        assert setup.written("one") == BOTH
-    finally:
-        mounts.mount("-t", "fusectl", "mfcp-test", FUSECTL)
 
 
 @pytest.mark.parametrize("is_known", [True, False])

@@ -218,9 +218,10 @@ def test_a_busy_file_system_stays(node: Node, setup: Setup) -> None:
     assert setup.before.check("cat /data/file") == "content\n"
 
     assert setup.fuse.run("fusermount3 -u -z /data").code == 0
-    setup.unmounted(program)
+    setup.volume.wait_waiting()
     user.kill()
     user.wait()
+    setup.unmounted(program)
 
 
 @pytest.mark.parametrize("quiet", [False, True])

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from errno import EBUSY, EMFILE
 
 import pytest
@@ -39,13 +40,17 @@ class World:
         self.failures: list[OSError] = []
         self.fds: list[int] = []
         self.changes = 0
+        self.is_unpublished = False
+        self.begin()
+        self.mounts.place.make()
+        self.mounts.place.mount_placeholder()
+
+    def begin(self) -> None:
+        """Know nothing of the volume, as a driver that has just started."""
         log = VolumeLog("default/pod", "data")
         self.troubles = Troubles(log)
         self.mounts = VolumeMounts(TARGET, self.kernel, Past(1.0), log, self.troubles, self._changed)
         self.requests = VolumeRequests(self.mounts, POLICY, log)
-        self.mounts.place.make()
-        self.mounts.place.mount_placeholder()
-        self.is_unpublished = False
 
     def _changed(self) -> None:
         self.changes += 1
@@ -328,6 +333,26 @@ def test_a_driver_that_stops_gives_up_a_mount_that_waits_for_init(ends: list[End
         world.mounts.stop()
         await mounting
         assert not world.mounts.is_busy
+
+    in_world(scenario, ends)
+
+
+@pytest.mark.parametrize("identity", ["", "0:1"])
+def test_what_was_unmounted_lazily_is_followed_although_the_connection_is_not_known_again(ends: list[End], identity: str) -> None:
+    """fusectl was mounted nowhere while no driver ran, so nothing tells whose connection has the number."""
+
+    async def scenario(world: World) -> None:
+        await world.mount()
+        await world.open_file()
+        await world.unmount_lazily()
+        (recorded,) = world.mounts.detached
+        world.mounts.stop()
+        world.begin()
+        world.mounts.adopt_detached((replace(recorded, connection=identity),))
+        assert world.mounts.count_detached() == 1
+        world.mounts.end_detached()
+        assert world.mounts.count_detached() == 0
+        assert world.kernel.lazy[0].is_connected, "it could be another pod's"
 
     in_world(scenario, ends)
 
