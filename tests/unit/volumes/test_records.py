@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from driver.model.fusemount import FuseMount
+from driver.model.fusemount import DetachedMount, FuseMount
 from driver.model.paths import VolumePaths
 from driver.model.publication import Publication
 from driver.model.state import End, Past
@@ -295,6 +295,20 @@ def test_several_mounts_are_version_2(folder: Path) -> None:
     records.save(kept)
     (file,) = folder.iterdir()
     assert json.loads(file.read_text())["version"] == 2
+    assert next_driver(records, folder).load() == [kept]
+
+
+def test_what_was_unmounted_lazily_is_where_an_older_driver_ignores_it(folder: Path) -> None:
+    records = Records(str(folder))
+    kept = replace(record(mount=MOUNT), detached=(DetachedMount(replace(MOUNT, device_number="0:62", mounter=0), "7 8"),))
+    records.save(kept)
+    (file,) = folder.glob("*.json")
+    content = json.loads(file.read_text())
+    assert content["version"] == 1
+    assert content.pop("more").keys() == {"detached"}
+    records.save(record(mount=MOUNT))
+    assert json.loads(file.read_text()) == content
+    records.save(kept)
     assert next_driver(records, folder).load() == [kept]
 
 
