@@ -30,7 +30,7 @@ class Handler(Protocol):
     async def prepare(self, request: MountRequest, peer: Peer) -> Prepared:
         """Prepare a mount with synchronous INIT, for when the client sends `proceed`."""
 
-    async def unmount(self, request: UnmountRequest) -> None:
+    async def unmount(self, request: UnmountRequest, peer: Peer) -> None:
         """Unmount."""
 
     def find(self, request: FindRequest) -> bool:

@@ -225,7 +225,7 @@ class FdServer:
                 fd = await self._handler.mount(request, _peer(connection))
                 _send_fd(connection, Reply(volume_name=self._volume_name), fd)
             elif isinstance(request, UnmountRequest):
-                await self._handler.unmount(request)
+                await self._handler.unmount(request, _peer(connection))
                 fdpass.send_with_fds(connection, protocol.encode_reply(Reply()), [])
             else:
                 # The client asks all sockets that it sees, so an answer that is no is nothing to report.

@@ -179,9 +179,9 @@ class VolumeMounts:
         self._detached.remove(life)
         self._on_change()
 
-    def end_detached(self, mountpoint: bytes | None = None) -> bool:
-        """End what was unmounted lazily, at `mountpoint` or everywhere. Return whether there was anything."""
-        found = [life for life in self._detached if mountpoint in (None, life.mount.mountpoint)]
+    def end_detached(self, mountpoint: bytes | None = None, may_end: Callable[[FuseMount], bool] = lambda mount: True) -> bool:
+        """End what was unmounted lazily, at `mountpoint` or everywhere. Return whether there was anything that `may_end` allows."""
+        found = [life for life in self._detached if mountpoint in (None, life.mount.mountpoint) and may_end(life.mount)]
         for life in found:
             life.abort()
         return bool(found)

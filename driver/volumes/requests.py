@@ -4,9 +4,12 @@ import asyncio
 import os
 from dataclasses import dataclass
 from errno import EAGAIN, EBUSY, EINVAL
+from functools import partial
 from typing import Any
 
+from driver.linux import usernamespace
 from driver.model import limits
+from driver.model.fusemount import FuseMount
 from driver.model.peer import Peer
 from driver.model.policy import MountArguments, Refused, VolumePolicy, mount_arguments
 from driver.model.state import Detach
@@ -108,18 +111,19 @@ class VolumeRequests:
             raise Refused(f"mount failed: {late if attempt.is_given_up else os.strerror(errno)}", errno)
         self._log_mounted(prepared.request, prepared.peer, prepared.arguments, took)
 
-    async def unmount(self, request: UnmountRequest) -> None:
-        """Unmount. Raises Refused, with EINVAL where the mount is not the one that the request names."""
+    async def unmount(self, request: UnmountRequest, peer: Peer) -> None:
+        """Unmount. Raises Refused, with EINVAL where the mount is not the one that the request names, or is another user's."""
         mountpoint = from_wire(request.mountpoint)
         async with self.mounts.place.lock:
             self._refuse_when_closing()
             if self.mounts.forget_left(mountpoint):
                 return
             life = self.mounts.current
-            if life is None and not request.lazy and self.mounts.end_detached(mountpoint):
+            if life is None and not request.lazy and self.mounts.end_detached(mountpoint, partial(_may_unmount, peer)):
                 self._log.activity("a lazily unmounted file system is ended, as the pod asked for")
                 return
-            if life is None or (mountpoint != life.mount.mountpoint and request.device != life.mount.device_number):
+            is_meant = life is not None and (mountpoint == life.mount.mountpoint or request.device == life.mount.device_number)
+            if life is None or not is_meant or not _may_unmount(peer, life.mount):
                 raise Refused(f"not mounted: {os.fsdecode(mountpoint)!r}", EINVAL)
             await self._detach(Detach.LAZY if request.lazy else Detach.PLAIN)
             self.mounts.forget_left(life.mount.mountpoint)  # where the program was dead, and the driver had not noticed it
@@ -199,6 +203,15 @@ class VolumeRequests:
             f"mounted {os.fsdecode(arguments.fstype)} {os.fsdecode(arguments.source)!r} for uid {peer.uid}, pid {peer.pid}, "
             f"asked for at {os.fsdecode(from_wire(request.mountpoint))!r}, in {took.stop()}"
         )
+
+
+def _may_unmount(peer: Peer, mount: FuseMount) -> bool:
+    """Return whether the peer may unmount: the user who mounted may, and root, as with libfuse's helper.
+
+    This stops one user of a container from unmounting what another one has mounted. The pid may be another process's by now: that
+    gains a pod nothing, because it decides only together with the peer's own uid.
+    """
+    return mount.mounter in (None, peer.uid) or peer.uid == 0 or usernamespace.is_root_over(peer.pid, peer.uid, mount.mounter)
 
 
 def _busy() -> Refused:

@@ -244,3 +244,49 @@ def test_another_path_than_the_mounted_one(node: Node, setup: Setup) -> None:
 def test_lazy_goes_with_unmount_only(node: Node, setup: Setup) -> None:
     result = setup.fuse.run("fusermount3 -z /data")
     assert (result.code, result.err) == (1, "fusermount3: -z can only be used with -u\n")
+
+
+AS = "setpriv --reuid={0} --regid={0} --clear-groups"
+
+
+@pytest.mark.parametrize("options", ["-u", "-u -z"])
+def test_only_the_user_who_mounted_and_root_unmount(node: Node, pod: Pod, options: str) -> None:
+    """libfuse's helper finds no entry of another user's in its mount table."""
+    volume = pod.publish()
+    fuse = pod.fuse(volume)
+    fuse.check("mkdir /source && echo content >/source/file && chmod 755 /source")
+    unmount = f"fusermount3 {options} /data"
+    refused = (1, "fusermount3: entry for /data not found in /etc/mtab\n")
+    # As root of its own user namespace, in which there is nobody else.
+    as_root_over_nobody = f"unshare --user --map-root-user {unmount}"
+    for by in (f"{AS.format(1000)} {unmount}", unmount):
+        program = fuse.start(f"{AS.format(1000)} bindfs -f /source /data")
+        volume.wait_mounted(program)
+        for other in (f"{AS.format(2000)} {unmount}", f"{AS.format(2000)} {as_root_over_nobody}"):
+            result = fuse.run(other)
+            assert (result.code, result.err) == refused or "unshare failed" in result.err
+        assert fuse.check("cat /data/file") == "content\n"
+        fuse.check(by)
+        program.wait()
+        volume.wait_waiting()
+    program = fuse.start("bindfs -f /source /data")
+    volume.wait_mounted(program)
+    result = fuse.run(f"{AS.format(1000)} {unmount}")
+    assert (result.code, result.err) == refused
+    fuse.check(unmount)
+    program.wait()
+
+
+def test_a_lazily_unmounted_file_system_is_ended_by_its_user_alone(node: Node, pod: Pod) -> None:
+    volume = pod.publish()
+    fuse = pod.fuse(volume)
+    fuse.check("mkdir /source && chmod 755 /source")
+    program = fuse.start(f"{AS.format(1000)} bindfs -f /source /data")
+    volume.wait_mounted(program)
+    late = pod.application(volume)
+    late.check("true")
+    fuse.check("fusermount3 -u -z /data")
+    assert fuse.run(f"{AS.format(2000)} fusermount3 -u /data").code == 1
+    assert program.is_running
+    fuse.check(f"{AS.format(1000)} fusermount3 -u /data")
+    program.wait()

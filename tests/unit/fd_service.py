@@ -61,7 +61,7 @@ class Handler:
         self.prepared.append(Prepared(self))
         return self.prepared[-1]
 
-    async def unmount(self, request: UnmountRequest) -> None:
+    async def unmount(self, request: UnmountRequest, peer: Peer) -> None:
         self.unmounts.append((request.mountpoint, request.lazy, request.device))
         await self._work()
 

@@ -85,7 +85,7 @@ class World:
 
     async def unmount(self, lazy: bool = False) -> None:
         try:
-            await self.requests.unmount(UnmountRequest("/mnt", lazy))
+            await self.requests.unmount(UnmountRequest("/mnt", lazy), PEER)
         except Refused as refused:
             self.refusals.append(refused)
 
