@@ -19,6 +19,9 @@ from fusermount3_proxy.wire import fdpass, options, protocol
 from fusermount3_proxy.wire.options import OptionError
 from fusermount3_proxy.wire.protocol import FindRequest, MountRequest, UnmountRequest
 
+_S_IFMT = 0o170000
+_S_IFREG = 0o100000
+
 # FUSE libraries compare the version to know what the helper can do. This program behaves as 3.14 does.
 VERSION = "fusermount3 version: 3.14.0\n"
 
@@ -86,7 +89,7 @@ def _mount(command: Command, path: bytes) -> None:
         # The FUSE program has mounted by itself, so the driver is not asked for anything.
         autounmount.wait_and_unmount(_comm_socket(comm_fd), path)
         return
-    _check_mountpoint(path)
+    is_file = _is_file(path)
     raw_options = to_bytes(command.options)
     try:
         asked = options.parse(to_text(raw_options))
@@ -98,6 +101,9 @@ def _mount(command: Command, path: bytes) -> None:
         report(warning)
     # The comm fd is checked before mounting, so that nothing has to be undone.
     comm = _comm_socket(comm_fd)
+    if is_file:
+        # The kernel would take the program's file for a damaged root directory, and answer EIO for ever.
+        raise Failure("the mountpoint is a file, and a volume is a directory: mount on a directory")
 
     socket_path = find_socket()
     request = MountRequest(protocol.to_wire(path), protocol.to_wire(raw_options), command.sync_init)
@@ -134,13 +140,17 @@ def _mount_with_sync_init(comm: socket, socket_path: str, request: MountRequest)
         pending.close()
 
 
-def _check_mountpoint(path: bytes) -> None:
-    """Raise Failure if the mountpoint cannot be accessed. Its owner does not matter, since the mount appears at the volume."""
+def _is_file(path: bytes) -> bool:
+    """Return whether the mountpoint is a regular file. Raises Failure if it cannot be accessed.
+
+    Its owner does not matter, since the mount appears at the volume.
+    """
     try:
-        posix.lstat(path)
+        return posix.lstat(path).st_mode & _S_IFMT == _S_IFREG
     except OSError as error:
         if error.errno not in autounmount.DEAD:  # the driver detaches a dead mount
             raise Failure(f"failed to access mountpoint {to_text(path)}: {error.strerror}") from None
+        return False
 
 
 def _comm_socket(number: str) -> socket:

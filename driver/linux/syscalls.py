@@ -54,6 +54,7 @@ RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 
+STATX_MODE = 0x2
 STATX_CTIME = 0x80
 STATX_BASIC_STATS = 0x7FF
 STATX_MNT_ID_UNIQUE = 0x4000
@@ -172,6 +173,13 @@ def identity_of(fd: int) -> str:
     mask = STATX_CTIME | STATX_MNT_ID_UNIQUE
     _check(_libc.statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, mask, buffer), f"/proc/self/fd/{fd}")
     return f"{buffer[34]}:{buffer[35]} {buffer[24] | buffer[25] << 32}.{buffer[26]:09} {buffer[36] | buffer[37] << 32}"
+
+
+def mode_of(fd: int) -> int:
+    """Return st_mode of the file of `fd` as the kernel knows it, without asking the file system."""
+    buffer = (ctypes.c_uint16 * 128)()  # struct statx: stx_mode is word 14 of 16 bits
+    _check(_libc.statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_MODE, buffer), f"/proc/self/fd/{fd}")
+    return buffer[14]
 
 
 def ask_for_attributes(fd: int) -> None:

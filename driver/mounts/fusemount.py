@@ -4,7 +4,8 @@ is_gone() and usage() ask the FUSE program: call them through blocking.calls. mo
 """
 
 import os
-from errno import EBUSY, ECONNABORTED, EINVAL, EIO, ENOTCONN
+import stat
+from errno import EACCES, EBUSY, ECONNABORTED, EINVAL, EIO, ENOTCONN, EPERM
 
 from driver.linux import mounttable, syscalls
 from driver.model.fusemount import FuseMount
@@ -15,6 +16,8 @@ from fusermount3_proxy.wire.mountinfo import Mount
 # Neither may hold the word fuse: users wait for their mount with `mount | grep fuse`.
 PLACEHOLDER_SOURCE = "mfcp-waiting"
 _PLACEHOLDER_TYPE = "tmpfs"
+ROOT = "root directory"  # stands for a path in errors of usage()
+_PLACEHOLDER_MODE = 0o777
 _TARGET_MODE = 0o755  # of the directory beneath it
 
 
@@ -32,7 +35,7 @@ def mount_placeholder(target: str) -> str:
         path = f"/proc/self/fd/{directory}"
         os.chmod(path, _TARGET_MODE)
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-        syscalls.mount(PLACEHOLDER_SOURCE, path, _PLACEHOLDER_TYPE, flags, "nr_inodes=1,size=4k,mode=0777")
+        syscalls.mount(PLACEHOLDER_SOURCE, path, _PLACEHOLDER_TYPE, flags, f"nr_inodes=1,size=4k,mode={_PLACEHOLDER_MODE:o}")
         try:
             identity = mounttable.identity_at(target)
             _check_mounted(target, mounttable.device_of_identity(identity), syscalls.device_of(directory))
@@ -44,6 +47,33 @@ def mount_placeholder(target: str) -> str:
             raise
     finally:
         os.close(directory)
+
+
+def has_usual_mode(target: str) -> bool:
+    """Return whether what is at `target` has the mode of a placeholder. Asks no file system. Raises OSError."""
+    fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return stat.S_IMODE(syscalls.mode_of(fd)) == _PLACEHOLDER_MODE
+    finally:
+        os.close(fd)
+
+
+def restore_mode(target: str) -> None:
+    """Give the placeholder at `target` its mode again. Does nothing where something else is there. Raises OSError.
+
+    Root of an application's container owns what it sees at the path, and may change its mode. FUSE programs of other users would
+    refuse the path then. Blocks as long as an application likes (blocking/directories.py says how).
+    """
+    if has_usual_mode(target):
+        return
+    fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        stack = mounttable.mounts_at(target)
+        # What is changed must be the placeholder: a FUSE program would be asked, and a directory of the node is not the driver's.
+        if stack and is_placeholder(stack[-1]) and stack[-1].device == syscalls.device_of(fd):
+            os.chmod(f"/proc/self/fd/{fd}", _PLACEHOLDER_MODE)
+    finally:
+        os.close(fd)
 
 
 def _check_mounted(target: str, device: str, *beneath: str) -> None:
@@ -76,6 +106,7 @@ def mount_fd(target: str, source: bytes, fstype: bytes, flags: int, data: bytes,
 
     Raises OSError as mount(2) does. Blocks as long as an application or the FUSE program likes (attempt.py).
     """
+    restore_mode(target)
     syscalls.mount(source, target, fstype, flags, MountArguments(source, fstype, flags, data).with_fd(fd))
 
 
@@ -134,9 +165,16 @@ def is_gone(target: str, device: str) -> bool:
 def usage(target: str) -> tuple[int, ...]:
     """Return statvfs(3) of what is at `target`: fragment size; blocks, free and available ones; inodes, free and available ones.
 
-    Blocks as long as the FUSE program does not answer. The copy stays open as in is_gone(). Raises OSError.
+    Blocks as long as the FUSE program does not answer. The copy stays open as in is_gone(). Raises OSError, with the filename ROOT
+    where the root directory cannot be used.
     """
-    return _usage(mounttable.detached_copy(target))
+    fd = mounttable.detached_copy(target)
+    try:
+        syscalls.ask_for_attributes(fd)
+    except OSError as error:
+        if error.errno not in (ENOTCONN, EACCES, EPERM):  # a program may refuse root, which the driver is
+            raise OSError(error.errno, error.strerror, ROOT) from None
+    return _usage(fd)
 
 
 def placeholder_usage(target: str, identity: str) -> tuple[int, ...] | None:

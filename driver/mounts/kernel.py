@@ -75,6 +75,12 @@ class TargetKernel(DeviceKernel, Protocol):
     def mount_placeholder(self) -> str:
         """Mount the placeholder on the directory that was made just now, which no container has seen, and return its identity."""
 
+    def has_usual_mode(self) -> bool:
+        """Return whether what is at the target has the mode of a placeholder."""
+
+    async def restore_mode(self) -> None:
+        """Give the placeholder its mode again, in a thread: applications can change it, and can block the thread."""
+
     async def remount_placeholder(self) -> str:
         """Do what mount_placeholder() does on a directory that was there: in a thread, since containers that see it can lock it.
 

@@ -124,6 +124,12 @@ class LinuxKernel:
     def mount_placeholder(self) -> str:
         return fusemount.mount_placeholder(self._target)
 
+    def has_usual_mode(self) -> bool:
+        return fusemount.has_usual_mode(self._target)
+
+    async def restore_mode(self) -> None:
+        await self._attacher.run(limits.MOUNT_WAIT, partial(fusemount.restore_mode, self._target))
+
     async def remount_placeholder(self) -> str:
         return await self._attacher.run(limits.MOUNT_WAIT, partial(fusemount.mount_placeholder, self._target))
 

@@ -59,6 +59,7 @@ def take_off(workspace: Workspace, target: str, mount: FuseMount, how: Detach, w
                 fusemount.cover(place, target, is_bare=not mount.on_placeholder, is_lazy=is_lazy)
                 # Private from now on: otherwise unmounting the placeholder at the place would unmount it in the containers, too.
                 syscalls.mount_setattr(fuse, propagation=syscalls.MS_PRIVATE)
+                fusemount.restore_mode(target)
             except OSError as error:
                 # A mount namespace is full: the driver's, or a container's.
                 warn(f"the mount is off {target}, and may stay in containers until they restart: {error.strerror}")

@@ -10,6 +10,7 @@ from errno import ENOTCONN
 from driver.blocking.processes import NotAsked
 from driver.model import limits
 from driver.model.state import End, Past, State
+from driver.mounts import fusemount
 from driver.observe.internalerror import report_internal_error
 from driver.observe.logs import shown
 from driver.volumes.volume import Volume
@@ -63,10 +64,12 @@ async def examine(volume: Volume) -> tuple[Condition, Usage | None]:
     except TimeoutError:
         silence = f"the FUSE program does not answer within {limits.PROBE_WAIT:g} s: it hangs, or waits for something that does"
     except OSError as error:
-        # Other errors are an answer: a program need not know its usage.
         if error.errno == ENOTCONN:
             # A program that lives may answer ENOTCONN itself, when it has lost its server.
             silence = "the FUSE program answers that it is not connected" if volume.mounts.is_held else "the FUSE program has ended"
+        elif error.filename == fusemount.ROOT:
+            silence = f"its {fusemount.ROOT} cannot be used: {error.strerror}"
+        # Other errors are an answer: a program need not know its usage.
     return _condition_of(volume, silence), usage
 
 

@@ -114,8 +114,10 @@ def _default_permissions(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, O
 
 
 @_difference("file-mountpoint", Case((b"--", b"file"), mountpoint=b"file"))
-def _file_mountpoint(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome]:
-    return case, _every_line(theirs, lambda line: replace(line, is_folder=True))
+def _file_mountpoint(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
+    if all(line.is_folder for line in theirs.lines):
+        return None
+    return case, _refused(case, theirs, "the mountpoint is a file, and a volume is a directory: mount on a directory")
 
 
 @_difference("one-mount", Case((b"--", b"m"), before=Before.MOUNTED), Case((b"--", b"m2"), before=Before.MOUNTED))
@@ -183,7 +185,8 @@ _NOT_HERE = (
 def _any_mountpoint(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
     if case.mountpoint == b"m2" or _printed(theirs, "failed to open /dev/fuse: .*") or not _printed(theirs, *_NOT_HERE):
         return None
-    case = case.at(b"m2")
+    is_file = case.mountpoint.rstrip(b"/").rpartition(b"/")[2] == b"readonly-file"
+    case = case.at(b"file" if is_file else b"m2")
     return case, ask(case)
 
 

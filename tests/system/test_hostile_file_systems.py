@@ -72,7 +72,8 @@ def test_a_hostile_server_blocks_nobody(node: Node, pod: Pod, how: str) -> None:
     began = time.monotonic()
     served.fuse.check("fusermount3 -u -z /data")
     served.volume.wait_waiting()
-    # Its connection was aborted, so nobody waits for it any more.
+    # A process of the driver's may still wait for an answer, and so the file system is in use. The second unmount ends it.
+    served.fuse.run("fusermount3 -u /data")
     recovers(node, before, published=1)
     served.start(how)
     served.volume.unpublish()
@@ -223,6 +224,13 @@ def test_an_fd_held_by_another_pod_ends_with_the_volume(pod: Pod) -> None:
         os.read(fd, 1 << 18)
     assert caught.value.errno == 19  # ENODEV: nothing is left to serve
     os.close(fd)
+
+
+def test_the_condition_of_a_volume_whose_root_is_a_file_says_so(node: Node, pod: Pod) -> None:
+    """A program that serves a disk image as a file mounts so, where the mountpoint is a directory."""
+    served = Served(pod, "root-is-file")
+    assert "but its root directory cannot be used: Input/output error" in served.volume.condition
+    served.volume.unpublish()
 
 
 def test_a_volume_whose_root_is_a_link_leads_nowhere(node: Node, pod: Pod) -> None:

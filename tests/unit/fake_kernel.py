@@ -202,6 +202,12 @@ class FakeKernel:
             raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR), TARGET)
         return self.push("tmpfs", PLACEHOLDER_SOURCE).number
 
+    def has_usual_mode(self) -> bool:
+        return True
+
+    async def restore_mode(self) -> None:
+        await self._work("restore_mode")
+
     async def remount_placeholder(self) -> str:
         """In the thread that mounts: one that takes too long is done later all the same."""
         await self._work("remount_placeholder")
