@@ -59,7 +59,10 @@ class TargetKernel(DeviceKernel, Protocol):
         """Make the target's directory; return False where it is there. No pod can lock the directory above, which is kubelet's."""
 
     def mount_placeholder(self) -> str:
-        """Mount the placeholder on the directory that was made just now, which no container has seen, and return its identity."""
+        """Mount the placeholder and return its identity. Raises NotADirectoryError where the target is a file or a symlink.
+
+        Call it in a thread, unless the directory was made just now: containers that see it can lock it.
+        """
 
     async def remount_placeholder(self) -> str:
         """Do what mount_placeholder() does on a directory that was there: in a thread, since containers that see it can lock it.

@@ -29,8 +29,8 @@ SECURITY = [
     f"| threads | {limits.CONNECTION_THREADS + limits.LISTENER_THREADS + MOUNTING_THREADS + UNMOUNTING_THREADS + DIRECTORY_THREADS}: "
     f"{limits.CONNECTION_THREADS} receive and close, {limits.LISTENER_THREADS} closes listening sockets, "
     f"{MOUNTING_THREADS} mounts, {UNMOUNTING_THREADS} unmounts, {DIRECTORY_THREADS} works in the sockets' directory |",
-    f"| {DIRECTORY_THREADS + MOUNTING_THREADS}, however often kubelet tries: one in the sockets' directory, for all volumes with sockets there, "
-    f"and one that mounts on the target. Each call waits {limits.DIRECTORY_WAIT:g} s for one of them. |",
+    f"| {DIRECTORY_THREADS + MOUNTING_THREADS}, however often kubelet tries: one in the sockets' directory, for all volumes with sockets "
+    f"there, and one that mounts on the target. Each call waits {limits.DIRECTORY_WAIT:g} s for one of them. |",
     f"| a packet, and the time for it | {protocol.PACKET_MAX // KIB} KiB, {limits.REQUEST_WAIT:g} s |",
     f"| log, refusals and lines about mounts | {logs._LINES_MAX} of each a minute; {logs._TEXT_MAX} characters each |",
     f"| log, lines about what is wrong | {logs._LINES_MAX} a minute; {logs._TEXT_MAX} characters each |",

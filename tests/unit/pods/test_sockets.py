@@ -259,7 +259,7 @@ class OwnFolder:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def open(self) -> int:
+    def open(self, resolve: int = 0) -> int:
         return os.open(self._path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
