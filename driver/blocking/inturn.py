@@ -14,7 +14,7 @@ from driver.blocking.directories import Directories
 from driver.blocking.threads import Threads
 from driver.model import limits
 
-_PATIENCE = 0.1  # seconds in one directory after which another thread goes on; the work there usually takes 0.1 ms
+_PATIENCE = 0.02  # seconds in one directory after which another thread goes on; the work there usually takes 0.1 ms
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +83,7 @@ async def do_in_turn(works: Iterable[Work], directories: Directories) -> None:
         while not worker.ended.done() and not (worker.now and left == len(waiting)):
             left = len(waiting)
             await asyncio.wait({worker.ended}, timeout=_PATIENCE)
+            worker.end()  # what is done need not wait for the rest
     if workers:
         await asyncio.wait({worker.ended for worker in workers}, timeout=limits.RESTORE_WAIT)
     for worker in workers:

@@ -73,7 +73,7 @@ class SocketService:
         """Return whether the pod still sees the sockets that are served. Raises OSError."""
         if self._sockets is None:
             return False
-        # kubelet asks again and again, and a thread each time would cost half as much as all else.
+        # kubelet asks again and again, and with a thread each time a republish would cost nearly twice as much.
         return self._sockets.are_known_in_place() or await self._run(self._sockets.are_in_place)
 
     async def open_again(self) -> None:

@@ -15,7 +15,6 @@ import pytest
 from open_fds import nothing_leaked
 from with_processes import the_starter
 
-from driver.blocking import inturn
 from driver.blocking.calls import Bounds
 from driver.linux import syscalls
 from driver.linux.filewatch import FileWatch
@@ -103,7 +102,6 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the limits short, where a test waits for one."""
     monkeypatch.setattr(limits, "DIRECTORY_WAIT", 0.05)
     monkeypatch.setattr(limits, "RESTORE_WAIT", 0.1)
-    monkeypatch.setattr(inturn, "_PATIENCE", 0.02)
 
 
 async def code_of(call: Awaitable[object]) -> Code:
