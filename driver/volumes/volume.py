@@ -97,7 +97,7 @@ class Volume:
         self.log.info(f"published at {self.target}, {self.mounts.state.value}, in {took.stop()}")
 
     def restore(self, recorded: tuple[FuseMount, ...], stack: list[Mount]) -> bool:
-        """Take over a volume that a former driver published; `recorded` has the mounts of its record. to_restore() is to be done next.
+        """Take over a volume that a former driver published; `recorded` has the mounts of its record. to_cover() and to_open() come next.
 
         `stack`, what is mounted at the target, decides. Return False where the target is gone, and the volume with it.
         """
@@ -118,13 +118,15 @@ class Volume:
         self.log.info(f"restored at {self.target}, {self.mounts.state.value}")
         return True
 
-    def to_restore(self) -> list[Work]:
-        """Return what is left to do after restore(), in directories that the pod can lock."""
-        paths = self.publication.paths
-        works = [Work(paths.sockets_path, _caught(self._service.make), self._end_sockets, _discard)]
-        if self._is_bare:
-            works.append(Work(self.target, _caught(self.mounts.place.begin_cover), self._end_cover, lambda identity: None))
-        return works
+    def to_cover(self) -> list[Work]:
+        """Return the work of mounting the placeholder where restore() has found nothing at the target."""
+        if not self._is_bare:
+            return []
+        return [Work(self.target, _caught(self.mounts.place.begin_cover), self._end_cover, lambda identity: None)]
+
+    def to_open(self) -> Work:
+        """Return the work of making the sockets after restore(). Once it has ended, containers can mount."""
+        return Work(self.publication.paths.sockets_path, _caught(self._service.make), self._end_sockets, _discard)
 
     def _end_sockets(self, made: PodSockets | Exception) -> None:
         try:

@@ -152,7 +152,9 @@ class Volumes:
                 volume.log.warning(f"it is recorded, but {target} is not there any more: not restored")
                 self._forget(target, volume.log)
         self._remove_devices()
-        await do_in_turn((work for volume in self for work in volume.to_restore()), self.directories)
+        # One after the other: a placeholder that is mounted after the sockets are served could lie over a program's mount.
+        await do_in_turn((work for volume in self for work in volume.to_cover()), self.directories)
+        await do_in_turn((volume.to_open() for volume in self), self.directories)
 
     def _remove_devices(self) -> None:
         """Remove the device nodes that no process holds. One that is held and has no mount is removed when it is closed."""
