@@ -73,7 +73,10 @@ class TargetKernel(DeviceKernel, Protocol):
         """Make the target's directory; return False where it is there. No pod can lock the directory above, which is kubelet's."""
 
     def mount_placeholder(self) -> str:
-        """Mount the placeholder on the directory that was made just now, which no container has seen, and return its identity."""
+        """Mount the placeholder and return its identity. Raises NotADirectoryError where the target is a file or a symlink.
+
+        Call it in a thread, unless the directory was made just now: containers that see it can lock it.
+        """
 
     def has_usual_mode(self) -> bool:
         """Return whether what is at the target has the mode of a placeholder."""

@@ -35,10 +35,10 @@ class LinuxKernel:
         workspace: Workspace,
         files: FileWatch,
         bounds: Bounds,
-        attacher: Threads,
+        attacher: Callable[[], Threads],
         warn: Callable[[str], object],
     ) -> None:
-        """Serve the target of `paths`, with `attacher` as the thread that mounts there.
+        """Serve the target of `paths`, where the one thread that `attacher` returns mounts.
 
         `warn` logs what could not be done after a mount was off the target.
         """
@@ -99,7 +99,7 @@ class LinuxKernel:
 
     @property
     def is_busy(self) -> bool:
-        return self._attacher.is_busy or self._detacher.is_busy
+        return self._attacher().is_busy or self._detacher.is_busy
 
     def device_number(self) -> str:
         return mounttable.device_number_at(self._target)
@@ -128,17 +128,17 @@ class LinuxKernel:
         return fusemount.has_usual_mode(self._target)
 
     async def restore_mode(self) -> None:
-        await self._attacher.run(limits.MOUNT_WAIT, partial(fusemount.restore_mode, self._target))
+        await self._attacher().run(limits.MOUNT_WAIT, partial(fusemount.restore_mode, self._target))
 
     async def remount_placeholder(self) -> str:
-        return await self._attacher.run(limits.MOUNT_WAIT, partial(fusemount.mount_placeholder, self._target))
+        return await self._attacher().run(limits.MOUNT_WAIT, partial(fusemount.mount_placeholder, self._target))
 
     def begin_mount(
         self, opened: OpenDevice, arguments: MountArguments, waits_for_init: bool, on_end: Callable[[int], int]
     ) -> MountAttempt:
         if waits_for_init:
             return MountAttempt.in_process(self._starter, opened.fd, self._target, arguments, on_end)
-        return MountAttempt.in_thread(self._attacher, opened.fd, self._target, arguments, on_end)
+        return MountAttempt.in_thread(self._attacher(), opened.fd, self._target, arguments, on_end)
 
     def mounted(self, opened: OpenDevice, before: str, mountpoint: bytes, arguments: MountArguments) -> FuseMount:
         return fusemount.mounted(opened, self._target, before, mountpoint, arguments)

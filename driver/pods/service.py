@@ -55,11 +55,6 @@ class SocketService:
         """Return how many connections were accepted since the driver started."""
         return self._capacity.accepted
 
-    @property
-    def is_open(self) -> bool:
-        """Return whether it has sockets."""
-        return self._sockets is not None
-
     def make(self) -> PodSockets:
         """Make the sockets, for serve(). Call it in a thread. Raises NoDirectory, NameTaken and OSError, and leaves no socket then."""
         return PodSockets.make(self._folder, self._name)
@@ -76,7 +71,10 @@ class SocketService:
 
     async def is_in_place(self) -> bool:
         """Return whether the pod still sees the sockets that are served. Raises OSError."""
-        return self._sockets is not None and await self._run(self._sockets.are_in_place)
+        if self._sockets is None:
+            return False
+        # kubelet asks again and again, and with a thread each time a republish would cost nearly twice as much.
+        return self._sockets.are_known_in_place() or await self._run(self._sockets.are_in_place)
 
     async def open_again(self) -> None:
         """Make new sockets in place of those that the pod has removed. Raises as open() does."""

@@ -2,12 +2,14 @@
 
 That directory is the pod's emptyDir. The pod can replace, link and delete everything in it at any moment. So the directory is
 opened beneath a trusted folder without following symlinks, and its files are used only through that fd and by single names. The pod
-can also lock the directory (driver/blocking/directories.py), so everything here but listen() and close() runs in its thread.
+can also lock the directory (driver/blocking/directories.py), so everything here but listen(), are_known_in_place() and close() runs
+in its thread.
 """
 
 import os
 import socket
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EADDRINUSE, EAGAIN, ELOOP, ENOENT, ENOTDIR, EXDEV
 from socket import AF_UNIX, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQPACKET, SOCK_STREAM
@@ -20,6 +22,7 @@ from fusermount3_proxy.wire.protocol import V1_SUFFIX
 
 Identity = tuple[int, ...]  # devices and inodes of the directory and of both sockets
 
+_RESOLVE = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 _TRIES = 3
 _BIND_NAME = ".mfcp-bind"  # sun_path (unix(7)) is too short for long names, so sockets are bound under this name and renamed
 
@@ -31,8 +34,8 @@ class NoDirectory(Exception):
 class SocketFolder(Protocol):
     """Opens the directory in which sockets are made."""
 
-    def open(self) -> int:
-        """Open the directory, and return an O_PATH fd. Raises NoDirectory and OSError."""
+    def open(self, resolve: int = 0) -> int:
+        """Open the directory, and return an O_PATH fd. `resolve` has further RESOLVE_* flags. Raises NoDirectory and OSError."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,13 @@ class FolderBeneath:
     root: str
     path: str
 
-    def open(self) -> int:
-        """Open the directory, and return an O_PATH fd. Raises NoDirectory and OSError."""
+    def open(self, resolve: int = 0) -> int:
+        """Open the directory, and return an O_PATH fd. `resolve` has further RESOLVE_* flags. Raises NoDirectory and OSError."""
         try:
             root = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 # openat2() stops a pod that replaces a directory on the path by a symlink to somewhere else on the node.
-                return syscalls.openat2(root, self.path, os.O_PATH | os.O_DIRECTORY)
+                return syscalls.openat2(root, self.path, os.O_PATH | os.O_DIRECTORY, resolve=_RESOLVE | resolve)
             finally:
                 os.close(root)
         except OSError as error:
@@ -100,6 +103,21 @@ class PodSockets:
         """Let clients connect. Only sockets that are kept may listen: a pod can queue fds in them, and then close() blocks."""
         for sock in (self.v1, self.original):
             sock.listen(limits.CONNECTIONS_IN_QUEUE)
+
+    def are_known_in_place(self) -> bool:
+        """Return whether the pod surely sees these sockets. False says nothing: then are_in_place() finds out. Needs no thread.
+
+        RESOLVE_CACHED makes the kernel fail where it would wait for a directory's lock; it takes none of them.
+        """
+        directory = -1
+        try:
+            directory = self._folder.open(syscalls.RESOLVE_CACHED)
+            return _identity(directory, self._name, _stat_cached) == self._identity
+        except (OSError, NoDirectory):
+            return False
+        finally:
+            if directory >= 0:
+                os.close(directory)
 
     def are_in_place(self) -> bool:
         """Return whether the pod still sees these sockets. Raises OSError.
@@ -217,10 +235,22 @@ def _check_free(directory: int, name: str) -> None:
         raise NameTaken(f"the directory for the sockets holds {name!r}, which is no socket: remove it")
 
 
-def _identity(directory: int, name: str) -> Identity | None:
+def _stat(directory: int, name: str) -> os.stat_result:
+    return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+
+def _stat_cached(directory: int, name: str) -> os.stat_result:
+    fd = syscalls.openat2(directory, name, os.O_PATH | os.O_NOFOLLOW, resolve=_RESOLVE | syscalls.RESOLVE_CACHED)
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
+
+
+def _identity(directory: int, name: str, stat_of: Callable[[int, str], os.stat_result] = _stat) -> Identity | None:
     here = os.fstat(directory)
     try:
-        original, v1 = (os.stat(each, dir_fd=directory, follow_symlinks=False) for each in (name, name + V1_SUFFIX))
+        original, v1 = (stat_of(directory, each) for each in (name, name + V1_SUFFIX))
     except FileNotFoundError:
         return None
     return here.st_dev, here.st_ino, original.st_dev, original.st_ino, v1.st_dev, v1.st_ino

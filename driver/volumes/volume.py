@@ -1,13 +1,14 @@
 """One published volume, from publish to unpublish: its target with its mounts, and its sockets."""
 
-import asyncio
 import logging
 import os
 from collections.abc import Callable
 from errno import EEXIST, ENOTEMPTY
 from functools import partial
+from typing import TypeVar
 
 from driver.blocking.directories import Directories
+from driver.blocking.inturn import Work
 from driver.model import limits
 from driver.model.errors import Code, VolumeError
 from driver.model.fusemount import DetachedMount, FuseMount
@@ -17,6 +18,7 @@ from driver.model.state import Past
 from driver.mounts.kernel import TargetKernel
 from driver.mounts.takeoff import NotOurs
 from driver.mounts.target import foreign
+from driver.observe.internalerror import report_internal_error
 from driver.observe.logs import VolumeLog
 from driver.observe.metrics import Operation, Timer
 from driver.observe.troubles import Troubles
@@ -25,6 +27,8 @@ from driver.pods.sockets import FolderBeneath, NameTaken, NoDirectory, PodSocket
 from driver.volumes.mounts import VolumeMounts, not_a_directory
 from driver.volumes.requests import VolumeRequests
 from fusermount3_proxy.wire.mountinfo import Mount
+
+T = TypeVar("T")
 
 _ACCEPTED_FDS: tuple[str, ...] = ()  # a volume's requests need none, and the kernel drops those that are attached
 _CLOSE_WAIT = 0.1  # seconds; closing sockets takes longer only where a pod has queued what blocks it
@@ -58,7 +62,7 @@ class Volume:
         folder = FolderBeneath(paths.root, paths.sockets)
         threads = partial(directories.threads, paths.sockets_path)
         self._service = SocketService(folder, threads, publication.socket_name, self._requests, paths.volume_name, _ACCEPTED_FDS, log)
-        self._repair: asyncio.Task[None] | None = None
+        self._is_bare = False  # a former driver's volume with nothing at its target
 
     @property
     def is_closing(self) -> bool:
@@ -93,19 +97,19 @@ class Volume:
         self.log.info(f"published at {self.target}, {self.mounts.state.value}, in {took.stop()}")
 
     def restore(self, recorded: tuple[FuseMount, ...], detached: tuple[DetachedMount, ...], stack: list[Mount]) -> bool:
-        """Take over a volume that a former driver published; `recorded` and `detached` are of its record. serve() comes next.
+        """Take over a volume that a former driver published; `recorded` and `detached` are of its record.
+
+        to_cover() and to_open() come next.
 
         `stack`, what is mounted at the target, decides. Return False where the target is gone, and the volume with it.
         """
-        if not stack and not os.path.isdir(self.target):
+        self._is_bare = not stack
+        if self._is_bare and not os.path.isdir(self.target):
             return False
         known = recorded[-1] if recorded else None  # a volume has one mount at a time
         try:
             if stack:
                 self.mounts.adopt(stack, known, self.policy)
-            else:
-                # Containers that see the bare directory can lock it, and the other volumes must not wait for that.
-                self._repair = asyncio.get_running_loop().create_task(self.mounts.republish())
         except VolumeError as error:
             self.troubles.begin("target", str(error))
         except OSError as error:
@@ -117,27 +121,40 @@ class Volume:
         self.log.info(f"restored at {self.target}, {self.mounts.state.value}")
         return True
 
-    @property
-    def has_sockets(self) -> bool:
-        """Return whether its sockets are served."""
-        return self._service.is_open
+    def to_cover(self) -> list[Work]:
+        """Return the work of mounting the placeholder where restore() has found nothing at the target."""
+        if not self._is_bare:
+            return []
+        return [Work(self.target, _caught(self.mounts.place.begin_cover), self._end_cover, lambda identity: None)]
 
-    def make_sockets(self) -> PodSockets | Exception:
-        """Make the sockets of a restored volume, for serve(), or return why not. Call it in a thread."""
+    def to_open(self) -> Work:
+        """Return the work of making the sockets after restore(). Once it has ended, containers can mount."""
+        return Work(self.publication.paths.sockets_path, _caught(self._service.make), self._end_sockets, _discard)
+
+    def _end_sockets(self, made: PodSockets | Exception) -> None:
         try:
-            return self._service.make()
-        except Exception as error:
-            return error
-
-    def serve(self, made: PodSockets | Exception) -> None:
-        """Serve the sockets of a restored volume, or report why there are none."""
-        if isinstance(made, PodSockets):
+            if isinstance(made, Exception):
+                raise made
             self._service.serve(made)
-        elif isinstance(made, (OSError, NoDirectory, NameTaken)):
+        except (OSError, NoDirectory, NameTaken) as error:
             # The pod may be gone already; kubelet's republish or unpublish comes.
-            self.troubles.begin("sockets", f"not listening: {self._sockets_error(made)}", logging.WARNING)
-        else:
-            raise made
+            self.troubles.begin("sockets", f"not listening: {self._sockets_error(error)}", logging.WARNING)
+        except Exception:  # one volume's failure must not keep the others from being served
+            report_internal_error("making the sockets of a restored volume", self.log)
+
+    def _end_cover(self, identity: str | Exception) -> None:
+        try:
+            if isinstance(identity, Exception):
+                raise identity
+            self.mounts.place.end_cover(identity)
+        except TimeoutError:
+            self.troubles.begin("target", str(locked(self.target, limits.RESTORE_WAIT)))
+        except NotADirectoryError:
+            self.troubles.begin("target", not_a_directory(self.target))
+        except OSError as error:
+            self.troubles.begin("target", f"cannot restore {self.target}: {error.strerror}")
+        except Exception:
+            report_internal_error("mounting the placeholder of a restored volume", self.log)
 
     async def republish(self) -> None:
         """Repair what the pod, kubelet or somebody on the node has changed; kubelet publishes each volume again and again.
@@ -233,6 +250,23 @@ class Volume:
             return str(error)
         hint = ": does fdPassingEmptyDirName name an emptyDir volume of this pod?" if self.publication.paths.is_pods else ""
         return f"no directory for the fd-passing sockets, {error}{hint}"
+
+
+def _caught(work: Callable[[], T]) -> Callable[[], T | Exception]:
+    """Return `work` as a function that returns its exception."""
+
+    def caught() -> T | Exception:
+        try:
+            return work()
+        except Exception as error:
+            return error
+
+    return caught
+
+
+def _discard(made: PodSockets | Exception) -> None:
+    if isinstance(made, PodSockets):
+        made.discard()
 
 
 def locked(directory: str, limit: float) -> VolumeError:

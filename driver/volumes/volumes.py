@@ -8,6 +8,7 @@ from typing import Any
 
 from driver.blocking.calls import Bounds
 from driver.blocking.directories import Directories
+from driver.blocking.inturn import do_in_turn
 from driver.blocking.threads import Threads
 from driver.linux import mounttable
 from driver.linux.filewatch import FileWatch
@@ -24,7 +25,6 @@ from driver.observe.internalerror import report_internal_error
 from driver.observe.logs import VolumeLog, log
 from driver.volumes.recordformat import Record
 from driver.volumes.records import Records
-from driver.volumes.restoring import open_sockets
 from driver.volumes.volume import Volume, unpublish_error
 
 _MOMENT = 2 * limits.ACCEPT_WINDOW  # seconds; if nobody connects for so long, all waiting pods have been served
@@ -167,7 +167,9 @@ class Volumes:
                 volume.log.warning(f"it is recorded, but {target} is not there any more: not restored")
                 self._forget(target, volume.log)
         self._remove_devices()
-        await open_sockets(list(self), self.directories)
+        # One after the other: a placeholder that is mounted after the sockets are served could lie over a program's mount.
+        await do_in_turn((work for volume in self for work in volume.to_cover()), self.directories)
+        await do_in_turn((volume.to_open() for volume in self), self.directories)
 
     def _remove_devices(self) -> None:
         """Remove the device nodes that no process holds. One that is held and has no mount is removed when it is closed."""
@@ -239,7 +241,7 @@ class Volumes:
     def _new(self, publication: Publication, past: Past | None = None) -> Volume:
         policy = of_volume(publication.read_only, list(publication.mount_flags), publication.mount_options)
         to = VolumeLog(publication.pod, publication.volume_id)
-        attacher = self.directories.threads(publication.paths.target_path)
+        attacher = partial(self.directories.threads, publication.paths.target_path)
         kernel = LinuxKernel(publication.paths, self._workspace, self._files, self._bounds, attacher, to.refusal)
         return Volume(publication, policy, kernel, self.directories, to, past, self._changed)
 

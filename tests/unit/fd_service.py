@@ -97,7 +97,7 @@ class Prepared:
 class NoFolder:
     """Stands in for the folder of sockets that a test has bound itself."""
 
-    def open(self) -> int:
+    def open(self, resolve: int = 0) -> int:
         raise NoDirectory("nobody asks for it")
 
 

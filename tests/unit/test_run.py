@@ -79,7 +79,7 @@ def test_what_failed_keeps_those_alone_that_need_it(repository: Path, environmen
     )
     assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "1 passed, 1 failed"), done.stdout + done.stderr
     assert "tests/run: packaging/build failed" in done.stdout
-    assert "failed: dist/" in done.stdout
+    assert "failed:\n  dist/\n" in done.stdout
     assert "] format: ruff format: ok" in done.stdout
     assert "conformance" not in done.stdout and "bench" not in done.stdout
 

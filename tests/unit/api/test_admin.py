@@ -19,7 +19,7 @@ def volume(options: str = "", root: str = "/pods") -> Any:
         publication=Publication(
             "csi-1", VolumePaths(root, "uid/mount", "uid/empty", "data"), "fuse.sock", False, (), options, "default/pod"
         ),
-        mounts=SimpleNamespace(current=None, state=State.WAITING, past=Past(1.5, 3)),
+        mounts=SimpleNamespace(current=None, state=State.WAITING, past=Past(1.5, 3), count_detached=lambda: 0),
         policy=of_volume(False, [], options),
     )
 

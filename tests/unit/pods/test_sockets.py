@@ -55,6 +55,7 @@ def test_both_sockets_and_dev_fuse_are_for_everybody(place: FolderBeneath, direc
     assert stat.S_ISREG(dev_fuse.st_mode)
     assert (stat.S_IMODE(dev_fuse.st_mode), dev_fuse.st_size) == (0o666, 0)
     assert sockets.are_in_place()
+    assert sockets.are_known_in_place()
     sockets.close()
 
 
@@ -190,6 +191,7 @@ def test_what_the_pod_changes_is_noticed_and_left_alone(place: FolderBeneath, di
             directory.symlink_to(moved)
     before = sorted(os.listdir(directory)) if directory.exists() else None
     assert not sockets.are_in_place()
+    assert not sockets.are_known_in_place()
     sockets.remove()
     sockets.close()
     assert (sorted(os.listdir(directory)) if directory.exists() else None) == before
@@ -259,7 +261,7 @@ class OwnFolder:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def open(self) -> int:
+    def open(self, resolve: int = 0) -> int:
         return os.open(self._path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 

@@ -25,7 +25,6 @@ from driver.model.paths import VolumePaths, standalone
 from driver.model.publication import Publication
 from driver.mounts.device import DeviceFolder
 from driver.pods.sockets import PodSockets
-from driver.volumes import restoring
 from driver.volumes.recordformat import Record
 from driver.volumes.records import Records
 from driver.volumes.standalone import Standalone
@@ -103,7 +102,6 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the limits short, where a test waits for one."""
     monkeypatch.setattr(limits, "DIRECTORY_WAIT", 0.05)
     monkeypatch.setattr(limits, "RESTORE_WAIT", 0.1)
-    monkeypatch.setattr(restoring, "_PATIENCE", 0.02)
 
 
 async def code_of(call: Awaitable[object]) -> Code:
