@@ -83,7 +83,7 @@ def _check_mounted(target: str, device: str, *beneath: str) -> None:
     taken for it.
     """
     if device in beneath:
-        raise OSError(ECONNABORTED, "it was unmounted on the node", target)
+        raise OSError(ECONNABORTED, "somebody has unmounted it on the node", target)
 
 
 def is_placeholder(mount: Mount) -> bool:

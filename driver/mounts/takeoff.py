@@ -101,7 +101,7 @@ class NotOurs(OSError):
     """Says that a target is not removed: what is mounted there was mounted by somebody else, and stays."""
 
     def __init__(self, target: str, mount: Mount) -> None:
-        super().__init__(EBUSY, f"a {mount.fstype} file system of something else is mounted there", target)
+        super().__init__(EBUSY, f"a {mount.fstype} file system that the driver did not mount is there", target)
         self.mount = mount
 
 

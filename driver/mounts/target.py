@@ -136,7 +136,7 @@ class TargetPlace:
             await self._kernel.restore_mode()
             self.adopt_placeholder(stack[-1])  # not known yet where a former driver has mounted it
         if not stack or was_unmounted:
-            text = "it was unmounted on the node: containers that ran then may not see what is mounted now until they restart"
+            text = "the volume was unmounted on the node: containers that ran then may not see what is mounted now until they restart"
             self._troubles.begin("unmounted", text, logging.WARNING)
         if not stack or is_placeholder(stack[-1]):
             self._troubles.end("target")
@@ -237,4 +237,4 @@ class TargetPlace:
 
 def foreign(target: str, mount: Mount) -> str:
     """Return what to say of a target where something else has been mounted."""
-    return f"{target}: a {mount.fstype} file system of something else is mounted there"
+    return f"{target}: a {mount.fstype} file system that the driver did not mount is there"

@@ -45,7 +45,9 @@ def rows(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines()]
 
 
-@pytest.mark.parametrize(("of", "commands"), [([], ["abort", "check", "ready", "status", "volume"]), (["volume"], ["add", "list", "remove"])])
+@pytest.mark.parametrize(
+    ("of", "commands"), [([], ["abort", "check", "ready", "status", "volume"]), (["volume"], ["add", "list", "remove"])]
+)
 def test_help_says_what_each_command_is_for(node: Node, of: list[str], commands: list[str]) -> None:
     """The frozen driver has no docstrings, but has help texts too."""
     lines = node.driver.cli(*of, "--help").stdout.splitlines()

@@ -19,7 +19,7 @@ from harness.pod import Node, Pod
 from harness.programs import SOURCES
 
 EBUSY = 16
-REPORTED = "it was unmounted on the node"
+REPORTED = "the volume was unmounted on the node"
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_the_placeholder_while_a_program_is_asked_for_init(node: Node, pod: Pod)
 def test_something_else_is_mounted_there(node: Node, pod: Pod) -> None:
     volume = pod.publish()
     mounts.mount("-t", "ramfs", "something", volume.target)
-    said = f"{volume.target}: a ramfs file system of something else is mounted there"
+    said = f"{volume.target}: a ramfs file system that the driver did not mount is there"
     for _ in range(2):
         volume.republish()
         assert said in volume.condition
@@ -124,7 +124,7 @@ def test_something_else_was_mounted_there_when_a_program_asked(pod: Pod) -> None
     mounts.mount("-t", "ramfs", "something", volume.target)
     os.close(hostile.mount(volume))
     wait_until("its mount is off", lambda: [mount.fstype for mount in volume.mounts] == ["tmpfs", "ramfs"])
-    assert "of something else is mounted there" in volume.condition
+    assert "that the driver did not mount is there" in volume.condition
     mounts.unmount(volume.target)
     hostile.mount_and_end(volume)
     assert "something else" not in volume.condition
@@ -194,7 +194,7 @@ def test_what_is_beneath_something_else_is_neither_lost_nor_taken_off(node: Node
     assert unmount.wait() != 0
     assert hostile.request(volume, hostile.MOUNT)[0]["errno"] == EBUSY
     assert volume.condition.startswith("mounted since")
-    assert "a tmpfs file system of something else is mounted there" in volume.condition
+    assert "a tmpfs file system that the driver did not mount is there" in volume.condition
     program.kill("KILL")
     program.wait()
     mounts.unmount(volume.target)
@@ -232,7 +232,7 @@ def test_something_else_is_mounted_over_the_placeholder_before_a_restart(node: N
     mounts.mount("-t", "tmpfs", "mfcp-test", volume.target)
     node.driver.start()
     for _ in range(2):
-        assert "a tmpfs file system of something else is mounted there" in volume.condition
+        assert "a tmpfs file system that the driver did not mount is there" in volume.condition
         volume.republish()
     mounts.unmount(volume.target)
     volume.republish()

@@ -142,7 +142,7 @@ def test_what_the_pod_put_beside_the_sockets_stays(pod: Pod) -> None:
     assert own.read_text() == "the pod's\n"
 
 
-FOREIGN = "a tmpfs file system of something else is mounted there"
+FOREIGN = "a tmpfs file system that the driver did not mount is there"
 
 
 def restart_without_records(node: Node) -> None:
@@ -159,7 +159,9 @@ def is_refused_until_unmounted(volume: Published) -> None:
     for _ in range(2):
         with refused(grpc.StatusCode.FAILED_PRECONDITION) as refusal:
             volume.unpublish()
-        assert refusal.text == f"{volume.target}: a {before.fstype} file system of something else is mounted there: unmount it on the node"
+        assert (
+            refusal.text == f"{volume.target}: a {before.fstype} file system that the driver did not mount is there: unmount it on the node"
+        )
         assert volume.mounts == [before]
     mounts.unmount(volume.target)
     volume.unpublish()
