@@ -44,8 +44,8 @@ _KLOG = (
     context_settings={"help_option_names": ["-h", "--help"]},
     help="The CSI driver that mounts FUSE file systems for unprivileged containers. Without a command it runs the driver.",
 )
-@click.option("--endpoint", default="unix:/tmp/csi.sock", show_default=True, help="CSI endpoint, unix:PATH.")
-@click.option("--nodeid", help="Name of this node. It must not be empty.")
+@click.option("--endpoint", default=f"unix:{rundir.DEFAULT}/csi.sock", show_default=True, help="CSI endpoint, unix:PATH.")
+@click.option("--nodeid", default=lambda: os.uname().nodename, show_default="the hostname", help="Name of this node.")
 @click.option(
     "--v",
     "verbosity",
@@ -68,7 +68,7 @@ def main(
     context: click.Context,
     /,
     endpoint: str,
-    nodeid: str | None,
+    nodeid: str,
     verbosity: int,
     pods_dir: str,
     run_dir: str | None,
@@ -85,7 +85,7 @@ def main(
         context.obj = admin_socket or _find_admin_socket(run_dir, endpoint)
         return
     if not nodeid:
-        raise click.UsageError("--nodeid is missing or empty: give the name of this node")
+        raise click.UsageError("--nodeid is empty: give the name of this node")
     # Without this gRPC would start threads in the processes that the driver forks, which do not use gRPC. gRPC reads the variable
     # when it is imported.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
@@ -144,6 +144,9 @@ for _name in _KLOG:
     main = click.option(f"--{_name}", hidden=True, is_flag=False, flag_value="true")(main)
 
 
+OUTPUT = click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="The format of the output.")
+
+
 @main.group(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Add, remove and list volumes without Kubernetes, for Docker, Podman and plain hosts.",
@@ -182,30 +185,39 @@ def volume_remove(admin_socket: str, name: str) -> None:
 
 
 @volume.command("list", help="List the volumes that 'volume add' made.")
+@OUTPUT
 @click.pass_obj
-def volume_list(admin_socket: str) -> None:
+def volume_list(admin_socket: str, output: str) -> None:
     """Run the command `volume list`."""
     from driver import adminclient
 
-    rows = [[v.name, v.state, v.fs_type, v.source, v.target_path] for v in adminclient.volumes(admin_socket)]
-    _table(rows, ("name", "state", "type", "source", "path"))
+    columns = ("name", "state", "type", "source", "path")
+    rows = [(v.name, v.state, v.fs_type, v.source, v.target_path) for v in adminclient.volumes(admin_socket)]
+    if output == "json":
+        click.echo(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
+    else:
+        _table([list(row) for row in rows], columns)
 
 
 @main.command(help="Show whether the driver can mount, and the state and condition of every volume of this node.")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="The format of the output.")
+@click.argument("volumes", nargs=-1, metavar="[VOLUME]...")
+@OUTPUT
 @click.pass_obj
-def status(admin_socket: str, output: str) -> None:
+def status(admin_socket: str, volumes: tuple[str, ...], output: str) -> None:
     """Run the command `status`."""
     from driver import adminclient
 
     answer = adminclient.status(admin_socket)
-    volumes = [_status_of(volume) for volume in answer.volumes]
+    listed = [_status_of(volume) for volume in answer.volumes]
+    for name in volumes:
+        if not any(name in (volume["volume"], volume["path"]) for volume in listed):
+            raise click.ClickException(f"there is no volume {name!r}; status without a name lists all volumes")
+    shown_volumes = [volume for volume in listed if not volumes or volume["volume"] in volumes or volume["path"] in volumes]
     if output == "json":
-        click.echo(json.dumps({"version": answer.version, "problem": answer.problem, "volumes": volumes}, indent=2))
+        click.echo(json.dumps({"version": answer.version, "problem": answer.problem, "volumes": shown_volumes}, indent=2))
     else:
         click.echo(f"meta-fuse-csi-plugin {answer.version}: {_readiness(answer.problem)}")
-        rows = [[("ro" if volume["readOnly"] else "rw") if key == "mode" else str(volume[key]) for key in _COLUMNS] for volume in volumes]
-        _table(rows, _COLUMNS)
+        _table([[_cell(volume, key) for key in _COLUMNS] for volume in shown_volumes], _COLUMNS)
     if answer.problem:
         sys.exit(1)
 
@@ -259,6 +271,12 @@ def ready(admin_socket: str) -> None:
 
 def _readiness(problem: str) -> str:
     return f"not ready: {problem}" if problem else "ready"
+
+
+def _cell(volume: dict[str, object], key: str) -> str:
+    if key == "mode":
+        return "ro" if volume["readOnly"] else "rw"
+    return str(volume[key])
 
 
 def _find_admin_socket(run_dir: str | None, endpoint: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fusermount3_proxy.wire.protocol import V1_SUFFIX
 
 _NAME_MAX = 255  # bytes, <linux/limits.h>
-_VOLUME_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")  # what Docker's volumes may be called
 
 STANDALONE_SOCKET = "fuse.sock"
 DEV_FUSE = "dev-fuse"  # the file beside the sockets that a container can bind to /dev/fuse
@@ -88,7 +88,7 @@ def of_pod(target_path: str, empty_dir: str, pods_dir: str) -> VolumePaths:
 def standalone(name: str, root: str) -> VolumePaths:
     """Return the paths of a volume without Kubernetes. Raises BadPath."""
     if not _VOLUME_NAME.fullmatch(name):
-        raise BadPath(f"volume name {name!r} is not allowed: use at most 63 characters of a-z, 0-9 and -, with no - at the start")
+        raise BadPath(f"volume name {name!r} is not allowed: use at most 63 letters, digits, _, . and -, with a letter or digit first")
     return VolumePaths(root=root, target=f"{name}/mount", sockets=f"{name}/sock", volume_name=name)
 
 

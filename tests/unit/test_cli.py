@@ -59,7 +59,7 @@ def test_version(option: str) -> None:
     assert ended.stdout.split()[-1] == __version__
 
 
-@pytest.mark.parametrize("arguments", [[], ["--nodeid", ""], ["--nodeid="], ["--endpoint", "unix:/tmp/x"], ["-nodeid="]])
+@pytest.mark.parametrize("arguments", [["--nodeid", ""], ["--nodeid="], ["-nodeid="]])
 def test_a_node_id_is_required(arguments: list[str]) -> None:
     check_mistake(run(*arguments), 2, "--nodeid")
 
@@ -93,7 +93,7 @@ def test_a_path_that_is_not_absolute_is_reported(option: str) -> None:
         (["volume", "add", "a", "b"], "b"),
         (["volume", "remove"], "NAME"),
         (["ready", "x"], "x"),
-        (["status", "x"], "x"),
+        (["abort"], "VOLUME"),
         (["status", "--output", "yaml"], "--output"),
         (["check", "x"], "x"),
         (["--pods-dir", "relative", "check"], "--pods-dir"),
