@@ -153,7 +153,8 @@ class LinuxKernel:
         return fusemount.placeholder_usage(self._target, identity)
 
     async def detach(self, mount: FuseMount, how: Detach) -> None:
-        await self._detacher.run(limits.DETACH_WAIT, partial(self._detach, mount, how))
+        limit = limits.LAZY_WAIT if how is Detach.LAZY else limits.DETACH_WAIT
+        await self._detacher.run(limit, partial(self._detach, mount, how))
 
     def _detach(self, mount: FuseMount, how: Detach) -> None:
         takeoff.take_off(self._workspace, self._target, mount, how, self._warn)

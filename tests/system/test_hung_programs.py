@@ -176,7 +176,7 @@ def test_a_hung_volume_is_unmounted_and_another_program_mounts(node: Node, pod: 
 
 
 def test_a_plain_unmount_is_refused_while_applications_wait(pod: Pod) -> None:
-    """umount(8) refuses it too. A lazy unmount frees the applications."""
+    """umount(8) refuses it too. After a lazy unmount the applications go on waiting."""
     volume = pod.publish()
     application = pod.application(volume)
     fuse = pod.fuse(volume)
