@@ -181,6 +181,10 @@ class VolumeMounts:
         self._detached.remove(life)
         self._on_change()
 
+    def has_detached(self, mountpoint: bytes) -> bool:
+        """Return whether a file system that was mounted at `mountpoint` is followed after a lazy unmount."""
+        return any(life.mount.mountpoint == mountpoint for life in self._detached)
+
     def end_detached(self, mountpoint: bytes | None = None, may_end: Callable[[FuseMount], bool] = lambda mount: True) -> bool:
         """End what was unmounted lazily, at `mountpoint` or everywhere. Return whether there was anything that `may_end` allows."""
         found = [life for life in self._detached if mountpoint in (None, life.mount.mountpoint) and may_end(life.mount)]

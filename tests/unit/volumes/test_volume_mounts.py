@@ -25,7 +25,7 @@ from driver.observe.troubles import Troubles
 from driver.volumes.mounts import VolumeMounts
 from driver.volumes.requests import VolumeRequests
 from fusermount3_proxy.wire.mountinfo import Mount
-from fusermount3_proxy.wire.protocol import MountRequest, UnmountRequest
+from fusermount3_proxy.wire.protocol import FindRequest, MountRequest, UnmountRequest
 
 PEER = Peer(pid=7, uid=1000, gid=1000)
 POLICY = of_volume(False, [], "")
@@ -406,6 +406,22 @@ def test_what_was_unmounted_lazily_goes_on_although_its_device_node_is_removed(e
         await world.close_files()
         await asyncio.sleep(30)
         assert world.mounts.detached == ()
+
+    in_world(scenario, ends)
+
+
+def test_a_client_that_sees_several_sockets_finds_what_was_unmounted_lazily(ends: list[End]) -> None:
+    """A plain unmount ends it, so the client has to find its volume."""
+
+    async def scenario(world: World) -> None:
+        await world.mount()
+        await world.open_file()
+        await world.unmount_lazily()
+        assert world.requests.find(FindRequest("/mnt"))
+        assert not world.requests.find(FindRequest("/other"))
+        await world.unmount()
+        assert not world.requests.find(FindRequest("/mnt"))
+        assert world.refusals == []
 
     in_world(scenario, ends)
 
