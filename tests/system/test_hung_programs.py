@@ -221,6 +221,7 @@ def test_somebody_on_the_node_frees_applications_that_wait(node: Node, pod: Pod)
     fuse.check("echo content >/srv/file")
     program = fuse.start("bindfs -f /srv /data")
     volume.wait_mounted(program)
+    fuse.check("ls /data")  # it has answered INIT; before that, calls wait elsewhere in the kernel
     program.kill("STOP")
     reader = application.start("cat /data/file")
     wait_until("it waits", lambda: "request_wait" in application.run(f"cat /proc/{reader.pid}/wchan").out)
