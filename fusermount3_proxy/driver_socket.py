@@ -89,13 +89,13 @@ def unmount(path: str, request: UnmountRequest, wait: float, report: "Callable[[
         sock.close()
 
 
-def is_for(path: str, request: FindRequest) -> bool:
-    """Ask the driver at the socket `path` whether the volume's mount is the one of the request. Waits for a driver as unmount() does.
+def is_for(path: str, request: FindRequest, wait: float) -> bool:
+    """Ask the driver at the socket `path` whether the volume's mount is the one of the request. Waits for a driver for `wait` seconds.
 
     Raises DriverError, also if the driver is of a version that does not know the request.
     """
     packet = _encode(request)
-    sock, _ = _connect(path, limits.SOCKET_WAIT, lambda line: None, may_be_original=False)
+    sock, _ = _connect(path, wait, lambda line: None, may_be_original=False)
     try:
         _send(sock, packet)
         reply = _receive_reply(sock)

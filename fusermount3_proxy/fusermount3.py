@@ -217,13 +217,26 @@ def _socket_of_mount(path: bytes, device: str | None) -> str:
         return find_socket()
     except SeveralSockets as several:
         request = FindRequest(protocol.to_wire(path), device)
-        found = [each for each in several.paths if driver_socket.is_for(each, request)]
+        found = _sockets_for(several.paths, request)
         if len(found) == 1:
             return found[0]
         if found:
             text = f"more than one volume is mounted at {to_text(path)} ({', '.join(found)})"
             raise Failure(f"{text}; set {VARIABLE} to the path of one") from None
         raise
+
+
+def _sockets_for(paths: list[str], request: FindRequest) -> list[str]:
+    """Return the sockets of the volumes whose mount is the one of the request. Raises DriverError if no driver answers at any socket."""
+    answers = {}
+    for path in paths:
+        try:
+            answers[path] = driver_socket.is_for(path, request, 0)
+        except DriverError:
+            pass  # a socket that is not the driver's, or one that was left behind
+    if not answers:  # the driver may be starting, or being replaced
+        answers = {path: driver_socket.is_for(path, request, limits.SOCKET_WAIT) for path in paths}
+    return [path for path, is_meant in answers.items() if is_meant]
 
 
 def run() -> None:

@@ -30,6 +30,7 @@ PROBE_WAIT = 1.0  # one question to one file system
 STATUS_WAIT = 5.0  # all questions of one `status` command
 SUB_PATH_WAIT = 10.0  # rebinding kubelet's subPath mounts of one volume
 DETACH_WAIT = 10.0  # detaching a mount everywhere, with the subPath mounts that show it
+LAZY_WAIT = 4.0  # detaching lazily; then the file system is ended. A driver that stops waits longer than that (GRACE in api/services.py)
 DETACHED_MAX = 4  # lazily unmounted file systems of one volume that are still in use; one more ends the oldest
 CHECK_INTERVAL = 10.0  # between two checks of a mount whose end the kernel does not report
 

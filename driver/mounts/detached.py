@@ -70,8 +70,9 @@ class DetachedLife:
         self._death.stop()
 
     async def _program_may_have_ended(self) -> bool:
-        if self.mount.device is None and self.is_used:
-            return False  # without a device node nothing tells of the program's end
+        has_device = self.mount.device is not None and self._kernel.has_device(self.mount.device)
+        if not has_device and self.is_used:
+            return False  # without a device node, which somebody may have removed, nothing tells of the program's end
         # A program that has dropped its lock would live on unseen. Where it has ended this has no effect.
         self.abort()
         return True

@@ -115,7 +115,7 @@ class MountLife:
         else:
             self._forget_connection()
         try:
-            await self._place.detach(self.mount, how)
+            await self._detach(how)
         except TimeoutError:
             self.late_end = end
             raise
@@ -125,6 +125,19 @@ class MountLife:
             raise
         took.stop()
         self.end(end)
+
+    async def _detach(self, how: Detach) -> None:
+        try:
+            await self._place.detach(self.mount, how)
+        except TimeoutError:
+            if self._connection is None:
+                raise
+            # The thread waits for a lock that a user of the file system holds, while that user waits for the program. Until the
+            # thread goes on, no program could mount, and the volume could not be unpublished.
+            self._log.activity("the FUSE program keeps its users waiting, so the lazy unmount ends its file system")
+            self._connection.abort()
+            self._forget_connection()
+            await self._place.detach(self.mount, Detach.FORCED)
 
     def _begin_lazy_unmount(self) -> None:
         # Afterwards the number of the file system may be another one's.

@@ -48,13 +48,17 @@ class LinuxKernel:
         self._files = files
         self._warn = warn
         self._starter = bounds.starter
-        # A FUSE program that never answers keeps one of each for ever, so each has its own.
-        self._questions = BoundedCall(bounds.questions)
-        self._checks = BoundedCall(bounds.checks)
-        self._checks_without_lock = BoundedCall(bounds.checks_without_lock)
-        self._rebinds = BoundedCall(bounds.rebinds)
+        self._bounds = bounds
+        self._make_calls()
         self._attacher = attacher
         self._detacher = Threads(1)
+
+    def _make_calls(self) -> None:
+        # A FUSE program that never answers keeps one of each for ever, so each has its own.
+        self._questions = BoundedCall(self._bounds.questions)
+        self._checks = BoundedCall(self._bounds.checks)
+        self._checks_without_lock = BoundedCall(self._bounds.checks_without_lock)
+        self._rebinds = BoundedCall(self._bounds.rebinds)
 
     # ---- device nodes
 
@@ -159,7 +163,10 @@ class LinuxKernel:
         return fusemount.placeholder_usage(self._target, identity)
 
     async def detach(self, mount: FuseMount, how: Detach) -> None:
-        await self._detacher.run(limits.DETACH_WAIT, partial(self._detach, mount, how))
+        limit = limits.LAZY_WAIT if how is Detach.LAZY else limits.DETACH_WAIT
+        await self._detacher.run(limit, partial(self._detach, mount, how))
+        if how is Detach.LAZY:
+            self._make_calls()  # the program goes on, and what it does not answer must not delay questions to the next one
 
     def _detach(self, mount: FuseMount, how: Detach) -> None:
         takeoff.take_off(self._workspace, self._target, mount, how, self._warn)

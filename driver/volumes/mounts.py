@@ -172,12 +172,18 @@ class VolumeMounts:
         self._detached.append(life)
         life.begin()
         if len(self._detached) > limits.DETACHED_MAX:
-            self._log.activity(f"more than {limits.DETACHED_MAX} lazily unmounted file systems are in use; the oldest is ended")
-            self._detached[0].abort()
+            unused = [each for each in self._detached if not each.is_used]  # whose programs take their time to end
+            if not unused:
+                self._log.activity(f"more than {limits.DETACHED_MAX} lazily unmounted file systems are in use; the oldest is ended")
+            (unused or self._detached)[0].abort()
 
     def _detached_ended(self, life: DetachedLife) -> None:
         self._detached.remove(life)
         self._on_change()
+
+    def has_detached(self, mountpoint: bytes) -> bool:
+        """Return whether a file system that was mounted at `mountpoint` is followed after a lazy unmount."""
+        return any(life.mount.mountpoint == mountpoint for life in self._detached)
 
     def end_detached(self, mountpoint: bytes | None = None, may_end: Callable[[FuseMount], bool] = lambda mount: True) -> bool:
         """End what was unmounted lazily, at `mountpoint` or everywhere. Return whether there was anything that `may_end` allows."""
@@ -219,9 +225,10 @@ class VolumeMounts:
         for each in recorded:
             if each.mount.device_number in {mount.device_number for mount in self.mounts}:
                 continue  # that driver was killed before it unmounted anything
+            device = each.mount.device
             try:
-                if each.mount.device is not None and not self._kernel.is_device_held(each.mount.device):
-                    continue
+                if device is not None and self._kernel.has_device(device) and not self._kernel.is_device_held(device):
+                    continue  # its program has ended
                 connection = self._kernel.find_connection(each.mount.device_number, each.connection)
             except FileNotFoundError:
                 continue

@@ -148,7 +148,10 @@ class VolumeRequests:
         life = self.mounts.current
         if request.device is not None:
             return life is not None and request.device == life.mount.device_number
-        return from_wire(request.mountpoint) == (self.mounts.past.left if life is None else life.mount.mountpoint)
+        mountpoint = from_wire(request.mountpoint)
+        if life is None:
+            return mountpoint == self.mounts.past.left or self.mounts.has_detached(mountpoint)
+        return mountpoint == life.mount.mountpoint
 
     async def _admit(self, request: MountRequest, peer: Peer) -> MountArguments:
         """Return the arguments of the mount, when nothing else is mounted. Needs the lock. Raises Refused."""

@@ -175,8 +175,23 @@ def test_a_hung_volume_is_unmounted_and_another_program_mounts(node: Node, pod: 
     assert not node.driver.waits_for_a_fuse_program()
 
 
+def test_after_a_lazy_unmount_the_next_program_is_asked_although_the_former_one_never_answers(node: Node, pod: Pod) -> None:
+    """The driver's question keeps the former file system in use, and the former program is not ended."""
+    hung = never_answers(pod)
+    assert "does not answer" in stats(node, hung.volume)
+    hung.fuse.check("fusermount3 -u -z /data")
+    hung.volume.wait_waiting()
+    another = hung.fuse.start("bindfs -f /srv /data")
+    hung.volume.wait_mounted(another)
+    assert "does not answer" not in stats(node, hung.volume)
+    assert hung.program.is_running
+    hung.volume.unpublish()
+    hung.program.wait()
+    another.wait()
+
+
 def test_a_plain_unmount_is_refused_while_applications_wait(pod: Pod) -> None:
-    """umount(8) refuses it too. A lazy unmount frees the applications."""
+    """umount(8) refuses it too. After a lazy unmount the applications go on waiting."""
     volume = pod.publish()
     application = pod.application(volume)
     fuse = pod.fuse(volume)
@@ -206,6 +221,7 @@ def test_somebody_on_the_node_frees_applications_that_wait(node: Node, pod: Pod)
     fuse.check("echo content >/srv/file")
     program = fuse.start("bindfs -f /srv /data")
     volume.wait_mounted(program)
+    fuse.check("ls /data")  # it has answered INIT; before that, calls wait elsewhere in the kernel
     program.kill("STOP")
     reader = application.start("cat /data/file")
     wait_until("it waits", lambda: "request_wait" in application.run(f"cat /proc/{reader.pid}/wchan").out)

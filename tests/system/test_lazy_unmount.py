@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import time
 import urllib.request
 from dataclasses import dataclass
 
@@ -12,9 +13,10 @@ from harness.events import wait_until
 from harness.kubelet import Published
 from harness.pod import Node, Pod
 
-from driver.model.limits import DETACHED_MAX
+from driver.model.limits import DETACHED_MAX, LAZY_WAIT
 
 DRIVER_OPTIONS = ("--metrics-address", "127.0.0.1:0")
+SLACK = 4.0  # seconds, for starting programs on a slow machine
 DETACHED = "unmounted lazily and are still in use: "
 
 
@@ -75,6 +77,16 @@ class Setup:
 def setup(node: Node, pod: Pod) -> Setup:
     volume = pod.publish()
     return Setup(node, pod, volume, pod.fuse(volume))
+
+
+def hang(setup: Setup, application: Container) -> Background:
+    """Stop a program while an application looks for a file. The kernel keeps the root of the file system locked until it has an answer."""
+    program = setup.serve("one")
+    application.start("sh -c 'stat /data && touch /ready && sleep 0.3 && cat /data/nothing'")
+    application.wait_for("test -e /ready")  # what stat has found is known for a second
+    program.kill("STOP")
+    wait_until("it waits", lambda: "request_wait" in application.run("cat /proc/$(pgrep -o -x cat)/wchan").out)
+    return program
 
 
 BOTH = "first\nlast\n"
@@ -265,3 +277,42 @@ def test_the_metrics_count_it(setup: Setup) -> None:
     url = re.findall(r"metrics are at (http://\S+)", setup.node.driver.log)[-1]
     with urllib.request.urlopen(url, timeout=10) as page:
         assert "mfcp_detached_mounts 1\n" in page.read().decode()
+
+
+def test_a_program_that_keeps_the_root_locked_is_ended(setup: Setup) -> None:
+    """To cover the mount in containers that started after it, the driver needs the lock, too."""
+    application = setup.pod.application(setup.volume)
+    application.check("true")
+    program = hang(setup, application)
+    began = time.monotonic()
+    setup.unmount_lazily()
+    assert time.monotonic() - began < LAZY_WAIT + SLACK
+    assert "keeps its users waiting" in setup.node.driver.log
+    assert setup.detached() == 0
+    another = setup.serve("two")
+    application.check("echo new >/data/file")
+    assert setup.written("two") == "new\n"
+    program.kill("CONT")
+    program.wait()
+    another.kill()
+    setup.volume.wait_waiting()
+    setup.nothing_is_left()
+
+
+def test_a_program_that_keeps_the_root_locked_does_not_keep_the_driver_from_ending(setup: Setup) -> None:
+    application = setup.pod.application(setup.volume)
+    application.check("true")
+    program = hang(setup, application)
+    unmount = setup.fuse.start("fusermount3 -u -z /data")
+    setup.fuse.wait_for("! grep -q ' /data fuse' /proc/mounts")
+    began = time.monotonic()
+    assert setup.node.driver.stop() == 0
+    assert time.monotonic() - began < LAZY_WAIT + SLACK
+    setup.node.driver.start()
+    assert unmount.wait() == 0, unmount.err
+    program.kill("CONT")
+    program.wait()
+    setup.nothing_is_left()
+    began = time.monotonic()
+    setup.volume.unpublish()
+    assert time.monotonic() - began < SLACK

@@ -1,9 +1,15 @@
 """Test that two volumes in one pod have sockets, a mount and a life of their own."""
 
+import subprocess
+import sys
+import time
+
 import pytest
 from harness.container import Bind, Container
 from harness.kubelet import Published
 from harness.pod import SOCKETS, VARIABLE, Node, Pod
+
+from fusermount3_proxy.limits import SOCKET_WAIT
 
 NAMES = ("one", "two")
 
@@ -69,6 +75,25 @@ def test_without_the_variable_two_sockets_are_one_too_many(node: Node, pod: Pod)
     for word in (VARIABLE, SOCKETS, "one.sock", "two.sock"):
         assert word in line
     assert both.volumes["one"].fuse is None
+
+
+@pytest.mark.parametrize("is_left_behind", [True, False])
+def test_without_the_variable_an_unmount_passes_over_sockets_of_others(pod: Pod, is_left_behind: bool) -> None:
+    """Another program has a socket in the emptyDir, or has left it behind."""
+    both = TwoVolumes(pod, ("shared", "shared"))
+    for name in NAMES:
+        both.volumes[name].wait_mounted(both.fuse.start(both.command(name)))
+    kinds = {"another.sock": "SOCK_STREAM"} | ({"another.sock.v1": "SOCK_SEQPACKET"} if is_left_behind else {})
+    for name, kind in kinds.items():
+        path = both.volumes["one"].socket.parent / name
+        script = f"import os, socket; os.chdir({str(path.parent)!r}); socket.socket(socket.AF_UNIX, socket.{kind}).bind({name!r})"
+        subprocess.run([sys.executable, "-c", script], check=True)
+    began = time.monotonic()
+    for name in NAMES:
+        both.fuse.check(f"fusermount3 -u /{name}")
+        both.volumes[name].wait_waiting()
+    assert time.monotonic() - began < SOCKET_WAIT
+    assert both.fuse.run("fusermount3 -u /one").err == "fusermount3: entry for /one not found in /etc/mtab\n"
 
 
 def test_without_the_variable_each_unmount_finds_its_volume(pod: Pod) -> None:

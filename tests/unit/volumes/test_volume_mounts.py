@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from open_fds import nothing_leaked
 
+from driver.model.limits import DETACHED_MAX
 from driver.model.peer import Peer
 from driver.model.policy import Refused, of_volume
 from driver.model.state import End, Past, State
@@ -24,7 +25,7 @@ from driver.observe.troubles import Troubles
 from driver.volumes.mounts import VolumeMounts
 from driver.volumes.requests import VolumeRequests
 from fusermount3_proxy.wire.mountinfo import Mount
-from fusermount3_proxy.wire.protocol import MountRequest, UnmountRequest
+from fusermount3_proxy.wire.protocol import FindRequest, MountRequest, UnmountRequest
 
 PEER = Peer(pid=7, uid=1000, gid=1000)
 POLICY = of_volume(False, [], "")
@@ -353,6 +354,74 @@ def test_what_was_unmounted_lazily_is_followed_although_the_connection_is_not_kn
         world.mounts.end_detached()
         assert world.mounts.count_detached() == 0
         assert world.kernel.lazy[0].is_connected, "it could be another pod's"
+
+    in_world(scenario, ends)
+
+
+def test_a_program_that_takes_its_time_to_end_makes_room_for_others_that_are_in_use(ends: list[End]) -> None:
+    """It writes back what it has cached, for example, after the last user of its file system is gone."""
+
+    async def scenario(world: World) -> None:
+        for _ in range(DETACHED_MAX):
+            await world.mount()
+            await world.open_file()
+            await world.unmount_lazily()
+        unused = world.kernel.lazy.pop()
+        await world.mount()
+        await world.open_file()
+        await world.unmount_lazily()
+        assert all(each.is_connected for each in world.kernel.lazy)
+        assert world.mounts.count_detached() == DETACHED_MAX
+        assert unused.device not in world.mounts.devices
+
+    in_world(scenario, ends)
+
+
+@pytest.mark.parametrize("when", ["before the unmount", "after it", "while no driver runs"])
+def test_what_was_unmounted_lazily_goes_on_although_its_device_node_is_removed(ends: list[End], when: str) -> None:
+    """Somebody clears the run folder away."""
+
+    async def scenario(world: World) -> None:
+        def clear() -> None:
+            world.kernel.devices.clear()
+            world.kernel.fails["watch_device"] = FileNotFoundError()
+
+        await world.mount()
+        await world.open_file()
+        if when == "before the unmount":
+            clear()
+        await world.unmount_lazily()
+        if when == "after it":
+            clear()
+        elif when == "while no driver runs":
+            recorded = world.mounts.detached
+            world.mounts.stop()
+            clear()
+            world.begin()
+            world.mounts.adopt_detached(recorded)
+        await asyncio.sleep(30)
+        (served,) = world.kernel.lazy
+        assert served.is_connected
+        assert world.mounts.count_detached() == 1
+        await world.close_files()
+        await asyncio.sleep(30)
+        assert world.mounts.detached == ()
+
+    in_world(scenario, ends)
+
+
+def test_a_client_that_sees_several_sockets_finds_what_was_unmounted_lazily(ends: list[End]) -> None:
+    """A plain unmount ends it, so the client has to find its volume."""
+
+    async def scenario(world: World) -> None:
+        await world.mount()
+        await world.open_file()
+        await world.unmount_lazily()
+        assert world.requests.find(FindRequest("/mnt"))
+        assert not world.requests.find(FindRequest("/other"))
+        await world.unmount()
+        assert not world.requests.find(FindRequest("/mnt"))
+        assert world.refusals == []
 
     in_world(scenario, ends)
 
