@@ -33,9 +33,9 @@ class SeveralSockets(NoSocket):
 def find_socket(folder: str = FOLDER) -> str:
     """Return the path of the original protocol's socket. With V1_SUFFIX it is the path of protocol v1's socket.
 
-    The path is the value of VARIABLE in the program's environment, or else in its parent's environment, or else it is the one
-    socket in `folder`. If the value is a folder, it is the one socket in that folder, and the path of protocol v1's socket stands
-    for the other one. Raises NoSocket, SeveralSockets.
+    It is looked for in this order: the value of VARIABLE in the program's environment, that in its parent's environment, the only
+    socket in `folder`. A value that is a folder means the only socket in it, and one that is the path of protocol v1's socket means
+    the other socket of the pair. Raises NoSocket, SeveralSockets.
     """
     value = (posix.environ.get(VARIABLE.encode()) or _parents_variable() or b"").decode("utf-8", "surrogateescape")
     if not value:
@@ -50,10 +50,10 @@ def find_socket(folder: str = FOLDER) -> str:
 def _only_socket(folder: str, reason: str) -> str:
     names = sorted({name.removesuffix(V1_SUFFIX) for name in _sockets_in(folder)})
     if not names:
-        raise NoSocket(f"{reason} and there is no socket in {folder}; set it to the path of the volume's socket")
+        raise NoSocket(f"{reason} and there is no socket in {folder}; set {VARIABLE} to the path of the volume's socket")
     paths = [f"{folder}/{name}" for name in names]
     if len(names) > 1:
-        text = f"{reason} and {folder} holds more than one socket ({', '.join(names)}); set it to the path of one"
+        text = f"{reason} and {folder} holds more than one socket ({', '.join(names)}); set {VARIABLE} to the path of one"
         raise SeveralSockets(text, paths)
     return paths[0]
 

@@ -15,8 +15,8 @@ class Directories:
     """Keeps the threads by the paths of their directories, as long as they have work or somebody keeps them."""
 
     def __init__(self) -> None:
-        # A thread that hangs keeps its Threads. So there is one for each directory, however often kubelet tries again, although a
-        # publish that has failed leaves no volume behind.
+        # A thread that hangs keeps its Threads object alive. So each retry of kubelet finds that object, and no second thread is
+        # started, although a publish that has failed leaves no volume behind.
         self._by_path: WeakValueDictionary[str, Threads] = WeakValueDictionary()
 
     def threads(self, path: str) -> Threads:

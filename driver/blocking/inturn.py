@@ -70,7 +70,10 @@ class _Worker:
 
 
 async def do_in_turn(works: Iterable[Work], directories: Directories) -> None:
-    """Do all works, in the threads of their directories where they hang. Takes limits.RESTORE_WAIT and _PATIENCE for each that hangs."""
+    """Do all work. A thread that hangs becomes the thread of its directory.
+
+    Takes _PATIENCE for each directory in which a thread hangs, and limits.RESTORE_WAIT once.
+    """
     by_path: dict[str, list[Work]] = {}
     for work in works:
         by_path.setdefault(work.path, []).append(work)

@@ -2,7 +2,7 @@
 
 
 def is_root_over(pid: int, uid: int, other: int) -> bool:
-    """Return whether `uid`, that of process `pid`, is 0 in its user namespace, and the uid `other` is in that namespace, too.
+    """Return whether `uid` is root of the user namespace of process `pid`, and the uid `other` belongs to that namespace.
 
     Without the second condition every user would be root over every other one, after `unshare --user --map-root-user`. Returns
     False where the process cannot be seen.

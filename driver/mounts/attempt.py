@@ -70,7 +70,7 @@ class MountAttempt:
             raise InterruptedError(EINTR, os.strerror(EINTR))
 
     async def _run(self, mount: Callable[["MountAttempt"], Awaitable[None]], on_end: Callable[[int], int]) -> None:
-        errno = EIO  # after a mistake of the driver's own, which must not keep the volume either
+        errno = EIO  # stands for a mistake of the driver's own; the volume must become free after it, too
         try:
             await mount(self)
             errno = 0

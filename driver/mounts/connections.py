@@ -53,7 +53,7 @@ class Connections:
     def find(self, device_number: str, identity: str) -> Connection | None:
         """Return a connection that another driver had opened. Raises FileNotFoundError if it has ended, and OSError.
 
-        Return None if that is not known: the number may be another connection's now, or fusectl was mounted nowhere in between.
+        Return None if it cannot be told: the number belongs to another connection now, or fusectl was mounted nowhere meanwhile.
         """
         found = self.open(device_number)
         if found.identity == identity:

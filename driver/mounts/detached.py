@@ -53,7 +53,7 @@ class DetachedLife:
         try:
             self._death.begin()
         except OSError as error:
-            self._log.warning(f"the end of a lazily unmounted file system will be noticed late: {error}")
+            self._log.warning(f"the end of a lazily unmounted file system will be noticed late: {error.strerror}")
         self._death.check()
 
     def abort(self) -> None:
@@ -73,7 +73,8 @@ class DetachedLife:
         has_device = self.mount.device is not None and self._kernel.has_device(self.mount.device)
         if not has_device and self.is_used:
             return False  # without a device node, which somebody may have removed, nothing tells of the program's end
-        # A program that has dropped its lock would live on unseen. Where it has ended this has no effect.
+        # The lock is gone. If the program has only dropped it, nothing would tell of its end, so it is ended here. If it has ended,
+        # abort() does nothing.
         self.abort()
         return True
 

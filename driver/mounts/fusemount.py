@@ -1,4 +1,4 @@
-"""The system calls for one FUSE connection at one target: mount it, check whether its program lives. takeoff.py detaches it.
+"""The system calls at one target path: its placeholder, its FUSE mount, and the questions about both. takeoff.py detaches the mount.
 
 is_gone() and usage() ask the FUSE program: call them through blocking.calls. mount_fd() can block, too (attempt.py).
 """
@@ -77,10 +77,9 @@ def restore_mode(target: str) -> None:
 
 
 def _check_mounted(target: str, device: str, *beneath: str) -> None:
-    """Check the device number that was found at `target` just after a mount over the file systems `beneath`.
+    """Raise ConnectionAbortedError if `device`, which was read at `target` after a mount, is one of the file systems `beneath` it.
 
-    Raises ConnectionAbortedError where somebody has unmounted it on the node already: a file system that was beneath must not be
-    taken for it.
+    Then somebody has unmounted the new mount on the node already.
     """
     if device in beneath:
         raise OSError(ECONNABORTED, "somebody has unmounted it on the node", target)
@@ -203,8 +202,9 @@ def detach_all(target: str) -> None:
 
 
 def cover(place: str, target: str, is_bare: bool, is_lazy: bool) -> None:
-    """Mount the placeholder over the peers of the FUSE mount at `place`, which was at `target`. Raises OSError.
+    """Mount the placeholder on `place`, a bind of the FUSE mount that was at `target`. Raises OSError.
 
+    Propagation covers that mount in every container, then.
     The connection is aborted first, unless `is_lazy`. `is_bare` says that no placeholder is at `target`: then one is mounted. The
     caller has an fd of the FUSE mount.
     """

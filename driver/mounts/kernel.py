@@ -1,7 +1,7 @@
 """What the mount core asks of the Linux kernel, as one small object, so that tests can put another one in its place.
 
-Each target path has an object of its own; linuxkernel.py is the real one. A method that is not a coroutine returns at once and
-asks no FUSE program. All raise OSError as the kernel reports it.
+Each target path has an object of its own; linuxkernel.py is the real one. A method that is not a coroutine asks no FUSE program,
+and returns at once unless it says otherwise. All raise OSError as the kernel reports it.
 """
 
 from collections.abc import Callable

@@ -45,7 +45,8 @@ class MountLife:
 
         `on_death` is called when the program is known to have ended. `on_end` is called once, when the mount is detached, with
         the connection of a file system that was unmounted lazily and is still in use. `on_change` is called when `unmounting` changes.
-        `on_missing` is called where somebody else has detached the mount; it must call end().
+        `on_missing` is called where somebody else has detached the mount. It calls end(), unless the target is being changed at that
+        moment; then the mount is checked again.
         """
         self.mount = mount
         self.state = State.MOUNTED
@@ -145,8 +146,8 @@ class MountLife:
             try:
                 self._connection = self._kernel.connection(self.mount.device_number)
             except OSError as error:
-                self._log.warning(f"who uses the lazily unmounted file system cannot be found out: {error}")
-            # A driver that is killed from here on leaves a mount that is off its place, and that no record of a mount describes.
+                self._log.warning(f"the lazily unmounted file system cannot be followed, and ends with its last user: {error.strerror}")
+            # Recorded before the unmount: if the driver is killed after it, the next one finds no mount at the target.
             self._on_change()
 
     def _forget_connection(self) -> None:

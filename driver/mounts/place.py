@@ -23,7 +23,7 @@ class Place(Protocol):
     async def is_gone(self, mount: FuseMount, had_lock: bool) -> bool:
         """Ask the kernel whether `mount` has lost its program, or is not attached here any more.
 
-        `had_lock` says whether the lock of a device node has told so before. Raises NotAsked where nobody could be asked,
+        `had_lock` says that the mount has a device node, whose lock is gone. Raises NotAsked where nobody could be asked,
         TimeoutError where the program does not answer, which it does only while it lives, and OSError.
         """
         ...

@@ -3,7 +3,7 @@
 A mount at the target propagates to the containers that bound the target before the mount. A container that started after the mount
 has bound the FUSE mount itself: unmounting at the target does not reach it. take_off() does.
 
-Both take_off() and remove_target() can block as long as a FUSE program likes: call them through blocking.threads.
+take_off(), remove_target() and remove_placeholder() can block as long as a FUSE program likes: call them through blocking.threads.
 """
 
 import os
@@ -20,7 +20,7 @@ from driver.observe.logs import log
 from fusermount3_proxy.wire.mountinfo import Mount
 
 # Seconds between the attempts of a plain unmount. A path walk of another process keeps the mount busy for a moment, and so does
-# the driver's own detached_copy(), which waits for all that is mounted and unmounted just then.
+# the driver's own detached_copy() while it waits for the kernel's lock on all mount tables.
 _BUSY_RETRIES = (0.001, 0.004, 0.015, 0.04)
 
 

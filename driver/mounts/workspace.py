@@ -1,7 +1,7 @@
 """The driver's own places for mounting: device nodes, and a private tmpfs.
 
-What is mounted on the tmpfs appears in no container. A bind of a FUSE mount there is a peer of mounts in containers, so what is
-mounted on such a bind does.
+What is mounted on the tmpfs appears in no container. But a bind of a FUSE mount there is a peer of that mount in containers, so a
+mount on that bind appears in the containers.
 """
 
 import fcntl
@@ -34,8 +34,8 @@ class Workspace:
                 _clear_away(f"{folder}/{name}")
         self._private = f"{folder}/{_PRIVATE_PREFIX}{secrets.token_hex(8)}"
         os.mkdir(self._private, 0o700)
-        # Both are held as long as the process lives, and tell other drivers whose this is: the lock of the directory is seen
-        # from every mount namespace, and that of the tmpfs by drivers of former versions, which know no other.
+        # Two locks show other drivers that this one runs. The one on the directory is seen in every mount namespace. The one on the
+        # tmpfs is for drivers of former versions, which test no other.
         self._owned = [_locked(self._private)]
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
         syscalls.mount("mfcp-private", self._private, "tmpfs", flags, "mode=0700")

@@ -60,7 +60,7 @@ class FdServer:
         capacity: Capacity,
         accepted_fds: tuple[str, ...],
     ) -> None:
-        """Begin to listen. A request may name only attached fds of `accepted_fds`; one that names another fd is refused."""
+        """Begin to listen. `accepted_fds` has the names that the `fds` of a request may hold (docs/protocol.md); others are refused."""
         self._handler = handler
         self._accepted_fds = accepted_fds
         self._capacity = capacity
@@ -88,7 +88,7 @@ class FdServer:
         self._is_stopped = True
         self._pause()
         for waiting in self._waiting:
-            _settle(waiting, ConnectionResetError("the volume is being unpublished"))
+            _settle(waiting, ConnectionResetError("the server stops"))
 
     def close(self) -> None:
         """Stop, and begin to close the listening sockets and the connections in their queues; wait_closed() waits for the end."""
@@ -182,7 +182,7 @@ class FdServer:
             else:
                 metrics.refused(Reason.TOO_MANY)
         except (BrokenPipeError, ConnectionResetError):
-            self._log.debug("a client closed its connection before it received the answer")
+            self._log.debug("a client closed its connection before it received the answer, or the server stops")
         except OSError as error:
             self._log.refusal(f"a request failed: {error}")
         except Exception:

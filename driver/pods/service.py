@@ -79,7 +79,7 @@ class SocketService:
     async def open_again(self) -> None:
         """Make new sockets in place of those that the pod has removed. Raises as open() does."""
         if self._capacity.listener_thread.is_busy:
-            # A pod that fills the queues with what blocks, and removes the sockets, would have more of them each time.
+            # Otherwise a pod could fill the queues with fds whose close blocks, remove the sockets, and block one more thread each time.
             raise OSError(EBUSY, "a process in the pod keeps the former sockets from being closed; the next republish tries again")
         self.close()
         await self.open()

@@ -195,9 +195,10 @@ class VolumeMounts:
     # ---- what a former driver, or somebody on the node, has left
 
     def adopt(self, stack: list[Mount], known: FuseMount | None, policy: VolumePolicy) -> None:
-        """Make the target this volume's, whatever is mounted there (`stack`, topmost last; not empty).
+        """Take over what a former driver has mounted at the target: `stack`, topmost last and not empty.
 
-        `known` is what a record says of the mount. Raises OSError, and VolumeError where something else is mounted.
+        `known` is what a record says of the mount. Raises OSError, and VolumeError where the topmost mount is neither FUSE nor the
+        placeholder.
         """
         if known is not None and mounttable.contains(stack, known.device_number):
             self._follow(known)
@@ -330,7 +331,7 @@ class VolumeMounts:
                 raise
             if life is not None:
                 life.end(End.UNPUBLISHED)
-                self.end_detached()  # a lazy unmount that took long may have just become one
+                self.end_detached()  # end() has added the file system of a lazy unmount that took long
 
     # ---- checks
 

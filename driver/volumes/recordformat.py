@@ -1,7 +1,7 @@
 """The JSON form of a volume's record: values in, an object out, and back. No input or output happens here.
 
 Version 1 holds one attached mount at the most, in `mount`. A volume with at most one mount is written as version 1, so that an older
-driver finds it after a downgrade; Version 2 holds any number of mounts, in `mounts`. Both are read.
+driver finds it after a downgrade. Version 2 holds any number of mounts, in `mounts`. Both are read.
 
 A new field of a mount goes into `more` of version 1, which an older driver ignores, and into each mount of version 2. What was
 unmounted lazily is in `more` of both versions. Add no field

@@ -211,8 +211,9 @@ class VolumeRequests:
 def _may_unmount(peer: Peer, mount: FuseMount) -> bool:
     """Return whether the peer may unmount: the user who mounted may, and root, as with libfuse's helper.
 
-    This stops one user of a container from unmounting what another one has mounted. The pid may be another process's by now: that
-    gains a pod nothing, because it decides only together with the peer's own uid.
+    Everybody may where it is not known who mounted (adopted mounts, old records). This stops one user of a container from
+    unmounting what another one has mounted. The pid may have been reused, which is no hole: it only selects a user namespace, in
+    which the peer's own uid must be root.
     """
     return mount.mounter in (None, peer.uid) or peer.uid == 0 or usernamespace.is_root_over(peer.pid, peer.uid, mount.mounter)
 

@@ -138,7 +138,8 @@ class Volume:
             self._service.serve(made)
         except (OSError, NoDirectory, NameTaken) as error:
             # The pod may be gone already; kubelet's republish or unpublish comes.
-            self.troubles.begin("sockets", f"not listening: {self._sockets_error(error)}", logging.WARNING)
+            reason = locked(self.publication.paths.sockets_path, limits.RESTORE_WAIT) if isinstance(error, TimeoutError) else None
+            self.troubles.begin("sockets", f"not listening: {reason or self._sockets_error(error)}", logging.WARNING)
         except Exception:  # one volume's failure must not keep the others from being served
             report_internal_error("making the sockets of a restored volume", self.log)
 
@@ -279,7 +280,7 @@ def locked(directory: str, limit: float) -> VolumeError:
 def unpublish_error(target: str, error: OSError) -> VolumeError:
     """Return what to tell kubelet where a target cannot be removed."""
     if isinstance(error, TimeoutError):
-        text = f"{target}: what is mounted there could not be unmounted, and the directory removed, within {limits.DETACH_WAIT:g} s"
+        text = f"{target}: the driver could not unmount what is mounted there and remove the directory within {limits.DETACH_WAIT:g} s"
         return VolumeError(Code.DEADLINE_EXCEEDED, text)
     if isinstance(error, NotOurs):
         return VolumeError(Code.FAILED_PRECONDITION, f"{foreign(target, error.mount)}: unmount it on the node")

@@ -128,7 +128,7 @@ class Volumes:
             del self._by_sockets[key]
             raise
         self._add(volume)
-        # Recorded before kubelet has the answer, and relies on the volume although this process may be killed.
+        # The record is written before kubelet has the answer: from then on kubelet relies on the volume, even if this process is killed.
         self._save(volume)
         return volume
 
@@ -184,7 +184,7 @@ class Volumes:
                     log.warning(f"a device node of a former driver stays until the next start: {error}")
 
     def _unknown_closed(self, name: str) -> None:
-        """Remove a former driver's device node, which is closed now. Check every mount whose device is not known, since it may be its."""
+        """Remove a former driver's device node, which is closed now. It may be that of a mount whose device node is not known."""
         self._workspace.devices.remove(name)
         for volume in self:
             if any(mount.device is None for mount in volume.mounts.mounts):

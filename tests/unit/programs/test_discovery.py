@@ -68,7 +68,7 @@ def test_a_socket_may_be_called_as_the_other_socket_of_another(monkeypatch: pyte
 
 def test_a_folder_without_a_socket_is_reported_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(posix.environ, SOCKET_VARIABLE.encode(), str(tmp_path).encode())
-    with pytest.raises(NoSocket, match=f"names a folder and there is no socket in {tmp_path}; set it to the path"):
+    with pytest.raises(NoSocket, match=f"names a folder and there is no socket in {tmp_path}; set {SOCKET_VARIABLE} to the path"):
         discovery.find_socket("/nowhere")
 
 
