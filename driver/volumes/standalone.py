@@ -142,8 +142,8 @@ class Standalone:
         try:
             directory = os.open(f"{folder}/sock", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                for name in (DEV_FUSE, STANDALONE_SOCKET, f"{STANDALONE_SOCKET}{V1_SUFFIX}"):
-                    _unlink_own(directory, name)
+                for file_name in (DEV_FUSE, STANDALONE_SOCKET, f"{STANDALONE_SOCKET}{V1_SUFFIX}"):
+                    _unlink_own(directory, file_name)
             finally:
                 os.close(directory)
             os.rmdir(f"{folder}/sock")
