@@ -91,18 +91,30 @@ class FdServer:
             _settle(waiting, ConnectionResetError("the server stops"))
 
     def close(self) -> None:
-        """Stop, and begin to close the listening sockets and the connections in their queues; wait_closed() waits for the end."""
+        """Stop, and begin to close the listening sockets, the connections in their queues, and to remove the sockets' files.
+
+        wait_closed() waits for the end.
+        """
         self.stop()
-        # Clients may have queued fds there that block the thread which drops them.
-        self._closed = self._capacity.listener_thread.finish(self._sockets.close)
+        # Clients may have queued fds there that block the thread which drops them, or keep the directory of the files locked.
+        self._closed = self._capacity.listener_thread.finish(self._close)
+
+    def _close(self) -> None:
+        try:
+            self._sockets.close()
+        finally:
+            self._sockets.remove()
 
     async def wait_closed(self) -> None:
-        """Wait until the listening sockets are closed, for limits.PROBE_WAIT at most. Call close() before."""
+        """Wait until all that close() began is done, for limits.PROBE_WAIT at most, and report what keeps it. Call close() before."""
         assert self._closed is not None
+        await asyncio.wait({self._closed}, timeout=limits.PROBE_WAIT)
         if not self._closed.done():
-            await asyncio.wait({self._closed}, timeout=limits.PROBE_WAIT)
-        if not self._closed.done():
-            self._log.warning("the sockets are not closed yet: clients have queued file descriptors in them whose close blocks")
+            self._closed.add_done_callback(asyncio.Future.exception)  # nobody waits for it any more
+            text = "the sockets are not closed and removed yet: clients have queued file descriptors in them whose close blocks, or a "
+            self._log.warning(f"{text}process in a container keeps their directory locked")
+        elif (error := self._closed.exception()) is not None:  # the files stay, and nobody answers there
+            self._log.warning(f"cannot remove the sockets: {error}")
 
     def _listen(self) -> None:
         if self._is_stopped or self._is_listening or self._accepts_left == 0 or self._capacity.connections >= limits.CONNECTIONS_MAX:

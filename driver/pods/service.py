@@ -1,7 +1,7 @@
 """Keeps a volume's sockets in place and served, from open() to close()."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from errno import EBUSY
 from typing import TypeVar
 
@@ -13,6 +13,8 @@ from driver.pods.server import Capacity, FdServer
 from driver.pods.sockets import PodSockets, SocketFolder
 
 T = TypeVar("T")
+
+_CLOSE_WAIT = 0.1  # seconds; closing sockets takes longer only where a pod has queued what blocks it
 
 
 class SocketService:
@@ -78,21 +80,21 @@ class SocketService:
 
     async def open_again(self) -> None:
         """Make new sockets in place of those that the pod has removed. Raises as open() does."""
+        self.close()
+        await self.wait_closed(_CLOSE_WAIT)
         if self._capacity.listener_thread.is_busy:
             # Otherwise a pod could fill the queues with fds whose close blocks, remove the sockets, and block one more thread each time.
             raise OSError(EBUSY, "a process in the pod keeps the former sockets from being closed; the next republish tries again")
-        self.close()
         await self.open()
 
     def close(self) -> None:
-        """Serve no more requests, and begin to remove the sockets and to close what is open; wait_closed() waits for the end."""
-        if self._sockets is not None:
-            # It waits for its turn: what is left in the emptyDir is removed as soon as the pod lets go of the directory.
-            self._begin(self._removed(self._threads().finish(self._sockets.remove)))
-            self._sockets = None
+        """Serve no more requests, and begin to close what is open and to remove the sockets; wait_closed() waits for the end."""
+        self._sockets = None
         if self._server is not None:
             self._server.close()
-            self._begin(self._server.wait_closed())
+            task = asyncio.get_running_loop().create_task(self._server.wait_closed())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
             self._server = None
 
     async def wait_closed(self, limit: float | None = None) -> None:
@@ -108,17 +110,3 @@ class SocketService:
 
     async def _run(self, work: Callable[[], T], discard: Callable[[T], object] | None = None) -> T:
         return await self._threads().run(limits.DIRECTORY_WAIT, work, discard)
-
-    def _begin(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-
-    async def _removed(self, removed: "asyncio.Future[None]") -> None:
-        """Wait for the removal of the sockets, and report what keeps them; they end with the emptyDir at the latest."""
-        await asyncio.wait({removed}, timeout=limits.PROBE_WAIT)
-        if not removed.done():
-            removed.add_done_callback(asyncio.Future.exception)  # nobody waits for it any more
-            self._log.warning("the sockets are not removed yet: a process in a container keeps their directory locked")
-        elif (error := removed.exception()) is not None:  # the files stay, and nobody answers there
-            self._log.warning(f"cannot remove the sockets: {error}")

@@ -31,7 +31,6 @@ from fusermount3_proxy.wire.mountinfo import Mount
 T = TypeVar("T")
 
 _ACCEPTED_FDS: tuple[str, ...] = ()  # a volume's requests need none, and the kernel drops those that are attached
-_CLOSE_WAIT = 0.1  # seconds; closing sockets takes longer only where a pod has queued what blocks it
 
 
 class Volume:
@@ -165,7 +164,6 @@ class Volume:
         try:
             if not await self._service.is_in_place():
                 self.log.refusal("the sockets in the emptyDir are gone or replaced; making them again")
-                await self._service.wait_closed(_CLOSE_WAIT)  # open_again() refuses while the former ones are being closed
                 await self._service.open_again()
             self.troubles.end("sockets")
         except (OSError, NoDirectory, NameTaken) as error:

@@ -13,6 +13,7 @@ from errno import EINVAL
 
 import pytest
 from harness.container import Bind
+from harness.events import wait_until
 from harness.hostile import MOUNT, attacked, connect, mount_and_end, numbers, receive, recovers, request, serves_again
 from harness.kubelet import Published
 from harness.pod import Node, Pod
@@ -180,8 +181,13 @@ def test_a_pod_that_removes_its_sockets_again_and_again_gets_no_more_threads(
                 volume.socket.unlink()
             volume.republish()
     assert cost.threads > 0
+
+    def are_made_again() -> bool:
+        volume.republish()
+        return volume.socket.exists()
+
+    wait_until("the former sockets are closed, and a republish makes new ones", are_made_again)
     recovers(node, before)
-    volume.republish()
     serves_again(volume)
 
 

@@ -229,6 +229,10 @@ class Machine(RuleBasedStateMachine):
         each = self.choose(which, self.those(State.SERVED, State.HUNG, sockets=True), f"unmount {options}")
         done = self.fleet.unmount(each.published, options)
         assert done.wait(BOUND) == 0, done.err
+        if options == "-z":
+            # An application that started after the mount still uses the file system, and so may a question of the driver's. Where
+            # nobody does, this one finds nothing.
+            assert self.fleet.unmount(each.published).wait(BOUND) in (0, 1)
         self._let_end(each)
         self._is_waiting(each)
 
