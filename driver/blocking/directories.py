@@ -23,6 +23,11 @@ class Directories:
         """Return the one thread of the directory at `path`."""
         return self._by_path.setdefault(path, Threads(1))
 
+    def is_busy(self, path: str) -> bool:
+        """Return whether a thread works in the directory at `path`, or hangs there."""
+        threads = self._by_path.get(path)
+        return threads is not None and threads.is_busy
+
     def put(self, path: str, threads: Threads) -> None:
         """Make `threads`, which work in the directory at `path` just now, the directory's own."""
         self._by_path[path] = threads

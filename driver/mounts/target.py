@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from errno import EIO, ENOENT
 
@@ -146,6 +147,13 @@ class TargetPlace:
     def make(self) -> bool:
         """Make the directory; return False where it is there. Raises OSError."""
         return self._kernel.make_directory()
+
+    def remove_empty(self) -> None:
+        """Remove the directory that make() has made just now, where nothing is mounted."""
+        try:
+            os.rmdir(self.path)
+        except OSError:
+            pass  # somebody else uses it by now; the next publish finds it
 
     def mount_placeholder(self) -> None:
         """Mount the placeholder on the directory that make() has made just now. Raises OSError."""

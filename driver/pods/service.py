@@ -57,8 +57,16 @@ class SocketService:
         """Return how many connections were accepted since the driver started."""
         return self._capacity.accepted
 
+    @property
+    def stuck_thread(self) -> Threads | None:
+        """Return the thread that close() has begun to work in, if it has not ended."""
+        return self._capacity.listener_thread if self._capacity.listener_thread.is_busy else None
+
     def make(self) -> PodSockets:
-        """Make the sockets, for serve(). Call it in a thread. Raises NoDirectory, NameTaken and OSError, and leaves no socket then."""
+        """Make the sockets, for serve(). Call it in a thread where containers of the pod may run.
+
+        Raises NoDirectory, NameTaken and OSError, and leaves no socket then.
+        """
         return PodSockets.make(self._folder, self._name)
 
     def serve(self, sockets: PodSockets) -> None:
@@ -70,6 +78,10 @@ class SocketService:
     async def open(self) -> None:
         """Make the sockets and serve them. Raises as make() does, and TimeoutError; sockets that are made too late are removed again."""
         self.serve(await self._run(self.make, PodSockets.discard))
+
+    def open_at_once(self) -> None:
+        """Make the sockets and serve them, where no process can lock the folder yet. Raises as make() does."""
+        self.serve(self.make())
 
     async def is_in_place(self) -> bool:
         """Return whether the pod still sees the sockets that are served. Raises OSError."""

@@ -160,7 +160,8 @@ class PodSockets:
 
 def _bind_both(directory: int, name: str) -> list[socket.socket]:
     made: list[socket.socket] = []
-    # All threads share one umask, and the event loop's files must not be for everybody. This thread does one job and ends.
+    # The umask belongs to all threads that share it. unshare(2) gives this thread one of its own, so that what other threads make
+    # meanwhile is not for everybody.
     syscalls.unshare(syscalls.CLONE_FS)
     umask = os.umask(0)
     try:

@@ -59,6 +59,7 @@ class Volume:
         self._requests = VolumeRequests(self.mounts, policy, log)
         paths = publication.paths
         folder = FolderBeneath(paths.root, paths.sockets)
+        self._directories = directories
         threads = partial(directories.threads, paths.sockets_path)
         self._service = SocketService(folder, threads, publication.socket_name, self._requests, paths.volume_name, _ACCEPTED_FDS, log)
         self._is_bare = False  # a former driver's volume with nothing at its target
@@ -81,15 +82,32 @@ class Volume:
         With DEADLINE_EXCEEDED a thread goes on alone; what it makes late is removed again, or found by the next publish.
         """
         took = Timer(Operation.PUBLISH)
+        place = self.mounts.place
         try:
-            await self._service.open()
-        except (OSError, NoDirectory, NameTaken) as error:
-            raise self._sockets_error(error) from None
+            is_new = place.make()
+        except OSError as error:
+            raise self._target_error(error) from None
         try:
-            await self._make_target()
+            try:
+                # kubelet starts no container of a pod before all its volumes are published. So where the target was not there, nobody can
+                # lock the directory of the sockets yet, unless it is known to be locked since a former unpublish, and no thread is
+                # needed. Without Kubernetes containers may run already.
+                paths = self.publication.paths
+                if is_new and paths.is_pods and not self._directories.is_busy(paths.sockets_path):
+                    self._service.open_at_once()
+                else:
+                    await self._service.open()
+            except (OSError, NoDirectory, NameTaken) as error:
+                raise self._sockets_error(error) from None
+            try:
+                await self._occupy_target(is_new)
+            except BaseException:
+                self._service.close()
+                await self._service.wait_closed()
+                raise
         except BaseException:
-            self._service.close()
-            await self._service.wait_closed()
+            if is_new:
+                place.remove_empty()
             raise
         for warning in self.policy.warnings:
             self.log.warning(warning)
@@ -193,6 +211,8 @@ class Volume:
         finally:
             # Until the sockets are closed they keep a memory emptyDir busy.
             await self._service.wait_closed()
+            if (stuck := self._service.stuck_thread) is not None:
+                self._directories.put(self.publication.paths.sockets_path, stuck)  # the next publish must not hang there, too
         self.log.info(f"unpublished in {took.stop()}")
 
     def release(self) -> None:
@@ -207,21 +227,20 @@ class Volume:
 
     # ---- details
 
-    async def _make_target(self) -> None:
+    async def _occupy_target(self, is_new: bool) -> None:
         place = self.mounts.place
-        created = False
         try:
-            created = place.make()
-            if created:
+            if is_new:
                 place.mount_placeholder()  # nothing is mounted there, and the mount table is long
             elif stack := place.mounts():
                 self.mounts.adopt(stack, None, self.policy)
             else:
                 await self._cover_target()
         except OSError as error:
-            if created:
-                os.rmdir(self.target)
-            raise VolumeError(Code.INTERNAL, f"cannot make the target {self.target}: {error.strerror}") from None
+            raise self._target_error(error) from None
+
+    def _target_error(self, error: OSError) -> VolumeError:
+        return VolumeError(Code.INTERNAL, f"cannot make the target {self.target}: {error.strerror}")
 
     async def _cover_target(self) -> None:
         """Mount the placeholder on a directory that was there before. Raises OSError, VolumeError."""
