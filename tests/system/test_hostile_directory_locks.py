@@ -28,6 +28,9 @@ EBUSY = 16
 LOCKED = "locked"  # the name of the emptyDir, and of the volume with its sockets there
 RETRIES = 2
 USUAL = 2.0  # seconds that some calls for another volume take at most; they would wait for more than twice as long
+# Others must not be delayed meanwhile, which the load of other tests would hide.
+pytestmark = pytest.mark.alone
+
 MOMENT = 1.0  # seconds that a call takes at most beyond its limit
 
 
