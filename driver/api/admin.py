@@ -34,7 +34,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
 
     @answers
     async def AbortVolume(self, request: admin_pb2.AbortVolumeRequest, context: Context) -> admin_pb2.AbortVolumeResponse:
-        """End the FUSE file system of any volume, whoever uses it."""
+        """End the FUSE file system of any volume, although it is in use."""
         await self._volumes.named(request.volume).abort()
         return admin_pb2.AbortVolumeResponse()
 

@@ -1,7 +1,7 @@
 """Gives each directory that a pod can lock one thread for the work there.
 
-The kernel locks a directory while a process reads it. Whoever makes, renames or removes a file there, or mounts on the directory,
-waits for that lock, and no signal ends the wait. A process in a container can keep the lock for as long as it likes: it reads the
+The kernel locks a directory while a process reads it. Making, renaming or removing a file there, and mounting on the directory,
+wait for that lock, and no signal ends the wait. A process in a container can keep the lock for as long as it likes: it reads the
 directory into memory that a FUSE program serves, and the program does not answer. So the driver never works in such a directory in
 its event loop.
 """

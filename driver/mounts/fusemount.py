@@ -53,9 +53,13 @@ def has_usual_mode(target: str) -> bool:
     """Return whether what is at `target` has the mode of a placeholder. Asks no file system. Raises OSError."""
     fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        return stat.S_IMODE(syscalls.mode_of(fd)) == _PLACEHOLDER_MODE
+        return _has_usual_mode(fd)
     finally:
         os.close(fd)
+
+
+def _has_usual_mode(fd: int) -> bool:
+    return stat.S_IMODE(syscalls.mode_of(fd)) == _PLACEHOLDER_MODE
 
 
 def restore_mode(target: str) -> None:
@@ -64,10 +68,10 @@ def restore_mode(target: str) -> None:
     Root of an application's container owns what it sees at the path, and may change its mode. FUSE programs of other users would
     refuse the path then. Blocks as long as an application likes (blocking/directories.py says how).
     """
-    if has_usual_mode(target):
-        return
     fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
+        if _has_usual_mode(fd):
+            return
         stack = mounttable.mounts_at(target)
         # What is changed must be the placeholder: a FUSE program would be asked, and a directory of the node is not the driver's.
         if stack and is_placeholder(stack[-1]) and stack[-1].device == syscalls.device_of(fd):

@@ -130,7 +130,7 @@ class VolumeRequests:
         self._log.activity("unmounted, as the pod asked for")
 
     async def abort(self) -> bool:
-        """End the mount and what was unmounted lazily, whoever uses them. Return whether there was anything. Raises Refused."""
+        """End the mount and what was unmounted lazily, although they are in use. Return whether there was any. Raises Refused."""
         async with self.mounts.place.lock:
             self._refuse_when_closing()
             had_detached = self.mounts.end_detached()

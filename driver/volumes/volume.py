@@ -155,8 +155,7 @@ class Volume:
             self._service.serve(made)
         except (OSError, NoDirectory, NameTaken) as error:
             # The pod may be gone already; kubelet's republish or unpublish comes.
-            reason = locked(self.publication.paths.sockets_path, limits.RESTORE_WAIT) if isinstance(error, TimeoutError) else None
-            self.troubles.begin("sockets", f"not listening: {reason or self._sockets_error(error)}", logging.WARNING)
+            self.troubles.begin("sockets", f"not listening: {self._sockets_error(error, limits.RESTORE_WAIT)}", logging.WARNING)
         except Exception:  # one volume's failure must not keep the others from being served
             report_internal_error("making the sockets of a restored volume", self.log)
 
@@ -189,7 +188,7 @@ class Volume:
         await self.mounts.republish()
 
     async def abort(self) -> None:
-        """End the FUSE file system, whoever uses it: its program gets ENODEV, and its users get errors. Raises VolumeError."""
+        """End the FUSE file system although it is in use: its program gets ENODEV, and its users get errors. Raises VolumeError."""
         try:
             if not await self._requests.abort():
                 raise VolumeError(Code.FAILED_PRECONDITION, f"no FUSE file system is mounted at {self.target}")
@@ -254,16 +253,16 @@ class Volume:
         except NotADirectoryError:
             raise VolumeError(Code.FAILED_PRECONDITION, not_a_directory(self.target)) from None
 
-    def _sockets_error(self, error: OSError | NoDirectory | NameTaken) -> VolumeError:
+    def _sockets_error(self, error: OSError | NoDirectory | NameTaken, limit: float = limits.DIRECTORY_WAIT) -> VolumeError:
         if isinstance(error, TimeoutError):
-            return locked(self.publication.paths.sockets_path, limits.DIRECTORY_WAIT)
+            return locked(self.publication.paths.sockets_path, limit)
         if isinstance(error, OSError):
             return VolumeError(Code.INTERNAL, f"cannot make the fd-passing sockets: {error}")
         return VolumeError(Code.FAILED_PRECONDITION, self._why_no_sockets(error))
 
     def _why_no_sockets(self, error: OSError | NoDirectory | NameTaken) -> str:
         if isinstance(error, TimeoutError):
-            return str(locked(self.publication.paths.sockets_path, limits.DIRECTORY_WAIT))
+            return str(self._sockets_error(error))
         if not isinstance(error, NoDirectory):
             return str(error)
         hint = ": does fdPassingEmptyDirName name an emptyDir volume of this pod?" if self.publication.paths.is_pods else ""

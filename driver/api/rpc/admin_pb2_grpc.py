@@ -85,7 +85,7 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AbortVolume(self, request, context):
-        """Ends the FUSE file system of a volume, whoever uses it. NOT_FOUND if there is no such volume, FAILED_PRECONDITION if nothing is
+        """Ends the FUSE file system of a volume, although it is in use. NOT_FOUND if there is no such volume, FAILED_PRECONDITION if nothing is
         mounted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
