@@ -55,6 +55,11 @@ def is_a_long_mistake() -> int:
     raise RuntimeError("\U0001f41b" * 100_000)
 
 
+def keeps(fd: int) -> None:
+    """Keep the fd, and never return."""
+    sleeps()
+
+
 def sleeps() -> int:
     time.sleep(1000)
     return 0

@@ -81,7 +81,7 @@ def test_an_fd_that_it_is_given_goes_to_nobody_else(starter: Starter) -> None:
         reader, writer = os.pipe()
         pipe = os.fstat(writer).st_ino
         process = await starter.process()
-        answer = process.do(process_jobs.sleeps, fds=[writer])
+        answer = process.do(process_jobs.keeps, fds=[writer])
         os.close(writer)
         folder = f"/proc/{pid_of(starter)}/fd"
         assert f"pipe:[{pipe}]" not in {os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder)}
