@@ -26,6 +26,7 @@ The stop:
 """
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -59,7 +60,8 @@ _FORMER_RETRY = 0.05  # seconds
 
 def serve(settings: Settings) -> None:
     """Run the driver until SIGTERM or SIGINT. Raises StartError if it cannot start, or cannot go on."""
-    # 1. The process itself.
+    # 1. The process itself. All objects of the start stay, so the garbage collector looks at none of them until step 10.
+    gc.disable()
     _open_standard_streams()
     os.umask(0o077)
     _raise_fd_limit()
@@ -118,6 +120,8 @@ async def _serve(settings: Settings, metrics_listener: socket.socket | None, ino
         # 10. Importing gRPC takes as long as answering hundreds of pods.
         from driver.api import services
 
+        gc.freeze()  # else each full collection would walk through all modules, and hold the event loop for 20 ms
+        gc.enable()
         if not features.sees_host_pids():
             log.warning(nodecheck.NO_HOST_PIDS)
         node_problem = partial(nodecheck.first_problem, settings.pods_dir, settings.run_dir)

@@ -26,7 +26,7 @@ class DetachedLife:
     ) -> None:
         """Follow `mount` after begin(); `on_end` is called once, when it has ended.
 
-        Owns `connection`. Without it the mount cannot be ended by abort(), which forgets it then.
+        Owns `connection`. Without it abort() cannot end the mount.
         """
         self.mount = mount
         self._connection = connection
@@ -56,14 +56,20 @@ class DetachedLife:
             self._log.warning(f"the end of a lazily unmounted file system will be noticed late: {error.strerror}")
         self._death.check()
 
-    def abort(self) -> None:
-        """End the mount now: its program gets ENODEV, and who still uses it gets errors."""
+    def abort(self) -> bool:
+        """End the mount now: its program gets ENODEV, and who still uses it gets errors.
+
+        Return False where that cannot be done: the mount is not followed any more, and ends with its last user.
+        """
+        is_ended = False
         try:
             if self._connection is not None:
                 self._connection.abort()
+                is_ended = True
         except OSError as error:
             self._log.error(f"a lazily unmounted file system cannot be ended, and ends with its last user: {error}")
         self._end()
+        return is_ended
 
     def stop(self) -> None:
         """Watch no more, and leave the mount as it is: the driver stops."""

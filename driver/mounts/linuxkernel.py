@@ -9,7 +9,7 @@ from collections.abc import Callable
 from errno import ENOENT
 from functools import partial
 
-from driver.blocking.calls import BoundedCall, Bounds
+from driver.blocking.calls import Bound, BoundedCall, Bounds
 from driver.blocking.threads import Threads
 from driver.linux import mounttable, syscalls
 from driver.linux.filewatch import FileWatch
@@ -49,16 +49,14 @@ class LinuxKernel:
         self._warn = warn
         self._starter = bounds.starter
         self._bounds = bounds
-        self._make_calls()
+        self._calls: dict[Bound, BoundedCall] = {}
         self._attacher = attacher
         self._detacher = Threads(1)
 
-    def _make_calls(self) -> None:
-        # A FUSE program that never answers keeps one of each for ever, so each has its own.
-        self._questions = BoundedCall(self._bounds.questions)
-        self._checks = BoundedCall(self._bounds.checks)
-        self._checks_without_lock = BoundedCall(self._bounds.checks_without_lock)
-        self._rebinds = BoundedCall(self._bounds.rebinds)
+    def _call(self, bound: Bound) -> BoundedCall:
+        # A FUSE program that never answers keeps the call of one kind for ever, so each kind has its own. They are made when they
+        # are needed: most volumes that wait for a program need none.
+        return self._calls.setdefault(bound, BoundedCall(bound))
 
     # ---- device nodes
 
@@ -153,11 +151,11 @@ class LinuxKernel:
     # ---- what a FUSE program can block
 
     async def is_gone(self, device_number: str, had_lock: bool) -> bool:
-        checks = self._checks if had_lock else self._checks_without_lock
-        return await checks.call(self._paths.owner, limits.PROBE_WAIT, fusemount.is_gone, self._target, device_number)
+        checks = self._bounds.checks if had_lock else self._bounds.checks_without_lock
+        return await self._call(checks).call(self._paths.owner, limits.PROBE_WAIT, fusemount.is_gone, self._target, device_number)
 
     async def usage(self) -> tuple[int, ...]:
-        return await self._questions.call(self._paths.owner, limits.PROBE_WAIT, fusemount.usage, self._target)
+        return await self._call(self._bounds.questions).call(self._paths.owner, limits.PROBE_WAIT, fusemount.usage, self._target)
 
     def placeholder_usage(self, identity: str) -> tuple[int, ...] | None:
         return fusemount.placeholder_usage(self._target, identity)
@@ -166,7 +164,7 @@ class LinuxKernel:
         limit = limits.LAZY_WAIT if how is Detach.LAZY else limits.DETACH_WAIT
         await self._detacher.run(limit, partial(self._detach, mount, how))
         if how is Detach.LAZY:
-            self._make_calls()  # the program goes on, and what it does not answer must not delay questions to the next one
+            self._calls = {}  # the program goes on, and what it does not answer must not delay questions to the next one
 
     def _detach(self, mount: FuseMount, how: Detach) -> None:
         takeoff.take_off(self._workspace, self._target, mount, how, self._warn)
@@ -192,4 +190,6 @@ class LinuxKernel:
 
     async def rebind_sub_paths(self, device_number: str) -> int:
         folder = subpaths.folder(self._paths)
-        return await self._rebinds.call(self._paths.owner, limits.SUB_PATH_WAIT, subpaths.rebind, folder, self._target, device_number)
+        return await self._call(self._bounds.rebinds).call(
+            self._paths.owner, limits.SUB_PATH_WAIT, subpaths.rebind, folder, self._target, device_number
+        )

@@ -69,8 +69,8 @@ class FdServer:
         self._log = log
         self._serving = 0
         self._preparing = 0
-        self._connections: set[asyncio.Task[None]] = set()
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._connections: list[asyncio.Task[None]] = []  # an empty list takes less memory than an empty set
+        self._waiting: list[asyncio.Future[None]] = []
         self._is_listening = False
         self._is_stopped = False
         self._window_end = 0.0  # loop time; until then `_accepts_left` more connections are accepted
@@ -87,6 +87,7 @@ class FdServer:
         """
         self._is_stopped = True
         self._pause()
+        self._capacity.on_closed = None  # else the two keep each other, and only a full garbage collection frees the volume
         for waiting in self._waiting:
             _settle(waiting, ConnectionResetError("the server stops"))
 
@@ -165,8 +166,8 @@ class FdServer:
         self._capacity.connections += 1
         self._capacity.accepted += 1
         task = asyncio.get_running_loop().create_task(self._run(connection, is_v1=listener is self._sockets.v1))
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+        self._connections.append(task)
+        task.add_done_callback(self._connections.remove)
 
     def _count_accept(self) -> None:
         # The limit stops a pod that floods its socket: each connection costs the event loop some turns, and a thread.
@@ -335,13 +336,13 @@ class FdServer:
     async def _wait_until_readable(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         readable = loop.create_future()
-        self._waiting.add(readable)
+        self._waiting.append(readable)
         try:
             loop.add_reader(connection.fileno(), _settle, readable)
             await readable
         finally:
             loop.remove_reader(connection.fileno())
-            self._waiting.discard(readable)
+            self._waiting.remove(readable)
 
 
 class NoPacket(Exception):

@@ -49,7 +49,7 @@ class SocketService:
         self._capacity = Capacity()
         self._sockets: PodSockets | None = None
         self._server: FdServer | None = None
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: list[asyncio.Task[None]] = []
         self._is_stopped = False
 
     @property
@@ -105,8 +105,8 @@ class SocketService:
         if self._server is not None:
             self._server.close()
             task = asyncio.get_running_loop().create_task(self._server.wait_closed())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._closing.append(task)
+            task.add_done_callback(self._closing.remove)
             self._server = None
 
     async def wait_closed(self, limit: float | None = None) -> None:

@@ -186,11 +186,10 @@ class VolumeMounts:
         return any(life.mount.mountpoint == mountpoint for life in self._detached)
 
     def end_detached(self, mountpoint: bytes | None = None, may_end: Callable[[FuseMount], bool] = lambda mount: True) -> bool:
-        """End what was unmounted lazily, at `mountpoint` or everywhere. Return whether there was anything that `may_end` allows."""
+        """End what was unmounted lazily, at `mountpoint` or everywhere, and `may_end` allows. Return whether anything was ended."""
         found = [life for life in self._detached if mountpoint in (None, life.mount.mountpoint) and may_end(life.mount)]
-        for life in found:
-            life.abort()
-        return bool(found)
+        ended = [life.abort() for life in found]
+        return any(ended)
 
     # ---- what a former driver, or somebody on the node, has left
 

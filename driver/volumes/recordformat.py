@@ -4,8 +4,8 @@ Version 1 holds one attached mount at the most, in `mount`. A volume with at mos
 driver finds it after a downgrade. Version 2 holds any number of mounts, in `mounts`. Both are read.
 
 A new field of a mount goes into `more` of version 1, which an older driver ignores, and into each mount of version 2. What was
-unmounted lazily is in `more` of both versions. Add no field
-to `publication` or `paths`: an older driver refuses a record that has one it does not know.
+unmounted lazily is in `more` of both versions. Add no field to `publication` or `paths`: an older driver refuses a record that has
+one it does not know.
 """
 
 from dataclasses import dataclass, field
@@ -69,12 +69,19 @@ def from_json(content: Any) -> Record:
         _valid_publication(Publication(**publication)),
         mounts,
         None if past is None else _past_from_json(past),
-        tuple(_detached_from_json(each) for each in more.get("detached", ())),
+        _detached_from_json(more.get("detached", ())),
     )
 
 
-def _detached_from_json(content: dict[str, Any]) -> DetachedMount:
-    return DetachedMount(_mount_from_json(content, content.get("mounter")), _text("connection", content["connection"]))
+def _detached_from_json(entries: Any) -> tuple[DetachedMount, ...]:
+    """Return what can be read of it. An entry that another version has written differently must not cost the whole volume."""
+    found: list[DetachedMount] = []
+    for entry in entries if isinstance(entries, list) else ():
+        try:
+            found.append(DetachedMount(_mount_from_json(entry, entry.get("mounter")), _text("connection", entry["connection"])))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            pass  # the file system is not followed, and ends with its last user
+    return tuple(found)
 
 
 def _whole(mount: FuseMount) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Volume:
         directories: Directories,
         log: VolumeLog,
         past: Past | None,
-        on_change: Callable[["Volume"], None],
+        on_change: Callable[[], None],
     ) -> None:
         """Begin with nothing at the target; publish() or restore() comes next.
 
@@ -55,7 +55,7 @@ class Volume:
         self.policy = policy
         self.log = log
         self.troubles = Troubles(log)
-        self.mounts = VolumeMounts(self.target, kernel, past or Past.begin(), log, self.troubles, lambda: on_change(self))
+        self.mounts = VolumeMounts(self.target, kernel, past or Past.begin(), log, self.troubles, on_change)
         self._requests = VolumeRequests(self.mounts, policy, log)
         paths = publication.paths
         folder = FolderBeneath(paths.root, paths.sockets)
@@ -191,7 +191,7 @@ class Volume:
         """End the FUSE file system although it is in use: its program gets ENODEV, and its users get errors. Raises VolumeError."""
         try:
             if not await self._requests.abort():
-                raise VolumeError(Code.FAILED_PRECONDITION, f"no FUSE file system is mounted at {self.target}")
+                raise VolumeError(Code.FAILED_PRECONDITION, f"there is no FUSE file system at {self.target} that the driver can end")
         except Refused as refused:
             raise VolumeError(Code.FAILED_PRECONDITION, f"{self.target}: {refused}") from None
         self.log.activity("aborted, as somebody on the node asked for")

@@ -110,7 +110,7 @@ class Volumes:
             )
         await volume.republish()
         if volume.troubles.has("record"):
-            self._changed(volume)
+            self._save(volume)
         return volume
 
     async def _publish_new(self, publication: Publication) -> Volume:
@@ -243,11 +243,11 @@ class Volumes:
         to = VolumeLog(publication.pod, publication.volume_id)
         attacher = partial(self.directories.threads, publication.paths.target_path)
         kernel = LinuxKernel(publication.paths, self._workspace, self._files, self._bounds, attacher, to.refusal)
-        return Volume(publication, policy, kernel, self.directories, to, past, self._changed)
+        return Volume(publication, policy, kernel, self.directories, to, past, partial(self._changed, publication.paths.target_path))
 
-    def _changed(self, volume: Volume) -> None:
+    def _changed(self, target: str) -> None:
         # A volume that is being published is not recorded yet: publish may fail, and its record would stay.
-        if self._by_target.get(volume.target) is volume:
+        if (volume := self._by_target.get(target)) is not None:
             self._save(volume)
 
     @staticmethod
