@@ -37,7 +37,7 @@ class _Worker:
         self._waiting = waiting
         self._done: deque[tuple[Work, Any]] = deque()
         self._ended_works: set[Work] = set()
-        self.ended = self.threads.finish(self._run)
+        self.ended = self.threads.run_to_end(self._run)
 
     def _run(self) -> None:
         while self._waiting:
@@ -61,7 +61,7 @@ class _Worker:
         for work in self.now:
             if work not in self._ended_works:
                 work.end(TimeoutError())
-        self.ended.add_done_callback(lambda ended: self.threads.finish(self._discard))
+        self.ended.add_done_callback(lambda ended: self.threads.run_to_end(self._discard))
 
     def _discard(self) -> None:
         while self._done:

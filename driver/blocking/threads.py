@@ -69,7 +69,7 @@ class Threads:
             if job in self._jobs:
                 self._jobs.remove(job)
 
-    def finish(self, work: Callable[[], T]) -> "asyncio.Future[T]":
+    def run_to_end(self, work: Callable[[], T]) -> "asyncio.Future[T]":
         """Run `work()` as soon as a thread is free, even if nobody waits for it. Returns a future for its result.
 
         The job keeps what `work` holds until it has run. A socket that were dropped instead would be closed by the garbage
@@ -129,7 +129,7 @@ class Threads:
             self._start_jobs()
             if job.outcome.done():  # its caller has given up
                 if job.discard is not None and error is None:
-                    self.finish(partial(job.discard, result))
+                    self.run_to_end(partial(job.discard, result))
                 return
             if error is not None:
                 job.outcome.set_exception(error)

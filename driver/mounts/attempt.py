@@ -38,7 +38,7 @@ class MountAttempt:
         """Mount `fd` at `target` in a thread. `fd` stays open until `on_end` is called."""
 
         async def mount(attempt: MountAttempt) -> None:
-            await threads.finish(partial(attempt._mount, fd, target, arguments))
+            await threads.run_to_end(partial(attempt._mount, fd, target, arguments))
 
         return MountAttempt(mount, on_end)
 

@@ -205,26 +205,25 @@ def detach_all(target: str) -> None:
             raise
 
 
-def cover(place: str, target: str, is_bare: bool, is_lazy: bool) -> None:
-    """Mount the placeholder on `place`, a bind of the FUSE mount that was at `target`. Raises OSError.
+def cover(private: str, target: str, lacks_placeholder: bool, is_lazy: bool) -> None:
+    """Mount the placeholder on `private`, a bind of the FUSE mount that was at `target`. Raises OSError.
 
-    Propagation covers that mount in every container, then.
-    The connection is aborted first, unless `is_lazy`. `is_bare` says that no placeholder is at `target`: then one is mounted. The
-    caller has an fd of the FUSE mount.
+    Propagation covers that mount in every container, then. The connection is aborted first, unless `is_lazy`. `lacks_placeholder` says
+    that no placeholder is at `target`: then one is mounted. The caller has an fd of the FUSE mount.
     """
     if not is_lazy:
-        _abort_connection(place)
-    if is_bare:
+        _abort_connection(private)
+    if lacks_placeholder:
         mount_placeholder(target)
     # It covers every container's own bind. The cover is a peer of the target's placeholder, so the next mount at the target appears
     # there, too.
-    syscalls.mount(target, place, None, syscalls.MS_BIND)
+    syscalls.mount(target, private, None, syscalls.MS_BIND)
 
 
-def _abort_connection(place: str) -> None:
+def _abort_connection(private: str) -> None:
     """Abort the connection of a mount, so that its program gets ENODEV although containers still hold its superblock. Raises OSError."""
     try:
-        syscalls.umount(place, syscalls.MNT_FORCE)
+        syscalls.umount(private, syscalls.MNT_FORCE)
     except OSError as error:
         if error.errno != EBUSY:  # the caller's fd keeps the mount busy, on purpose
             raise

@@ -15,7 +15,7 @@ from driver.linux import mounttable, syscalls
 from driver.model.fusemount import FuseMount
 from driver.model.state import Detach
 from driver.mounts import fusemount
-from driver.mounts.workspace import Workspace, drop_place
+from driver.mounts.workspace import Workspace, remove_private_mountpoint
 from driver.observe.logs import log
 from fusermount3_proxy.wire.mountinfo import Mount
 
@@ -32,13 +32,13 @@ def take_off(workspace: Workspace, target: str, mount: FuseMount, how: Detach, w
     mounted over the mount.
 
     A container that started after the mount would keep it for ever. To cover it there, the FUSE mount is bound at a private
-    place, and the placeholder is mounted on that bind: propagation carries it into the containers. Once the mount is off
+    mountpoint, and the placeholder is mounted on that bind: propagation carries it into the containers. Once the mount is off
     the target, nothing is raised any more: `warn` is called with what failed.
     """
     is_lazy = how is Detach.LAZY
-    place = workspace.new_place(target, is_lazy)
+    private = workspace.new_private_mountpoint(target, is_lazy)
     try:
-        fuse, is_attached = _peer(target, place)
+        fuse, is_attached = _peer(target, private)
         try:
             if mounttable.device_number_of_copy(fuse, target) != mount.device_number:
                 if mounttable.is_at(target, mount.device_number):
@@ -55,8 +55,8 @@ def take_off(workspace: Workspace, target: str, mount: FuseMount, how: Detach, w
                 return  # somebody has unmounted it just now
             try:
                 if not is_attached:
-                    syscalls.move_mount(fuse, place)  # the unmount has made room for one more mount
-                fusemount.cover(place, target, is_bare=not mount.on_placeholder, is_lazy=is_lazy)
+                    syscalls.move_mount(fuse, private)  # the unmount has made room for one more mount
+                fusemount.cover(private, target, lacks_placeholder=not mount.on_placeholder, is_lazy=is_lazy)
                 # Private from now on: otherwise unmounting the placeholder at the place would unmount it in the containers, too.
                 syscalls.mount_setattr(fuse, propagation=syscalls.MS_PRIVATE)
                 fusemount.restore_mode(target)
@@ -66,7 +66,7 @@ def take_off(workspace: Workspace, target: str, mount: FuseMount, how: Detach, w
         finally:
             os.close(fuse)
     finally:
-        drop_place(place)
+        remove_private_mountpoint(private)
 
 
 def _unmount_unless_busy(target: str) -> None:
@@ -82,19 +82,19 @@ def _unmount_unless_busy(target: str) -> None:
     syscalls.umount(target, 0)
 
 
-def _peer(target: str, place: str) -> tuple[int, bool]:
+def _peer(target: str, private: str) -> tuple[int, bool]:
     """Make a peer of the mount at `target`: what is mounted on the peer reaches all containers that have bound that mount.
 
-    Return an fd of the peer, and whether it is mounted at `place`. Where the mount namespace is full, the peer is a detached copy,
+    Return an fd of the peer, and whether it is mounted at `private`. Where the mount namespace is full, the peer is a detached copy,
     which ends with its fd: if the driver is killed then, the next one cannot finish the work. Raises OSError.
     """
     try:
-        syscalls.mount(target, place, None, syscalls.MS_BIND)
+        syscalls.mount(target, private, None, syscalls.MS_BIND)
     except OSError as error:
         if error.errno != ENOSPC:
             raise
         return mounttable.detached_copy(target), False
-    return os.open(place, os.O_PATH | os.O_CLOEXEC), True
+    return os.open(private, os.O_PATH | os.O_CLOEXEC), True
 
 
 class NotOurs(OSError):

@@ -159,12 +159,15 @@ class TargetPlace:
         """Mount the placeholder on the directory that make() has made just now. Raises OSError."""
         self.placeholder = self._first = self._kernel.mount_placeholder()
 
-    def begin_cover(self) -> str:
-        """Mount the placeholder on a directory that was there, for end_cover(). Call it in a thread. Raises OSError, NotADirectoryError."""
+    def mount_placeholder_in_thread(self) -> str:
+        """Mount the placeholder on a directory that was there; the result is for keep_placeholder(). Call it in a thread.
+
+        Raises OSError, NotADirectoryError.
+        """
         return self._kernel.mount_placeholder()
 
-    def end_cover(self, identity: str) -> None:
-        """Keep what begin_cover() has returned."""
+    def keep_placeholder(self, identity: str) -> None:
+        """Keep what mount_placeholder_in_thread() has returned."""
         self.placeholder = identity
 
     async def remount_placeholder(self) -> None:

@@ -1,4 +1,4 @@
-"""The driver's own places for mounting: device nodes, and a private tmpfs.
+"""What the driver has for itself: the folder of device nodes, and a private tmpfs with mountpoints.
 
 What is mounted on the tmpfs appears in no container. But a bind of a FUSE mount there is a peer of that mount in containers, so a
 mount on that bind appears in the containers.
@@ -50,8 +50,8 @@ class Workspace:
             os.close(fd)
         _clear_away(self._private)
 
-    def new_place(self, target: str, is_lazy: bool) -> str:
-        """Make an empty directory on the private tmpfs, for take_off() of `target`. drop_place() removes it."""
+    def new_private_mountpoint(self, target: str, is_lazy: bool) -> str:
+        """Make an empty directory on the private tmpfs, for take_off() of `target`; remove_private_mountpoint() removes it."""
         path = f"{self._private}/{secrets.token_hex(8)}"
         # If this driver is killed, the links tell the next one which target it was detaching, and whether lazily.
         if is_lazy:
@@ -61,13 +61,13 @@ class Workspace:
         return path
 
 
-def drop_place(place: str) -> None:
-    """Unmount everything at a place of new_place(), and remove it."""
-    fusemount.detach_all(place)
-    os.rmdir(place)
-    os.unlink(f"{place}{_TARGET_SUFFIX}")
-    if os.path.lexists(f"{place}{_LAZY_SUFFIX}"):
-        os.unlink(f"{place}{_LAZY_SUFFIX}")
+def remove_private_mountpoint(private: str) -> None:
+    """Unmount everything at `private`, which new_private_mountpoint() has made, and remove it."""
+    fusemount.detach_all(private)
+    os.rmdir(private)
+    os.unlink(f"{private}{_TARGET_SUFFIX}")
+    if os.path.lexists(f"{private}{_LAZY_SUFFIX}"):
+        os.unlink(f"{private}{_LAZY_SUFFIX}")
 
 
 def _locked(path: str) -> int:
@@ -103,7 +103,7 @@ def _remove_private(path: str) -> None:
             # Somebody has unmounted the tmpfs, and the driver went on in the directory beneath.
             for name in os.listdir(fd):
                 if name.endswith(_TARGET_SUFFIX):
-                    _remove_place(fd, name)
+                    _remove_left_mountpoint(fd, name)
         fusemount.detach_all(path)
         os.rmdir(path)
     except BlockingIOError:
@@ -124,8 +124,8 @@ def _open_beneath(path: str) -> int:
         os.close(copy)
 
 
-def _remove_place(directory: int, link: str) -> None:
-    """Remove a place of new_place(), and its link. Raises OSError, with EBUSY where something is mounted there.
+def _remove_left_mountpoint(directory: int, link: str) -> None:
+    """Remove a private mountpoint and its links, by the name of one. Raises OSError, with EBUSY where something is mounted there.
 
     Such a mount stays: it is a peer of mounts in containers, and unmounting what is on it would unmount theirs.
     """
@@ -139,18 +139,18 @@ def _remove_place(directory: int, link: str) -> None:
         os.unlink(lazy, dir_fd=directory)
 
 
-def _finish_take_off(place: str, target: str) -> None:
+def _finish_take_off(private: str, target: str) -> None:
     """Finish a take_off() whose driver was killed. Otherwise containers that started after the mount would keep it for ever."""
     try:
-        here = mounttable.mounts_at(place)
+        here = mounttable.mounts_at(private)
         if not here or not here[-1].is_fuse:
             return  # it had not begun; or the placeholder covers the mount already
         if mounttable.device_number_at(target) == here[-1].device:
             return  # the mount is still at the target, and its volume is restored
-        fuse = os.open(place, os.O_PATH | os.O_CLOEXEC)
+        fuse = os.open(private, os.O_PATH | os.O_CLOEXEC)
         try:
-            is_lazy = os.path.lexists(f"{place}{_LAZY_SUFFIX}")
-            fusemount.cover(place, target, is_bare=not mounttable.mounts_at(target), is_lazy=is_lazy)
+            is_lazy = os.path.lexists(f"{private}{_LAZY_SUFFIX}")
+            fusemount.cover(private, target, lacks_placeholder=not mounttable.mounts_at(target), is_lazy=is_lazy)
         finally:
             os.close(fuse)
     except OSError as error:

@@ -98,7 +98,7 @@ class FdServer:
         """
         self.stop()
         # Clients may have queued fds there that block the thread which drops them, or keep the directory of the files locked.
-        self._closed = self._capacity.listener_thread.finish(self._close)
+        self._closed = self._capacity.listener_thread.run_to_end(self._close)
 
     def _close(self) -> None:
         try:
@@ -206,7 +206,7 @@ class FdServer:
         """Close a connection in a thread: the client may have queued fds in it that block the thread which drops them."""
         text = "a client's connection is not closed yet: the client has queued file descriptors in it whose close blocks"
         late = asyncio.get_running_loop().call_later(limits.REQUEST_WAIT, self._log.refusal, text)
-        self._capacity.threads.finish(connection.close).add_done_callback(partial(self._connection_closed, late))
+        self._capacity.threads.run_to_end(connection.close).add_done_callback(partial(self._connection_closed, late))
 
     def _connection_closed(self, late: asyncio.TimerHandle, closed: "asyncio.Future[None]") -> None:
         late.cancel()

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from errno import EEXIST, ENOTEMPTY
 from functools import partial
 from typing import TypeVar
@@ -62,7 +63,7 @@ class Volume:
         self._directories = directories
         threads = partial(directories.threads, paths.sockets_path)
         self._service = SocketService(folder, threads, publication.socket_name, self._requests, paths.volume_name, _ACCEPTED_FDS, log)
-        self._is_bare = False  # a former driver's volume with nothing at its target
+        self._lacks_placeholder = False  # a former driver's volume with nothing at its target
 
     @property
     def is_closing(self) -> bool:
@@ -82,33 +83,17 @@ class Volume:
         With DEADLINE_EXCEEDED a thread goes on alone; what it makes late is removed again, or found by the next publish.
         """
         took = Timer(Operation.PUBLISH)
-        place = self.mounts.place
         try:
-            is_new = place.make()
+            is_new = self.mounts.place.make()
         except OSError as error:
             raise self._target_error(error) from None
-        try:
-            try:
-                # kubelet starts no container of a pod before all its volumes are published. So where the target was not there, nobody can
-                # lock the directory of the sockets yet, unless it is known to be locked since a former unpublish, and no thread is
-                # needed. Without Kubernetes containers may run already.
-                paths = self.publication.paths
-                if is_new and paths.is_pods and not self._directories.is_busy(paths.sockets_path):
-                    self._service.open_at_once()
-                else:
-                    await self._service.open()
-            except (OSError, NoDirectory, NameTaken) as error:
-                raise self._sockets_error(error) from None
-            try:
-                await self._occupy_target(is_new)
-            except BaseException:
-                self._service.close()
-                await self._service.wait_closed()
-                raise
-        except BaseException:
+        async with AsyncExitStack() as undo:
             if is_new:
-                place.remove_empty()
-            raise
+                undo.callback(self.mounts.place.remove_empty)
+            await self._open_sockets(is_new)
+            undo.push_async_callback(self._close_sockets)
+            await self._occupy_target(is_new)
+            undo.pop_all()  # nothing has failed
         for warning in self.policy.warnings:
             self.log.warning(warning)
         self.log.info(f"published at {self.target}, {self.mounts.state.value}, in {took.stop()}")
@@ -116,12 +101,12 @@ class Volume:
     def restore(self, recorded: tuple[FuseMount, ...], detached: tuple[DetachedMount, ...], stack: list[Mount]) -> bool:
         """Take over a volume that a former driver published; `recorded` and `detached` are of its record.
 
-        to_cover() and to_open() come next.
+        placeholder_work() and sockets_work() come next.
 
         `stack`, what is mounted at the target, decides. Return False where the target is gone, and the volume with it.
         """
-        self._is_bare = not stack
-        if self._is_bare and not os.path.isdir(self.target):
+        self._lacks_placeholder = not stack
+        if self._lacks_placeholder and not os.path.isdir(self.target):
             return False
         known = recorded[-1] if recorded else None  # a volume has one mount at a time
         try:
@@ -138,13 +123,14 @@ class Volume:
         self.log.info(f"restored at {self.target}, {self.mounts.state.value}")
         return True
 
-    def to_cover(self) -> list[Work]:
+    def placeholder_work(self) -> list[Work]:
         """Return the work of mounting the placeholder where restore() has found nothing at the target."""
-        if not self._is_bare:
+        if not self._lacks_placeholder:
             return []
-        return [Work(self.target, _caught(self.mounts.place.begin_cover), self._end_cover, lambda identity: None)]
+        mount = _caught(self.mounts.place.mount_placeholder_in_thread)
+        return [Work(self.target, mount, self._end_placeholder, lambda identity: None)]
 
-    def to_open(self) -> Work:
+    def sockets_work(self) -> Work:
         """Return the work of making the sockets after restore(). Once it has ended, containers can mount."""
         return Work(self.publication.paths.sockets_path, _caught(self._service.make), self._end_sockets, _discard)
 
@@ -159,11 +145,11 @@ class Volume:
         except Exception:  # one volume's failure must not keep the others from being served
             report_internal_error("making the sockets of a restored volume", self.log)
 
-    def _end_cover(self, identity: str | Exception) -> None:
+    def _end_placeholder(self, identity: str | Exception) -> None:
         try:
             if isinstance(identity, Exception):
                 raise identity
-            self.mounts.place.end_cover(identity)
+            self.mounts.place.keep_placeholder(identity)
         except TimeoutError:
             self.troubles.begin("target", str(locked(self.target, limits.RESTORE_WAIT)))
         except NotADirectoryError:
@@ -226,6 +212,23 @@ class Volume:
 
     # ---- details
 
+    async def _open_sockets(self, is_new: bool) -> None:
+        try:
+            # kubelet starts no container of a pod before all its volumes are published. So where the target was not there, nobody can
+            # lock the directory of the sockets yet, unless it is known to be locked since a former unpublish, and no thread is
+            # needed. Without Kubernetes containers may run already.
+            paths = self.publication.paths
+            if is_new and paths.is_pods and not self._directories.is_busy(paths.sockets_path):
+                self._service.open_at_once()
+            else:
+                await self._service.open()
+        except (OSError, NoDirectory, NameTaken) as error:
+            raise self._sockets_error(error) from None
+
+    async def _close_sockets(self) -> None:
+        self._service.close()
+        await self._service.wait_closed()
+
     async def _occupy_target(self, is_new: bool) -> None:
         place = self.mounts.place
         try:
@@ -234,14 +237,14 @@ class Volume:
             elif stack := place.mounts():
                 self.mounts.adopt(stack, None, self.policy)
             else:
-                await self._cover_target()
+                await self._remount_placeholder()
         except OSError as error:
             raise self._target_error(error) from None
 
     def _target_error(self, error: OSError) -> VolumeError:
         return VolumeError(Code.INTERNAL, f"cannot make the target {self.target}: {error.strerror}")
 
-    async def _cover_target(self) -> None:
+    async def _remount_placeholder(self) -> None:
         """Mount the placeholder on a directory that was there before. Raises OSError, VolumeError."""
         place = self.mounts.place
         try:

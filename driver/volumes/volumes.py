@@ -168,8 +168,8 @@ class Volumes:
                 self._forget(target, volume.log)
         self._remove_devices()
         # One after the other: a placeholder that is mounted after the sockets are served could lie over a program's mount.
-        await do_in_turn((work for volume in self for work in volume.to_cover()), self.directories)
-        await do_in_turn((volume.to_open() for volume in self), self.directories)
+        await do_in_turn((work for volume in self for work in volume.placeholder_work()), self.directories)
+        await do_in_turn((volume.sockets_work() for volume in self), self.directories)
 
     def _remove_devices(self) -> None:
         """Remove the device nodes that no process holds. One that is held and has no mount is removed when it is closed."""
@@ -277,7 +277,7 @@ class Volumes:
             cleared = self._clearing.get(target)
             if cleared is None:
                 record = fusemount.adopted_beneath(mounttable.mounts_at(target))
-                cleared = Threads(1).finish(lambda: takeoff.remove_target(self._workspace, target, record))
+                cleared = Threads(1).run_to_end(lambda: takeoff.remove_target(self._workspace, target, record))
                 self._clearing[target] = cleared
                 cleared.add_done_callback(partial(_forget_call, self._clearing, target))
             # A retry waits for the thread of the first call. A second thread would hang where the first one hangs.

@@ -91,12 +91,12 @@ def test_all_that_runs_is_interrupted_and_waited_for(repository: Path, environme
     given = environment | {"STEPS_OF_A_STAGE": "x " * 600}
     with subprocess.Popen(command(repository, "format,unit,bench", "--no-setup"), env=given, stdout=subprocess.PIPE, text=True) as run:
         try:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while events.read_text().count("begins") < 2:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             run.send_signal(number)
-            out, _ = run.communicate(timeout=20)
+            out, _ = run.communicate(timeout=60)
         finally:
             run.kill()
     assert sorted(events.read_text().splitlines()[2:]) == ["interrupted pytest", "interrupted ruff"]

@@ -151,7 +151,7 @@ def test_nothing_is_kept_of_those_who_waited_for_a_thread_and_gave_up(release: t
 
     async def main() -> None:
         threads = Threads(1)
-        first = threads.finish(hangs(release))
+        first = threads.run_to_end(hangs(release))
         for _ in range(3):
             with pytest.raises(TimeoutError):
                 await threads.run(0.01, hangs(release))
@@ -234,7 +234,7 @@ def test_it_is_tried_again_where_no_thread_can_be_made(monkeypatch: pytest.Monke
 
     async def main() -> None:
         threads = Threads(1)
-        all_of_them = [threads.finish(lambda: None) for _ in range(10)]
+        all_of_them = [threads.run_to_end(lambda: None) for _ in range(10)]
         assert fails == 20
         await asyncio.wait_for(asyncio.gather(*all_of_them), DEADLINE)
 
@@ -247,8 +247,8 @@ def test_what_must_be_finished_is_finished_although_its_caller_gives_up(release:
 
     async def main() -> None:
         threads = Threads(1)
-        first = threads.finish(hangs(release))
-        second = threads.finish(finished.set)
+        first = threads.run_to_end(hangs(release))
+        second = threads.run_to_end(finished.set)
         second.cancel()
         await asyncio.sleep(0.01)
         release.set()
@@ -269,9 +269,9 @@ def test_what_must_be_finished_waits_for_a_thread_and_is_held_until_then(release
 
     async def main() -> None:
         threads = Threads(1)
-        first = threads.finish(hangs(release))
+        first = threads.run_to_end(hangs(release))
         held = Held()
-        second = threads.finish(held.close)
+        second = threads.run_to_end(held.close)
         assert threads.is_busy
         seen = weakref.ref(held)
         del held, threads
@@ -292,8 +292,8 @@ def test_the_exception_of_what_must_be_finished_is_in_the_future(release: thread
     async def main() -> None:
         threads = Threads(1)
         with pytest.raises(OSError, match="x"):
-            await threads.finish(fails)
-        await asyncio.wait_for(threads.finish(lambda: None), DEADLINE)
+            await threads.run_to_end(fails)
+        await asyncio.wait_for(threads.run_to_end(lambda: None), DEADLINE)
         assert not threads.is_busy
 
     asyncio.run(main())
@@ -314,7 +314,7 @@ def test_closing_a_lingering_socket_ends_when_it_is_nudged() -> None:
         asyncio.get_running_loop().add_signal_handler(threads.NUDGE, lambda: None)
         nudged = Threads(1, nudge=0.1)
         began = time.monotonic()
-        await asyncio.wait_for(nudged.finish(lingering.close), DEADLINE)
+        await asyncio.wait_for(nudged.run_to_end(lingering.close), DEADLINE)
         assert time.monotonic() - began >= 0.1
 
     try:

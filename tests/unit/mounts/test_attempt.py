@@ -127,7 +127,7 @@ def test_in_a_thread_one_that_is_given_up_before_it_began_does_not_mount(monkeyp
 
     async def main() -> None:
         threads = Threads(1)
-        threads.finish(may_end.wait)  # another mount that is stuck
+        threads.run_to_end(may_end.wait)  # another mount that is stuck
         fd = null()
         attempt = MountAttempt.in_thread(threads, fd, "/nowhere", KERNEL, lambda errno: os.close(fd) or errno)
         await asyncio.sleep(0.01)
