@@ -77,10 +77,15 @@ class Refused(Exception):
         self.errno = errno
 
 
-def of_volume(read_only: bool, mount_flags: list[str], attribute: str) -> VolumePolicy:
+class NotMounted(Refused):
+    """Reports that there is nothing to unmount. That is usual: start scripts unmount what a crash could have left."""
+
+
+def of_volume(read_only: bool, mount_flags: list[str], attribute: str, where_attribute: str = "mountOptions") -> VolumePolicy:
     """Return a volume's policy. Unknown options are ignored with a warning, because manifests for the Go plugin have some.
 
-    `attribute` is the text of the volume attribute `mountOptions`, with commas between options. `o=X` in it means X.
+    `attribute` is the text of the volume attribute `mountOptions`, with commas between options. `o=X` in it means X. Warnings say
+    that an option of it is from `where_attribute`.
     """
     merged = MountOptions()
     warnings: list[str] = []
@@ -89,7 +94,7 @@ def of_volume(read_only: bool, mount_flags: list[str], attribute: str) -> Volume
         merged.flags["ro"] = True
     flags = [option for text in mount_flags for option in _split(text)]
     attributes = [option.removeprefix("o=") for option in _split(attribute)]
-    for where, given in (("mount flags", flags), ("mountOptions", attributes)):
+    for where, given in (("mount flags", flags), (where_attribute, attributes)):
         may_drop = may_drop or NO_DEFAULT_PERMISSIONS in given
         source = MountOptions()
         for option in given:
@@ -99,7 +104,8 @@ def of_volume(read_only: bool, mount_flags: list[str], attribute: str) -> Volume
                 parsed = options.parse(option)
                 _check_option(parsed)
             except (OptionError, Refused) as error:
-                text = from_wire(f"{error} ({option})").decode("utf-8", "replace")
+                text = str(error) if option in str(error) else f"{error} ({option})"
+                text = from_wire(text).decode("utf-8", "replace")
                 warnings.append(f"{where}: {text}; ignored")
                 continue
             warnings += [f"{where}: {warning}" for warning in parsed.warnings]

@@ -2,20 +2,22 @@
 
 import asyncio
 import os
+import time
 from dataclasses import dataclass
 from errno import EAGAIN, EBUSY, EINVAL
 from functools import partial
 from typing import Any
 
 from driver.linux import usernamespace
+from driver.linux.program import Program, program_behind
 from driver.model import limits
 from driver.model.fusemount import FuseMount
 from driver.model.peer import Peer
-from driver.model.policy import MountArguments, Refused, VolumePolicy, mount_arguments
+from driver.model.policy import MountArguments, NotMounted, Refused, VolumePolicy, mount_arguments
 from driver.model.state import Detach
 from driver.mounts.attempt import MountAttempt
 from driver.mounts.device import OpenDevice
-from driver.observe.logs import VolumeLog
+from driver.observe.logs import VolumeLog, shown
 from driver.observe.metrics import Operation, Timer
 from driver.volumes.mounts import VolumeMounts
 from fusermount3_proxy.wire.protocol import FindRequest, MountRequest, UnmountRequest, from_wire
@@ -56,6 +58,7 @@ class VolumeRequests:
         self.is_closing = False  # set by unpublish; all further requests are refused
         self._policy = policy
         self._log = log
+        self._program: Program | None = None  # which has mounted; None where that is not known, as after a restart of the driver
 
     async def mount(self, request: MountRequest, peer: Peer) -> int:
         """Mount, and return the fd that serves the mount. Raises Refused."""
@@ -123,7 +126,9 @@ class VolumeRequests:
                 self._log.activity("a lazily unmounted file system is ended, as the pod asked for")
                 return
             is_meant = life is not None and (mountpoint == life.mount.mountpoint or request.device == life.mount.device_number)
-            if life is None or not is_meant or not _may_unmount(peer, life.mount):
+            if life is None:
+                raise NotMounted(f"not mounted: {os.fsdecode(mountpoint)!r}")
+            if not is_meant or not _may_unmount(peer, life.mount):
                 raise Refused(f"not mounted: {os.fsdecode(mountpoint)!r}", EINVAL)
             await self._detach(Detach.LAZY if request.lazy else Detach.PLAIN)
             self.mounts.forget_left(life.mount.mountpoint)  # where the program was dead, and the driver had not noticed it
@@ -179,7 +184,7 @@ class VolumeRequests:
                 raise _busy()
             return
         if not await life.is_dead():
-            raise _busy()
+            raise _busy(self._holder())
         await self._detach(Detach.FORCED)
 
     async def _end_attempt(self, attempt: MountAttempt) -> None:
@@ -201,7 +206,13 @@ class VolumeRequests:
         if self.is_closing:
             raise Refused("the volume is being unpublished", EAGAIN)
 
+    def _holder(self) -> str:
+        """Return who has mounted and when, for the message that it is busy."""
+        since = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(self.mounts.past.since))
+        return f"mounted since {since}" if self._program is None else f"{shown(str(self._program))} has mounted it since {since}"
+
     def _log_mounted(self, request: MountRequest, peer: Peer, arguments: MountArguments, took: Timer) -> None:
+        self._program = program_behind(peer.pid)
         self._log.activity(
             f"mounted {os.fsdecode(arguments.fstype)} {os.fsdecode(arguments.source)!r} for uid {peer.uid}, pid {peer.pid}, "
             f"asked for at {os.fsdecode(from_wire(request.mountpoint))!r}, in {took.stop()}"
@@ -218,8 +229,8 @@ def _may_unmount(peer: Peer, mount: FuseMount) -> bool:
     return mount.mounter in (None, peer.uid) or peer.uid == 0 or usernamespace.is_root_over(peer.pid, peer.uid, mount.mounter)
 
 
-def _busy() -> Refused:
-    return Refused(f"mount failed: {os.strerror(EBUSY)}", EBUSY)
+def _busy(holder: str = "") -> Refused:
+    return Refused(f"mount failed: {os.strerror(EBUSY)}{holder and ': '}{holder}", EBUSY)
 
 
 def _mount_failed(error: OSError) -> Refused:

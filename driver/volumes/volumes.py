@@ -239,7 +239,8 @@ class Volumes:
             await asyncio.sleep(_MOMENT)
 
     def _new(self, publication: Publication, past: Past | None = None) -> Volume:
-        policy = of_volume(publication.read_only, list(publication.mount_flags), publication.mount_options)
+        where = "mountOptions" if publication.paths.is_pods else "-o"  # of the manifest, or of `volume add`
+        policy = of_volume(publication.read_only, list(publication.mount_flags), publication.mount_options, where)
         to = VolumeLog(publication.pod, publication.volume_id)
         attacher = partial(self.directories.threads, publication.paths.target_path)
         kernel = LinuxKernel(publication.paths, self._workspace, self._files, self._bounds, attacher, to.refusal)

@@ -231,6 +231,21 @@ def test_nothing_is_mounted(node: Node, setup: Setup, quiet: bool) -> None:
     assert (result.code, result.out, result.err) == (1, "", text)
 
 
+def test_that_nothing_is_mounted_is_no_warning(node: Node, pod: Pod) -> None:
+    """Start scripts unmount what a crash could have left."""
+    setup = Setup(pod)
+
+    def level(path: str) -> str:
+        assert setup.fuse.run(f"fusermount3 -uz {path}").code == 1
+        lines = [line for line in node.driver.log.splitlines() if setup.volume.request.volume_id in line]
+        (refused,) = [line for line in lines if f"not mounted: '{path}'" in line]
+        return refused.split()[1]
+
+    assert level("/data") == "INFO"
+    setup.mount()
+    assert level("/srv") == "WARNING"
+
+
 def test_another_path_than_the_mounted_one(node: Node, setup: Setup) -> None:
     program = setup.mount("/elsewhere")
     result = setup.fuse.run("fusermount3 -u /srv")
