@@ -7,12 +7,14 @@ import json
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from driver import __version__, rundir
 from driver.api.endpoint import socket_path
+from driver.model import volumeid
 from driver.model.errors import StartError
 from driver.model.settings import Settings
 from driver.observe.internalerror import report_internal_error
@@ -20,6 +22,8 @@ from driver.observe.logs import FORMATS, configure, log, shown
 
 if TYPE_CHECKING:
     from driver.api.rpc import admin_pb2
+
+Command = TypeVar("Command", bound=Callable[..., None])
 
 # Options of klog, which manifests for the Go plugin have. They are accepted and ignored.
 _KLOG = (
@@ -144,7 +148,8 @@ for _name in _KLOG:
     main = click.option(f"--{_name}", hidden=True, is_flag=False, flag_value="true")(main)
 
 
-OUTPUT = click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="The format of the output.")
+def _output(*formats: str) -> Callable[[Command], Command]:
+    return click.option("--output", type=click.Choice(formats), default=formats[0], show_default=True, help="The format of the output.")
 
 
 @main.group(
@@ -185,7 +190,7 @@ def volume_remove(admin_socket: str, name: str) -> None:
 
 
 @volume.command("list", help="List the volumes that 'volume add' made.")
-@OUTPUT
+@_output("text", "json")
 @click.pass_obj
 def volume_list(admin_socket: str, output: str) -> None:
     """Run the command `volume list`."""
@@ -199,31 +204,37 @@ def volume_list(admin_socket: str, output: str) -> None:
         _table([list(row) for row in rows], columns)
 
 
-@main.command(help="Show whether the driver can mount, and the state and condition of every volume of this node.")
+@main.command(help="Show whether the driver can mount, and the condition of every volume of this node, or of those that are named.")
 @click.argument("volumes", nargs=-1, metavar="[VOLUME]...")
-@OUTPUT
+@_output("text", "wide", "json")
 @click.pass_obj
 def status(admin_socket: str, volumes: tuple[str, ...], output: str) -> None:
     """Run the command `status`."""
     from driver import adminclient
 
     answer = adminclient.status(admin_socket)
-    listed = [_status_of(volume) for volume in answer.volumes]
+    listed = list(answer.volumes)
     for name in volumes:
-        if not any(name in (volume["volume"], volume["path"]) for volume in listed):
+        if not any(_is_meant(name, volume) for volume in listed):
             raise click.ClickException(f"there is no volume {name!r}; status without a name lists all volumes")
-    shown_volumes = [volume for volume in listed if not volumes or volume["volume"] in volumes or volume["path"] in volumes]
+    meant = [_status_of(volume) for volume in listed if not volumes or any(_is_meant(name, volume) for name in volumes)]
     if output == "json":
-        click.echo(json.dumps({"version": answer.version, "problem": answer.problem, "volumes": shown_volumes}, indent=2))
+        click.echo(json.dumps({"version": answer.version, "problem": answer.problem, "volumes": meant}, indent=2))
     else:
+        columns = _WIDE if output == "wide" else _COLUMNS
         click.echo(f"meta-fuse-csi-plugin {answer.version}: {_readiness(answer.problem)}")
-        _table([[_cell(volume, key) for key in _COLUMNS] for volume in shown_volumes], _COLUMNS)
+        _table([[_cell(volume, key, output == "wide") for key in columns] for volume in meant], columns)
     if answer.problem:
         sys.exit(1)
 
 
 # The keys of _status_of() that are columns of the text, with "mode" for readOnly. The condition shows what is abnormal.
-_COLUMNS = ("volume", "pod", "state", "since", "mounts", "mode", "type", "source", "path", "condition")
+_COLUMNS = ("volume", "pod", "source", "condition")
+_WIDE = ("volume", "pod", "state", "since", "mounts", "mode", "type", "source", "path", "condition")
+
+
+def _is_meant(name: str, volume: "admin_pb2.Volume") -> bool:
+    return name == volume.target_path or volumeid.is_named(name, volume.name)
 
 
 def _status_of(volume: "admin_pb2.Volume") -> dict[str, object]:
@@ -273,7 +284,9 @@ def _readiness(problem: str) -> str:
     return f"not ready: {problem}" if problem else "ready"
 
 
-def _cell(volume: dict[str, object], key: str) -> str:
+def _cell(volume: dict[str, object], key: str, is_wide: bool) -> str:
+    if key == "volume" and not is_wide:
+        return volumeid.short(str(volume[key]))
     if key == "mode":
         return "ro" if volume["readOnly"] else "rw"
     return str(volume[key])

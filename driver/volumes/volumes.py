@@ -12,7 +12,7 @@ from driver.blocking.inturn import do_in_turn
 from driver.blocking.threads import Threads
 from driver.linux import mounttable
 from driver.linux.filewatch import FileWatch
-from driver.model import limits, paths
+from driver.model import limits, paths, volumeid
 from driver.model.errors import Code, VolumeError
 from driver.model.paths import BadPath
 from driver.model.policy import of_volume
@@ -69,7 +69,7 @@ class Volumes:
 
     def named(self, name: str) -> Volume:
         """Return the volume with this id or target path. Raises VolumeError where there is none, or more than one."""
-        found = [volume for volume in self if name in (volume.publication.volume_id, volume.target)]
+        found = [volume for volume in self if name == volume.target or volumeid.is_named(name, volume.publication.volume_id)]
         if not found:
             raise VolumeError(Code.NOT_FOUND, f"there is no volume {name!r}; status lists all volumes and their paths")
         if len(found) > 1:

@@ -133,7 +133,7 @@ def test_the_next_driver_waits_for_the_end_of_one_that_is_reported_to_stop(node:
         wait_until("it takes no more calls", lambda: not node.driver.csi_socket.exists())
         following.start()
         assert node.driver.wait() == 0
-        status = following.cli("status").stdout
+        status = following.cli("status", "--output", "wide").stdout
         assert str(volume.target) in status
         assert "mounted" in status
         os.close(fd)

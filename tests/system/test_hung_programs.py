@@ -329,7 +329,7 @@ def test_the_driver_is_ready_and_status_answers_in_time_however_many_hang(node: 
     fd = mount(other)
     with never_answering([pod.publish(volume=f"v{n}", socket=f"{n}.sock") for n in range(100)]) as volumes:
         with within(STATUS_WAIT + SLACK, "status"):
-            status = node.driver.cli("status")
+            status = node.driver.cli("status", "--output", "wide")
         assert status.returncode == 0
         assert f"examining the volumes of this node took longer than {STATUS_WAIT:g} s" in status.stdout
         (line,) = [line for line in status.stdout.splitlines() if str(other.target) in line]

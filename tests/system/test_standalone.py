@@ -164,7 +164,7 @@ def test_remove_a_volume_whose_folder_was_removed_by_hand(node: Node, pod: Pod) 
 def test_status_shows_every_volume(node: Node, pod: Pod) -> None:
     standalone = Volume(node, pod, "shown", "--read-only")
     published = pod.publish()
-    done = node.driver.cli("status")
+    done = node.driver.cli("status", "--output", "wide")
     assert done.returncode == 0, done.stderr
     first, header, *volumes = done.stdout.splitlines()
     assert first.endswith(": ready")
@@ -177,6 +177,17 @@ def test_status_shows_every_volume(node: Node, pod: Pod) -> None:
         ]
     )
     assert all("no FUSE program has mounted it yet" in row[9] for row in cells)
+
+    # Without an argument it is narrow, and what it shows of the volume's id is enough to name it.
+    first, header, *volumes = node.driver.cli("status").stdout.splitlines()
+    assert header.split() == ["VOLUME", "POD", "SOURCE", "CONDITION"]
+    cells = sorted(line.split(maxsplit=3) for line in volumes)
+    short = published.request.volume_id[:16]
+    assert [row[:3] for row in cells] == sorted([["shown", "-", "-"], [short, f"default/pod-{pod.folder.uid[:8]}", "-"]])
+    assert node.driver.cli("status", short).stdout.splitlines()[2].startswith(short)
+    ended = node.driver.cli("abort", short)
+    assert ended.stderr == f"Error: there is no FUSE file system at {published.target} that the driver can end\n"
+    assert "there is no volume" in node.driver.cli("abort", short[:-1]).stderr
     assert node.driver.cli("volume", "remove", "shown").returncode == 0
 
 

@@ -85,12 +85,12 @@ def test_a_record_in_it_that_no_driver_wrote_costs_no_other_volume(module_node: 
             record["past"]["since"] = 1e300
             path.write_text(json.dumps(record))
     module_node.driver.start()
-    status = module_node.driver.cli("status")
+    status = module_node.driver.cli("status", "--output", "wide")
     assert (status.returncode, status.stderr) == (0, "")
     assert str(other.target) in status.stdout
     assert str(broken.target) not in status.stdout
     broken.republish()
-    assert str(broken.target) in module_node.driver.cli("status").stdout
+    assert str(broken.target) in module_node.driver.cli("status", "--output", "wide").stdout
 
 
 @pytest.mark.parametrize("root", ["pods", "volumes"])
@@ -112,7 +112,7 @@ def test_a_record_of_a_target_elsewhere_is_not_restored_and_stays(module_node: N
     assert mounts.below(tmp_path) == []
     assert "it is recorded, but not restored" in driver.log[said:]
     assert forged.exists()
-    assert str(volume.target) in driver.cli("status").stdout
+    assert str(volume.target) in driver.cli("status", "--output", "wide").stdout
     volume.unpublish()
 
 
@@ -128,7 +128,7 @@ def test_a_removed_folder_is_made_again(module_node: Node, state: Path) -> None:
     assert "cannot be recorded" not in first.condition
     driver.stop()
     driver.start()
-    status = driver.cli("status").stdout
+    status = driver.cli("status", "--output", "wide").stdout
     assert str(first.target) in status
     assert str(second.target) in status
     for volume in (first, second):

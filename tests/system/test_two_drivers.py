@@ -100,7 +100,7 @@ def test_a_killed_driver_is_replaced(module_node: Node, second: Driver) -> None:
     first.stop(signal.SIGKILL)
     second.start()
     assert len(folders(second)) == 1
-    assert str(volume.target) in second.cli("status").stdout
+    assert str(volume.target) in second.cli("status", "--output", "wide").stdout
     volume.pod.kubelet = Kubelet(second.csi_socket, second.pods_dir)
     ends_well(volume, fd)
     volume.unpublish()

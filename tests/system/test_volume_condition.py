@@ -169,7 +169,7 @@ def test_status_says_the_same(node: Node, pod: Pod) -> None:
     assert shown["condition"] == Stats(node, volume).text
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", shown["since"])
     assert shown["since"].replace("T", " ") in shown["condition"]
-    (line,) = [line for line in node.driver.cli("status").stdout.splitlines() if volume.request.volume_id in line]
+    (line,) = [line for line in node.driver.cli("status", "--output", "wide").stdout.splitlines() if volume.request.volume_id in line]
     assert line.split()[2:5] == ["mounted", shown["since"], "3"]
     assert line.endswith(shown["condition"])
 
