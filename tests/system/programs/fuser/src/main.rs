@@ -1,6 +1,7 @@
-//! One file, by fuser: hello-fuser [--auto-unmount] MOUNTPOINT.
+//! One file, by fuser: hello-fuser [--auto-unmount] [--clone-fd] MOUNTPOINT.
 //!
 //! SIGTERM unmounts it; with --auto-unmount it ends the program, and the unmounting is left to fusermount3.
+//! With --clone-fd each of four threads has a clone of the fd.
 
 use std::env;
 use std::ffi::OsStr;
@@ -83,6 +84,9 @@ fn main() -> io::Result<()> {
     for argument in env::args_os().skip(1) {
         if argument == "--auto-unmount" {
             config.mount_options.push(MountOption::AutoUnmount);
+        } else if argument == "--clone-fd" {
+            config.n_threads = Some(4);
+            config.clone_fd = true;
         } else {
             mountpoint = Some(argument);
         }
