@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from harness import mounts
-from harness.container import Container
+from harness.container import Bind, Container
 from harness.events import wait_until
 from harness.pod import SOCKETS, Node, Pod, tree
 
@@ -85,6 +85,28 @@ def test_a_volume_from_add_to_remove(node: Node, pod: Pod) -> None:
     assert program.wait() == 0
     assert before.check("ls -A /data") == ""
     assert rows(node.driver.cli("volume", "list").stdout) == listed[:1]
+
+
+def test_a_container_that_binds_a_folder_of_the_volume_stays_dead_until_it_is_started_again(node: Node, pod: Pod) -> None:
+    """The engine makes this bind in the container, where the driver does not see it. The whole volume has the next mount."""
+    volume = Volume(node, pod, "parts")
+    fuse = volume.fuse()
+    fuse.check("mkdir -p /source/folder && echo first >/source/folder/file")
+    program = fuse.start("bindfs -f /source /data")
+    volume.wait_mounted()
+    part = Bind(volume.target / "folder", "/part", "rslave")
+    whole, folder = volume.application(), pod.container([part])
+    assert (whole.check("cat /data/folder/file"), folder.check("cat /part/file")) == ("first\n", "first\n")
+    program.kill("KILL")
+    wait_until("the dead mount is off", lambda: len(mounts.stack(volume.target)) == 1)
+    fuse.check("echo second >/source/folder/file")
+    fuse.start("bindfs -f /source /data")
+    volume.wait_mounted()
+    assert whole.check("cat /data/folder/file") == "second\n"
+    assert node.driver.cli("status").returncode == 0
+    assert "Transport endpoint is not connected" in folder.run("cat /part/file").err
+    assert pod.container([part]).check("cat /part/file") == "second\n"
+    assert node.driver.cli("volume", "remove", "parts").returncode == 0
 
 
 def test_a_read_only_volume_with_options(node: Node, pod: Pod) -> None:
