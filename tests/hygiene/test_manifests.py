@@ -13,13 +13,14 @@ from test_files import ROOT, files
 VERSIONS = ("1.29", kubernetes_validate.latest_version())
 
 FOLDERS = ("deploy", "examples", "tests/e2e")
+OTHERS = ("kustomization.yaml", "compose.yaml")  # kustomize and Compose read these
 
 
 def manifests() -> list[Any]:
     found = []
     for path in files():
         relative = str(path.relative_to(ROOT))
-        if path.suffix == ".yaml" and relative.startswith(FOLDERS) and path.name != "kustomization.yaml":
+        if path.suffix == ".yaml" and relative.startswith(FOLDERS) and path.name not in OTHERS:
             documents = [document for document in yaml.safe_load_all(path.read_text()) if document]
             found += [pytest.param(d, id=f"{relative}:{d.get('kind')}-{d.get('metadata', {}).get('name')}") for d in documents]
     return found
