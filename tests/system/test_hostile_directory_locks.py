@@ -15,7 +15,7 @@ import grpc
 import pytest
 from harness import mounts
 from harness.container import Bind
-from harness.events import wait_until
+from harness.events import wait_until, within
 from harness.hostile import Numbers, mount_and_end, numbers, recovers, request
 from harness.kubelet import SOCKET, Published, refused
 from harness.pod import Node, Pod
@@ -87,23 +87,20 @@ def volume(pod: Pod, directory: Path) -> Published:
 def others_work(node: Node) -> None:
     """Check that another pod's volume is published, mounted, republished and unpublished as usual."""
     for _ in range(3):
-        began = time.monotonic()
-        pod = node.pod()
-        other = pod.publish()
-        mount_and_end(other)
-        other.republish()
-        other.unpublish()
-        assert time.monotonic() - began < USUAL
+        with within(USUAL, "another pod's volume"):
+            pod = node.pod()
+            other = pod.publish()
+            mount_and_end(other)
+            other.republish()
+            other.unpublish()
 
 
 def while_others_work(node: Node, call: Callable[[], object], limit: float) -> None:
     """Make a call that may take `limit` seconds, and check meanwhile that another pod's volumes are not delayed."""
-    began = time.monotonic()
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, within(limit + MOMENT, "the call"):
         running = pool.submit(call)
         others_work(node)
         running.result()
-        assert time.monotonic() - began < limit + MOMENT
 
 
 def is_refused(call: Callable[[], object], directory: Path) -> Callable[[], None]:
@@ -139,9 +136,8 @@ def test_a_directory_that_is_locked_before_publish(node: Node, pod: Pod, holder:
             call = is_refused(lambda: pod.folder.publish(asked(pod)), directory)
             while_others_work(node, call, limits.DIRECTORY_WAIT)
             threads_are(node, before, 1)
-        began = time.monotonic()
-        Published(pod.folder, asked(pod)).unpublish()
-        assert time.monotonic() - began < MOMENT
+        with within(MOMENT, "unpublish"):
+            Published(pod.folder, asked(pod)).unpublish()
     is_left_alone(node, directory, before)
     volume = pod.folder.publish(asked(pod))
     mount_and_end(volume)
@@ -188,10 +184,9 @@ def test_a_directory_that_is_locked_when_the_driver_starts(
     before = numbers(node)
     with holder.holds(f"/{LOCKED}"):
         node.driver.stop(signal.SIGKILL)
-        began = time.monotonic()
-        node.driver.start()
-        mount_and_end(other)
-        assert time.monotonic() - began < limits.RESTORE_WAIT + 2 * MOMENT
+        with within(limits.RESTORE_WAIT + 2 * MOMENT, "the driver's start, and another pod's mount"):
+            node.driver.start()
+            mount_and_end(other)
         assert "not listening" in volume.condition and "locked" in volume.condition
         for _ in range(RETRIES):
             while_others_work(node, volume.republish, limits.DIRECTORY_WAIT)
@@ -212,13 +207,12 @@ def test_a_mount_while_the_directory_is_locked(node: Node, pod: Pod, holder: Hol
         with refused(grpc.StatusCode.DEADLINE_EXCEEDED):
             pod.folder.publish(pod.folder.request(volume="second", empty_dir=LOCKED, socket="second.sock"))
         threads_are(node, before, 1)
-        began = time.monotonic()
-        program = fuse.start("bindfs -f /source /data")
-        volume.wait_mounted(program)
-        while_others_work(node, lambda: fuse.check("fusermount3 -u /data"), MOMENT)
-        assert program.wait() == 0
-        volume.wait_waiting()
-        assert time.monotonic() - began < 10 * MOMENT
+        with within(10 * MOMENT, "the mount and unmount"):
+            program = fuse.start("bindfs -f /source /data")
+            volume.wait_mounted(program)
+            while_others_work(node, lambda: fuse.check("fusermount3 -u /data"), MOMENT)
+            assert program.wait() == 0
+            volume.wait_waiting()
     recovers(node, before)
 
 
@@ -291,9 +285,8 @@ def test_a_target_that_is_locked_when_the_driver_starts(node: Node, bare: Holder
     before = numbers(node)
     with bare.holds("/bare"):
         node.driver.stop(signal.SIGKILL)
-        began = time.monotonic()
-        node.driver.start()
-        assert time.monotonic() - began < 2 * MOMENT
+        with within(2 * MOMENT, "the driver's start"):
+            node.driver.start()
         while_others_work(node, volume.republish, limits.MOUNT_WAIT)
         threads_are(node, before, 1)
     wait_until("the thread has ended", lambda: node.driver.threads() == before.threads)

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from errno import EBUSY
 
 import pytest
-from harness.events import wait_until
+from harness.events import wait_until, within
 from harness.hostile import MOUNT, PREPARED, PROCEED, SYNC_MOUNT, attacked, connect, mount, numbers, receive, recovers, serves_again
 from harness.kubelet import Published
 from harness.pod import Node, Pod
@@ -132,9 +132,8 @@ def test_prepared_mounts_that_nobody_proceeds_with(node: Node, pod: Pod) -> None
             prepared += bool(fds)
         assert prepared == _REQUESTS_AT_ONCE
         cost.wait()
-        began = time.monotonic()
-        volume.unpublish()
-        assert time.monotonic() - began < 5
+        with within(5, "unpublish"):
+            volume.unpublish()
     assert cost.children <= 1  # the other volume's
     recovers(node, before)
 
@@ -165,9 +164,8 @@ def test_prepared_mounts_whose_programs_never_answer_init(node: Node, pod: Pod) 
                 assert receive(connection)[0].get("errno") == EBUSY
                 waiting.remove(connection)
         cost.wait()
-        began = time.monotonic()
-        volume.unpublish()
-        assert time.monotonic() - began < 5
+        with within(5, "unpublish"):
+            volume.unpublish()
     assert cost.children <= 2  # one is the other volume's
     recovers(node, before)
 

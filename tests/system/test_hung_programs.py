@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 from harness.container import Background, Bind, Container
-from harness.events import wait_until
+from harness.events import wait_until, within
 from harness.hostile import mount, numbers, recovers
 from harness.kubelet import Published
 from harness.pod import Node, Pod
@@ -89,15 +89,6 @@ def network_is_down(pod: Pod) -> Hung:
 
 
 kinds = pytest.mark.parametrize("make", [stopped, never_answers, network_is_gone, network_is_down])
-
-
-@contextmanager
-def within(seconds: float, what: str) -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    took = time.monotonic() - began
-    print(f"{what}: {took:.2f} s")
-    assert took < seconds
 
 
 def stats(node: Node, volume: Published) -> str:

@@ -3,7 +3,6 @@
 import os
 import re
 import socket
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from harness.container import Background, Container
-from harness.events import wait_until
+from harness.events import wait_until, within
 from harness.kubelet import Published
 from harness.pod import Node, Pod
 
@@ -153,9 +152,8 @@ def test_a_slow_reader_delays_nobody(node: Node, pod: Pod) -> None:
         with pytest.raises((OSError, urllib.error.URLError)):
             for _ in range(1000):  # until all of them were accepted
                 metrics(node)
-        began = time.monotonic()
-        volume.republish()
-        assert time.monotonic() - began < 1
+        with within(1, "republish"):
+            volume.republish()
         # Their time ends, and other readers are served.
         wait_until("the page is there again", lambda: has_page(node), 10 * SCRAPE_WAIT)
     finally:

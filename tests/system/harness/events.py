@@ -1,7 +1,8 @@
-"""Wait for a condition, with a deadline."""
+"""Wait for a condition with a deadline, and limit how long something takes."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -19,3 +20,13 @@ def wait_until(what: str, condition: Callable[[], T], timeout: float = 10.0) -> 
         if time.monotonic() >= deadline:
             raise AssertionError(f"waited {timeout:g} s in vain until {what}; last seen: {value!r}")
         time.sleep(_INTERVAL)
+
+
+@contextmanager
+def within(seconds: float, what: str) -> Iterator[None]:
+    """Assert that the block takes less than `seconds`; `what` says what it does."""
+    began = time.monotonic()
+    yield
+    took = time.monotonic() - began
+    print(f"{what}: {took:.2f} s")
+    assert took < seconds, f"{what} took {took:.2f} s, and may take {seconds:g} s"
