@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from harness.container import Bind, Container
 from harness.kubelet import Published
-from harness.pod import DATA, TREE, Pod
-from harness.programs import SOURCES, crate_version, gcsfuse, gcsfuse_version, rust_program, static_fuse_program
+from harness.pod import DATA, TEST_PROGRAMS, TREE, Pod
+from harness.programs import crate_version, gcsfuse, gcsfuse_version, rust_program, static_fuse_program
 from harness.servers import GcsServer, S3Server, SshServer
 
 ELSEWHERE = "/elsewhere"
@@ -214,7 +214,7 @@ CLIENTS = [
         LIBFUSE,
         "python3 /programs/fusepy_loopback.py /source {mountpoint}",
         package="python3-fusepy",
-        binds=lambda: [Bind(SOURCES, "/programs", read_only=True)],
+        binds=lambda: [TEST_PROGRAMS],
     ),
     Client(
         "s3fs",

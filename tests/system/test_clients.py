@@ -143,8 +143,7 @@ def test_a_user_without_rights_mounts_and_the_library_unmounts(pod: Pod, command
     fuse.check("mkdir -p /tmp/source /tmp/elsewhere && echo content >/tmp/source/file")
     fuse.check("mksquashfs /tmp/source /tmp/image -quiet -no-progress")
     for mountpoint in (DATA, "/tmp/elsewhere"):
-        program = fuse.start(f"{command} {mountpoint}")
-        volume.wait_mounted(program)
+        program = volume.mounted_by(fuse, f"{command} {mountpoint}")
         assert application.check("cat /data/file") == "content\n"
         program.kill("TERM")
         program.wait()
@@ -182,8 +181,7 @@ def test_fuser_takes_the_helper_that_a_variable_names(pod: Pod, option: str) -> 
     fuse = pod.fuse(volume, helper=[Bind(TREE, PLACE, read_only=True)], binds=[program])
     application = pod.application(volume)
     assert fuse.run(f"hello-fuser {option} /data").code != 0
-    mounted = fuse.start(f"FUSERMOUNT_PATH={PLACE}/fusermount3 hello-fuser {option} /data")
-    volume.wait_mounted(mounted)
+    mounted = volume.mounted_by(fuse, f"FUSERMOUNT_PATH={PLACE}/fusermount3 hello-fuser {option} /data")
     assert application.check("cat /data/hello") == "Hello World!\n"
     mounted.kill("TERM")
     mounted.wait()

@@ -1,24 +1,21 @@
 """Test auto_unmount where the program has mounted by itself: the container has CAP_SYS_ADMIN, and the driver plays no part."""
 
 import pytest
-from harness.container import Background, Bind, Container
+from harness.container import Background, Container
 from harness.events import wait_until
-from harness.pod import Pod
-from harness.programs import SOURCES
-
-PROGRAMS = "/programs"
+from harness.pod import TEST_PROGRAMS, Pod
 
 
 @pytest.fixture
 def privileged(pod: Pod) -> Container:
     """Start a container that may mount, and has no socket of the driver's."""
-    binds = [Bind(SOURCES, PROGRAMS, read_only=True)]
+    binds = [TEST_PROGRAMS]
     container = pod.fuse(None, dev_fuse=False, binds=binds, options=["--cap-add=SYS_ADMIN", "--device=/dev/fuse"])
     container.check("mkdir /mnt/volume")
     return container
 
 
-def mounted(container: Container, command: str = f"python3 {PROGRAMS}/direct_mount.py /mnt/volume") -> tuple[Background, int]:
+def mounted(container: Container, command: str = "python3 /programs/direct_mount.py /mnt/volume") -> tuple[Background, int]:
     """Return the program, and the pid of its helper."""
     program = container.start(command)
     container.wait_for("cat /mnt/volume/hello")
@@ -40,7 +37,7 @@ def test_a_killed_programs_mount_is_taken_off(privileged: Container) -> None:
 
 def test_a_killed_process_groups_mount_is_taken_off(privileged: Container) -> None:
     """A terminal kills a whole process group. The helper has a session of its own, and only SIGKILL ends it."""
-    program, helper = mounted(privileged, f"setsid python3 {PROGRAMS}/direct_mount.py /mnt/volume")
+    program, helper = mounted(privileged, "setsid python3 /programs/direct_mount.py /mnt/volume")
     privileged.wait_for(f"test $(ps -o sid= -p {helper}) = {helper}")
     privileged.check(f"kill -TERM {helper}; kill -INT {helper}; kill -HUP {helper}")
     assert privileged.check("cat /mnt/volume/hello") == "Hello World!\n"
@@ -72,9 +69,7 @@ def test_a_mount_that_another_program_serves_by_then_stays(privileged: Container
 
 def test_without_the_capability_the_helper_prints_nothing_and_ends(privileged: Container) -> None:
     """Nobody reads its output any more."""
-    program, helper = mounted(
-        privileged, f"python3 {PROGRAMS}/direct_mount.py /mnt/volume setpriv --bounding-set=-sys_admin --inh-caps=-all"
-    )
+    program, helper = mounted(privileged, "python3 /programs/direct_mount.py /mnt/volume setpriv --bounding-set=-sys_admin --inh-caps=-all")
     program.kill("KILL")
     privileged.wait_for(f"! test -e /proc/{helper} || grep -q '^State:.Z' /proc/{helper}/status")
     assert "not connected" in privileged.run("ls /mnt/volume").err
@@ -85,7 +80,7 @@ def test_without_the_capability_the_helper_prints_nothing_and_ends(privileged: C
 def test_a_child_keeps_the_fd_a_moment_longer_than_the_socket(privileged: Container) -> None:
     """The helper asks a connection that ends during the question."""
     for seconds in (0.05, 0.2):
-        program, helper = mounted(privileged, f"python3 {PROGRAMS}/direct_mount.py /mnt/volume --keeper {seconds}")
+        program, helper = mounted(privileged, f"python3 /programs/direct_mount.py /mnt/volume --keeper {seconds}")
         program.kill("KILL")
         gone(privileged, helper)
 

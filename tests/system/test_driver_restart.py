@@ -37,9 +37,7 @@ class Served:
         self.works()
 
     def mount(self) -> Background:
-        program = self.fuse.start("bindfs -f /source /data")
-        self.volume.wait_mounted(program)
-        return program
+        return self.volume.mounted_by(self.fuse, "bindfs -f /source /data")
 
     def works(self) -> None:
         for application in (self.before, self.after):
@@ -171,8 +169,7 @@ def test_a_driver_whose_starter_is_killed_ends_with_an_error(node: Node, pod: Po
     assert node.driver.log.splitlines()[-1].startswith("Error: the process that starts the driver's other processes has ended: ")
     node.driver.start()
     fuse = pod.fuse(volume)
-    program = fuse.start("bindfs -f /srv /data")
-    volume.wait_mounted(program)
+    program = volume.mounted_by(fuse)
     program.kill("KILL")
     volume.wait_waiting()
 
@@ -182,8 +179,7 @@ def test_the_end_of_a_mount_that_was_never_recorded_is_noticed_at_once(node: Nod
     volume = pod.publish()
     records = {path: path.read_bytes() for path in (node.driver.run_dir / "state").glob("*.json")}
     application, fuse = pod.application(volume), pod.fuse(volume)
-    program = fuse.start("bindfs -f /srv /data")
-    volume.wait_served(program)
+    program = volume.served_by(fuse)
     node.driver.stop(signal.SIGKILL)
     for path, content in records.items():
         path.write_bytes(content)

@@ -18,8 +18,7 @@ from harness.container import Bind
 from harness.events import wait_until, within
 from harness.hostile import Numbers, mount_and_end, numbers, recovers, request
 from harness.kubelet import SOCKET, Published, refused
-from harness.pod import Node, Pod
-from harness.programs import SOURCES
+from harness.pod import TEST_PROGRAMS, Node, Pod
 
 from driver.api.rpc import csi_pb2
 from driver.model import limits
@@ -39,7 +38,7 @@ class Holder:
 
     def __init__(self, pod: Pod, binds: Sequence[Bind]) -> None:
         self._volume = pod.publish()  # its FUSE program serves the memory that the directories are read into
-        self._container = pod.fuse(self._volume, binds=[Bind(SOURCES, "/programs", read_only=True), *binds])
+        self._container = pod.fuse(self._volume, binds=[TEST_PROGRAMS, *binds])
 
     @contextmanager
     def holds(self, directory: str) -> Iterator[None]:
@@ -177,9 +176,7 @@ def test_a_directory_that_is_locked_at_unpublish(node: Node, pod: Pod, holder: H
     is_left_alone(node, directory, before)
 
 
-def test_a_directory_that_is_locked_when_the_driver_starts(
-    node: Node, pod: Pod, holder: Holder, directory: Path, volume: Published
-) -> None:
+def test_a_directory_that_is_locked_when_the_driver_starts(node: Node, holder: Holder, volume: Published) -> None:
     other = node.pod().publish()
     before = numbers(node)
     with holder.holds(f"/{LOCKED}"):
@@ -208,8 +205,7 @@ def test_a_mount_while_the_directory_is_locked(node: Node, pod: Pod, holder: Hol
             pod.folder.publish(pod.folder.request(volume="second", empty_dir=LOCKED, socket="second.sock"))
         threads_are(node, before, 1)
         with within(10 * MOMENT, "the mount and unmount"):
-            program = fuse.start("bindfs -f /source /data")
-            volume.wait_mounted(program)
+            program = volume.mounted_by(fuse, "bindfs -f /source /data")
             while_others_work(node, lambda: fuse.check("fusermount3 -u /data"), MOMENT)
             assert program.wait() == 0
             volume.wait_waiting()
@@ -244,7 +240,7 @@ def bare(pod: Pod, volume: Published) -> Holder:
     return Holder(pod, [Bind(volume.target, "/bare")]).warm_up()
 
 
-def test_a_target_that_is_locked_before_publish(node: Node, pod: Pod, bare: Holder, volume: Published) -> None:
+def test_a_target_that_is_locked_before_publish(node: Node, bare: Holder, volume: Published) -> None:
     node.driver.stop()
     for record in (node.driver.run_dir / "state").glob("*.json"):
         if LOCKED in record.read_text():
@@ -295,7 +291,7 @@ def test_a_target_that_is_locked_when_the_driver_starts(node: Node, bare: Holder
     recovers(node, before)
 
 
-def test_a_locked_directory_delays_the_drivers_end_until_it_is_free(node: Node, pod: Pod, holder: Holder, directory: Path) -> None:
+def test_a_locked_directory_delays_the_drivers_end_until_it_is_free(node: Node, pod: Pod, holder: Holder) -> None:
     """The kernel lets no process end that waits for the lock. kubelet kills a pod's programs first."""
     pod.folder.target(LOCKED).mkdir(parents=True)
     with holder.holds(f"/{LOCKED}"):

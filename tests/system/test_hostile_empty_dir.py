@@ -86,7 +86,7 @@ def racing(how: str, directory: Path, outside: Path) -> Iterator[subprocess.Pope
 
 
 @pytest.mark.parametrize("how", ["links", "exchange", "remove"])
-def test_a_race_for_the_names_in_the_empty_dir(node: Node, pod: Pod, outside: Outside, how: str) -> None:
+def test_a_race_for_the_names_in_the_empty_dir(pod: Pod, outside: Outside, how: str) -> None:
     directory = pod.folder.empty_dir()
     published = 0
     with racing(how, directory, outside.folder):
@@ -107,7 +107,7 @@ def test_a_race_for_the_names_in_the_empty_dir(node: Node, pod: Pod, outside: Ou
     mount_and_end(volume)
 
 
-def test_a_race_for_the_empty_dir_itself(node: Node, pod: Pod, free_outside: Outside) -> None:
+def test_a_race_for_the_empty_dir_itself(pod: Pod, free_outside: Outside) -> None:
     """No container whose emptyDir it is can do that, and the driver does not rely on this."""
     directory = pod.folder.empty_dir()
     with racing("directory", directory, free_outside.folder):

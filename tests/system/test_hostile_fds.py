@@ -12,12 +12,10 @@ from contextlib import ExitStack, suppress
 from errno import EINVAL
 
 import pytest
-from harness.container import Bind
 from harness.events import wait_until, within
 from harness.hostile import MOUNT, attacked, connect, mount_and_end, numbers, receive, recovers, request, serves_again
 from harness.kubelet import Published
-from harness.pod import Node, Pod
-from harness.programs import SOURCES
+from harness.pod import TEST_PROGRAMS, Node, Pod
 
 pytestmark = pytest.mark.alone
 
@@ -196,7 +194,7 @@ class Unwritten:
 
     def __init__(self, node: Node, pod: Pod) -> None:
         self.volume = pod.publish(volume="unwritten", socket="unwritten.sock")
-        fuse = pod.fuse(self.volume, binds=[Bind(SOURCES, "/programs", read_only=True)])
+        fuse = pod.fuse(self.volume, binds=[TEST_PROGRAMS])
         self.program = fuse.start("python3 /programs/hostile_fuse.py never-writes /data")
         self.program.wait_until_it_says("serves")
         self._node = node
@@ -227,9 +225,8 @@ def test_files_of_a_stopped_program(node: Node, pod: Pod, suffix: str) -> None:
     volume = pod.publish()
     before = numbers(node)
     served = pod.publish(volume="served", socket="served.sock")
-    fuse = pod.fuse(served, binds=[Bind(SOURCES, "/programs", read_only=True)])
-    program = fuse.start("python3 /programs/odd_program.py serves /data text")
-    served.wait_mounted(program)
+    fuse = pod.fuse(served, binds=[TEST_PROGRAMS])
+    program = served.mounted_by(fuse, "python3 /programs/odd_program.py serves /data text")
     fuse.wait_for("test -e /data/hello")
     node.driver.signal(signal.SIGSTOP)  # so that the driver drops the last copies, and the test closes its own while the program answers
     try:

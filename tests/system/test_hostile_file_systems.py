@@ -6,16 +6,14 @@ import signal
 
 import grpc
 import pytest
-from harness.container import Background, Bind, Container
+from harness.container import Background, Container
 from harness.events import wait_until, within
 from harness.hostile import mount, mount_and_end, numbers, recovers, request
 from harness.kubelet import Published
-from harness.pod import Node, Pod
-from harness.programs import SOURCES
+from harness.pod import TEST_PROGRAMS, Node, Pod
 
 from driver.api.rpc import csi_pb2
 
-PROGRAMS = "/programs"
 STATS_WAIT = 10  # seconds, ten times what the driver waits for a FUSE program
 UNPUBLISH_WAIT = 10
 EBUSY, EIO = 16, 5
@@ -28,20 +26,19 @@ class Served:
 
     def __init__(self, pod: Pod, how: str) -> None:
         self.volume: Published = pod.publish()
-        self.fuse: Container = pod.fuse(self.volume, binds=[Bind(SOURCES, PROGRAMS, read_only=True)])
+        self.fuse: Container = pod.fuse(self.volume, binds=[TEST_PROGRAMS])
         self.program: Background = self.start(how)
 
     def start(self, how: str) -> Background:
-        program = self.fuse.start(f"python3 {PROGRAMS}/hostile_fuse.py {how} /data")
+        program = self.fuse.start(f"python3 /programs/hostile_fuse.py {how} /data")
         program.wait_until_it_says("serves")
         return program
 
 
-def stats(node: Node, volume: Published) -> csi_pb2.NodeGetVolumeStatsResponse:
+def stats(volume: Published) -> csi_pb2.NodeGetVolumeStatsResponse:
     """Call NodeGetVolumeStats, which must answer in time."""
-    asked = csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume.request.volume_id, volume_path=volume.request.target_path)
     with within(STATS_WAIT, "stats"):
-        answer = node.kubelet.node().NodeGetVolumeStats(asked)
+        answer = volume.stats()
     for usage in answer.usage:
         assert min(usage.total, usage.available, usage.used) >= 0
     return answer
@@ -60,7 +57,7 @@ def test_a_hostile_server_blocks_nobody(node: Node, pod: Pod, how: str) -> None:
     before = numbers(node)
     served = Served(pod, how)
     for _ in range(2):
-        stats(node, served.volume)
+        stats(served.volume)
         with within(STATS_WAIT, "republish, and a request"):
             served.volume.republish()
             answer, fds = request(served.volume, b'{"op":"mount","mountpoint":"/data"}')
@@ -77,10 +74,10 @@ def test_a_hostile_server_blocks_nobody(node: Node, pod: Pod, how: str) -> None:
     recovers(node, before)
 
 
-def test_a_server_that_answers_enotconn_is_not_taken_for_dead(node: Node, pod: Pod) -> None:
+def test_a_server_that_answers_enotconn_is_not_taken_for_dead(pod: Pod) -> None:
     """The program of a network file system may answer so when its server is gone."""
     served = Served(pod, "statfs-enotconn")
-    assert "but the FUSE program answers that it is not connected" in stats(node, served.volume).volume_condition.message
+    assert "but the FUSE program answers that it is not connected" in stats(served.volume).volume_condition.message
 
 
 BAD_ROOTS = [how for how in SERVERS if how.startswith("root-is-")]
@@ -124,19 +121,19 @@ def test_a_root_that_is_no_directory_is_detached_when_its_program_dies(pod: Pod,
 def test_the_driver_can_be_replaced_whatever_a_server_does(node: Node, pod: Pod, how: str, number: signal.Signals) -> None:
     """A thread that waits for an answer to a request that the server has read cannot be killed, nor can its process."""
     served = Served(pod, how)
-    assert stats(node, served.volume).volume_condition.abnormal
+    assert stats(served.volume).volume_condition.abnormal
     with within(10, "the driver's end"):
         node.driver.stop(number)
     node.driver.start()
     assert served.volume.fuse is not None
-    stats(node, served.volume)
+    stats(served.volume)
     served.volume.unpublish()
 
 
 def test_a_process_that_is_left_behind_holds_nothing_of_the_drivers(node: Node, pod: Pod) -> None:
     """With the driver's output it would keep the driver's container: the engine reports it as running while somebody can write."""
     served = Served(pod, "never-anything")
-    stats(node, served.volume)
+    stats(served.volume)
     starter, *left = [*map(str, node.driver.own_processes() - {node.driver.pid}), *node.driver.children()]
     assert left, "no process waits for the program"
 
@@ -158,13 +155,13 @@ def test_a_process_that_is_left_behind_holds_nothing_of_the_drivers(node: Node, 
         served.volume.unpublish()
 
 
-def test_a_program_that_removes_its_lock_is_not_taken_for_dead(node: Node, pod: Pod) -> None:
+def test_a_program_that_removes_its_lock_is_not_taken_for_dead(pod: Pod) -> None:
     served = Served(pod, "unlocks")
     for _ in range(3):
         served.volume.republish()
         answer, _ = request(served.volume, b'{"op":"mount","mountpoint":"/data"}')
         assert answer["errno"] == EBUSY
-    assert not stats(node, served.volume).volume_condition.abnormal
+    assert not stats(served.volume).volume_condition.abnormal
     assert served.program.is_running
 
 
@@ -201,12 +198,12 @@ def request_mount(volume: Published) -> bool:
 
 
 @pytest.mark.parametrize("how", ["child-keeps", "exits-group"])
-def test_a_process_that_keeps_the_fd_keeps_the_mount_until_unpublish(node: Node, pod: Pod, how: str) -> None:
+def test_a_process_that_keeps_the_fd_keeps_the_mount_until_unpublish(pod: Pod, how: str) -> None:
     served = Served(pod, how)
     volume = served.volume
     volume.republish()
     assert volume.fuse is not None
-    assert not stats(node, volume).volume_condition.abnormal
+    assert not stats(volume).volume_condition.abnormal
     volume.unpublish()
 
 
@@ -221,7 +218,7 @@ def test_an_fd_held_by_another_pod_ends_with_the_volume(pod: Pod) -> None:
     os.close(fd)
 
 
-def test_the_condition_of_a_volume_whose_root_is_a_file_says_so(node: Node, pod: Pod) -> None:
+def test_the_condition_of_a_volume_whose_root_is_a_file_says_so(pod: Pod) -> None:
     """A program that serves a disk image as a file mounts so, where the mountpoint is a directory."""
     served = Served(pod, "root-is-file")
     assert "but its root directory cannot be used: Input/output error" in served.volume.condition
@@ -230,7 +227,7 @@ def test_the_condition_of_a_volume_whose_root_is_a_file_says_so(node: Node, pod:
 
 def test_a_volume_whose_root_is_a_link_leads_nowhere(node: Node, pod: Pod) -> None:
     served = Served(pod, "root-is-link")
-    stats(node, served.volume)
+    stats(served.volume)
     request_ = csi_pb2.NodeGetVolumeStatsRequest(volume_id=served.volume.request.volume_id, volume_path="/")
     with pytest.raises(grpc.RpcError):
         node.kubelet.node().NodeGetVolumeStats(request_)

@@ -197,8 +197,7 @@ def test_all_inotify_instances_of_root(node: Node, pod: Pod) -> None:
     """The kernel counts inotify instances by user. A driver starts nevertheless, and hears of a program's death at once."""
     volume = pod.publish()
     fuse, attacker = pod.fuse(volume), pod.container()
-    program = fuse.start("bindfs -f /srv /data")
-    volume.wait_served(program)
+    program = volume.served_by(fuse)
     attack = attacker.start(f"python3 -c {shlex.quote(_TAKE_INOTIFY)}")
     wait_until("all are taken", lambda: attack.out, 10)
     node.driver.stop(signal.SIGKILL)
@@ -206,4 +205,4 @@ def test_all_inotify_instances_of_root(node: Node, pod: Pod) -> None:
     assert attack.is_running
     program.kill()
     volume.wait_waiting(1)
-    volume.wait_mounted(fuse.start("bindfs -f /srv /data"))
+    volume.mounted_by(fuse)

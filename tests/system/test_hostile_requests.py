@@ -47,8 +47,7 @@ def setup(module_node: Node) -> Setup:
 def still_works(node: Node, setup: Setup) -> Iterator[None]:
     """Check after the test that a program can mount the same volume and unmount it."""
     yield
-    program = setup.fuse.start("bindfs -f /srv /data")
-    setup.volume.wait_mounted(program)
+    program = setup.volume.mounted_by(setup.fuse)
     setup.fuse.check("fusermount3 -u /data")
     program.wait()
     setup.volume.wait_waiting()

@@ -33,7 +33,7 @@ ATTACKS = [
 
 
 @pytest.mark.parametrize("options", ATTACKS, ids=lambda text: repr(text[:30]))
-def test_a_programs_options_inject_nothing_into_the_mount_data(node: Node, pod: Pod, options: str) -> None:
+def test_a_programs_options_inject_nothing_into_the_mount_data(pod: Pod, options: str) -> None:
     volume = pod.publish()
     answer, fds = ask(volume, options)
     try:
@@ -82,7 +82,7 @@ def test_a_source_forges_no_line_of_the_mount_table_or_the_log(node: Node, pod: 
 @pytest.mark.parametrize(
     "text", ["fd=0", "ro\0suid", "a\nb", "user_id=0", "context=x", "max_read=1\\,fd=0", "x" * 4000, "\ud7ff\U0010ffff"]
 )
-def test_a_volumes_options_inject_nothing_into_the_mount_data(node: Node, pod: Pod, where: str, text: str) -> None:
+def test_a_volumes_options_inject_nothing_into_the_mount_data(pod: Pod, where: str, text: str) -> None:
     pod.folder.empty_dir()
     asked = {"attributes": {"mountOptions": text}} if where == "mountOptions" else {"mount_flags": (text,)}
     volume = pod.publish(**asked)

@@ -1,7 +1,6 @@
 """Test that a FUSE program that hangs delays no answer beyond a bound, and that other volumes notice nothing."""
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -13,15 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import pytest
-from harness.container import Background, Bind, Container
+from harness.container import Background, Container
 from harness.events import wait_until, within
 from harness.hostile import mount, numbers, recovers
 from harness.kubelet import Published
-from harness.pod import Node, Pod
+from harness.pod import TEST_PROGRAMS, Node, Pod
 from harness.programs import SOURCES
 from harness.servers import SshServer
-
-from driver.api.rpc import csi_pb2
 
 DRIVER_OPTIONS = ("--metrics-address", "127.0.0.1:0")
 
@@ -51,8 +48,7 @@ class Hung:
 def stopped(pod: Pod) -> Hung:
     volume = pod.publish()
     application, fuse = pod.application(volume), pod.fuse(volume)
-    program = fuse.start("bindfs -f /srv /data")
-    volume.wait_mounted(program)
+    program = volume.mounted_by(fuse)
     fuse.check("ls /data")
     program.kill("STOP")
     return Hung(volume, application, fuse, program, lambda: program.kill("CONT"))
@@ -61,9 +57,8 @@ def stopped(pod: Pod) -> Hung:
 def never_answers(pod: Pod) -> Hung:
     """The program reads each request. After that only an abort of the connection can end the request."""
     volume = pod.publish()
-    application, fuse = pod.application(volume), pod.fuse(volume, binds=[Bind(SOURCES, "/programs", read_only=True)])
-    program = fuse.start("python3 /programs/odd_program.py never-answers /data text")
-    volume.wait_mounted(program)
+    application, fuse = pod.application(volume), pod.fuse(volume, binds=[TEST_PROGRAMS])
+    program = volume.mounted_by(fuse, "python3 /programs/odd_program.py never-answers /data text")
     return Hung(volume, application, fuse, program, lambda: None)
 
 
@@ -73,8 +68,7 @@ def network_is_gone(pod: Pod, stop: str = "pkill -STOP -x ssh") -> Hung:
     application, server = pod.application(volume), SshServer(pod)
     server.container.check("echo content >/srv/file")
     fuse = pod.fuse(volume, binds=[server.key], network=server.container)
-    program = fuse.start(f"sshfs -f {server.OPTIONS} root@127.0.0.1:/srv /data")
-    volume.wait_mounted(program)
+    program = volume.mounted_by(fuse, f"sshfs -f {server.OPTIONS} root@127.0.0.1:/srv /data")
     fuse.wait_for("cat /data/file")
     fuse.check(stop)
     return Hung(volume, application, fuse, program, lambda: fuse.run("pkill -CONT -x ssh"))
@@ -91,14 +85,8 @@ def network_is_down(pod: Pod) -> Hung:
 kinds = pytest.mark.parametrize("make", [stopped, never_answers, network_is_gone, network_is_down])
 
 
-def stats(node: Node, volume: Published) -> str:
-    request = csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume.request.volume_id, volume_path=volume.request.target_path)
-    return node.kubelet.node().NodeGetVolumeStats(request).volume_condition.message
-
-
 def metrics(node: Node) -> str:
-    url = re.findall(r"metrics are at (http://\S+)", node.driver.log)[-1]
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(node.driver.metrics_url, timeout=10) as answer:
         return str(answer.read().decode())
 
 
@@ -114,10 +102,9 @@ class Other:
 
     def works(self) -> None:
         with within(SLACK, "another volume, mounted, asked and unmounted"):
-            program = self.fuse.start("bindfs -f /srv /data")
-            self.volume.wait_mounted(program)
+            program = self.volume.mounted_by(self.fuse)
             self.volume.republish()
-            assert stats(self._node, self.volume).startswith("mounted since")
+            assert self.volume.condition.startswith("mounted since")
             self.fuse.check("fusermount3 -u /data")
             assert program.wait() == 0
 
@@ -130,7 +117,7 @@ def test_a_hung_volume_is_asked_and_unpublished(node: Node, pod: Pod, make: Call
     hung = make(pod)
     for _ in range(2):
         with within(PROBE_WAIT + SLACK, "stats"):
-            assert "does not answer" in stats(node, hung.volume)
+            assert "does not answer" in hung.volume.condition
         with within(WAITS_FOR_NOBODY, "republish"):
             hung.volume.republish()
         with within(WAITS_FOR_NOBODY, "metrics"):
@@ -160,21 +147,19 @@ def test_a_hung_volume_is_unmounted_and_another_program_mounts(node: Node, pod: 
     hung.volume.wait_waiting()
     hung.free()
     hung.program.wait()
-    again = hung.fuse.start("bindfs -f /srv /data")
-    hung.volume.wait_mounted(again)
+    hung.volume.mounted_by(hung.fuse)
     hung.application.check("ls /data")
     assert not node.driver.waits_for_a_fuse_program()
 
 
-def test_after_a_lazy_unmount_the_next_program_is_asked_although_the_former_one_never_answers(node: Node, pod: Pod) -> None:
+def test_after_a_lazy_unmount_the_next_program_is_asked_although_the_former_one_never_answers(pod: Pod) -> None:
     """The driver's question keeps the former file system in use, and the former program is not ended."""
     hung = never_answers(pod)
-    assert "does not answer" in stats(node, hung.volume)
+    assert "does not answer" in hung.volume.condition
     hung.fuse.check("fusermount3 -u -z /data")
     hung.volume.wait_waiting()
-    another = hung.fuse.start("bindfs -f /srv /data")
-    hung.volume.wait_mounted(another)
-    assert "does not answer" not in stats(node, hung.volume)
+    another = hung.volume.mounted_by(hung.fuse)
+    assert "does not answer" not in hung.volume.condition
     assert hung.program.is_running
     hung.volume.unpublish()
     hung.program.wait()
@@ -187,8 +172,7 @@ def test_a_plain_unmount_is_refused_while_applications_wait(pod: Pod) -> None:
     application = pod.application(volume)
     fuse = pod.fuse(volume)
     fuse.check("echo content >/srv/file")
-    program = fuse.start("bindfs -f /srv /data")
-    volume.wait_mounted(program)
+    program = volume.mounted_by(fuse)
     fuse.check("cat /data/file")
     program.kill("STOP")
     reader = application.start("cat /data/file")
@@ -210,8 +194,7 @@ def test_somebody_on_the_node_frees_applications_that_wait(node: Node, pod: Pod)
     application = pod.application(volume)
     fuse = pod.fuse(volume)
     fuse.check("echo content >/srv/file")
-    program = fuse.start("bindfs -f /srv /data")
-    volume.wait_mounted(program)
+    program = volume.mounted_by(fuse)
     fuse.check("ls /data")  # it has answered INIT; before that, calls wait elsewhere in the kernel
     program.kill("STOP")
     reader = application.start("cat /data/file")
@@ -246,8 +229,8 @@ def test_hung_programs_of_one_pod_share_a_few_processes(node: Node, pod: Pod) ->
     count = PROCESSES_OF_A_POD + 2
     volumes = [pod.publish(volume=f"v{n}", socket=f"{n}.sock") for n in range(count)]
     for volume in volumes:
-        fuse = pod.fuse(volume, binds=[Bind(SOURCES, "/programs", read_only=True)])
-        volume.wait_mounted(fuse.start("python3 /programs/odd_program.py never-answers /data text"))
+        fuse = pod.fuse(volume, binds=[TEST_PROGRAMS])
+        volume.mounted_by(fuse, "python3 /programs/odd_program.py never-answers /data text")
     other = node.pod().publish()
     fd = mount(other)
     for _ in range(2):
@@ -367,11 +350,11 @@ def test_without_a_process_the_condition_says_that_nobody_was_asked(node: Node, 
     wait_until("the spare process is gone, too", lambda: not node.driver.spares())
     try:
         with within(PROCESS_WAIT + SLACK, "stats"):
-            assert "its FUSE program was not asked: no process could be started for it" in stats(node, volume)
+            assert "its FUSE program was not asked: no process could be started for it" in volume.condition
         os.close(fd)
         cannot = "it is not known whether the FUSE program is alive: no process could be started for it"
-        wait_until("it is reported", lambda: cannot in stats(node, volume), 3 * PROCESS_WAIT)
+        wait_until("it is reported", lambda: cannot in volume.condition, 3 * PROCESS_WAIT)
     finally:
         os.kill(starter, signal.SIGCONT)
     volume.wait_waiting(2 * PROCESS_WAIT)
-    assert cannot not in stats(node, volume)
+    assert cannot not in volume.condition

@@ -6,8 +6,8 @@ import signal
 
 import pytest
 from harness.container import Bind
-from harness.pod import Node, Pod
-from harness.programs import SOURCES, static_fuse_program
+from harness.pod import TEST_PROGRAMS, Pod
+from harness.programs import static_fuse_program
 
 MOMENTS = 40
 
@@ -17,10 +17,10 @@ pytestmark = pytest.mark.alone
 
 
 @pytest.mark.parametrize("name", ["TERM", "INT", "PIPE", "KILL", "HUP"])
-def test_a_signal_at_any_moment(node: Node, pod: Pod, name: str) -> None:
+def test_a_signal_at_any_moment(pod: Pod, name: str) -> None:
     """This is the tree's fusermount3: docs/compatibility.md says what the single file's two processes do with a signal."""
     volume = pod.publish()
-    binds = [Bind(SOURCES, "/programs", read_only=True), Bind(static_fuse_program(), "/usr/bin/hello", read_only=True)]
+    binds = [TEST_PROGRAMS, Bind(static_fuse_program(), "/usr/bin/hello", read_only=True)]
     application, fuse = pod.application(volume), pod.fuse(volume, binds=binds)
     application.check("true")  # the engine cannot bind the mount of a program that has just ended, so the container must run before
     lines = fuse.check(f"python3 /programs/interrupted.py {name} {MOMENTS} /data", timeout=100)
@@ -34,6 +34,5 @@ def test_a_signal_at_any_moment(node: Node, pod: Pod, name: str) -> None:
     # The moments covered its whole life.
     assert {result["code"] for result in results} >= {0, -signal.Signals[f"SIG{name}"]}
     volume.wait_waiting()
-    program = fuse.start("hello -f /data")
-    volume.wait_mounted(program)
+    volume.mounted_by(fuse, "hello -f /data")
     assert application.check("cat /data/hello") == "Hello World!\n"

@@ -1,7 +1,6 @@
 """Test that a lazy unmount disturbs nobody who uses the file system, and that the driver follows it until it has ended."""
 
 import json
-import re
 import signal
 import urllib.request
 from dataclasses import dataclass
@@ -50,9 +49,7 @@ class Setup:
 
     def serve(self, name: str) -> Background:
         self.fuse.check(f"mkdir -p /source-{name}")
-        program = self.fuse.start(f"bindfs -f /source-{name} /data")
-        self.volume.wait_mounted(program)
-        return program
+        return self.volume.mounted_by(self.fuse, f"bindfs -f /source-{name} /data")
 
     def unmount_lazily(self) -> None:
         self.fuse.check("fusermount3 -u -z /data")
@@ -273,8 +270,7 @@ def test_the_metrics_count_it(setup: Setup) -> None:
     setup.serve("one")
     Writer.begin(application, "file")
     setup.unmount_lazily()
-    url = re.findall(r"metrics are at (http://\S+)", setup.node.driver.log)[-1]
-    with urllib.request.urlopen(url, timeout=10) as page:
+    with urllib.request.urlopen(setup.node.driver.metrics_url, timeout=10) as page:
         assert "mfcp_detached_mounts 1\n" in page.read().decode()
 
 

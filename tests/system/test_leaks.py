@@ -18,8 +18,6 @@ from harness.kubelet import Published
 from harness.leaks import MEMORY_MORE, SECONDS, Leaks
 from harness.pod import Node
 
-from driver.api.rpc import csi_pb2
-
 VOLUMES, AT_ONCE = 10, 5  # of one cycle
 CYCLES = 40  # Python and the C library keep memory for reuse during the first twenty
 
@@ -29,19 +27,19 @@ AUTO_UNMOUNT = b'{"op":"mount","mountpoint":"/data","options":"auto_unmount","fd
 NAMES_AN_FD = b'{"op":"mount","mountpoint":"/data","options":"","fds":["comm"]}'
 
 
-def dies(node: Node, volume: Published) -> None:
+def dies(volume: Published) -> None:
     os.close(mount(volume))
     volume.wait_waiting()
 
 
-def is_unmounted(node: Node, volume: Published) -> None:
+def is_unmounted(volume: Published) -> None:
     fd = mount(volume)
     assert request(volume, UNMOUNT)[0] == {}
     os.close(fd)
     volume.wait_waiting()
 
 
-def is_asked_for_while_it_is_mounted(node: Node, volume: Published) -> None:
+def is_asked_for_while_it_is_mounted(volume: Published) -> None:
     fd = mount(volume)
     volume.republish()
     assert request(volume, MOUNT)[0]["errno"] == 16  # EBUSY
@@ -49,14 +47,14 @@ def is_asked_for_while_it_is_mounted(node: Node, volume: Published) -> None:
     volume.wait_waiting()
 
 
-def uses_the_original_protocol(node: Node, volume: Published) -> None:
+def uses_the_original_protocol(volume: Published) -> None:
     with connect(volume, "") as connection:
         _, (fd,) = receive(connection)
     os.close(fd)
     volume.wait_waiting()
 
 
-def asks_for_auto_unmount(node: Node, volume: Published) -> None:
+def asks_for_auto_unmount(volume: Published) -> None:
     comm, theirs = socket.socketpair()
     with comm, connect(volume) as connection:
         socket.send_fds(connection, [AUTO_UNMOUNT], [theirs.fileno()])
@@ -66,7 +64,7 @@ def asks_for_auto_unmount(node: Node, volume: Published) -> None:
     volume.wait_waiting()
 
 
-def prepares_and_mounts(node: Node, volume: Published) -> None:
+def prepares_and_mounts(volume: Published) -> None:
     with connect(volume) as connection:
         connection.send(SYNC_MOUNT)
         _, (fd,) = receive(connection)
@@ -76,19 +74,19 @@ def prepares_and_mounts(node: Node, volume: Published) -> None:
     volume.wait_waiting()
 
 
-def prepares_and_changes_its_mind(node: Node, volume: Published) -> None:
+def prepares_and_changes_its_mind(volume: Published) -> None:
     with connect(volume) as connection:
         connection.send(SYNC_MOUNT)
         _, (fd,) = receive(connection)
     os.close(fd)
 
 
-def is_refused(node: Node, volume: Published) -> None:
+def is_refused(volume: Published) -> None:
     for packet in (b"not JSON", b"{}", b'{"op":"mount","mountpoint":"/data","options":"nonsense"}', ELSEWHERE):
         assert "error" in request(volume, packet)[0]
 
 
-def sends_fds(node: Node, volume: Published) -> None:
+def sends_fds(volume: Published) -> None:
     read, write = os.pipe()
     assert "error" in request(volume, b"{}", [read, write] * 50)[0]
     assert "error" in request(volume, NAMES_AN_FD, [read, write])[0]
@@ -96,7 +94,7 @@ def sends_fds(node: Node, volume: Published) -> None:
     os.close(write)
 
 
-def goes_before_its_answer(node: Node, volume: Published) -> None:
+def goes_before_its_answer(volume: Published) -> None:
     for suffix in ("", ".v1"):
         with connect(volume, suffix) as connection:
             if suffix:
@@ -106,29 +104,28 @@ def goes_before_its_answer(node: Node, volume: Published) -> None:
     serves_again(volume)
 
 
-def loses_its_sockets(node: Node, volume: Published) -> None:
+def loses_its_sockets(volume: Published) -> None:
     for path in (volume.socket, volume.socket.with_name(f"{volume.socket.name}.v1")):
         path.unlink()
         # The former sockets have to be closed first.
         wait_until("the sockets are made again", lambda path=path: volume.republish() or path.exists())
 
 
-def is_asked_for_its_usage(node: Node, volume: Published) -> None:
-    volume_id, path = volume.request.volume_id, volume.request.target_path
-    node.kubelet.node().NodeGetVolumeStats(csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume_id, volume_path=path))
+def is_asked_for_its_usage(volume: Published) -> None:
+    volume.stats()
 
 
-EVENTS: list[Callable[[Node, Published], None]] = [
+EVENTS: list[Callable[[Published], None]] = [
     *(dies, is_unmounted, is_asked_for_while_it_is_mounted, uses_the_original_protocol, asks_for_auto_unmount),
     *(prepares_and_mounts, prepares_and_changes_its_mind, is_refused, sends_fds, goes_before_its_answer),
     *(loses_its_sockets, is_asked_for_its_usage),
 ]
 
 
-def live(node: Node, volume: Published, turn: int) -> list[int]:
+def live(volume: Published, turn: int) -> list[int]:
     """Make everything happen, in another order each time. Returns the fds of a mount that is still there in the end."""
     for event in EVENTS[turn:] + EVENTS[:turn]:
-        event(node, volume)
+        event(volume)
     volume.wait_waiting()
     kept = [mount(volume)] if turn % 3 else []
     if turn % 3 == 2:
@@ -141,7 +138,7 @@ def cycle(node: Node, number: int) -> None:
     volumes = [node.pod().publish() for _ in range(VOLUMES)]
     turns = [(number + index) % len(EVENTS) for index in range(VOLUMES)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        kept = list(pool.map(live, [node] * VOLUMES, volumes, turns))
+        kept = list(pool.map(live, volumes, turns))
     node.delete_pods()
     for fd in itertools.chain(*kept):
         os.close(fd)

@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness.container import Background, Container
 from harness.events import wait_until, within
-from harness.kubelet import Published
 from harness.pod import Node, Pod
 
 DRIVER_OPTIONS = ("--metrics-address", "127.0.0.1:0")
@@ -19,12 +17,8 @@ DRIVER_OPTIONS = ("--metrics-address", "127.0.0.1:0")
 SCRAPE_WAIT, SCRAPES_AT_ONCE = 5, 8
 
 
-def url(node: Node) -> str:
-    return re.findall(r"metrics are at (http://\S+)", node.driver.log)[-1]
-
-
 def metrics(node: Node) -> dict[str, float]:
-    with urllib.request.urlopen(url(node), timeout=10) as answer:
+    with urllib.request.urlopen(node.driver.metrics_url, timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     return {series: float(value) for series, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
 
@@ -47,13 +41,6 @@ def counted(node: Node) -> Counted:
     return Counted(node)
 
 
-def mounted(volume: Published, fuse: Container) -> Background:
-    program = fuse.start("bindfs -f /srv /data")
-    volume.wait_mounted(program)
-    fuse.check("ls /data")
-    return program
-
-
 def durations(more: dict[str, float]) -> dict[str, float]:
     return {
         found[1]: value
@@ -71,11 +58,11 @@ def test_a_volume_through_its_life(counted: Counted, pod: Pod) -> None:
     assert durations(more) == {"publish": 1}
 
     fuse = pod.fuse(volume)
-    mounted(volume, fuse).kill("KILL")
+    volume.served_by(fuse).kill("KILL")
     volume.wait_waiting()
-    mounted(volume, fuse)
+    volume.served_by(fuse)
     fuse.check("fusermount3 -u /data")
-    mounted(volume, fuse)
+    volume.served_by(fuse)
     more = counted.more()
     assert 'mfcp_volumes{state="waiting"}' not in more
     assert more['mfcp_volumes{state="mounted"}'] == 1
@@ -96,7 +83,7 @@ def test_a_volume_through_its_life(counted: Counted, pod: Pod) -> None:
 def test_a_mount_after_a_restart_of_the_driver_is_a_recovery_too(node: Node, pod: Pod, dies_first: bool) -> None:
     volume = pod.publish()
     fuse = pod.fuse(volume)
-    program = mounted(volume, fuse)
+    program = volume.served_by(fuse)
     if dies_first:
         program.kill("KILL")
         volume.wait_waiting()
@@ -106,7 +93,7 @@ def test_a_mount_after_a_restart_of_the_driver_is_a_recovery_too(node: Node, pod
         program.wait()
     node.driver.start()
     volume.wait_waiting()
-    mounted(volume, fuse)
+    volume.served_by(fuse)
     now = metrics(node)
     # Counters begin again with each driver.
     assert (now["mfcp_recoveries_total"], now['mfcp_unmounts_total{cause="died"}']) == (1, 0 if dies_first else 1)
@@ -116,7 +103,7 @@ def test_requests_that_are_refused(counted: Counted, pod: Pod) -> None:
     volume = pod.publish(attributes={"mountOptions": "bogus"})
     fuse = pod.fuse(volume)
     assert fuse.run("fusermount3 -u /data").code != 0
-    mounted(volume, fuse)
+    volume.served_by(fuse)
     assert fuse.run("mkdir /other && bindfs -f /srv /other").code != 0
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
         folder = os.open(volume.socket.parent, os.O_PATH)
@@ -144,7 +131,7 @@ def test_pods_make_no_series_of_their_own(node: Node) -> None:
 
 def test_a_slow_reader_delays_nobody(node: Node, pod: Pod) -> None:
     volume = pod.publish()
-    host, port = url(node).split("/")[2].rsplit(":", 1)
+    host, port = node.driver.metrics_url.split("/")[2].rsplit(":", 1)
     slow = [socket.create_connection((host, int(port))) for _ in range(SCRAPES_AT_ONCE)]
     try:
         for client in slow:

@@ -38,14 +38,14 @@ def test_an_original_client_mounts_with_our_driver(pod: Pod, binds: list[Bind]) 
     program.kill("KILL")
     volume.wait_waiting()
     # The socket stays, unlike the Go driver's.
-    volume.wait_mounted(fuse.start(f"python3 {CLIENT} {SOCKETS}/{SOCKET} {HELLO} -f /dev/fd/3"))
+    volume.mounted_by(fuse, f"python3 {CLIENT} {SOCKETS}/{SOCKET} {HELLO} -f /dev/fd/3")
     assert application.check("cat /data/hello") == "Hello World!\n"
 
 
 def test_an_original_client_that_is_refused_sees_a_close(node: Node, pod: Pod, binds: list[Bind]) -> None:
     volume = pod.publish()
     fuse = pod.fuse(volume, binds=binds)
-    volume.wait_mounted(fuse.start(f"{HELLO} -f /data"))
+    volume.mounted_by(fuse, f"{HELLO} -f /data")
     result = fuse.run(f"python3 {CLIENT} {SOCKETS}/{SOCKET} true")
     assert (result.code, result.out) == (1, "")
     (line,) = [line for line in node.driver.log.splitlines() if "refused" in line and volume.request.volume_id in line]

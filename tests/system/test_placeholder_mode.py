@@ -18,8 +18,7 @@ def test_what_an_entrypoint_changes_does_not_last(node: Node, pod: Pod, when: st
     application.check(CHANGE)
     assert stat.S_IMODE(volume.target.stat().st_mode) == 0o700
     if when.startswith("mount"):
-        program = fuse.start("bindfs -f /source /data")
-        volume.wait_mounted(program)
+        program = volume.mounted_by(fuse, "bindfs -f /source /data")
         if when == "mount and unmount":
             fuse.check("fusermount3 -u /data")
         else:
@@ -33,13 +32,13 @@ def test_what_an_entrypoint_changes_does_not_last(node: Node, pod: Pod, when: st
         volume.republish()
     wait_until("the placeholder has its mode", lambda: stat.S_IMODE(volume.target.stat().st_mode) == 0o777)
     fuse.check(f"{AS_USER} ls /data")
-    volume.wait_mounted(fuse.start(f"{AS_USER} bindfs -f /source /data"))
+    volume.mounted_by(fuse, f"{AS_USER} bindfs -f /source /data")
 
 
 def test_the_mode_of_a_programs_own_root_stays(pod: Pod) -> None:
     volume = pod.publish()
     fuse = pod.fuse(volume)
     fuse.check("mkdir /source && chmod 700 /source")
-    volume.wait_mounted(fuse.start("bindfs -f /source /data"))
+    volume.mounted_by(fuse, "bindfs -f /source /data")
     volume.republish()
     assert fuse.check("stat -c %a /source /data") == "700\n700\n"

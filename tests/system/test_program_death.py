@@ -15,7 +15,7 @@ from harness.container import Background, Bind, Container
 from harness.events import wait_until
 from harness.hostile import mount
 from harness.kubelet import Published
-from harness.pod import Node, Pod
+from harness.pod import STARTER, Node, Pod
 from harness.programs import static_fuse_program
 
 BUSY = r"(?m)^fusermount: mount failed: Device or resource busy: bindfs \(pid [1-9]\d*\) has mounted it since \d+-\d\d-\d\d [\d:]+Z$"
@@ -23,8 +23,7 @@ BUSY = r"(?m)^fusermount: mount failed: Device or resource busy: bindfs \(pid [1
 
 def mounted(volume: Published, fuse: Container, text: str, options: str = "-f") -> Background:
     fuse.check(f"mkdir -p /source && echo {text} >/source/file")
-    program = fuse.start(f"bindfs {options} /source /data")
-    volume.wait_mounted(program)
+    program = volume.mounted_by(fuse, f"bindfs {options} /source /data")
     # The mount is there before the program has its fd; a death before that is noticed in another way.
     assert fuse.check("cat /data/file") == f"{text}\n"
     return program
@@ -63,8 +62,7 @@ def test_a_process_that_keeps_the_file_descriptor_keeps_the_file_system(pod: Pod
     hello = Bind(static_fuse_program(), "/usr/bin/hello", read_only=True)
     application, fuse = pod.application(volume), pod.fuse(volume, binds=[hello])
     script = "sleep 1000 & echo $! >/harness/keeper; exec hello -f /dev/fd/3"
-    program = fuse.start(f"/opt/mfcp/fuse-starter --fd-passing-socket-path $FUSERMOUNT3PROXY_FDPASSING_SOCKPATH -- sh -c '{script}'")
-    volume.wait_mounted(program)
+    program = volume.mounted_by(fuse, f"{STARTER} sh -c '{script}'")
     assert application.check("cat /data/hello") == "Hello World!\n"
     program.kill("KILL")
     program.wait()

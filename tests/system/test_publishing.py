@@ -205,7 +205,7 @@ def test_one_volume_id_at_many_targets(node: Node) -> None:
         request.volume_id = "one-id"
         volumes.append(pod.folder.publish(request))
     volumes[0].unpublish()
-    volumes[1].wait_mounted(pods[1].fuse(volumes[1]).start("bindfs -f /srv /data"))
+    volumes[1].mounted_by(pods[1].fuse(volumes[1]))
 
 
 def test_a_mount_group_and_a_file_system_type_change_nothing(pod: Pod) -> None:
@@ -260,7 +260,7 @@ def test_sockets_that_the_pod_removed_are_made_again_at_the_next_republish(pod: 
     volume.republish()
     assert volume.socket.is_socket()
     fuse = pod.fuse(volume)
-    volume.wait_mounted(fuse.start("bindfs -f /srv /data"))
+    volume.mounted_by(fuse)
 
 
 def test_an_empty_dir_in_memory_that_is_mounted_after_the_publish(pod: Pod) -> None:
@@ -270,7 +270,7 @@ def test_an_empty_dir_in_memory_that_is_mounted_after_the_publish(pod: Pod) -> N
     try:
         volume.republish()
         assert volume.socket.is_socket()
-        volume.wait_mounted(pod.fuse(volume).start("bindfs -f /srv /data"))
+        volume.mounted_by(pod.fuse(volume))
         pod.stop_containers()
         volume.unpublish()
     finally:

@@ -13,15 +13,14 @@ import pytest
 from harness.container import Background, Bind, Container
 from harness.events import wait_until, within
 from harness.kubelet import Published
-from harness.pod import PLACE, SOCKETS, Node, Pod
-from harness.programs import SOURCES, static_fuse_program
+from harness.pod import SOCKETS, STARTER, TEST_PROGRAMS, Node, Pod
+from harness.programs import static_fuse_program
 
 CRASHES = 10
 SECOND = 1.0  # from the program's death until its mount is detached
 GONE = 10.0  # seconds, for the end of the whole pod
 LIMIT = 10 * SECOND
 
-STARTER = f"{PLACE}/fuse-starter --fd-passing-socket-path $FUSERMOUNT3PROXY_FDPASSING_SOCKPATH --"
 ORIGINAL = f"python3 /programs/original_client.py {SOCKETS}/$(basename $FUSERMOUNT3PROXY_FDPASSING_SOCKPATH)"
 
 # This program counts what it has written, and leaves out what it could not write.
@@ -53,7 +52,7 @@ class Lives:
     def new_container(self) -> Container:
         """Start the FUSE container, as kubelet does the first time and after each crash."""
         binds = [
-            Bind(SOURCES, "/programs", read_only=True),
+            TEST_PROGRAMS,
             Bind(static_fuse_program(), "/usr/bin/hello", read_only=True),
             Bind(self._source, "/source"),
         ]
@@ -211,7 +210,7 @@ def test_containers_that_are_killed_for_their_memory(node: Node, pod: Pod) -> No
     applications = [pod.application(volume)]
     for number in range(CRASHES // 2):
         command = ["python3", "/programs/odd_program.py", "serves", "/data", f"life-{number}"]
-        fuse = pod.fuse(volume, binds=[Bind(SOURCES, "/programs", read_only=True)], options=MEMORY, command=command)
+        fuse = pod.fuse(volume, binds=[TEST_PROGRAMS], options=MEMORY, command=command)
         applications[0].wait_for("test -e /data/hello")
         if number == 2:
             pod.stop(applications.pop())

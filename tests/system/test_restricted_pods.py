@@ -64,8 +64,7 @@ def test_the_single_file_where_there_is_a_place_to_unpack_it(pod: Pod) -> None:
     volume = pod.publish()
     application = pod.application(volume)
     fuse = pod.fuse(volume, helper=single_file(), options=[*RESTRICTED, *user(1234, 1234)])
-    program = fuse.start(f"TMPDIR={SOCKETS} bindfs -f /srv /data")
-    volume.wait_mounted(program)
+    program = volume.mounted_by(fuse, f"TMPDIR={SOCKETS} bindfs -f /srv /data")
     application.wait_for("ls /data")
     fuse.check(f"TMPDIR={SOCKETS} fusermount3 -u /data")
     assert program.wait() == 0
@@ -92,7 +91,7 @@ class Files:
             "server": self._container(user(1234, 1234)),
             "root without capabilities": self._container([*user(0, 0), "--cap-drop", "all"]),
         }
-        volume.wait_mounted(fuse.start("bindfs -f --force-user=4321 --force-group=6666 --perms=u=rwD,g=rD,o=D /srv /data"))
+        volume.mounted_by(fuse, "bindfs -f --force-user=4321 --force-group=6666 --perms=u=rwD,g=rD,o=D /srv /data")
         self.users["group"].wait_for("cat /data/file")
 
     def _container(self, options: Sequence[str]) -> Container:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from harness.container import Bind
-from harness.pod import PLACE, SOCKETS, TREE, Pod, single_file, tree
+from harness.pod import PLACE, SOCKETS, STARTER, TREE, Pod, single_file, tree
 from harness.programs import static_fuse_program
 
 HELLO = "/usr/bin/hello"
@@ -32,7 +32,7 @@ def test_read_only_root_file_system(pod: Pod, source: Bind) -> None:
     application, fuse = pod.application(volume), pod.fuse(volume, binds=[source], options=READ_ONLY)
     assert "Read-only file system" in fuse.run("touch /tmp/new").err
     for _ in range(2):
-        volume.wait_mounted(fuse.start("bindfs -f /srv /data"))
+        volume.mounted_by(fuse)
         assert application.check("cat /data/file") == "content\n"
         fuse.check("fusermount3 -u /data")
 
@@ -40,7 +40,7 @@ def test_read_only_root_file_system(pod: Pod, source: Bind) -> None:
 def test_read_only_root_file_system_with_fuse_starter(pod: Pod, hello: Bind) -> None:
     volume = pod.publish()
     application, fuse = pod.application(volume), pod.fuse(volume, binds=[hello], options=READ_ONLY)
-    volume.wait_mounted(fuse.start(f"{PLACE}/fuse-starter --fd-passing-socket-path {SOCKETS}/{volume.socket.name} -- hello -f /dev/fd/3"))
+    volume.mounted_by(fuse, f"{STARTER} hello -f /dev/fd/3")
     assert application.check("cat /data/hello") == "Hello World!\n"
 
 
@@ -106,7 +106,7 @@ def test_without_root_on_a_read_only_root_file_system(pod: Pod, source: Bind) ->
     volume = pod.publish()
     application = pod.application(volume, options=["--user", "1234:1234", *READ_ONLY])
     fuse = pod.fuse(volume, binds=[source], options=[*UNPRIVILEGED, *READ_ONLY])
-    volume.wait_mounted(fuse.start("bindfs -f /srv /data"))
+    volume.mounted_by(fuse)
     application.check("echo written >/data/new")
     assert fuse.check("cat /srv/new") == "written\n"
 
@@ -115,7 +115,7 @@ def test_an_empty_file_that_the_container_makes_at_dev_fuse(pod: Pod, source: Bi
     volume = pod.publish()
     application, fuse = pod.application(volume), pod.fuse(volume, binds=[source], dev_fuse=False)
     fuse.check("test ! -e /dev/fuse && touch /dev/fuse")
-    volume.wait_mounted(fuse.start("bindfs -f /srv /data"))
+    volume.mounted_by(fuse)
     assert application.check("cat /data/file") == "content\n"
 
 
@@ -125,6 +125,6 @@ def test_links_to_the_tree(pod: Pod, source: Bind) -> None:
     application = pod.application(volume)
     fuse = pod.fuse(volume, helper=[Bind(TREE, PLACE, read_only=True)], binds=[source])
     fuse.check(f"for name in fusermount3 fusermount; do rm -f /usr/bin/$name; ln -s {PLACE}/fusermount3 /usr/bin/$name; done")
-    volume.wait_mounted(fuse.start("bindfs -f /srv /data"))
+    volume.mounted_by(fuse)
     assert application.check("cat /data/file") == "content\n"
     fuse.check("fusermount -u /data")

@@ -7,7 +7,7 @@ from harness.container import Background, Bind, Container
 from harness.events import wait_until, within
 from harness.kubelet import Published
 from harness.mounts import stack
-from harness.pod import Node, Pod
+from harness.pod import STARTER, Node, Pod
 
 CRASHES = 10
 
@@ -22,8 +22,7 @@ class Setup:
 
     def mount(self, text: str) -> Background:
         self.fuse.check(f"echo {text} >/source/sub/file; echo {text} >/source/sub/deep/file")
-        program = self.fuse.start("bindfs -f /source /data")
-        self.volume.wait_mounted(program)
+        program = self.volume.mounted_by(self.fuse, "bindfs -f /source /data")
         self.fuse.wait_for("cat /data/sub/file")
         return program
 
@@ -107,8 +106,7 @@ def test_a_removed_sub_path_is_bound_again_when_it_exists(setup: Setup) -> None:
     program.kill("KILL")
     setup.volume.wait_waiting()
     setup.fuse.check("mv /source/sub /source/gone && mkdir /source/other")
-    program = setup.fuse.start("bindfs -f /source /data")
-    setup.volume.wait_mounted(program)
+    program = setup.volume.mounted_by(setup.fuse, "bindfs -f /source /data")
     setup.fuse.wait_for("test -d /data/other")
     assert application.run("cat /data-subpath/file").code != 0
     setup.fuse.check("mv /source/gone /source/sub")
@@ -123,8 +121,7 @@ def test_a_link_in_its_place_is_not_followed(node: Node, setup: Setup) -> None:
     setup.volume.wait_waiting()
     setup.fuse.check("mv /source/sub /source/gone && ln -s /etc /source/sub")
     said = len(node.driver.log)
-    program = setup.fuse.start("bindfs -f /source /data")
-    setup.volume.wait_mounted(program)
+    program = setup.volume.mounted_by(setup.fuse, "bindfs -f /source /data")
     wait_until("the driver refuses", lambda: "do not see the new mount yet" in node.driver.log[said:])
     assert application.run("ls /data-subpath/hostname").code != 0
     assert setup.layers() == [1]
@@ -153,8 +150,7 @@ def test_a_program_that_hangs_blocks_nobody(node: Node, setup: Setup) -> None:
     program.kill("KILL")
     setup.volume.wait_waiting()
     # It is mounted, and never reads a request.
-    program = setup.fuse.start("/opt/mfcp/fuse-starter --fd-passing-socket-path $FUSERMOUNT3PROXY_FDPASSING_SOCKPATH -- sleep 1000")
-    setup.volume.wait_mounted(program)
+    program = setup.volume.mounted_by(setup.fuse, f"{STARTER} sleep 1000")
     with within(5, "republish"):
         setup.volume.republish()
     program.kill("KILL")
@@ -171,8 +167,7 @@ def test_a_directory_that_each_next_program_lacks_does_not_fill_the_log(node: No
     setup.fuse.check("mkdir /empty")
     said, sentence = len(node.driver.log), "do not see the new mount yet: sub:"
     for _ in range(25):
-        program = setup.fuse.start("bindfs -f /empty /data")
-        setup.volume.wait_mounted(program)
+        program = setup.volume.mounted_by(setup.fuse, "bindfs -f /empty /data")
         wait_until("it is reported", lambda: f"{sentence} No such file or directory" in setup.volume.condition)
         setup.volume.republish()
         program.kill("KILL")

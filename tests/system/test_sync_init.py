@@ -3,13 +3,11 @@
 import signal
 
 import pytest
-from harness.container import Background, Bind, Container
+from harness.container import Background, Container
 from harness.events import within
 from harness.kubelet import Published
-from harness.pod import Node, Pod
-from harness.programs import SOURCES
+from harness.pod import TEST_PROGRAMS, Node, Pod
 
-PROGRAMS = "/programs"
 SYNC_MOUNT_WAIT = 30.0  # seconds that a program has for its answer
 BUSY = "fusermount3: mount failed: Device or resource busy"
 
@@ -19,12 +17,12 @@ class Setup:
 
     def __init__(self, pod: Pod) -> None:
         self.volume: Published = pod.publish()
-        self.fuse: Container = pod.fuse(self.volume, binds=[Bind(SOURCES, PROGRAMS, read_only=True)])
+        self.fuse: Container = pod.fuse(self.volume, binds=[TEST_PROGRAMS])
         self.application: Container = pod.application(self.volume)
         self.application.wait_until_running()
 
     def start(self, how: str, options: str = "") -> Background:
-        return self.fuse.start(f"python3 {PROGRAMS}/sync_init.py {how} /data {options}")
+        return self.fuse.start(f"python3 /programs/sync_init.py {how} /data {options}")
 
     def starts_and_prints(self, how: str, word: str) -> Background:
         program = self.start(how)

@@ -7,7 +7,7 @@ import pytest
 from harness.container import Bind, Container
 from harness.events import within
 from harness.kubelet import Published
-from harness.pod import SOCKETS, VARIABLE, Node, Pod
+from harness.pod import SOCKETS, VARIABLE, Pod
 
 from fusermount3_proxy.limits import SOCKET_WAIT
 
@@ -35,6 +35,9 @@ class TwoVolumes:
     def command(self, name: str) -> str:
         return f"{VARIABLE}={self.sockets[name]}/{name}.sock bindfs -f /source-{name} /{name}"
 
+    def mount(self, name: str) -> None:
+        self.volumes[name].mounted_by(self.fuse, self.command(name))
+
     def reads(self, name: str) -> str:
         return self.application.check(f"cat /{name}/file")
 
@@ -52,7 +55,7 @@ def test_each_volume_has_its_own_file_system(pod: Pod, empty_dirs: tuple[str, st
     programs["one"].kill("KILL")
     both.volumes["one"].wait_waiting()
     assert both.reads("two") == "content of two\n"
-    both.volumes["one"].wait_mounted(both.fuse.start(both.command("one")))
+    both.mount("one")
     assert both.reads("one") == "content of one\n"
 
     # Each socket unmounts only its own volume.
@@ -67,7 +70,7 @@ def test_each_volume_has_its_own_file_system(pod: Pod, empty_dirs: tuple[str, st
     assert both.reads("one") == "content of one\n"
 
 
-def test_without_the_variable_two_sockets_are_one_too_many(node: Node, pod: Pod) -> None:
+def test_without_the_variable_two_sockets_are_one_too_many(pod: Pod) -> None:
     both = TwoVolumes(pod, ("shared", "shared"))
     result = both.fuse.run("bindfs -f /source-one /one")
     assert result.code != 0
@@ -82,7 +85,7 @@ def test_without_the_variable_an_unmount_passes_over_sockets_of_others(pod: Pod,
     """Another program has a socket in the emptyDir, or has left it behind."""
     both = TwoVolumes(pod, ("shared", "shared"))
     for name in NAMES:
-        both.volumes[name].wait_mounted(both.fuse.start(both.command(name)))
+        both.mount(name)
     kinds = {"another.sock": "SOCK_STREAM"} | ({"another.sock.v1": "SOCK_SEQPACKET"} if is_left_behind else {})
     for name, kind in kinds.items():
         path = both.volumes["one"].socket.parent / name
@@ -99,7 +102,7 @@ def test_without_the_variable_each_unmount_finds_its_volume(pod: Pod) -> None:
     """A preStop hook has no variable, and the container has the sockets of both volumes."""
     both = TwoVolumes(pod, ("shared", "shared"))
     for name in NAMES:
-        both.volumes[name].wait_mounted(both.fuse.start(both.command(name)))
+        both.mount(name)
     for name, other in (NAMES, NAMES[::-1]):
         both.fuse.check(f"fusermount3 -u /{name}")
         both.volumes[name].wait_waiting()
@@ -107,7 +110,7 @@ def test_without_the_variable_each_unmount_finds_its_volume(pod: Pod) -> None:
         result = both.fuse.run(f"fusermount3 -u /{name}")
         assert (result.code, result.err) == (1, f"fusermount3: entry for /{name} not found in /etc/mtab\n")
         assert both.reads(other) == f"content of {other}\n"
-        both.volumes[name].wait_mounted(both.fuse.start(both.command(name)))
+        both.mount(name)
 
 
 def test_an_unmount_that_two_volumes_could_be_meant_by_is_refused(pod: Pod) -> None:
@@ -116,8 +119,8 @@ def test_an_unmount_that_two_volumes_could_be_meant_by_is_refused(pod: Pod) -> N
     binds = [Bind(both.volumes["two"].target, "/one", "rslave")]
     second = pod.fuse(both.volumes["two"], binds=binds, environment={})
     second.check("mkdir /source-one && echo content of two >/source-one/file")
-    both.volumes["one"].wait_mounted(both.fuse.start(both.command("one")))
-    both.volumes["two"].wait_mounted(second.start(f"{VARIABLE}={SOCKETS}/two.sock bindfs -f /source-one /one"))
+    both.mount("one")
+    both.volumes["two"].mounted_by(second, f"{VARIABLE}={SOCKETS}/two.sock bindfs -f /source-one /one")
     blind = pod.fuse(both.volumes["one"], binds=[], environment={})
     result = blind.run("mkdir /one; fusermount3 -u /one")
     assert result.code == 1
@@ -133,7 +136,7 @@ def test_without_the_variable_one_socket_is_enough(pod: Pod) -> None:
     volume = pod.publish()
     fuse = pod.fuse(volume, environment={})
     fuse.check("mkdir /source && echo content >/source/file")
-    volume.wait_mounted(fuse.start("bindfs -f /source /data"))
+    volume.mounted_by(fuse, "bindfs -f /source /data")
 
 
 def test_a_volume_mounted_inside_another_is_hidden_when_that_one_recovers(pod: Pod) -> None:
@@ -150,7 +153,7 @@ def test_a_volume_mounted_inside_another_is_hidden_when_that_one_recovers(pod: P
     programs["one"].kill("KILL")
     outer.wait_waiting()
     assert application.run("touch /data/inside/early").code != 0
-    outer.wait_mounted(both.fuse.start(both.command("one")))
+    both.mount("one")
     application.check("touch /data/inside/late")
     both.fuse.check("test -e /source-one/inside/late")
     pod.stop(application)

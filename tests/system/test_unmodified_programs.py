@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from harness.container import Background, Bind, Container
-from harness.kubelet import Published
+from harness.container import Bind, Container
 from harness.pod import Pod, single_file
 
 
@@ -17,13 +16,6 @@ def content(tmp_path: Path) -> Path:
     (folder / "folder" / "file").write_text("content\n")
     folder.chmod(0o755)
     return folder
-
-
-def mounted(volume: Published, fuse: Container, command: str, mountpoint: str) -> Background:
-    fuse.check(f"mkdir -p {mountpoint}")
-    program = fuse.start(command)
-    volume.wait_mounted(program)
-    return program
 
 
 def everybody_reads(applications: Sequence[Container]) -> None:
@@ -42,7 +34,7 @@ def one_writes_the_other_reads(before: Container, after: Container) -> None:
 def test_bindfs_with_the_single_file(pod: Pod, content: Path) -> None:
     volume = pod.publish()
     before, fuse = pod.application(volume), pod.fuse(volume, helper=single_file(), binds=[Bind(content, "/source")])
-    mounted(volume, fuse, "bindfs -f /source /data", "/data")
+    volume.mounted_by(fuse, "bindfs -f /source /data")
     after = pod.application(volume)
     everybody_reads([before, after])
     one_writes_the_other_reads(before, after)
@@ -54,7 +46,8 @@ def test_a_startup_probe_sees_when_it_is_mounted(pod: Pod, content: Path) -> Non
     volume = pod.publish()
     application, fuse = pod.application(volume), pod.fuse(volume, binds=[Bind(content, "/source")])
     assert [application.run(probe).code for probe in probes] == [1, 1]
-    mounted(volume, fuse, "bindfs -f /source /elsewhere", "/elsewhere")
+    fuse.check("mkdir /elsewhere")
+    volume.mounted_by(fuse, "bindfs -f /source /elsewhere")
     assert [application.run(probe).code for probe in probes] == [0, 0]
 
 

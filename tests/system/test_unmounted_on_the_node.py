@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 from harness import hostile, mounts
-from harness.container import Background, Bind
+from harness.container import Background
 from harness.events import wait_until
 from harness.fleet import Application, Fleet, shows
 from harness.kubelet import Published
-from harness.pod import Node, Pod
-from harness.programs import SOURCES
+from harness.pod import TEST_PROGRAMS, Node, Pod
 
 EBUSY = 16
 REPORTED = "the volume was unmounted on the node"
@@ -93,7 +92,7 @@ def test_the_placeholder_before_a_program_mounts(pod: Pod) -> None:
 def test_the_placeholder_while_a_program_is_asked_for_init(node: Node, pod: Pod) -> None:
     """A process mounts for the program. When that was killed, a new device is at the target, and yet it is no FUSE mount."""
     volume = pod.publish()
-    fuse = pod.fuse(volume, binds=[Bind(SOURCES, "/programs", read_only=True)])
+    fuse = pod.fuse(volume, binds=[TEST_PROGRAMS])
     program = fuse.start("python3 /programs/sync_init.py never /data")
     wait_until("it has INIT", lambda: "has INIT" in program.out, 10)
     mounts.unmount_lazily(volume.target)

@@ -34,8 +34,7 @@ class Setup:
             container.wait_until_running()
 
     def mount(self, mountpoint: str = "/data") -> Background:
-        program = self.fuse.start(f"bindfs -f /source {mountpoint}")
-        self.volume.wait_mounted(program)
+        program = self.volume.mounted_by(self.fuse, f"bindfs -f /source {mountpoint}")
         assert self.before.check("cat /data/file") == "content\n"
         return program
 
@@ -118,7 +117,7 @@ def test_the_library_unmounts_when_it_is_reported_to_stop(node: Node, setup: Set
     setup.unmounted(program)
 
 
-def test_an_application_that_started_after_the_mount_sees_each_one(node: Node, pod: Pod) -> None:
+def test_an_application_that_started_after_the_mount_sees_each_one(pod: Pod) -> None:
     """Such an application has bound the FUSE file system itself, and is not in the placeholder's propagation tree."""
     volume = pod.publish()
     fuse = pod.fuse(volume)
@@ -126,7 +125,7 @@ def test_an_application_that_started_after_the_mount_sees_each_one(node: Node, p
     after = None
     for number in range(3):
         fuse.check(f"echo {number} >/source/file")
-        volume.wait_mounted(fuse.start("bindfs -f /source /data"))
+        volume.mounted_by(fuse, "bindfs -f /source /data")
         after = after or pod.application(volume)
         assert after.check("cat /data/file") == f"{number}\n"
         fuse.check("fusermount3 -u /data")
@@ -265,7 +264,7 @@ AS = "setpriv --reuid={0} --regid={0} --clear-groups"
 
 
 @pytest.mark.parametrize("options", ["-u", "-u -z"])
-def test_only_the_user_who_mounted_and_root_unmount(node: Node, pod: Pod, options: str) -> None:
+def test_only_the_user_who_mounted_and_root_unmount(pod: Pod, options: str) -> None:
     """libfuse's helper finds no entry of another user's in its mount table."""
     volume = pod.publish()
     fuse = pod.fuse(volume)
@@ -275,8 +274,7 @@ def test_only_the_user_who_mounted_and_root_unmount(node: Node, pod: Pod, option
     # As root of its own user namespace, in which there is nobody else.
     as_root_over_nobody = f"unshare --user --map-root-user {unmount}"
     for by in (f"{AS.format(1000)} {unmount}", unmount):
-        program = fuse.start(f"{AS.format(1000)} bindfs -f /source /data")
-        volume.wait_mounted(program)
+        program = volume.mounted_by(fuse, f"{AS.format(1000)} bindfs -f /source /data")
         for other in (f"{AS.format(2000)} {unmount}", f"{AS.format(2000)} {as_root_over_nobody}"):
             result = fuse.run(other)
             assert (result.code, result.err) == refused or "unshare failed" in result.err
@@ -284,20 +282,18 @@ def test_only_the_user_who_mounted_and_root_unmount(node: Node, pod: Pod, option
         fuse.check(by)
         program.wait()
         volume.wait_waiting()
-    program = fuse.start("bindfs -f /source /data")
-    volume.wait_mounted(program)
+    program = volume.mounted_by(fuse, "bindfs -f /source /data")
     result = fuse.run(f"{AS.format(1000)} {unmount}")
     assert (result.code, result.err) == refused
     fuse.check(unmount)
     program.wait()
 
 
-def test_a_lazily_unmounted_file_system_is_ended_by_its_user_alone(node: Node, pod: Pod) -> None:
+def test_a_lazily_unmounted_file_system_is_ended_by_its_user_alone(pod: Pod) -> None:
     volume = pod.publish()
     fuse = pod.fuse(volume)
     fuse.check("mkdir /source && chmod 755 /source")
-    program = fuse.start(f"{AS.format(1000)} bindfs -f /source /data")
-    volume.wait_mounted(program)
+    program = volume.mounted_by(fuse, f"{AS.format(1000)} bindfs -f /source /data")
     late = pod.application(volume)
     late.check("true")
     fuse.check("fusermount3 -u -z /data")

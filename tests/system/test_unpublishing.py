@@ -23,8 +23,7 @@ BOUND = 10  # seconds
 
 def mounted(volume: Published, fuse: Container) -> Background:
     fuse.check("mkdir /source && echo content >/source/file")
-    program = fuse.start("bindfs -f /source /data")
-    volume.wait_mounted(program)
+    program = volume.mounted_by(fuse, "bindfs -f /source /data")
     assert fuse.check("cat /data/file") == "content\n"  # the program serves
     return program
 

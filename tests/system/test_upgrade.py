@@ -10,14 +10,11 @@ from pathlib import Path
 
 import pytest
 from harness import mounts
-from harness.container import Bind
 from harness.events import wait_until
 from harness.fleet import Application, shows
 from harness.kubelet import Published
-from harness.pod import Node, Pod
+from harness.pod import TEST_PROGRAMS, Node, Pod
 from harness.programs import SOURCES
-
-from driver.api.rpc import csi_pb2
 
 # This program reads and writes again and again, and ends with the first error.
 WORKER = "sh -c 'while cat /data/file && echo $$ >/data/written-{name}; do :; done'"
@@ -28,7 +25,7 @@ def test_readers_and_writers_go_on_without_an_error(node: Node, pod: Pod) -> Non
     volume = pod.publish()
     before, fuse = pod.application(volume), pod.fuse(volume)
     fuse.check("mkdir /source && echo content >/source/file")
-    volume.wait_mounted(fuse.start("bindfs -f /source /data"))
+    volume.mounted_by(fuse, "bindfs -f /source /data")
     fuse.wait_for("cat /data/file")
     after = pod.application(volume)
     workers = [application.start(WORKER.format(name=name)) for application, name in ((before, "before"), (after, "after"))]
@@ -107,8 +104,8 @@ def test_its_death_is_noticed_at_a_republish_and_the_next_program_is_seen(pod: P
         volume.republish()
         wait_until("it is off", lambda: volume.fuse is None)
         shows(application.seen, "")
-        fuse = pod.fuse(volume, binds=[Bind(SOURCES, "/programs", read_only=True)])
-        volume.wait_mounted(fuse.start("python3 /programs/odd_program.py serves /data second"))
+        fuse = pod.fuse(volume, binds=[TEST_PROGRAMS])
+        volume.mounted_by(fuse, "python3 /programs/odd_program.py serves /data second")
         shows(application.seen, "second")
     finally:
         application.end()
@@ -127,17 +124,12 @@ def test_it_is_unmounted_by_hand(pod: Pod, former: Former) -> None:
 def test_options_that_an_adopted_mount_lacks_are_reported_until_it_ends(node: Node, pod: Pod, former: Former) -> None:
     """The volume is read-only, and the other driver has ignored that."""
     volume = pod.publish(read_only=True)
-
-    def condition() -> str:
-        request = csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume.request.volume_id, volume_path=volume.request.target_path)
-        return node.kubelet.node().NodeGetVolumeStats(request).volume_condition.message
-
     reported = "the FUSE file system that was mounted there before is not ro, nosuid, nodev"
-    assert reported in condition()
+    assert reported in volume.condition
     assert reported in node.driver.log
     node.driver.stop()
     node.driver.start()
-    assert reported in condition()
+    assert reported in volume.condition
     former.kill()
     volume.republish()
-    wait_until("it is not reported any more", lambda: reported not in condition())
+    wait_until("it is not reported any more", lambda: reported not in volume.condition)

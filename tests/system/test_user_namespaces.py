@@ -17,8 +17,8 @@ from harness import mounts
 from harness.container import Bind, Container
 from harness.events import wait_until
 from harness.kubelet import Published
-from harness.pod import DATA, PLACE, SOCKETS, VARIABLE, Node, Pod, tree
-from harness.programs import SOURCES, static_fuse_program
+from harness.pod import DATA, SOCKETS, STARTER, TEST_PROGRAMS, VARIABLE, Node, Pod, tree
+from harness.programs import static_fuse_program
 
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _AT_FDCWD, _AT_EMPTY_PATH, _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = -100, 0x1000, 1, 4
@@ -28,7 +28,6 @@ FIRST = 100000  # the node's uid that is root in the pod
 NOBODY = 65534
 OPTIONS = [f"--uidmap=0:{FIRST}:65536", f"--gidmap=0:{FIRST}:65536"]
 
-STARTER = f"{PLACE}/fuse-starter --fd-passing-socket-path ${VARIABLE} --"
 ORIGINAL = f"python3 /programs/original_client.py ${VARIABLE}"
 
 
@@ -96,7 +95,7 @@ class Containers:
         sockets = self._volume(volume.socket.parent)
         binds = [
             *(Bind(sockets, SOCKETS), Bind(sockets / "dev-fuse", "/dev/fuse"), Bind(self._volume(volume.target), DATA, "rslave")),
-            *(Bind(Path("/usr"), "/usr", read_only=True), *tree(), Bind(SOURCES, "/programs", read_only=True)),
+            *(Bind(Path("/usr"), "/usr", read_only=True), *tree(), TEST_PROGRAMS),
             Bind(static_fuse_program(), "/hello", read_only=True),
         ]
         return self._start(binds, options, {VARIABLE: f"{SOCKETS}/{volume.socket.name}"})
@@ -163,7 +162,7 @@ def test_a_program_mounts_dies_and_is_replaced_and_all_see_it(containers: Contai
         for application in applications:
             assert application.check("ls -A /data") == ""
             assert "No space left on device" in application.run("echo lost >/data/lost").err
-    volume.wait_mounted(fuse.start("/hello -f /data"))
+    volume.mounted_by(fuse, "/hello -f /data")
     fuse.wait_for("test -e /data/hello")
     fuse.check("fusermount3 -u /data")
     volume.wait_waiting()
@@ -175,7 +174,7 @@ def test_a_container_that_is_killed_or_removed_is_replaced(containers: Container
     application = containers.application(volume)
     for end in (lambda fuse: fuse.kill("KILL"), lambda fuse: fuse.remove()):
         fuse = containers.fuse(volume)
-        volume.wait_mounted(fuse.start("/hello -f /data"))
+        volume.mounted_by(fuse, "/hello -f /data")
         application.wait_for("test -e /data/hello")
         end(fuse)
         volume.wait_waiting()
@@ -187,7 +186,7 @@ def test_owners_are_the_nodes(containers: Containers) -> None:
     volume = containers.pod.publish()
     application, fuse = containers.application(volume), containers.fuse(volume)
     fuse.check("echo content >/srv/file && echo secret >/srv/secret && chmod 600 /srv/secret")
-    volume.wait_mounted(fuse.start("bindfs -f /srv /data"))
+    volume.mounted_by(fuse)
     application.wait_for("test -e /data/file")
     assert application.check("stat -c '%u %g' /data/file") == f"{NOBODY} {NOBODY}\n"
     assert application.check("cat /data/file") == "content\n"
@@ -201,7 +200,7 @@ def test_a_program_that_is_reported_the_nodes_uid_gives_the_pod_its_files(contai
     application, fuse = containers.application(volume), containers.fuse(volume)
     fuse.check("echo content >/srv/file && chmod 600 /srv/file")
     read = "read _ uid _ </proc/self/uid_map; read _ gid _ </proc/self/gid_map"
-    volume.wait_mounted(fuse.start(f"sh -c '{read}; exec bindfs -f --force-user=$uid --force-group=$gid /srv /data'"))
+    volume.mounted_by(fuse, f"sh -c '{read}; exec bindfs -f --force-user=$uid --force-group=$gid /srv /data'")
     application.wait_for("test -e /data/file")
     assert application.check("stat -c '%u %g %a' /data/file") == "0 0 600\n"
     application.check("cat /data/file && echo more >>/data/file && mkdir /data/new && touch /data/new/file && rm -r /data/new")
@@ -214,7 +213,7 @@ def test_a_program_that_may_mount_in_its_own_namespace_does_not_ask_the_driver(c
     fuse = containers.fuse(volume, "--cap-add=SYS_ADMIN")
     result = fuse.run("bindfs -f /srv /data")
     assert (result.code, result.err) == (1, "fuse: mount failed: Invalid argument\n")
-    volume.wait_mounted(fuse.start(f"sh -c 'exec {STARTER} /hello -f /dev/fd/3'"))
+    volume.mounted_by(fuse, f"sh -c 'exec {STARTER} /hello -f /dev/fd/3'")
 
 
 def test_a_mounted_file_system_can_not_be_idmapped(pod: Pod, user_namespace: int) -> None:
@@ -223,8 +222,7 @@ def test_a_mounted_file_system_can_not_be_idmapped(pod: Pod, user_namespace: int
     The text is the kernel's; runc 1.2 puts "failed to set MOUNT_ATTR_IDMAP on PATH:" before it.
     """
     volume = pod.publish()
-    program = pod.fuse(volume).start("bindfs -f /srv /data")
-    volume.wait_mounted(program)
+    program = volume.mounted_by(pod.fuse(volume))
     with pytest.raises(OSError, match="Invalid argument") as error:
         idmapped(volume.target, user_namespace)
     assert error.value.errno == EINVAL

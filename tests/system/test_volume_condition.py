@@ -8,7 +8,6 @@ import time
 import grpc
 import pytest
 from harness import mounts
-from harness.container import Background, Container
 from harness.events import wait_until
 from harness.kubelet import Published, refused
 from harness.pod import Node, Pod
@@ -22,22 +21,14 @@ BYTES, INODES = csi_pb2.VolumeUsage.BYTES, csi_pb2.VolumeUsage.INODES
 class Stats:
     """Holds an answer of NodeGetVolumeStats."""
 
-    def __init__(self, node: Node, volume: Published) -> None:
-        request = csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume.request.volume_id, volume_path=volume.request.target_path)
+    def __init__(self, volume: Published) -> None:
         began = time.monotonic()
-        answer = node.kubelet.node().NodeGetVolumeStats(request)
+        answer = volume.stats()
         self.seconds = time.monotonic() - began
         self.is_abnormal = answer.volume_condition.abnormal
         self.text = answer.volume_condition.message
         self.usage = {usage.unit: usage for usage in answer.usage}
         assert set(self.usage) == {BYTES, INODES}
-
-
-def mounted(volume: Published, fuse: Container) -> Background:
-    program = fuse.start("bindfs -f /srv /data")
-    volume.wait_mounted(program)
-    fuse.check("ls /data")
-    return program
 
 
 def threads(node: Node) -> int:
@@ -50,16 +41,16 @@ def test_the_capabilities_are_reported(node: Node) -> None:
     assert {kinds.GET_VOLUME_STATS, kinds.VOLUME_CONDITION} <= {capability.rpc.type for capability in answer.capabilities}
 
 
-def test_a_volume_through_its_life(node: Node, pod: Pod) -> None:
+def test_a_volume_through_its_life(pod: Pod) -> None:
     volume = pod.publish()
-    stats = Stats(node, volume)
+    stats = Stats(volume)
     assert stats.is_abnormal
     assert "no FUSE program has mounted it yet" in stats.text
     assert stats.usage[BYTES].total == 4096  # of the placeholder
 
     fuse = pod.fuse(volume)
-    program = mounted(volume, fuse)
-    stats = Stats(node, volume)
+    program = volume.served_by(fuse)
+    stats = Stats(volume)
     assert (stats.is_abnormal, stats.text[:13]) == (False, "mounted since")
     expected = os.statvfs(volume.target)
     assert stats.usage[BYTES].total == expected.f_blocks * expected.f_frsize > 4096
@@ -68,31 +59,31 @@ def test_a_volume_through_its_life(node: Node, pod: Pod) -> None:
 
     program.kill("KILL")
     volume.wait_waiting()
-    stats = wait_until("it is reported", lambda: found if "waiting" in (found := Stats(node, volume)).text else None)
+    stats = wait_until("it is reported", lambda: found if "waiting" in (found := Stats(volume)).text else None)
     assert stats.is_abnormal
     assert "its FUSE program has ended without unmounting" in stats.text
 
-    program = mounted(volume, fuse)
-    assert not Stats(node, volume).is_abnormal
+    program = volume.served_by(fuse)
+    assert not Stats(volume).is_abnormal
     fuse.check("fusermount3 -u /data")
     program.wait()
-    assert "it was unmounted, and not mounted again" in Stats(node, volume).text
+    assert "it was unmounted, and not mounted again" in Stats(volume).text
 
 
 def test_a_program_that_hangs_blocks_nobody(node: Node, pod: Pod) -> None:
     volume, other = pod.publish(), node.pod().publish()
-    program = mounted(volume, pod.fuse(volume))
-    Stats(node, volume)
+    program = volume.served_by(pod.fuse(volume))
+    Stats(volume)
     before = threads(node)
     program.kill("STOP")
     for _ in range(3):
-        stats = Stats(node, volume)
+        stats = Stats(volume)
         assert stats.is_abnormal
         assert "the FUSE program does not answer within 1 s" in stats.text
         assert stats.seconds < 10 * PROBE_WAIT
         # The usage is all zeros, and not left out: kubelet drops the condition of an answer without usage.
         assert [stats.usage[BYTES].total, stats.usage[INODES].total] == [0, 0]
-        assert Stats(node, other).seconds < PROBE_WAIT
+        assert Stats(other).seconds < PROBE_WAIT
         done = node.driver.cli("status")
         assert done.returncode == 0
         assert "the FUSE program does not answer within 1 s" in done.stdout
@@ -100,30 +91,30 @@ def test_a_program_that_hangs_blocks_nobody(node: Node, pod: Pod) -> None:
     wait_until("nothing is left of it", lambda: not node.driver.children())
     assert threads(node) <= before + 3
     program.kill("CONT")
-    wait_until("it answers again", lambda: not Stats(node, volume).is_abnormal)
+    wait_until("it answers again", lambda: not Stats(volume).is_abnormal)
 
 
-def test_warnings_about_the_volume_are_reported(node: Node, pod: Pod) -> None:
+def test_warnings_about_the_volume_are_reported(pod: Pod) -> None:
     volume = pod.publish(attributes={"mountOptions": "noexec,bogus\x1b[31m"})
-    mounted(volume, pod.fuse(volume))
-    stats = Stats(node, volume)
+    volume.served_by(pod.fuse(volume))
+    stats = Stats(volume)
     assert stats.is_abnormal
     assert "mountOptions: " in stats.text and "bogus" in stats.text
     assert stats.text.isprintable()
 
 
-def test_sockets_that_cannot_be_made_again_are_reported_until_they_can(node: Node, pod: Pod) -> None:
+def test_sockets_that_cannot_be_made_again_are_reported_until_they_can(pod: Pod) -> None:
     volume = pod.publish()
-    mounted(volume, pod.fuse(volume))
+    volume.served_by(pod.fuse(volume))
     volume.socket.unlink()
     volume.socket.mkdir()
     volume.republish()
-    stats = Stats(node, volume)
+    stats = Stats(volume)
     assert stats.is_abnormal
     assert volume.socket.name in stats.text and "remove it" in stats.text
     volume.socket.rmdir()
     volume.republish()
-    assert not Stats(node, volume).is_abnormal
+    assert not Stats(volume).is_abnormal
 
 
 def stats_request(volume_id: str, path: str) -> csi_pb2.NodeGetVolumeStatsRequest:
@@ -155,10 +146,10 @@ def test_status_says_the_same(node: Node, pod: Pod) -> None:
     volume = pod.publish()
     fuse = pod.fuse(volume)
     for _ in range(2):
-        program = mounted(volume, fuse)
+        program = volume.served_by(fuse)
         fuse.check("fusermount3 -u /data")
         program.wait()
-    program = mounted(volume, fuse)
+    program = volume.served_by(fuse)
     done = node.driver.cli("status", "--output", "json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -166,7 +157,7 @@ def test_status_says_the_same(node: Node, pod: Pod) -> None:
     (shown,) = [each for each in answer["volumes"] if each["volume"] == volume.request.volume_id]
     assert shown["pod"] == f"default/pod-{pod.folder.uid[:8]}"
     assert (shown["state"], shown["mounts"], shown["abnormal"]) == ("mounted", 3, False)
-    assert shown["condition"] == Stats(node, volume).text
+    assert shown["condition"] == Stats(volume).text
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", shown["since"])
     assert shown["since"].replace("T", " ") in shown["condition"]
     (line,) = [line for line in node.driver.cli("status", "--output", "wide").stdout.splitlines() if volume.request.volume_id in line]
@@ -177,22 +168,22 @@ def test_status_says_the_same(node: Node, pod: Pod) -> None:
 def test_the_condition_survives_a_restart_of_the_driver(node: Node, pod: Pod) -> None:
     volume = pod.publish()
     fuse = pod.fuse(volume)
-    mounted(volume, fuse).kill("KILL")
+    volume.served_by(fuse).kill("KILL")
     volume.wait_waiting()
-    mounted(volume, fuse)
+    volume.served_by(fuse)
     before = node.driver.cli("status", "--output", "json").stdout
     assert '"mounts": 2' in before
     node.driver.stop()
     node.driver.start()
     assert node.driver.cli("status", "--output", "json").stdout == before
-    assert not Stats(node, volume).is_abnormal
+    assert not Stats(volume).is_abnormal
 
 
 def test_a_mount_that_ended_while_no_driver_ran_is_reported(node: Node, pod: Pod) -> None:
     volume = pod.publish()
-    program = mounted(volume, pod.fuse(volume))
+    program = volume.served_by(pod.fuse(volume))
     node.driver.stop()
     mounts.unmount(volume.target)
     program.wait()
     node.driver.start()
-    assert "its FUSE program has ended without unmounting" in Stats(node, volume).text
+    assert "its FUSE program has ended without unmounting" in Stats(volume).text

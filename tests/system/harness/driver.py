@@ -111,6 +111,11 @@ class Driver:
         """Return everything that it has logged, in all its starts together."""
         return self._log.read_text(errors="surrogateescape")
 
+    @property
+    def metrics_url(self) -> str:
+        """Return the address of its page of metrics, where its options ask for one."""
+        return re.findall(r"metrics are at (http://\S+)", self.log)[-1]
+
     def fds(self) -> Counter[str]:
         """Count its open fds by what they are; sockets and the like are counted without their numbers."""
         assert self._process is not None

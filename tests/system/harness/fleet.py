@@ -10,8 +10,7 @@ from harness.container import Background, Bind, Container
 from harness.events import wait_until
 from harness.kubelet import Published
 from harness.mounts import Mount
-from harness.pod import VARIABLE, Node, tree
-from harness.programs import SOURCES
+from harness.pod import TEST_PROGRAMS, VARIABLE, Node, tree
 
 _PODS = "/pods"
 
@@ -21,7 +20,7 @@ class Fleet:
 
     def __init__(self, node: Node) -> None:
         self._pods_dir = node.driver.pods_dir
-        binds = [Bind(self._pods_dir, _PODS, "rslave"), Bind(SOURCES, "/programs", read_only=True), *tree()]
+        binds = [Bind(self._pods_dir, _PODS, "rslave"), TEST_PROGRAMS, *tree()]
         self.container: Container = node.engine.start(binds)
         self.container.check("touch /dev/fuse")
         self._engine = node.engine

@@ -13,13 +13,14 @@ import grpc
 
 from driver.api.rpc import csi_pb2, csi_pb2_grpc
 from harness import mounts
-from harness.container import Background
+from harness.container import Background, Container
 from harness.events import wait_until
 from harness.mounts import Mount
 
 EMPTY_DIR = "fuse-fd-passing"
 VOLUME = "fuse-csi-ephemeral"
 SOCKET = "fuse-csi-ephemeral.sock"
+BINDFS = "bindfs -f /srv /data"
 
 _TIMEOUT = 60.0  # seconds; kubelet's is two minutes
 
@@ -231,17 +232,33 @@ class Published:
         self.wait_mounted(program)
         wait_until(f"{program.command} answers", lambda: _is_answered(self.target))
 
+    def mounted_by(self, container: Container, command: str = BINDFS) -> Background:
+        """Start a FUSE program in a container, and wait until it has mounted."""
+        program = container.start(command)
+        self.wait_mounted(program)
+        return program
+
+    def served_by(self, container: Container, command: str = BINDFS) -> Background:
+        """Start a FUSE program in a container, and wait until it has mounted and answers."""
+        program = container.start(command)
+        self.wait_served(program)
+        return program
+
     def wait_waiting(self, timeout: float = 5.0) -> None:
         """Wait until only the placeholder is there, also for containers that started after the mount."""
         wait_until("the placeholder alone is at the target", lambda: [m.fstype for m in self.mounts] == ["tmpfs"], timeout)
         # Those containers see it a few system calls later, and the driver reports it after that.
         wait_until("the driver calls it waiting", lambda: self.condition.startswith("waiting since"), timeout)
 
+    def stats(self) -> csi_pb2.NodeGetVolumeStatsResponse:
+        """Call NodeGetVolumeStats."""
+        request = csi_pb2.NodeGetVolumeStatsRequest(volume_id=self.request.volume_id, volume_path=self.request.target_path)
+        return self.pod.kubelet.node().NodeGetVolumeStats(request)
+
     @property
     def condition(self) -> str:
         """Return the sentence of NodeGetVolumeStats' condition."""
-        request = csi_pb2.NodeGetVolumeStatsRequest(volume_id=self.request.volume_id, volume_path=self.request.target_path)
-        return str(self.pod.kubelet.node().NodeGetVolumeStats(request).volume_condition.message)
+        return self.stats().volume_condition.message
 
 
 def _is_answered(target: Path) -> bool:

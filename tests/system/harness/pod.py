@@ -15,7 +15,7 @@ from harness.driver import Driver
 from harness.events import wait_until
 from harness.kubelet import EMPTY_DIR, Kubelet, PodFolder, Published
 from harness.mounts import Mount
-from harness.programs import REPOSITORY, missing
+from harness.programs import REPOSITORY, SOURCES, missing
 
 TREE = REPOSITORY / "dist" / "mfcp"
 SINGLE_FILE = REPOSITORY / "dist" / "fusermount3"
@@ -25,8 +25,10 @@ SOCKETS = "/fusermount3-proxy"
 DATA = "/data"
 _SPARE_WAIT = 0.2  # seconds
 VARIABLE = "FUSERMOUNT3PROXY_FDPASSING_SOCKPATH"
+STARTER = f"{PLACE}/fuse-starter --fd-passing-socket-path ${VARIABLE} --"  # in the container of Pod.fuse(), before its program
 _PRIVATE = re.compile(r"-[0-9a-f]{16}$")  # the driver's private tmpfs, which has another name in each driver process
 
+TEST_PROGRAMS = Bind(SOURCES, "/programs", read_only=True)  # those of tests/system/programs
 HELPERS = ("/usr/bin/fusermount3", "/usr/bin/fusermount")  # libfuse 3 and libfuse 2
 
 
