@@ -16,14 +16,13 @@ import pytest
 from harness import mounts
 from harness.container import Bind
 from harness.events import wait_until, within
-from harness.hostile import Numbers, mount_and_end, numbers, recovers, request
+from harness.hostile import Numbers, is_refused_as_busy, mount_and_end, numbers, recovers
 from harness.kubelet import SOCKET, Published, refused
 from harness.pod import TEST_PROGRAMS, Node, Pod
 
 from driver.api.rpc import csi_pb2
 from driver.model import limits
 
-EBUSY = 16
 LOCKED = "locked"  # the name of the emptyDir, and of the volume with its sockets there
 RETRIES = 2
 USUAL = 2.0  # seconds that some calls for another volume take at most; they would wait for more than twice as long
@@ -216,14 +215,9 @@ def test_a_placeholder_that_is_locked(node: Node, pod: Pod, volume: Published) -
     """mount(2) waits for the lock of the directory that it mounts on."""
     holder = Holder(pod, [Bind(volume.target, "/placeholder", "rslave")]).warm_up()
     before = numbers(node)
-
-    def is_refused_as_busy() -> None:
-        answer, fds = request(volume, b'{"op":"mount","mountpoint":"/data"}')
-        assert (answer["errno"], fds) == (EBUSY, [])
-
     with holder.holds("/placeholder"):
         for _ in range(RETRIES):
-            while_others_work(node, is_refused_as_busy, limits.MOUNT_WAIT)
+            while_others_work(node, lambda: is_refused_as_busy(volume), limits.MOUNT_WAIT)
             threads_are(node, before, 1)
     wait_until("the thread has ended", lambda: node.driver.threads() == before.threads)
     mount_and_end(volume)

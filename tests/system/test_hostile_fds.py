@@ -114,16 +114,13 @@ def linger(node: Node) -> Iterator[Callable[[Published, str, int], None]]:
 
         def sends(volume: Published, suffix: str, number: int) -> None:
             # The test keeps a copy: otherwise the test itself would wait where the driver was faster.
-            node.driver.signal(signal.SIGSTOP)
-            try:
+            with node.driver.paused():
                 for _ in range(number):
                     lingering = Lingering()
                     stack.callback(lingering.close)
                     with connect(volume, suffix) as connection:
                         connection.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [lingering.sock.fileno()]))])
                     lingering.sock.close()
-            finally:
-                node.driver.signal(signal.SIGCONT)
 
         yield sends
 
@@ -201,8 +198,7 @@ class Unwritten:
         self._kept = -1
 
     def send(self, volume: Published, suffix: str, number: int) -> None:
-        self._node.driver.signal(signal.SIGSTOP)  # so that the driver drops the last copies
-        try:
+        with self._node.driver.paused():  # so that the driver drops the last copies
             for _ in range(number):
                 fd = os.open(self.volume.target / "hello", os.O_RDWR)
                 with connect(volume, suffix) as connection:
@@ -210,8 +206,6 @@ class Unwritten:
                 os.close(fd)
             self._kept = os.open(self.volume.target / "hello", os.O_RDWR)
             os.pwrite(self._kept, bytes(4096), 0)
-        finally:
-            self._node.driver.signal(signal.SIGCONT)
 
     def close(self) -> None:
         """Close it when its connection is aborted: before, that would wait as well."""
@@ -228,8 +222,7 @@ def test_files_of_a_stopped_program(node: Node, pod: Pod, suffix: str) -> None:
     fuse = pod.fuse(served, binds=[TEST_PROGRAMS])
     program = served.mounted_by(fuse, "python3 /programs/odd_program.py serves /data text")
     fuse.wait_for("test -e /data/hello")
-    node.driver.signal(signal.SIGSTOP)  # so that the driver drops the last copies, and the test closes its own while the program answers
-    try:
+    with node.driver.paused():  # so that the driver drops the last copies, and the test closes its own while the program answers
         for number in range(24):
             path, flags = [(served.target / "hello", os.O_RDONLY), (served.target, os.O_DIRECTORY), (served.target, os.O_PATH)][number % 3]
             fd = os.open(path, flags)
@@ -237,8 +230,6 @@ def test_files_of_a_stopped_program(node: Node, pod: Pod, suffix: str) -> None:
                 send(connection, b"x", [fd])
             os.close(fd)
         program.kill("STOP")
-    finally:
-        node.driver.signal(signal.SIGCONT)
     with attacked(node, before=before):
         serves_again(volume)
     recovers(node, before, published=1)  # with the program still stopped

@@ -7,18 +7,17 @@ import re
 import socket
 import struct
 from collections.abc import Iterator
+from errno import EINVAL
 
 import pytest
 from harness.container import Container
 from harness.events import wait_until
-from harness.hostile import connect
+from harness.hostile import MOUNT, connect, mount, receive, request
 from harness.kubelet import Published
 from harness.pod import Node, Pod
 
 REQUEST_WAIT = 5  # seconds that the driver waits for a request
 AT_ONCE = 8  # requests of one volume
-
-MOUNT = b'{"op":"mount","mountpoint":"/data","options":"","fds":[]}'
 
 
 class Setup:
@@ -26,16 +25,6 @@ class Setup:
         self.volume: Published = pod.publish()
         self.fuse: Container = pod.fuse(self.volume)
         self.fuse.wait_until_running()
-
-    def connect(self, suffix: str = ".v1") -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET if suffix else socket.SOCK_STREAM)
-        connection.settimeout(REQUEST_WAIT + 5)
-        folder = os.open(self.volume.socket.parent, os.O_PATH)
-        try:
-            connection.connect(f"/proc/self/fd/{folder}/{self.volume.socket.name}{suffix}")
-        finally:
-            os.close(folder)
-        return connection
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +45,16 @@ def still_works(node: Node, setup: Setup) -> Iterator[None]:
 pytestmark = pytest.mark.usefixtures("still_works")
 
 
-def answer(connection: socket.socket) -> dict[str, object]:
-    data, fds, _, _ = socket.recv_fds(connection, 65536, 4)
-    for fd in fds:
-        os.close(fd)
+def answer(volume: Published, packet: bytes) -> dict[str, object]:
+    """Send one request, and return its answer, which must come without an fd."""
+    reply, fds = request(volume, packet)
     assert fds == []
-    return json.loads(data) if data else {}
+    return reply
+
+
+def asks(options: str) -> bytes:
+    """Return a request to mount with these options."""
+    return json.dumps({"op": "mount", "mountpoint": "/data", "options": options, "fds": []}).encode()
 
 
 @pytest.mark.parametrize(
@@ -89,9 +82,7 @@ def answer(connection: socket.socket) -> dict[str, object]:
     ],
 )
 def test_a_packet_that_is_no_request(node: Node, setup: Setup, packet: bytes) -> None:
-    with setup.connect() as connection:
-        connection.send(packet)
-        reply = answer(connection)
+    reply = answer(setup.volume, packet)
     assert str(reply["error"]).startswith("bad request: ")
     assert reply["errno"]
     assert setup.volume.fuse is None
@@ -111,18 +102,12 @@ def test_a_packet_that_is_no_request(node: Node, setup: Setup, packet: bytes) ->
     ],
 )
 def test_options_that_are_refused(node: Node, setup: Setup, options: str) -> None:
-    with setup.connect() as connection:
-        connection.send(json.dumps({"op": "mount", "mountpoint": "/data", "options": options, "fds": []}).encode())
-        reply = answer(connection)
-    assert reply["error"]
+    assert answer(setup.volume, asks(options))["error"]
     assert setup.volume.fuse is None
 
 
 def test_options_cannot_take_nosuid_and_nodev_away(node: Node, setup: Setup) -> None:
-    with setup.connect() as connection:
-        connection.send(json.dumps({"op": "mount", "mountpoint": "/data", "options": "suid,dev,allow_other", "fds": []}).encode())
-        _, fds, _, _ = socket.recv_fds(connection, 65536, 1)
-    (fd,) = fds
+    fd = mount(setup.volume, asks("suid,dev,allow_other"))
     try:
         assert {"nosuid", "nodev"} <= setup.volume.fuse.options
         assert "default_permissions" in setup.volume.fuse.super_options
@@ -133,29 +118,27 @@ def test_options_cannot_take_nosuid_and_nodev_away(node: Node, setup: Setup) -> 
 
 def test_fds_that_nobody_asked_for_are_not_kept(node: Node, setup: Setup) -> None:
     read, write = os.pipe()
-    with setup.connect() as connection, contextlib.ExitStack() as stack:
+    with connect(setup.volume) as connection, contextlib.ExitStack() as stack:
         stack.callback(os.close, read)
         socket.send_fds(connection, [b"not JSON"], [write] * 100)
         os.close(write)
-        assert answer(connection)["error"]
+        reply, fds = receive(connection)
+        assert reply["error"] and fds == []
         # The pipe has ended: nobody holds its other side any more.
         os.set_blocking(read, False)
         assert os.read(read, 1) == b""
 
 
 def test_unmounting_what_is_not_mounted(node: Node, setup: Setup) -> None:
-    with setup.connect() as connection:
-        connection.send(b'{"op":"unmount","mountpoint":"/data","lazy":false,"fds":[],"dev":null}')
-        assert answer(connection)["errno"] == 22
+    assert answer(setup.volume, b'{"op":"unmount","mountpoint":"/data","lazy":false,"fds":[],"dev":null}')["errno"] == EINVAL
 
 
 def test_a_client_that_sends_nothing_is_disconnected(node: Node, setup: Setup) -> None:
-    with setup.connect() as connection:
+    with connect(setup.volume, timeout=REQUEST_WAIT + 5) as connection:
         assert connection.recv(1) == b""
-        idle = [setup.connect() for _ in range(AT_ONCE)]
+        idle = [connect(setup.volume) for _ in range(AT_ONCE)]
         # This is one too many: it is closed at once, and not after the time of the others.
-        with setup.connect() as extra:
-            extra.settimeout(REQUEST_WAIT / 2)
+        with connect(setup.volume, timeout=REQUEST_WAIT / 2) as extra:
             assert extra.recv(1) == b""
         for connection in idle:
             connection.close()
@@ -177,11 +160,11 @@ def test_a_client_that_leaves_before_its_answer(node: Node, pod: Pod, suffix: st
 
 
 def test_what_is_sent_on_the_original_socket_is_not_read(node: Node, setup: Setup) -> None:
-    with setup.connect("") as connection:
+    with connect(setup.volume, "") as connection:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.sendall(b"x" * 100)
-        data, fds, _, _ = socket.recv_fds(connection, 500, 1)
-        assert json.loads(data) == {"volumeName": "fuse-csi-ephemeral"}
+        reply, fds = receive(connection)
+        assert reply == {"volumeName": "fuse-csi-ephemeral"}
         for fd in fds:
             os.close(fd)
     setup.volume.wait_waiting()

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from harness.events import wait_until
-from harness.hostile import MOUNT, PROCEED, SYNC_MOUNT, connect, mount, receive, request, serves_again
+from harness.hostile import MOUNT, PROCEED, SYNC_MOUNT, connect, is_refused_as_busy, mount, receive, request, serves_again
 from harness.kubelet import Published
 from harness.leaks import MEMORY_MORE, SECONDS, Leaks
 from harness.pod import Node
@@ -42,7 +42,7 @@ def is_unmounted(volume: Published) -> None:
 def is_asked_for_while_it_is_mounted(volume: Published) -> None:
     fd = mount(volume)
     volume.republish()
-    assert request(volume, MOUNT)[0]["errno"] == 16  # EBUSY
+    is_refused_as_busy(volume)
     os.close(fd)
     volume.wait_waiting()
 

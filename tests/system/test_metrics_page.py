@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness import hostile
 from harness.events import wait_until, within
 from harness.pod import Node, Pod
 
@@ -105,12 +106,7 @@ def test_requests_that_are_refused(counted: Counted, pod: Pod) -> None:
     assert fuse.run("fusermount3 -u /data").code != 0
     volume.served_by(fuse)
     assert fuse.run("mkdir /other && bindfs -f /srv /other").code != 0
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
-        folder = os.open(volume.socket.parent, os.O_PATH)
-        client.connect(f"/proc/self/fd/{folder}/{volume.socket.name}.v1")
-        os.close(folder)
-        client.send(b"garbage")
-        client.recv(1000)
+    hostile.request(volume, b"garbage")
     more = counted.more()
     refusals = {series: value for series, value in more.items() if "refused" in series}
     assert refusals == {

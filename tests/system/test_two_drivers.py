@@ -76,14 +76,11 @@ def test_a_driver_that_does_not_answer_is_replaced_and_keeps_what_it_uses(module
     volume = module_node.pod().publish()
     fd = hostile.mount(volume)
     before = folders(first)
-    first.signal(signal.SIGSTOP)
-    try:
+    with first.paused():
         second.start()
         wait_until("all of it serves", lambda: "serves CSI on" in second.log)
         assert f"a process (pid {first.pid}) has {first.run_dir}/admin.sock and does not answer" in second.log
         assert before < folders(first)
-    finally:
-        first.signal(signal.SIGCONT)
     ends_well(volume, fd)
     assert second.stop() == 0, second.log
     assert folders(first) == before
@@ -117,11 +114,8 @@ def test_a_third_driver_leaves_alone_what_a_driver_without_the_lock_uses(module_
     volume = folder.publish()
     fd = hostile.mount(volume)
     first.stop(signal.SIGKILL)
-    second.signal(signal.SIGSTOP)
-    try:
+    with second.paused():
         first.start()
         assert seconds < folders(first) and not firsts & folders(first)
-    finally:
-        second.signal(signal.SIGCONT)
     ends_well(volume, fd)
     folder.delete()

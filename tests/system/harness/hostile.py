@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from errno import EBUSY
 from pathlib import Path
 
 from driver.model import limits
@@ -91,19 +92,26 @@ def mount_and_end(volume: Published) -> float:
     return took
 
 
+def is_refused_as_busy(volume: Published) -> None:
+    """Check that no other program can mount while the present one lives."""
+    answer, fds = request(volume, MOUNT)
+    assert (answer["errno"], fds) == (EBUSY, [])
+
+
+def can_mount(volume: Published) -> bool:
+    """Return whether a program can mount now; it has ended by then."""
+    try:
+        _, fds = request(volume, MOUNT)
+    except OSError:
+        return False
+    for fd in fds:
+        os.close(fd)
+    return bool(fds)
+
+
 def serves_again(volume: Published) -> None:
     """Wait until an honest program can mount: the driver may still have to close surplus connections."""
-
-    def mounts() -> bool:
-        try:
-            _, fds = request(volume, MOUNT)
-        except OSError:
-            return False
-        for fd in fds:
-            os.close(fd)
-        return bool(fds)
-
-    wait_until("a program can mount", mounts, 30)
+    wait_until("a program can mount", lambda: can_mount(volume), 30)
     volume.wait_waiting(_TIMEOUT)
 
 
