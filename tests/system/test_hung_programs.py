@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -48,8 +47,9 @@ class Hung:
 def stopped(pod: Pod) -> Hung:
     volume = pod.publish()
     application, fuse = pod.application(volume), pod.fuse(volume)
+    fuse.check("echo content >/srv/file")
     program = volume.mounted_by(fuse)
-    fuse.check("ls /data")
+    fuse.check("cat /data/file")  # it has answered INIT; before that, calls wait elsewhere in the kernel
     program.kill("STOP")
     return Hung(volume, application, fuse, program, lambda: program.kill("CONT"))
 
@@ -85,11 +85,6 @@ def network_is_down(pod: Pod) -> Hung:
 kinds = pytest.mark.parametrize("make", [stopped, never_answers, network_is_gone, network_is_down])
 
 
-def metrics(node: Node) -> str:
-    with urllib.request.urlopen(node.driver.metrics_url, timeout=10) as answer:
-        return str(answer.read().decode())
-
-
 class Other:
     """Represents another pod's volume, which is mounted, unmounted and asked for its usage while the first one hangs."""
 
@@ -121,7 +116,7 @@ def test_a_hung_volume_is_asked_and_unpublished(node: Node, pod: Pod, make: Call
         with within(WAITS_FOR_NOBODY, "republish"):
             hung.volume.republish()
         with within(WAITS_FOR_NOBODY, "metrics"):
-            assert 'mfcp_volumes{state="mounted"} 1' in metrics(node)
+            assert 'mfcp_volumes{state="mounted"} 1' in node.driver.metrics()
         with within(PROBE_WAIT + SLACK, "status"):
             assert "does not answer" in node.driver.cli("status").stdout
         rival = hung.fuse.run("mkdir -p /elsewhere && bindfs -f /srv /elsewhere")
@@ -166,44 +161,37 @@ def test_after_a_lazy_unmount_the_next_program_is_asked_although_the_former_one_
     another.wait()
 
 
+def begin_to_read(hung: Hung) -> Background:
+    """Have the application read a file, for which it waits until the program answers."""
+    reader = hung.application.start("cat /data/file")
+    wait_until("it waits", lambda: "request_wait" in hung.application.run(f"cat /proc/{reader.pid}/wchan").out)
+    return reader
+
+
 def test_a_plain_unmount_is_refused_while_applications_wait(pod: Pod) -> None:
     """umount(8) refuses it too. After a lazy unmount the applications go on waiting."""
-    volume = pod.publish()
-    application = pod.application(volume)
-    fuse = pod.fuse(volume)
-    fuse.check("echo content >/srv/file")
-    program = volume.mounted_by(fuse)
-    fuse.check("cat /data/file")
-    program.kill("STOP")
-    reader = application.start("cat /data/file")
-    fuse.wait_for("test -d /data")  # any path walk; it needs no answer
-    wait_until("it waits", lambda: "request_wait" in application.run(f"cat /proc/{reader.pid}/wchan").out)
+    hung = stopped(pod)
+    reader = begin_to_read(hung)
+    hung.fuse.wait_for("test -d /data")  # any path walk; it needs no answer
     with within(WAITS_FOR_NOBODY, "fusermount3 -u, refused"):
-        result = fuse.run("fusermount3 -u /data")
+        result = hung.fuse.run("fusermount3 -u /data")
     assert (result.code, "busy" in result.err) == (1, True), result
     with within(WAITS_FOR_NOBODY, "fusermount3 -u -z"):
-        assert fuse.run("fusermount3 -u -z /data").code == 0
+        assert hung.fuse.run("fusermount3 -u -z /data").code == 0
     assert reader.is_running
-    program.kill("CONT")
+    hung.free()
     assert reader.wait() == 0
-    program.wait()
+    hung.program.wait()
 
 
 def test_somebody_on_the_node_frees_applications_that_wait(node: Node, pod: Pod) -> None:
-    volume = pod.publish()
-    application = pod.application(volume)
-    fuse = pod.fuse(volume)
-    fuse.check("echo content >/srv/file")
-    program = volume.mounted_by(fuse)
-    fuse.check("ls /data")  # it has answered INIT; before that, calls wait elsewhere in the kernel
-    program.kill("STOP")
-    reader = application.start("cat /data/file")
-    wait_until("it waits", lambda: "request_wait" in application.run(f"cat /proc/{reader.pid}/wchan").out)
+    hung = stopped(pod)
+    reader = begin_to_read(hung)
     with within(WAITS_FOR_NOBODY + SLACK, "abort"):
-        assert node.driver.cli("abort", str(volume.target)).returncode == 0
+        assert node.driver.cli("abort", str(hung.volume.target)).returncode == 0
     assert reader.wait() == 1
-    program.kill("CONT")
-    program.wait()
+    hung.free()
+    hung.program.wait()
 
 
 def test_many_hung_volumes_cost_a_bounded_number_of_threads(node: Node) -> None:
@@ -248,15 +236,8 @@ def test_hung_programs_of_one_pod_share_a_few_processes(node: Node, pod: Pod) ->
 
 
 @contextmanager
-def many_that_never_answer(node: Node, count: int) -> Iterator[list[Published]]:
-    """Publish volumes of `count` pods, served by one process: no test machine has room for that many containers."""
-    with never_answering([node.pod().publish() for _ in range(count)]) as volumes:
-        yield volumes
-
-
-@contextmanager
 def never_answering(volumes: list[Published]) -> Iterator[list[Published]]:
-    """Serve the volumes by one process that answers no request."""
+    """Serve the volumes by one process that answers no request: no test machine has room for that many containers."""
     fds = [mount(volume) for volume in volumes]
     command = [sys.executable, f"{SOURCES}/silent_fuse.py", *map(str, fds)]
     with subprocess.Popen(command, pass_fds=fds, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as program:
@@ -276,7 +257,7 @@ def test_hung_programs_of_many_pods_share_some_processes(node: Node) -> None:
     other.works()
     before = numbers(node)
     count = PROCESSES_FOR_USAGE + 8
-    with many_that_never_answer(node, count) as volumes:
+    with never_answering([node.pod().publish() for _ in range(count)]) as volumes:
         for _ in range(2):
             with within(PROBE_WAIT + SLACK, "status"):
                 status = node.driver.cli("status").stdout
@@ -321,7 +302,7 @@ def test_the_driver_is_ready_and_status_answers_in_time_however_many_hang(node: 
 def test_checks_of_mounts_without_a_lock_leave_room_for_others(node: Node) -> None:
     """Mounts of another driver are such: nothing says that their programs live, so they are checked all the time."""
     before = numbers(node)
-    with many_that_never_answer(node, PROCESSES_FOR_CHECKS_WITHOUT_LOCK + 8) as volumes:
+    with never_answering([node.pod().publish() for _ in range(PROCESSES_FOR_CHECKS_WITHOUT_LOCK + 8)]) as volumes:
         shutil.rmtree(node.driver.run_dir / "dev")
         for volume in volumes:
             volume.republish()

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import urllib.request
 from dataclasses import dataclass
 
 import pytest
@@ -20,7 +19,7 @@ DETACHED = "unmounted lazily and are still in use: "
 
 @dataclass
 class Writer:
-    """Represents a process of an application that has a file open on the volume, and writes to it again when it is told to."""
+    """Represents a process of an application that has /data/file open, and writes to it again when it is told to."""
 
     container: Container
     name: str
@@ -28,7 +27,7 @@ class Writer:
 
     @staticmethod
     def begin(container: Container, name: str) -> "Writer":
-        script = f"exec 3>/data/{name}; echo first >&3; touch /open-{name}; while [ ! -e /go-{name} ]; do sleep 0.02; done; echo last >&3"
+        script = f"exec 3>/data/file; echo first >&3; touch /open-{name}; while [ ! -e /go-{name} ]; do sleep 0.02; done; echo last >&3"
         writer = Writer(container, name, container.start(f"sh -c '{script}'"))
         container.wait_for(f"test -e /open-{name}")
         return writer
@@ -47,6 +46,12 @@ class Setup:
     volume: Published
     fuse: Container
 
+    def application(self) -> Container:
+        """Start an application. When this returns, it has bound what is mounted now, and nothing that is mounted later."""
+        application = self.pod.application(self.volume)
+        application.wait_until_running()
+        return application
+
     def serve(self, name: str) -> Background:
         self.fuse.check(f"mkdir -p /source-{name}")
         return self.volume.mounted_by(self.fuse, f"bindfs -f /source-{name} /data")
@@ -54,6 +59,13 @@ class Setup:
     def unmount_lazily(self) -> None:
         self.fuse.check("fusermount3 -u -z /data")
         self.volume.wait_waiting()
+
+    def leave(self, application: Container, name: str) -> tuple[Background, Writer]:
+        """Unmount a program lazily while an application has a file open, which it serves from then on."""
+        program = self.serve(name)
+        writer = Writer.begin(application, name)
+        self.unmount_lazily()
+        return program, writer
 
     def written(self, name: str) -> str:
         return self.fuse.check(f"cat /source-{name}/file")
@@ -64,8 +76,11 @@ class Setup:
         assert (DETACHED in volume["condition"]) == (volume["detached"] > 0)
         return volume["detached"]
 
-    def nothing_is_left(self) -> None:
+    def no_device_is_left(self) -> None:
         wait_until("no device node is left", lambda: not any((self.node.driver.run_dir / "dev").iterdir()))
+
+    def nothing_is_left(self) -> None:
+        self.no_device_is_left()
         assert self.detached() == 0
 
 
@@ -91,13 +106,12 @@ BOTH = "first\nlast\n"
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_open_files_are_served_until_they_are_closed(setup: Setup, when: str) -> None:
     """The application's container started before the mount, or after it."""
-    application = setup.pod.application(setup.volume)
-    application.check("true")
+    application = setup.application()
     program = setup.serve("one")
     if when == "after":
         application = setup.pod.application(setup.volume)
-    writer = Writer.begin(application, "file")
-    working = application.start("sh -c 'cd /data && while [ ! -e /go-file ]; do sleep 0.02; done; cat file'")
+    writer = Writer.begin(application, "one")
+    working = application.start("sh -c 'cd /data && while [ ! -e /go-one ]; do sleep 0.02; done; cat file'")
     application.wait_for("test /proc/$(pgrep -o -f 'cd /data')/cwd -ef /data")
     if when == "before":
         assert setup.fuse.run("fusermount3 -u /data").code == 1
@@ -129,8 +143,7 @@ def test_nobody_uses_it(setup: Setup) -> None:
 
 
 def test_a_slow_writer_gets_everything_through(setup: Setup) -> None:
-    application = setup.pod.application(setup.volume)
-    application.check("true")
+    application = setup.application()
     setup.serve("one")
     writer = application.start("sh -c 'for i in 1 2 3 4 5 6 7 8 9 10; do head -c 100000 /dev/zero; sleep 0.1; done >/data/file'")
     application.wait_for("test -s /data/file")
@@ -142,8 +155,7 @@ def test_a_slow_writer_gets_everything_through(setup: Setup) -> None:
 
 def test_a_plain_unmount_when_nothing_is_mounted_ends_it(setup: Setup) -> None:
     program = setup.serve("one")
-    late = setup.pod.application(setup.volume)
-    late.check("true")
+    setup.application()
     setup.unmount_lazily()
     for options in ("-z", "-q -z"):
         result = setup.fuse.run(f"fusermount3 -u {options} /data")
@@ -156,11 +168,7 @@ def test_a_plain_unmount_when_nothing_is_mounted_ends_it(setup: Setup) -> None:
 
 
 def test_a_plain_unmount_of_the_next_program_leaves_it(setup: Setup) -> None:
-    application = setup.pod.application(setup.volume)
-    application.check("true")
-    setup.serve("one")
-    writer = Writer.begin(application, "file")
-    setup.unmount_lazily()
+    _, writer = setup.leave(setup.application(), "one")
     another = setup.serve("two")
     setup.fuse.check("fusermount3 -u /data")
     another.wait()
@@ -171,77 +179,61 @@ def test_a_plain_unmount_of_the_next_program_leaves_it(setup: Setup) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_the_next_driver_follows_it(setup: Setup, how: signal.Signals) -> None:
-    application = setup.pod.application(setup.volume)
-    application.check("true")
-    programs = [setup.serve("one")]
-    writer = Writer.begin(application, "file")
-    setup.unmount_lazily()
-    programs.append(setup.serve("two"))
-    second = Writer.begin(application, "file2")
-    setup.unmount_lazily()
+    application = setup.application()
+    program, writer = setup.leave(application, "one")
+    another, second = setup.leave(application, "two")
     for _ in range(2):
         setup.node.driver.stop(how)
         setup.node.driver.start()
         assert setup.detached() == 2
     assert writer.finish() == 0, writer.process.err
-    programs[0].wait()
+    program.wait()
     wait_until("one is left", lambda: setup.detached() == 1)
     setup.node.driver.stop(how)
     assert second.finish() == 0, second.process.err
-    programs[1].wait()
+    another.wait()
     setup.node.driver.start()
     assert setup.written("one") == BOTH
     setup.nothing_is_left()
 
 
-@pytest.mark.parametrize("is_known", [True, False])
-def test_unpublish_ends_it(setup: Setup, is_known: bool) -> None:
-    application = setup.pod.application(setup.volume)
-    application.check("true")
-    programs = [setup.serve("one")]
-    Writer.begin(application, "file")
-    setup.unmount_lazily()
-    programs.append(setup.serve("two"))
-    Writer.begin(application, "file2")
-    if is_known:
+@pytest.mark.parametrize("is_unmounted_too", [True, False])
+def test_unpublish_ends_it_and_the_next_program(setup: Setup, is_unmounted_too: bool) -> None:
+    application = setup.application()
+    program, _ = setup.leave(application, "one")
+    another = setup.serve("two")
+    Writer.begin(application, "two")
+    if is_unmounted_too:
         setup.unmount_lazily()
     setup.volume.unpublish()
-    for program in programs:
-        program.wait()
-    wait_until("no device node is left", lambda: not any((setup.node.driver.run_dir / "dev").iterdir()))
+    program.wait()
+    another.wait()
+    setup.no_device_is_left()
 
 
 def test_one_too_many_ends_the_oldest(setup: Setup) -> None:
-    application = setup.pod.application(setup.volume)
-    application.check("true")
-    programs = []
-    for number in range(DETACHED_MAX + 1):
-        programs.append(setup.serve(str(number)))
-        Writer.begin(application, f"file{number}")
-        setup.unmount_lazily()
-    programs[0].wait()
-    assert [program.is_running for program in programs[1:]] == [True] * DETACHED_MAX
+    application = setup.application()
+    oldest, *others = [setup.leave(application, str(number))[0] for number in range(DETACHED_MAX + 1)]
+    oldest.wait()
+    assert [program.is_running for program in others] == [True] * DETACHED_MAX
     assert setup.detached() == DETACHED_MAX
     assert f"more than {DETACHED_MAX} lazily unmounted" in setup.node.driver.log
 
 
 @pytest.mark.parametrize("by", ["volume", "path"])
 def test_somebody_on_the_node_ends_everything_of_a_volume(setup: Setup, by: str) -> None:
-    application = setup.pod.application(setup.volume)
-    application.check("true")
-    programs = [setup.serve("one")]
-    writer = Writer.begin(application, "file")
-    setup.unmount_lazily()
-    programs.append(setup.serve("two"))
-    programs[1].kill("STOP")
+    application = setup.application()
+    program, writer = setup.leave(application, "one")
+    another = setup.serve("two")
+    another.kill("STOP")
     caller = application.start("cat /data/nothing")
     (listed,) = json.loads(setup.node.driver.cli("status", "--output", "json").stdout)["volumes"]
     done = setup.node.driver.cli("abort", listed[by])
     assert (done.returncode, done.stderr) == (0, "")
     assert caller.wait() != 0
-    programs[1].kill("CONT")
-    for program in programs:
-        program.wait()
+    another.kill("CONT")
+    another.wait()
+    program.wait()
     assert writer.finish() != 0
     setup.serve("three").kill()
     setup.volume.wait_waiting()
@@ -253,11 +245,7 @@ def test_somebody_on_the_node_ends_everything_of_a_volume(setup: Setup, by: str)
 
 
 def test_a_program_that_ends_with_open_files_is_forgotten(setup: Setup) -> None:
-    application = setup.pod.application(setup.volume)
-    application.check("true")
-    program = setup.serve("one")
-    writer = Writer.begin(application, "file")
-    setup.unmount_lazily()
+    program, writer = setup.leave(setup.application(), "one")
     program.kill("KILL")
     program.wait()
     setup.nothing_is_left()
@@ -265,19 +253,13 @@ def test_a_program_that_ends_with_open_files_is_forgotten(setup: Setup) -> None:
 
 
 def test_the_metrics_count_it(setup: Setup) -> None:
-    application = setup.pod.application(setup.volume)
-    application.check("true")
-    setup.serve("one")
-    Writer.begin(application, "file")
-    setup.unmount_lazily()
-    with urllib.request.urlopen(setup.node.driver.metrics_url, timeout=10) as page:
-        assert "mfcp_detached_mounts 1\n" in page.read().decode()
+    setup.leave(setup.application(), "one")
+    assert "mfcp_detached_mounts 1\n" in setup.node.driver.metrics()
 
 
 def test_a_program_that_keeps_the_root_locked_is_ended(setup: Setup) -> None:
     """To cover the mount in containers that started after it, the driver needs the lock, too."""
-    application = setup.pod.application(setup.volume)
-    application.check("true")
+    application = setup.application()
     program = hang(setup, application)
     with within(LAZY_WAIT + SLACK, "fusermount3 -u -z"):
         setup.unmount_lazily()
@@ -294,8 +276,7 @@ def test_a_program_that_keeps_the_root_locked_is_ended(setup: Setup) -> None:
 
 
 def test_a_program_that_keeps_the_root_locked_does_not_keep_the_driver_from_ending(setup: Setup) -> None:
-    application = setup.pod.application(setup.volume)
-    application.check("true")
+    application = setup.application()
     program = hang(setup, application)
     unmount = setup.fuse.start("fusermount3 -u -z /data")
     setup.fuse.wait_for("! grep -q ' /data fuse' /proc/mounts")

@@ -19,8 +19,7 @@ SCRAPE_WAIT, SCRAPES_AT_ONCE = 5, 8
 
 
 def metrics(node: Node) -> dict[str, float]:
-    with urllib.request.urlopen(node.driver.metrics_url, timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
+    lines = node.driver.metrics().splitlines()
     return {series: float(value) for series, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
 
 

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,6 +127,11 @@ class Driver:
     def metrics_url(self) -> str:
         """Return the address of its page of metrics, where its options ask for one."""
         return re.findall(r"metrics are at (http://\S+)", self.log)[-1]
+
+    def metrics(self) -> str:
+        """Return its page of metrics."""
+        with urllib.request.urlopen(self.metrics_url, timeout=10) as page:
+            return str(page.read().decode())
 
     def fds(self) -> Counter[str]:
         """Count its open fds by what they are; sockets and the like are counted without their numbers."""
