@@ -110,7 +110,7 @@ def module_node(folder: Path, engine: Engine, request: pytest.FixtureRequest) ->
         # The node's own folders are mounts too.
         left = mounts.below(driver.pods_dir)[1:]
         assert not left, f"mounts are left in the pods folder: {left}"
-        if driver.is_running:
+        if driver.is_started:
             assert driver.stop() == 0, driver.log
     finally:
         driver.end()

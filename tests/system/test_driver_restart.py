@@ -138,7 +138,7 @@ def test_the_next_driver_waits_for_the_end_of_one_that_is_reported_to_stop(node:
     finally:
         asking.join()
         following.end()
-        if not node.driver.is_running:
+        if not node.driver.is_started:
             node.driver.start()
 
 

@@ -26,10 +26,10 @@ from driver.model import limits
 LOCKED = "locked"  # the name of the emptyDir, and of the volume with its sockets there
 RETRIES = 2
 USUAL = 2.0  # seconds that some calls for another volume take at most; they would wait for more than twice as long
+MOMENT = 1.0  # seconds that a call takes at most beyond its limit
+
 # Others must not be delayed meanwhile, which the load of other tests would hide.
 pytestmark = pytest.mark.alone
-
-MOMENT = 1.0  # seconds that a call takes at most beyond its limit
 
 
 class Holder:
@@ -119,6 +119,21 @@ def threads_are(node: Node, before: Numbers, more: int) -> None:
     wait_until(f"the driver has {more} more threads", lambda: node.driver.threads() == before.threads + more)
 
 
+def retries_share_a_thread(node: Node, before: Numbers, call: Callable[[], object], limit: float) -> None:
+    """Make a call again and again while a directory is locked. One thread of the driver waits for the lock, for all of them."""
+    for _ in range(RETRIES):
+        while_others_work(node, call, limit)
+        threads_are(node, before, 1)
+
+
+def works_again(node: Node, before: Numbers, volume: Published) -> None:
+    """Check that the thread ends when the directory is free, and that a republish makes everything usual."""
+    threads_are(node, before, 0)
+    volume.republish()
+    mount_and_end(volume)
+    recovers(node, before)
+
+
 def is_left_alone(node: Node, directory: Path, before: Numbers) -> None:
     """Check that the driver has what it had, and that no socket is left that nobody serves."""
     recovers(node, before)
@@ -130,10 +145,7 @@ def test_a_directory_that_is_locked_before_publish(node: Node, pod: Pod, holder:
     pod.folder.target(LOCKED).mkdir(parents=True)
     before = numbers(node)
     with holder.holds(f"/{LOCKED}"):
-        for _ in range(RETRIES):
-            call = is_refused(lambda: pod.folder.publish(asked(pod)), directory)
-            while_others_work(node, call, limits.DIRECTORY_WAIT)
-            threads_are(node, before, 1)
+        retries_share_a_thread(node, before, is_refused(lambda: pod.folder.publish(asked(pod)), directory), limits.DIRECTORY_WAIT)
         with within(MOMENT, "unpublish"):
             Published(pod.folder, asked(pod)).unpublish()
     is_left_alone(node, directory, before)
@@ -147,16 +159,15 @@ def test_a_directory_that_is_locked_when_its_sockets_are_made_again(node: Node, 
     before = numbers(node)
     for name in (SOCKET, f"{SOCKET}.v1"):
         (directory / name).unlink()
+
+    def is_reported() -> None:
+        volume.republish()
+        assert f"{directory}: a process in a container keeps this directory locked" in volume.condition
+
     with holder.holds(f"/{LOCKED}"):
-        for _ in range(RETRIES):
-            while_others_work(node, volume.republish, limits.DIRECTORY_WAIT)
-            assert f"{directory}: a process in a container keeps this directory locked" in volume.condition
-            threads_are(node, before, 1)
-    wait_until("the thread has ended", lambda: node.driver.threads() == before.threads)
-    volume.republish()
+        retries_share_a_thread(node, before, is_reported, limits.DIRECTORY_WAIT)
+    works_again(node, before, volume)
     assert "locked" not in volume.condition
-    mount_and_end(volume)
-    recovers(node, before)
     volume.unpublish()
 
 
@@ -184,13 +195,8 @@ def test_a_directory_that_is_locked_when_the_driver_starts(node: Node, holder: H
             node.driver.start()
             mount_and_end(other)
         assert "not listening" in volume.condition and "locked" in volume.condition
-        for _ in range(RETRIES):
-            while_others_work(node, volume.republish, limits.DIRECTORY_WAIT)
-            threads_are(node, before, 1)
-    wait_until("the thread has ended", lambda: node.driver.threads() == before.threads)
-    volume.republish()
-    mount_and_end(volume)
-    recovers(node, before)
+        retries_share_a_thread(node, before, volume.republish, limits.DIRECTORY_WAIT)
+    works_again(node, before, volume)
 
 
 def test_a_mount_while_the_directory_is_locked(node: Node, pod: Pod, holder: Holder, volume: Published) -> None:
@@ -216,10 +222,8 @@ def test_a_placeholder_that_is_locked(node: Node, pod: Pod, volume: Published) -
     holder = Holder(pod, [Bind(volume.target, "/placeholder", "rslave")]).warm_up()
     before = numbers(node)
     with holder.holds("/placeholder"):
-        for _ in range(RETRIES):
-            while_others_work(node, lambda: is_refused_as_busy(volume), limits.MOUNT_WAIT)
-            threads_are(node, before, 1)
-    wait_until("the thread has ended", lambda: node.driver.threads() == before.threads)
+        retries_share_a_thread(node, before, lambda: is_refused_as_busy(volume), limits.MOUNT_WAIT)
+    threads_are(node, before, 0)
     mount_and_end(volume)
     recovers(node, before)
 
@@ -242,10 +246,8 @@ def test_a_target_that_is_locked_before_publish(node: Node, bare: Holder, volume
     node.driver.start()
     before = numbers(node)
     with bare.holds("/bare"):
-        for _ in range(RETRIES):
-            while_others_work(node, is_refused(volume.republish, volume.target), limits.MOUNT_WAIT)
-            threads_are(node, before, 1)
-    wait_until("the thread has ended", lambda: node.driver.threads() == before.threads)
+        retries_share_a_thread(node, before, is_refused(volume.republish, volume.target), limits.MOUNT_WAIT)
+    threads_are(node, before, 0)
     volume.republish()
     assert len(volume.mounts) == 1
     mount_and_end(volume)
@@ -264,9 +266,7 @@ def test_a_target_that_is_locked_at_unpublish(node: Node, bare: Holder, volume: 
         assert str(volume.target) in refusal.text
 
     with bare.holds("/bare"):
-        for _ in range(RETRIES):
-            while_others_work(node, is_late, limits.DETACH_WAIT)
-            threads_are(node, before, 1)
+        retries_share_a_thread(node, before, is_late, limits.DETACH_WAIT)
     volume.unpublish()
     recovers(node, before, published=-1)
 
@@ -279,10 +279,7 @@ def test_a_target_that_is_locked_when_the_driver_starts(node: Node, bare: Holder
             node.driver.start()
         while_others_work(node, volume.republish, limits.MOUNT_WAIT)
         threads_are(node, before, 1)
-    wait_until("the thread has ended", lambda: node.driver.threads() == before.threads)
-    volume.republish()
-    mount_and_end(volume)
-    recovers(node, before)
+    works_again(node, before, volume)
 
 
 def test_a_locked_directory_delays_the_drivers_end_until_it_is_free(node: Node, pod: Pod, holder: Holder) -> None:
@@ -293,7 +290,7 @@ def test_a_locked_directory_delays_the_drivers_end_until_it_is_free(node: Node, 
             pod.folder.publish(asked(pod))
         node.driver.signal(signal.SIGTERM)
         time.sleep(MOMENT)
-        assert node.driver.is_running
+        assert node.driver.is_alive
     assert node.driver.wait() == 0
     node.driver.start()
     pod.folder.publish(asked(pod)).unpublish()

@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import grpc
 import pytest
@@ -86,7 +85,7 @@ class Traced:
             with self._firing():
                 self._driver.start()
         finally:
-            if is_alive(self._node):
+            if self._driver.is_alive:
                 for driver in self._driver.own_processes() - {self._driver.pid}:
                     os.kill(driver, signal.SIGKILL)
             assert self._driver.wait() == -signal.SIGKILL  # strace ends as the driver did
@@ -106,9 +105,9 @@ class Traced:
     def _kills(self) -> bool:
         if self._fires:
             deadline = time.monotonic() + FIRES
-            while is_alive(self._node) and time.monotonic() < deadline:
+            while self._driver.is_alive and time.monotonic() < deadline:
                 time.sleep(0.01)
-            self.has_fired = not is_alive(self._node)
+            self.has_fired = not self._driver.is_alive
         return self.has_fired
 
     def calls(self) -> Counter[str]:
@@ -203,12 +202,12 @@ def act_publish(stage: Stage) -> None:
 
 def act_mount(stage: Stage) -> None:
     program = stage.start("first")
-    wait_until("it has mounted, or not", lambda: not program.is_running or stage.is_served() or not is_alive(stage.node))
+    wait_until("it has mounted, or not", lambda: not program.is_running or stage.is_served() or not stage.node.driver.is_alive)
 
 
 def act_sync_init(stage: Stage) -> None:
     program = stage.start("", program="sync_init.py")
-    wait_until("it has mounted, or not", lambda: not program.is_running or stage.is_served() or not is_alive(stage.node))
+    wait_until("it has mounted, or not", lambda: not program.is_running or stage.is_served() or not stage.node.driver.is_alive)
 
 
 def act_unmount(stage: Stage) -> None:
@@ -221,7 +220,7 @@ def act_lazy_unmount(stage: Stage) -> None:
 
 def act_death(stage: Stage) -> None:
     stage.programs[0].kill()
-    wait_until("it is taken off, or not", lambda: stage.published.fuse is None or not is_alive(stage.node))
+    wait_until("it is taken off, or not", lambda: stage.published.fuse is None or not stage.node.driver.is_alive)
 
 
 def act_fail(stage: Stage) -> None:
@@ -242,10 +241,6 @@ SCENARIOS: dict[str, tuple[Callable[[Stage], None], Callable[[Stage], None]]] = 
     "unpublish": (prepare_to_go, act_unpublish),
     "unpublish a waiting one": (prepare_published, act_unpublish),
 }
-
-
-def is_alive(node: Node) -> bool:
-    return Path(f"/proc/{node.driver.pid}").exists() and "State:\tZ" not in Path(f"/proc/{node.driver.pid}/status").read_text()
 
 
 # ---- what is true afterwards
@@ -357,7 +352,7 @@ def in_scenario(node: Node, fleet: Fleet, bystander: Bystander, scenario: str, t
         bystander.is_undisturbed()
     finally:
         stage.end()
-        if not node.driver.is_running:
+        if not node.driver.is_started:
             node.driver.start()
     node.delete_pods([bystander.pod])
     node.expect(before)
@@ -398,7 +393,7 @@ def test_at_any_system_call_of_its_start(module_node: Node, fleet: Fleet, bystan
         finally:
             for stage in stages:
                 stage.end()
-            if not node.driver.is_running:
+            if not node.driver.is_started:
                 node.driver.start()
         node.delete_pods([bystander.pod])
         node.expect(before)

@@ -97,8 +97,13 @@ class Driver:
             self._process = None
 
     @property
-    def is_running(self) -> bool:
+    def is_started(self) -> bool:
+        """Return whether it was started and neither stopped nor waited for since then, dead or alive."""
         return self._process is not None
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:
