@@ -1,5 +1,6 @@
-"""Defines fixtures for all unit tests."""
+"""Defines fixtures for all unit tests, and runs those that are coroutines."""
 
+import inspect
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,9 +8,18 @@ from pathlib import Path
 import pytest
 from open_fds import nothing_leaked
 from standin_driver import fuse_fd
-from with_processes import the_starter
+from with_processes import run, the_starter
 
 from driver.blocking.processes import Starter
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is a coroutine in an event loop of its own, within a deadline."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}))
+    return True
 
 
 @pytest.fixture(autouse=True, scope="session")

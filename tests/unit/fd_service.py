@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from open_fds import nothing_leaked
 from standin_driver import DEADLINE, receive
+from with_processes import until
 
 from driver.model import limits
 from driver.model.peer import Peer
@@ -151,14 +152,6 @@ async def nobody_holds_the_other_end(reader: int) -> bool:
     return await in_thread(read)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the event loop run until a condition is true."""
-    deadline = asyncio.get_running_loop().time() + DEADLINE
-    while not condition():
-        assert asyncio.get_running_loop().time() < deadline
-        await asyncio.sleep(0.005)
-
-
 async def in_thread(work: Callable[[], T]) -> T:
     return await asyncio.wait_for(asyncio.to_thread(work), DEADLINE)
 
@@ -194,7 +187,3 @@ async def serving(folder: Path, kind: type[socket.socket] = socket.socket, accep
             await soon(server.wait_closed())
             for suffix in ("", ".v1"):
                 os.unlink(f"{path}{suffix}")
-
-
-def run(main: Any) -> None:
-    asyncio.run(main)

@@ -30,10 +30,6 @@ def fails_at(path: bytes) -> int:
     raise OSError(ENOTCONN, "anything", path)
 
 
-def opens(path: str) -> None:
-    os.open(path, os.O_PATH)
-
-
 def fails_without_a_number() -> int:
     raise OSError("x")
 

@@ -22,11 +22,13 @@ def the_starter() -> Starter:
 
 def run(main: Coroutine[object, object, T]) -> T:
     """Return the result of `main` when all its processes have ended, because their ends need the event loop."""
+    the_starter()  # it stays
     before = pidfds()
 
     async def session() -> T:
         try:
-            return await asyncio.wait_for(main, DEADLINE)
+            async with asyncio.timeout(DEADLINE):
+                return await main
         finally:
             async with asyncio.timeout(DEADLINE):
                 while pidfds() > before:
@@ -44,3 +46,11 @@ async def done_apart(starter: Starter, function: Callable[..., Any], *arguments:
     """Return the result of `function(*arguments)`, called in a process of its own."""
     with await starter.process() as process:
         return await process.do(function, *arguments)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the event loop run until a condition is true."""
+    deadline = asyncio.get_running_loop().time() + DEADLINE
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.001)

@@ -1,24 +1,19 @@
 """Tests how the driver finds out whether a process serves a socket. One that hangs accepts connections, but does not answer."""
 
-import asyncio
 import os
 import socket
 import threading
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import TypeVar
 
 import grpc
 import grpc.aio
 import pytest
+from with_processes import run
 
 from driver.api import endpoint
 from driver.api.endpoint import AlreadyServed, Listener, find_listener, refuse_if_served
 from driver.model.errors import StartError
 
-T = TypeVar("T")
-
-DEADLINE = 20.0
 WAIT = 0.3
 
 
@@ -28,10 +23,6 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"{tmp_path}/sock"
 
 
-def run(main: Coroutine[object, object, T]) -> T:
-    return asyncio.run(asyncio.wait_for(main, DEADLINE))
-
-
 def listening(path: str, backlog: int = 8) -> socket.socket:
     server = socket.socket(socket.AF_UNIX)
     server.bind(path)
@@ -39,19 +30,16 @@ def listening(path: str, backlog: int = 8) -> socket.socket:
     return server
 
 
-def test_a_grpc_server_answers(path: str) -> None:
-    async def main() -> None:
-        server = grpc.aio.server()
-        server.add_insecure_port(f"unix:{path}")
-        await server.start()
-        try:
-            assert await find_listener(path) == Listener(os.getpid(), answers=True)
-            with pytest.raises(AlreadyServed, match=rf"^--endpoint: another process serves {path} \(pid {os.getpid()}\): stop it first$"):
-                await refuse_if_served(path, "--endpoint")
-        finally:
-            await server.stop(None)
-
-    run(main())
+async def test_a_grpc_server_answers(path: str) -> None:
+    server = grpc.aio.server()
+    server.add_insecure_port(f"unix:{path}")
+    await server.start()
+    try:
+        assert await find_listener(path) == Listener(os.getpid(), answers=True)
+        with pytest.raises(AlreadyServed, match=rf"^--endpoint: another process serves {path} \(pid {os.getpid()}\): stop it first$"):
+            await refuse_if_served(path, "--endpoint")
+    finally:
+        await server.stop(None)
 
 
 def test_one_that_says_nothing_is_stuck(path: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import process_jobs
 import pytest
-from with_processes import DEADLINE, pidfds, run
+from with_processes import DEADLINE, pidfds, run, until
 
 from driver.blocking.calls import Bound, BoundedCall, Bounds
 from driver.blocking.processes import NotAsked, Starter
@@ -117,164 +117,135 @@ def test_many_healthy_programs_are_asked_in_bounded_time(bounds: Bounds) -> None
     assert time.monotonic() - began < 10
 
 
-def test_those_that_never_answer_keep_nobody_waiting(bounds: Bounds) -> None:
+async def test_those_that_never_answer_keep_nobody_waiting(bounds: Bounds) -> None:
     """Each occupies only its own process, and the limit of another call begins with its work."""
-
-    async def main() -> None:
-        callers = [BoundedCall(bounds.questions) for _ in range(limits.PROCESSES_FOR_USAGE // 2 - limits.PROCESSES_OF_A_POD)]
-        stuck = [asyncio.create_task(caller.call(f"pod {n}", DEADLINE, process_jobs.sleeps)) for n, caller in enumerate(callers)]
-        began = time.monotonic()
-        calls = (BoundedCall(bounds.questions).call("another", DEADLINE / 4, process_jobs.same, n) for n in range(20))
-        assert await asyncio.gather(*calls) == list(range(20))
-        assert time.monotonic() - began < DEADLINE / 2
-        for task in stuck:
-            task.cancel()
-        for task in stuck:
-            with pytest.raises(asyncio.CancelledError):
-                await task
-        for caller in callers:
-            await ended(caller)
-
-    run(main())
+    callers = [BoundedCall(bounds.questions) for _ in range(limits.PROCESSES_FOR_USAGE // 2 - limits.PROCESSES_OF_A_POD)]
+    stuck = [asyncio.create_task(caller.call(f"pod {n}", DEADLINE, process_jobs.sleeps)) for n, caller in enumerate(callers)]
+    began = time.monotonic()
+    calls = (BoundedCall(bounds.questions).call("another", DEADLINE / 4, process_jobs.same, n) for n in range(20))
+    assert await asyncio.gather(*calls) == list(range(20))
+    assert time.monotonic() - began < DEADLINE / 2
+    for task in stuck:
+        task.cancel()
+    for task in stuck:
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    for caller in callers:
+        await ended(caller)
 
 
-def test_one_pods_calls_share_a_few_processes(bounds: Bounds) -> None:
+async def test_one_pods_calls_share_a_few_processes(bounds: Bounds) -> None:
     """A pod may have any number of volumes whose programs never answer, and each process takes memory."""
-
-    async def main() -> None:
-        callers = [BoundedCall(bounds.questions) for _ in range(limits.PROCESSES_OF_A_POD)]
-        stuck = [asyncio.create_task(caller.call(SHARE, DEADLINE, process_jobs.sleeps)) for caller in callers]
-        await all_work(bounds.questions)
-        with pytest.raises(NotAsked, match="other programs of the same pod do not answer"):
-            await BoundedCall(bounds.questions).call(SHARE, 0.1, process_jobs.same, 7)
-        assert await BoundedCall(bounds.questions).call("another", DEADLINE, process_jobs.same, 7) == 7
-        waiting = asyncio.create_task(BoundedCall(bounds.questions).call(SHARE, DEADLINE, process_jobs.same, 8))
-        for task in stuck:
-            task.cancel()
-        assert await waiting == 8
-        for caller in callers:
-            await ended(caller)
-        await all_have_ended(bounds.questions)
-
-    run(main())
+    callers = [BoundedCall(bounds.questions) for _ in range(limits.PROCESSES_OF_A_POD)]
+    stuck = [asyncio.create_task(caller.call(SHARE, DEADLINE, process_jobs.sleeps)) for caller in callers]
+    await all_work(bounds.questions)
+    with pytest.raises(NotAsked, match="other programs of the same pod do not answer"):
+        await BoundedCall(bounds.questions).call(SHARE, 0.1, process_jobs.same, 7)
+    assert await BoundedCall(bounds.questions).call("another", DEADLINE, process_jobs.same, 7) == 7
+    waiting = asyncio.create_task(BoundedCall(bounds.questions).call(SHARE, DEADLINE, process_jobs.same, 8))
+    for task in stuck:
+        task.cancel()
+    assert await waiting == 8
+    for caller in callers:
+        await ended(caller)
+    await all_have_ended(bounds.questions)
 
 
-def test_the_calls_of_all_pods_share_some_processes(bounds: Bounds, starter: Starter) -> None:
+async def test_the_calls_of_all_pods_share_some_processes(bounds: Bounds, starter: Starter) -> None:
     """A server that many pods use may fail, and then all their programs hang. Calls of another kind go on."""
-
-    async def main() -> None:
-        bound = Bound(starter, 8)
-        callers = [BoundedCall(bound) for _ in range(8)]
-        stuck = [asyncio.create_task(caller.call(f"pod {n}", DEADLINE, process_jobs.sleeps)) for n, caller in enumerate(callers)]
-        await all_work(bound)
-        with pytest.raises(NotAsked, match="too many FUSE programs of this node do not answer"):
-            await BoundedCall(bound).call(SHARE, 0.1, process_jobs.same, 7)
-        assert await BoundedCall(bounds.checks).call(SHARE, DEADLINE, process_jobs.same, 7) == 7
-        waiting = [asyncio.create_task(BoundedCall(bound).call(f"pod {n}", DEADLINE, process_jobs.same, n)) for n in range(3)]
-        given_up = asyncio.create_task(BoundedCall(bound).call(SHARE, DEADLINE, process_jobs.same, 7))
-        await asyncio.sleep(0)
-        given_up.cancel()
-        for task in stuck:
-            task.cancel()
-        assert await asyncio.gather(*waiting) == [0, 1, 2]
-        for caller in callers:
-            await ended(caller)
-        await all_have_ended(bound)
-        assert not bound._waiting
-
-    run(main())
+    bound = Bound(starter, 8)
+    callers = [BoundedCall(bound) for _ in range(8)]
+    stuck = [asyncio.create_task(caller.call(f"pod {n}", DEADLINE, process_jobs.sleeps)) for n, caller in enumerate(callers)]
+    await all_work(bound)
+    with pytest.raises(NotAsked, match="too many FUSE programs of this node do not answer"):
+        await BoundedCall(bound).call(SHARE, 0.1, process_jobs.same, 7)
+    assert await BoundedCall(bounds.checks).call(SHARE, DEADLINE, process_jobs.same, 7) == 7
+    waiting = [asyncio.create_task(BoundedCall(bound).call(f"pod {n}", DEADLINE, process_jobs.same, n)) for n in range(3)]
+    given_up = asyncio.create_task(BoundedCall(bound).call(SHARE, DEADLINE, process_jobs.same, 7))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    for task in stuck:
+        task.cancel()
+    assert await asyncio.gather(*waiting) == [0, 1, 2]
+    for caller in callers:
+        await ended(caller)
+    await all_have_ended(bound)
+    assert not bound._waiting
 
 
-def test_every_caller_that_has_room_when_a_process_ends_gets_one(starter: Starter) -> None:
+async def test_every_caller_that_has_room_when_a_process_ends_gets_one(starter: Starter) -> None:
     """Two callers get one if the pod whose process ended has none left, and so may use the second half."""
-
-    async def main() -> None:
-        bound = Bound(starter, 8)
-        processes = {pod: await bound.acquire(pod, DEADLINE) for pod in ("hung", "hanging", "one", "another")}
-        waiting = [asyncio.create_task(bound.acquire(pod, DEADLINE)) for pod in ("one", "another")]
-        await asyncio.sleep(0)
-        processes["another"].kill()
-        for process in [*processes.values(), *await asyncio.wait_for(asyncio.gather(*waiting), DEADLINE / 4)]:
-            process.kill()
-
-    run(main())
+    bound = Bound(starter, 8)
+    processes = {pod: await bound.acquire(pod, DEADLINE) for pod in ("hung", "hanging", "one", "another")}
+    waiting = [asyncio.create_task(bound.acquire(pod, DEADLINE)) for pod in ("one", "another")]
+    await asyncio.sleep(0)
+    processes["another"].kill()
+    for process in [*processes.values(), *await asyncio.wait_for(asyncio.gather(*waiting), DEADLINE / 4)]:
+        process.kill()
 
 
-def test_the_second_half_of_them_is_for_pods_that_have_none(starter: Starter) -> None:
+async def test_the_second_half_of_them_is_for_pods_that_have_none(starter: Starter) -> None:
     """A few pods cannot occupy all processes."""
-
-    async def main() -> None:
-        bound = Bound(starter, 2 * limits.PROCESSES_OF_A_POD)
-        callers = [BoundedCall(bound) for _ in range(limits.PROCESSES_OF_A_POD + 1)]
-        pods = [*[SHARE] * limits.PROCESSES_OF_A_POD, "another"]
-        stuck = [asyncio.create_task(caller.call(pod, DEADLINE, process_jobs.sleeps)) for pod, caller in zip(pods, callers, strict=True)]
-        await all_work(bound)
-        with pytest.raises(NotAsked, match="too many FUSE programs of this node do not answer"):
-            await BoundedCall(bound).call("another", 0.1, process_jobs.same, 7)
-        assert await BoundedCall(bound).call("a third", DEADLINE, process_jobs.same, 7) == 7
-        for task in stuck:
-            task.cancel()
-        for caller in callers:
-            await ended(caller)
-
-    run(main())
+    bound = Bound(starter, 2 * limits.PROCESSES_OF_A_POD)
+    callers = [BoundedCall(bound) for _ in range(limits.PROCESSES_OF_A_POD + 1)]
+    pods = [*[SHARE] * limits.PROCESSES_OF_A_POD, "another"]
+    stuck = [asyncio.create_task(caller.call(pod, DEADLINE, process_jobs.sleeps)) for pod, caller in zip(pods, callers, strict=True)]
+    await all_work(bound)
+    with pytest.raises(NotAsked, match="too many FUSE programs of this node do not answer"):
+        await BoundedCall(bound).call("another", 0.1, process_jobs.same, 7)
+    assert await BoundedCall(bound).call("a third", DEADLINE, process_jobs.same, 7) == 7
+    for task in stuck:
+        task.cancel()
+    for caller in callers:
+        await ended(caller)
 
 
 async def all_have_ended(bound: Bound) -> None:
     """Wait until all processes have ended, and their room is given back."""
-    while bound._used:
-        await asyncio.sleep(0.001)
+    await until(lambda: not bound._used)
 
 
 async def all_work(bound: Bound) -> None:
     """Wait until all processes that callers wait for have started."""
     await asyncio.sleep(0)
-    while bound._starting:
-        await asyncio.sleep(0.001)
+    await until(lambda: not bound._starting)
 
 
-def test_where_no_process_comes_nobody_is_taken_for_silent(bounds: Bounds, starter: Starter, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_where_no_process_comes_nobody_is_taken_for_silent(bounds: Bounds, starter: Starter, monkeypatch: pytest.MonkeyPatch) -> None:
     """The node may be out of memory. Then no call loses its room, and no error blames the pod's other programs."""
     monkeypatch.setattr(limits, "PROCESS_WAIT", 1.0)
-
-    async def main() -> None:
-        signal.pidfd_send_signal(starter.pidfd, signal.SIGSTOP)
-        try:
-            calls = [BoundedCall(bounds.questions).call(SHARE, 0.2, process_jobs.same, 7) for _ in range(limits.PROCESSES_OF_A_POD + 1)]
-            found = await asyncio.gather(*calls, return_exceptions=True)
-        finally:
-            signal.pidfd_send_signal(starter.pidfd, signal.SIGCONT)
-        assert not bounds.questions._used
-        for error in found:
-            assert isinstance(error, NotAsked)
-            assert not isinstance(error, TimeoutError)
-            assert error.errno == EAGAIN
-            assert error.strerror is not None
-            assert error.strerror.startswith("no process could be started for it")
-        assert await BoundedCall(bounds.questions).call(SHARE, DEADLINE, process_jobs.same, 7) == 7
-
-    run(main())
+    signal.pidfd_send_signal(starter.pidfd, signal.SIGSTOP)
+    try:
+        calls = [BoundedCall(bounds.questions).call(SHARE, 0.2, process_jobs.same, 7) for _ in range(limits.PROCESSES_OF_A_POD + 1)]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+    finally:
+        signal.pidfd_send_signal(starter.pidfd, signal.SIGCONT)
+    assert not bounds.questions._used
+    for error in found:
+        assert isinstance(error, NotAsked)
+        assert not isinstance(error, TimeoutError)
+        assert error.errno == EAGAIN
+        assert error.strerror is not None
+        assert error.strerror.startswith("no process could be started for it")
+    assert await BoundedCall(bounds.questions).call(SHARE, DEADLINE, process_jobs.same, 7) == 7
 
 
-def test_that_another_kind_has_no_process_is_not_why_this_one_has_none(bounds: Bounds, starter: Starter) -> None:
-    async def main() -> None:
-        callers = [BoundedCall(bounds.questions) for _ in range(limits.PROCESSES_OF_A_POD)]
-        stuck = [asyncio.create_task(caller.call(SHARE, DEADLINE, process_jobs.sleeps)) for caller in callers]
-        await all_work(bounds.questions)
-        signal.pidfd_send_signal(starter.pidfd, signal.SIGSTOP)
-        try:
-            look = asyncio.create_task(BoundedCall(bounds.checks).call(SHARE, DEADLINE, process_jobs.same, 7))
-            with pytest.raises(NotAsked, match="other programs of the same pod do not answer"):
-                await BoundedCall(bounds.questions).call(SHARE, 0.1, process_jobs.same, 7)
-        finally:
-            signal.pidfd_send_signal(starter.pidfd, signal.SIGCONT)
-        assert await look == 7
-        for task in stuck:
-            task.cancel()
-        for caller in callers:
-            await ended(caller)
-
-    run(main())
+async def test_that_another_kind_has_no_process_is_not_why_this_one_has_none(bounds: Bounds, starter: Starter) -> None:
+    callers = [BoundedCall(bounds.questions) for _ in range(limits.PROCESSES_OF_A_POD)]
+    stuck = [asyncio.create_task(caller.call(SHARE, DEADLINE, process_jobs.sleeps)) for caller in callers]
+    await all_work(bounds.questions)
+    signal.pidfd_send_signal(starter.pidfd, signal.SIGSTOP)
+    try:
+        look = asyncio.create_task(BoundedCall(bounds.checks).call(SHARE, DEADLINE, process_jobs.same, 7))
+        with pytest.raises(NotAsked, match="other programs of the same pod do not answer"):
+            await BoundedCall(bounds.questions).call(SHARE, 0.1, process_jobs.same, 7)
+    finally:
+        signal.pidfd_send_signal(starter.pidfd, signal.SIGCONT)
+    assert await look == 7
+    for task in stuck:
+        task.cancel()
+    for caller in callers:
+        await ended(caller)
 
 
 def test_who_has_waited_for_a_former_call_waits_for_the_share_no_longer_than_that(bounds: Bounds) -> None:
@@ -299,21 +270,17 @@ def test_who_has_waited_for_a_former_call_waits_for_the_share_no_longer_than_tha
     assert run(main()) < 1.6
 
 
-def test_a_caller_has_one_process_at_a_time(bounds: Bounds) -> None:
+async def test_a_caller_has_one_process_at_a_time(bounds: Bounds) -> None:
     """A process that was given up counts until it has ended."""
-
-    async def main() -> None:
-        caller = BoundedCall(bounds.questions)
-        first = asyncio.create_task(caller.call(SHARE, DEADLINE, process_jobs.sleeps))
-        await asyncio.sleep(0.1)
-        began = time.monotonic()
-        with pytest.raises(TimeoutError):
-            await caller.call(SHARE, 0.1, process_jobs.same, 7)
-        assert time.monotonic() - began < DEADLINE / 2
-        first.cancel()
-        assert await caller.call(SHARE, DEADLINE, process_jobs.same, 7) == 7
-
-    run(main())
+    caller = BoundedCall(bounds.questions)
+    first = asyncio.create_task(caller.call(SHARE, DEADLINE, process_jobs.sleeps))
+    await asyncio.sleep(0.1)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        await caller.call(SHARE, 0.1, process_jobs.same, 7)
+    assert time.monotonic() - began < DEADLINE / 2
+    first.cancel()
+    assert await caller.call(SHARE, DEADLINE, process_jobs.same, 7) == 7
 
 
 def test_several_calls_of_a_caller_take_turns(bounds: Bounds) -> None:

@@ -1,32 +1,27 @@
 """The one thread of each directory."""
 
-import asyncio
 import gc
 import threading
 
 import pytest
+from with_processes import until
 
 from driver.blocking.directories import Directories
 from driver.blocking.threads import Threads
 
 
-def test_a_directory_has_one_thread_as_long_as_it_hangs() -> None:
+async def test_a_directory_has_one_thread_as_long_as_it_hangs() -> None:
     release = threading.Event()
-
-    async def main() -> None:
-        directories = Directories()
-        with pytest.raises(TimeoutError):
-            await directories.threads("/a").run(0.01, release.wait)
-        gc.collect()
-        assert directories.threads("/a").is_busy
-        assert not directories.threads("/b").is_busy
-        release.set()
-        while directories.threads("/a").is_busy:
-            await asyncio.sleep(0.001)
-        gc.collect()
-        assert len(directories._by_path) == 0
-
-    asyncio.run(main())
+    directories = Directories()
+    with pytest.raises(TimeoutError):
+        await directories.threads("/a").run(0.01, release.wait)
+    gc.collect()
+    assert directories.threads("/a").is_busy
+    assert not directories.threads("/b").is_busy
+    release.set()
+    await until(lambda: not directories.threads("/a").is_busy)
+    gc.collect()
+    assert len(directories._by_path) == 0
 
 
 def test_a_thread_that_hangs_in_a_directory_becomes_the_directorys_own() -> None:

@@ -27,7 +27,7 @@ def test_all_is_done_by_one_thread() -> None:
     assert len(threads) == 1
 
 
-def test_what_hangs_keeps_its_own_thread_and_the_rest_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_hangs_keeps_its_own_thread_and_the_rest_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "RESTORE_WAIT", 0.05)
     monkeypatch.setattr(inturn, "_PATIENCE", 0.01)
     release = threading.Event()
@@ -42,30 +42,27 @@ def test_what_hangs_keeps_its_own_thread_and_the_rest_is_done(monkeypatch: pytes
 
         return Work(path, do, lambda result: ended.update({name: result}), late.append)
 
-    async def main() -> None:
-        directories = Directories()
-        works = [
-            work("/a", "a"),
-            work("/b", "b", hangs=True),
-            work("/c", "c"),
-            work("/b", "b2"),
-            work("/d", "d", hangs=True),
-            work("/e", "e"),
-        ]
-        await do_in_turn(works, directories)
-        for name in ("a", "c", "e"):
-            assert ended[name] == name
-        for name in ("b", "b2", "d"):
-            assert isinstance(ended[name], TimeoutError)
-        busy = {path: directories.threads(path).is_busy for path in ("/a", "/b", "/c", "/d", "/e")}
-        assert busy == {"/a": False, "/b": True, "/c": False, "/d": True, "/e": False}
-        release.set()
-        deadline = time.monotonic() + DEADLINE
-        while sorted(late) != ["b", "b2", "d"]:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.001)
-
-    asyncio.run(main())
+    directories = Directories()
+    works = [
+        work("/a", "a"),
+        work("/b", "b", hangs=True),
+        work("/c", "c"),
+        work("/b", "b2"),
+        work("/d", "d", hangs=True),
+        work("/e", "e"),
+    ]
+    await do_in_turn(works, directories)
+    for name in ("a", "c", "e"):
+        assert ended[name] == name
+    for name in ("b", "b2", "d"):
+        assert isinstance(ended[name], TimeoutError)
+    busy = {path: directories.threads(path).is_busy for path in ("/a", "/b", "/c", "/d", "/e")}
+    assert busy == {"/a": False, "/b": True, "/c": False, "/d": True, "/e": False}
+    release.set()
+    deadline = time.monotonic() + DEADLINE
+    while sorted(late) != ["b", "b2", "d"]:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)
 
 
 def test_there_may_be_nothing_to_do() -> None:

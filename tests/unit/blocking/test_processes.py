@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from errno import EINTR, EMFILE, ENOBUFS
+from pathlib import Path
 
 import process_jobs
 import pytest
 from pod_programs import ROOT
-from with_processes import DEADLINE, done_apart, run
+from with_processes import DEADLINE, done_apart, run, until
 
 from driver.blocking.processes import NotAsked, Starter
 
@@ -42,124 +43,96 @@ def test_it_has_the_standard_streams_and_none_of_the_drivers_fds(starter: Starte
     assert len(found) == 5  # the streams, the socket for the result, and the fd of the listing
 
 
-def test_nobody_has_a_copy_of_what_the_driver_opened_since(starter: Starter) -> None:
+async def test_nobody_has_a_copy_of_what_the_driver_opened_since(starter: Starter) -> None:
     """Not even a process that is just starting has one, so the driver's own close is the last one."""
-
-    async def main() -> None:
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-        processes = [await starter.process() for _ in range(5)]
-        at_work = [process.do(process_jobs.sleeps) for process in processes]
-        os.close(writer)
-        assert os.read(reader, 1) == b""
-        os.close(reader)
-        for process, answer in zip(processes, at_work, strict=True):
-            process.kill()
-            with pytest.raises(NotAsked):
-                await answer
-
-    run(main())
-
-
-def test_it_may_be_given_an_fd_and_does_not_keep_it(starter: Starter) -> None:
-    async def main() -> None:
-        reader, writer = os.pipe()
-        with await starter.process() as process:
-            answer = process.do(process_jobs.says, "it is", fds=[writer])
-            os.close(writer)
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    processes = [await starter.process() for _ in range(5)]
+    at_work = [process.do(process_jobs.sleeps) for process in processes]
+    os.close(writer)
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+    for process, answer in zip(processes, at_work, strict=True):
+        process.kill()
+        with pytest.raises(NotAsked):
             await answer
-        assert os.read(reader, 100) == b"it is"
-        assert os.read(reader, 100) == b""
-        os.close(reader)
-
-    run(main())
 
 
-def test_an_fd_that_it_is_given_goes_to_nobody_else(starter: Starter) -> None:
+async def test_it_may_be_given_an_fd_and_does_not_keep_it(starter: Starter) -> None:
+    reader, writer = os.pipe()
+    with await starter.process() as process:
+        answer = process.do(process_jobs.says, "it is", fds=[writer])
+        os.close(writer)
+        await answer
+    assert os.read(reader, 100) == b"it is"
+    assert os.read(reader, 100) == b""
+    os.close(reader)
+
+
+async def test_an_fd_that_it_is_given_goes_to_nobody_else(starter: Starter) -> None:
     """The starter must never hold an fd of a pod's: if it were the last to close it, it could block, and no process could start."""
+    reader, writer = os.pipe()
+    pipe = os.fstat(writer).st_ino
+    process = await starter.process()
+    answer = process.do(process_jobs.keeps, fds=[writer])
+    os.close(writer)
+    folder = f"/proc/{pid_of(starter)}/fd"
+    assert f"pipe:[{pipe}]" not in {os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder)}
+    process.kill()
+    with pytest.raises(NotAsked):
+        await answer
+    assert os.read(reader, 1) == b""
+    os.close(reader)
 
-    async def main() -> None:
-        reader, writer = os.pipe()
-        pipe = os.fstat(writer).st_ino
-        process = await starter.process()
-        answer = process.do(process_jobs.keeps, fds=[writer])
+
+async def test_one_that_is_killed_has_no_result(starter: Starter) -> None:
+    reader, writer = os.pipe()
+    with await starter.process() as process:
+        answer = process.do(process_jobs.writes, "it is", fds=[writer])
         os.close(writer)
-        folder = f"/proc/{pid_of(starter)}/fd"
-        assert f"pipe:[{pipe}]" not in {os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder)}
+        assert os.read(reader, 100)
         process.kill()
-        with pytest.raises(NotAsked):
+        with pytest.raises(NotAsked) as caught:
             await answer
-        assert os.read(reader, 1) == b""
-        os.close(reader)
-
-    run(main())
-
-
-def test_one_that_is_killed_has_no_result(starter: Starter) -> None:
-    async def main() -> None:
-        reader, writer = os.pipe()
-        with await starter.process() as process:
-            answer = process.do(process_jobs.writes, "it is", fds=[writer])
-            os.close(writer)
-            assert os.read(reader, 100)
-            process.kill()
-            with pytest.raises(NotAsked) as caught:
-                await answer
-        assert caught.value.errno == EINTR
-        assert os.read(reader, 100) == b""
-        os.close(reader)
-
-    run(main())
+    assert caught.value.errno == EINTR
+    assert os.read(reader, 100) == b""
+    os.close(reader)
 
 
-def test_one_that_is_let_go_without_an_answer_is_killed(starter: Starter) -> None:
-    async def main() -> None:
-        with await starter.process() as process:
-            answer = process.do(process_jobs.sleeps)
-        await process.ended
-        with pytest.raises(NotAsked):
-            await answer
-        with await starter.process() as process:
-            pass  # it was not asked anything
-        await process.ended
-
-    run(main())
+async def test_one_that_is_let_go_without_an_answer_is_killed(starter: Starter) -> None:
+    with await starter.process() as process:
+        answer = process.do(process_jobs.sleeps)
+    await process.ended
+    with pytest.raises(NotAsked):
+        await answer
+    with await starter.process() as process:
+        pass  # it was not asked anything
+    await process.ended
 
 
-def test_the_answer_of_one_that_ends_at_once_is_read(starter: Starter) -> None:
+async def test_the_answer_of_one_that_ends_at_once_is_read(starter: Starter) -> None:
     """The event loop may see its end before its answer."""
-
-    async def main() -> None:
-        for number in range(20):
-            with await starter.process() as process:
-                answer = process.do(process_jobs.same, number)
-                time.sleep(0.01)
-                assert await answer == number
-
-    run(main())
+    for number in range(20):
+        with await starter.process() as process:
+            answer = process.do(process_jobs.same, number)
+            time.sleep(0.01)
+            assert await answer == number
 
 
-def test_one_that_answers_counts_until_it_has_ended(starter: Starter) -> None:
+async def test_one_that_answers_counts_until_it_has_ended(starter: Starter) -> None:
     """A process may wait for the pod's FUSE program after its answer, when it closes a copy of a mount."""
-
-    async def main() -> None:
-        process = await starter.process()
-        assert await process.do(process_jobs.same, 7) == 7
-        await process.ended
-        process.kill()  # this is not an error
-
-    run(main())
+    process = await starter.process()
+    assert await process.do(process_jobs.same, 7) == 7
+    await process.ended
+    process.kill()  # this is not an error
 
 
-def test_one_that_ended_before_it_was_asked_has_no_answer(starter: Starter) -> None:
-    async def main() -> None:
-        process = await starter.process()
-        process.kill()
-        await asyncio.sleep(0.05)
-        with pytest.raises(NotAsked):
-            await process.do(process_jobs.same, 7)
-        assert await done_apart(starter, process_jobs.same, 7) == 7
-
-    run(main())
+async def test_one_that_ended_before_it_was_asked_has_no_answer(starter: Starter) -> None:
+    process = await starter.process()
+    process.kill()
+    await asyncio.sleep(0.05)
+    with pytest.raises(NotAsked):
+        await process.do(process_jobs.same, 7)
+    assert await done_apart(starter, process_jobs.same, 7) == 7
 
 
 def test_many_fds_are_no_obstacle(starter: Starter) -> None:
@@ -172,63 +145,51 @@ def test_many_fds_are_no_obstacle(starter: Starter) -> None:
             os.close(fd)
 
 
-def test_who_gives_up_before_there_is_a_process_leaves_none(starter: Starter) -> None:
-    async def main() -> None:
-        waiting = [asyncio.create_task(starter.process()) for _ in range(5)]
-        await asyncio.sleep(0)
-        for task in waiting:
-            task.cancel()
-        assert await done_apart(starter, process_jobs.same, 7) == 7
-        await asyncio.sleep(0.1)
-        with open(f"/proc/{pid_of(starter)}/task/{pid_of(starter)}/children") as file:
-            assert file.read() == ""
-
-    run(main())
+async def test_who_gives_up_before_there_is_a_process_leaves_none(starter: Starter) -> None:
+    waiting = [asyncio.create_task(starter.process()) for _ in range(5)]
+    await asyncio.sleep(0)
+    for task in waiting:
+        task.cancel()
+    assert await done_apart(starter, process_jobs.same, 7) == 7
+    children = Path(f"/proc/{pid_of(starter)}/task/{pid_of(starter)}/children")
+    await until(lambda: children.read_text() == "")
 
 
-def test_the_spare_process_is_used_once_and_followed_by_another() -> None:
-    async def main() -> None:
-        spared = Starter()
-        spared.keep_spare()
-        try:
-            pids = set()
-            for _ in range(3):
-                while spared._spare is None or not spared._spare.done():
-                    await asyncio.sleep(0.001)
-                process = spared._spare.result()
-                signal.pidfd_send_signal(spared.pidfd, signal.SIGSTOP)  # it cannot fork a process now
-                used = await spared.process()
-                signal.pidfd_send_signal(spared.pidfd, signal.SIGCONT)
-                assert used is process
-                pids.add(await used.do(process_jobs.pid))
-            assert len(pids) == 3
-        finally:
-            await end(spared)
-
-    run(main())
-
-
-def test_a_spare_process_that_has_ended_is_not_used() -> None:
-    async def main() -> None:
-        spared = Starter()
-        spared.keep_spare()
-        try:
-            assert await done_apart(spared, process_jobs.same, 7) == 7  # there is no spare process yet
+async def test_the_spare_process_is_used_once_and_followed_by_another() -> None:
+    spared = Starter()
+    spared.keep_spare()
+    try:
+        pids = set()
+        for _ in range(3):
             while spared._spare is None or not spared._spare.done():
                 await asyncio.sleep(0.001)
-            spared._spare.result().kill()
-            await spared._spare.result().ended
-            assert await done_apart(spared, process_jobs.same, 7) == 7
-        finally:
-            await end(spared)
+            process = spared._spare.result()
+            signal.pidfd_send_signal(spared.pidfd, signal.SIGSTOP)  # it cannot fork a process now
+            used = await spared.process()
+            signal.pidfd_send_signal(spared.pidfd, signal.SIGCONT)
+            assert used is process
+            pids.add(await used.do(process_jobs.pid))
+        assert len(pids) == 3
+    finally:
+        await end(spared)
 
-    run(main())
+
+async def test_a_spare_process_that_has_ended_is_not_used() -> None:
+    spared = Starter()
+    spared.keep_spare()
+    try:
+        assert await done_apart(spared, process_jobs.same, 7) == 7  # there is no spare process yet
+        await until(lambda: spared._spare is not None and spared._spare.done())
+        spared._spare.result().kill()
+        await spared._spare.result().ended
+        assert await done_apart(spared, process_jobs.same, 7) == 7
+    finally:
+        await end(spared)
 
 
 async def end(spared: Starter) -> None:
     """End a starter that a test has made, and its spare process."""
-    while spared._spare is None or not spared._spare.done():
-        await asyncio.sleep(0.001)
+    await until(lambda: spared._spare is not None and spared._spare.done())
     pid = pid_of(spared)
     spared._requests.close()
     os.waitpid(pid, 0)
@@ -236,17 +197,14 @@ async def end(spared: Starter) -> None:
     os.close(spared.pidfd)
 
 
-def test_one_whose_starter_is_stopped_is_waited_for_without_blocking(starter: Starter) -> None:
-    async def main() -> None:
-        signal.pidfd_send_signal(starter.pidfd, signal.SIGSTOP)
-        try:
-            waiting = [asyncio.create_task(done_apart(starter, process_jobs.same, number)) for number in range(100)]
-            await asyncio.sleep(0.1)
-        finally:
-            signal.pidfd_send_signal(starter.pidfd, signal.SIGCONT)
-        assert await asyncio.gather(*waiting) == list(range(100))
-
-    run(main())
+async def test_one_whose_starter_is_stopped_is_waited_for_without_blocking(starter: Starter) -> None:
+    signal.pidfd_send_signal(starter.pidfd, signal.SIGSTOP)
+    try:
+        waiting = [asyncio.create_task(done_apart(starter, process_jobs.same, number)) for number in range(100)]
+        await asyncio.sleep(0.1)
+    finally:
+        signal.pidfd_send_signal(starter.pidfd, signal.SIGCONT)
+    assert await asyncio.gather(*waiting) == list(range(100))
 
 
 def script(*lines: str) -> list[str]:
@@ -346,17 +304,14 @@ def test_where_no_fd_is_left_none_is_made(free: int) -> None:
     assert (done.stdout.split(), done.returncode) == ([str(EMFILE), "7"], 0)
 
 
-def test_a_process_that_cannot_be_asked_ends_and_keeps_no_place(starter: Starter, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        process = await starter.process()
+async def test_a_process_that_cannot_be_asked_ends_and_keeps_no_place(starter: Starter, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = await starter.process()
 
-        def fail(*_: object) -> None:
-            raise OSError(ENOBUFS, os.strerror(ENOBUFS))
+    def fail(*_: object) -> None:
+        raise OSError(ENOBUFS, os.strerror(ENOBUFS))
 
-        with monkeypatch.context() as failing, process:
-            failing.setattr(socket, "send_fds", fail)
-            with pytest.raises(NotAsked):
-                await process.do(process_jobs.same, 1)
-        await asyncio.wait_for(process.ended, 20)
-
-    run(main())
+    with monkeypatch.context() as failing, process:
+        failing.setattr(socket, "send_fds", fail)
+        with pytest.raises(NotAsked):
+            await process.do(process_jobs.same, 1)
+    await asyncio.wait_for(process.ended, 20)

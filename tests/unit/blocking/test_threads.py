@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import pytest
+from with_processes import DEADLINE, until
 
 from driver.blocking import threads
 from driver.blocking.threads import Threads
-
-DEADLINE = 20.0
 
 # pytest's warning about an exception that leaves a thread is an error, too.
 pytestmark = pytest.mark.filterwarnings("error")
@@ -47,14 +46,6 @@ def run(work: Callable[[], object], limit: float = DEADLINE) -> object:
         return await Threads(1).run(limit, work)
 
     return asyncio.run(main())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the event loop run until a condition is true."""
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.001)
 
 
 def test_the_result_is_the_works() -> None:
@@ -106,116 +97,94 @@ def test_a_result_after_the_loops_end_is_no_error(release: threading.Event) -> N
     release.set()
 
 
-def test_no_more_than_the_threads_that_there_are_run_at_once(release: threading.Event) -> None:
-    async def main() -> None:
-        threads = Threads(3)
-        begun: list[int] = []
+async def test_no_more_than_the_threads_that_there_are_run_at_once(release: threading.Event) -> None:
+    threads = Threads(3)
+    begun: list[int] = []
 
-        def work(number: int) -> Callable[[], str]:
-            def body() -> str:
-                begun.append(number)
-                return hangs(release)()
+    def work(number: int) -> Callable[[], str]:
+        def body() -> str:
+            begun.append(number)
+            return hangs(release)()
 
-            return body
+        return body
 
-        tasks = [asyncio.ensure_future(threads.run(DEADLINE, work(number))) for number in range(10)]
-        await until(lambda: len(begun) == 3)
-        for _ in range(20):
-            await asyncio.sleep(0.001)
-        assert len(begun) == 3
-        # When these end, the waiting ones begin.
-        release.set()
-        assert await asyncio.gather(*tasks) == ["late"] * 10
-        assert sorted(begun) == list(range(10))
-
-    asyncio.run(main())
+    tasks = [asyncio.ensure_future(threads.run(DEADLINE, work(number))) for number in range(10)]
+    await until(lambda: len(begun) == 3)
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+    assert len(begun) == 3
+    # When these end, the waiting ones begin.
+    release.set()
+    assert await asyncio.gather(*tasks) == ["late"] * 10
+    assert sorted(begun) == list(range(10))
 
 
-def test_the_wait_for_a_thread_counts(release: threading.Event) -> None:
-    async def main() -> None:
-        threads = Threads(1)
-        with pytest.raises(TimeoutError):
-            await threads.run(0.02, hangs(release))
-        ran = threading.Event()
-        with pytest.raises(TimeoutError):
-            await threads.run(0.05, ran.set)
-        release.set()
-        assert await threads.run(DEADLINE, lambda: 7) == 7
-        assert not ran.is_set()
-
-    asyncio.run(main())
+async def test_the_wait_for_a_thread_counts(release: threading.Event) -> None:
+    threads = Threads(1)
+    with pytest.raises(TimeoutError):
+        await threads.run(0.02, hangs(release))
+    ran = threading.Event()
+    with pytest.raises(TimeoutError):
+        await threads.run(0.05, ran.set)
+    release.set()
+    assert await threads.run(DEADLINE, lambda: 7) == 7
+    assert not ran.is_set()
 
 
-def test_nothing_is_kept_of_those_who_waited_for_a_thread_and_gave_up(release: threading.Event) -> None:
+async def test_nothing_is_kept_of_those_who_waited_for_a_thread_and_gave_up(release: threading.Event) -> None:
     """kubelet calls again and again if a volume cannot be unmounted."""
-
-    async def main() -> None:
-        threads = Threads(1)
-        first = threads.run_to_end(hangs(release))
-        for _ in range(3):
-            with pytest.raises(TimeoutError):
-                await threads.run(0.01, hangs(release))
-            assert threads._jobs == []
-        release.set()
-        assert await first == "late"
-        assert not threads.is_busy
-
-    asyncio.run(main())
-
-
-def test_threads_that_hang_are_only_those_of_their_own_object(release: threading.Event) -> None:
-    async def main() -> None:
+    threads = Threads(1)
+    first = threads.run_to_end(hangs(release))
+    for _ in range(3):
         with pytest.raises(TimeoutError):
-            await Threads(1).run(0.02, hangs(release))
-        assert await Threads(1).run(DEADLINE, lambda: 7) == 7
+            await threads.run(0.01, hangs(release))
+        assert threads._jobs == []
+    release.set()
+    assert await first == "late"
+    assert not threads.is_busy
 
-    asyncio.run(main())
+
+async def test_threads_that_hang_are_only_those_of_their_own_object(release: threading.Event) -> None:
+    with pytest.raises(TimeoutError):
+        await Threads(1).run(0.02, hangs(release))
+    assert await Threads(1).run(DEADLINE, lambda: 7) == 7
 
 
-def test_a_caller_that_gives_up_leaves_the_thread_to_end(release: threading.Event) -> None:
-    async def main() -> None:
-        threads = Threads(1)
-        task = asyncio.ensure_future(threads.run(DEADLINE, hangs(release)))
-        await asyncio.sleep(0)
+async def test_a_caller_that_gives_up_leaves_the_thread_to_end(release: threading.Event) -> None:
+    threads = Threads(1)
+    task = asyncio.ensure_future(threads.run(DEADLINE, hangs(release)))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    release.set()
+    assert await threads.run(DEADLINE, lambda: 7) == 7
+
+
+async def test_a_waiting_caller_that_gives_up_costs_no_thread(release: threading.Event) -> None:
+    threads = Threads(1)
+    first = asyncio.ensure_future(threads.run(DEADLINE, hangs(release)))
+    waiting = [asyncio.ensure_future(threads.run(DEADLINE, lambda: 7)) for _ in range(5)]
+    await asyncio.sleep(0.01)
+    for task in waiting[:4]:
         task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        release.set()
-        assert await threads.run(DEADLINE, lambda: 7) == 7
-
-    asyncio.run(main())
+    release.set()
+    assert await first == "late"
+    assert await waiting[4] == 7
+    assert await asyncio.gather(*(threads.run(DEADLINE, lambda: 8) for _ in range(3))) == [8, 8, 8]
 
 
-def test_a_waiting_caller_that_gives_up_costs_no_thread(release: threading.Event) -> None:
-    async def main() -> None:
-        threads = Threads(1)
-        first = asyncio.ensure_future(threads.run(DEADLINE, hangs(release)))
-        waiting = [asyncio.ensure_future(threads.run(DEADLINE, lambda: 7)) for _ in range(5)]
-        await asyncio.sleep(0.01)
-        for task in waiting[:4]:
-            task.cancel()
-        release.set()
-        assert await first == "late"
-        assert await waiting[4] == 7
-        assert await asyncio.gather(*(threads.run(DEADLINE, lambda: 8) for _ in range(3))) == [8, 8, 8]
-
-    asyncio.run(main())
-
-
-def test_where_no_thread_can_be_made_it_says_so_and_goes_on_later(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_where_no_thread_can_be_made_it_says_so_and_goes_on_later(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_thread(*_: object) -> NoReturn:
         raise RuntimeError("can't start new thread")
 
-    async def main() -> None:
-        threads = Threads(1)
-        with monkeypatch.context() as without:
-            without.setattr(_thread, "start_new_thread", no_thread)
-            for _ in range(3):
-                with pytest.raises(OSError, match="can't start new thread"):
-                    await threads.run(DEADLINE, lambda: 7)
-        assert await threads.run(DEADLINE, lambda: 7) == 7
-
-    asyncio.run(main())
+    threads = Threads(1)
+    with monkeypatch.context() as without:
+        without.setattr(_thread, "start_new_thread", no_thread)
+        for _ in range(3):
+            with pytest.raises(OSError, match="can't start new thread"):
+                await threads.run(DEADLINE, lambda: 7)
+    assert await threads.run(DEADLINE, lambda: 7) == 7
 
 
 def test_it_is_tried_again_where_no_thread_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,24 +211,20 @@ def test_it_is_tried_again_where_no_thread_can_be_made(monkeypatch: pytest.Monke
     assert fails == 0
 
 
-def test_what_must_be_finished_is_finished_although_its_caller_gives_up(release: threading.Event) -> None:
+async def test_what_must_be_finished_is_finished_although_its_caller_gives_up(release: threading.Event) -> None:
     finished = threading.Event()
-
-    async def main() -> None:
-        threads = Threads(1)
-        first = threads.run_to_end(hangs(release))
-        second = threads.run_to_end(finished.set)
-        second.cancel()
-        await asyncio.sleep(0.01)
-        release.set()
-        assert await first == "late"
-        await until(lambda: not threads.is_busy)
-        assert finished.is_set()
-
-    asyncio.run(main())
+    threads = Threads(1)
+    first = threads.run_to_end(hangs(release))
+    second = threads.run_to_end(finished.set)
+    second.cancel()
+    await asyncio.sleep(0.01)
+    release.set()
+    assert await first == "late"
+    await until(lambda: not threads.is_busy)
+    assert finished.is_set()
 
 
-def test_what_must_be_finished_waits_for_a_thread_and_is_held_until_then(release: threading.Event) -> None:
+async def test_what_must_be_finished_waits_for_a_thread_and_is_held_until_then(release: threading.Event) -> None:
     """The garbage collector would close a dropped socket in whichever thread it runs, which may be the event loop's."""
     done_in: list[threading.Thread] = []
 
@@ -267,36 +232,30 @@ def test_what_must_be_finished_waits_for_a_thread_and_is_held_until_then(release
         def close(self) -> None:
             done_in.append(threading.current_thread())
 
-    async def main() -> None:
-        threads = Threads(1)
-        first = threads.run_to_end(hangs(release))
-        held = Held()
-        second = threads.run_to_end(held.close)
-        assert threads.is_busy
-        seen = weakref.ref(held)
-        del held, threads
-        gc.collect()
-        assert seen() is not None
-        assert not first.done() and not second.done()
-        release.set()
-        await asyncio.wait_for(second, DEADLINE)
-        assert len(done_in) == 1 and threading.current_thread() not in done_in
-
-    asyncio.run(main())
+    threads = Threads(1)
+    first = threads.run_to_end(hangs(release))
+    held = Held()
+    second = threads.run_to_end(held.close)
+    assert threads.is_busy
+    seen = weakref.ref(held)
+    del held, threads
+    gc.collect()
+    assert seen() is not None
+    assert not first.done() and not second.done()
+    release.set()
+    await asyncio.wait_for(second, DEADLINE)
+    assert len(done_in) == 1 and threading.current_thread() not in done_in
 
 
-def test_the_exception_of_what_must_be_finished_is_in_the_future(release: threading.Event) -> None:
+async def test_the_exception_of_what_must_be_finished_is_in_the_future(release: threading.Event) -> None:
     def fails() -> None:
         raise OSError(5, "x")
 
-    async def main() -> None:
-        threads = Threads(1)
-        with pytest.raises(OSError, match="x"):
-            await threads.run_to_end(fails)
-        await asyncio.wait_for(threads.run_to_end(lambda: None), DEADLINE)
-        assert not threads.is_busy
-
-    asyncio.run(main())
+    threads = Threads(1)
+    with pytest.raises(OSError, match="x"):
+        await threads.run_to_end(fails)
+    await asyncio.wait_for(threads.run_to_end(lambda: None), DEADLINE)
+    assert not threads.is_busy
 
 
 def test_closing_a_lingering_socket_ends_when_it_is_nudged() -> None:

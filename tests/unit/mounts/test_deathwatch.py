@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,6 @@ from driver.linux import syscalls
 from driver.linux.filewatch import FileWatch
 from driver.mounts import deathwatch
 from driver.mounts.deathwatch import DeathWatch
-
-DEADLINE = 20.0
 
 
 class Devices:
@@ -56,88 +54,66 @@ class Mount:
         Path(self.devices.path("node")).open("w").close()
 
 
-def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(work(), DEADLINE))
+async def test_the_last_close_is_the_end_and_is_told_once(tmp_path: Path) -> None:
+    mount = Mount(tmp_path)
+    mount.watch.begin()
+    mount.devices.held = False
+    mount.close()
+    await mount.asked.get()
+    await asyncio.sleep(1.2)  # longer than all looks take
+    assert mount.asked.empty()
 
 
-def test_the_last_close_is_the_end_and_is_told_once(tmp_path: Path) -> None:
-    async def main() -> None:
-        mount = Mount(tmp_path)
-        mount.watch.begin()
-        mount.devices.held = False
-        mount.close()
-        await mount.asked.get()
-        await asyncio.sleep(1.2)  # longer than all looks take
-        assert mount.asked.empty()
-
-    run(main)
-
-
-def test_a_lock_that_is_dropped_after_the_kernel_has_told_is_noticed_soon(tmp_path: Path) -> None:
+async def test_a_lock_that_is_dropped_after_the_kernel_has_told_is_noticed_soon(tmp_path: Path) -> None:
     """The closing process had to wait for a processor in between: at most as long again passes until its end is noticed."""
-
-    async def main() -> None:
-        mount = Mount(tmp_path)
-        mount.watch.begin()
-        mount.close()
-        began = time.monotonic()
-        await asyncio.sleep(0.15)
-        mount.devices.held = False
-        await mount.asked.get()
-        assert time.monotonic() - began < 0.5
-
-    run(main)
+    mount = Mount(tmp_path)
+    mount.watch.begin()
+    mount.close()
+    began = time.monotonic()
+    await asyncio.sleep(0.15)
+    mount.devices.held = False
+    await mount.asked.get()
+    assert time.monotonic() - began < 0.5
 
 
-def test_an_end_soon_after_a_false_alarm_is_noticed_at_once(tmp_path: Path) -> None:
+async def test_an_end_soon_after_a_false_alarm_is_noticed_at_once(tmp_path: Path) -> None:
     """A program that lives can open and close its own device node, and die then."""
-
-    async def main() -> None:
-        mount = Mount(tmp_path)
-        mount.watch.begin()
-        mount.close()
-        await asyncio.sleep(0.6)  # the next check of that alarm is far
-        mount.devices.held = False
-        mount.close()
-        began = time.monotonic()
-        await mount.asked.get()
-        assert time.monotonic() - began < 0.2
-
-    run(main)
+    mount = Mount(tmp_path)
+    mount.watch.begin()
+    mount.close()
+    await asyncio.sleep(0.6)  # the next check of that alarm is far
+    mount.devices.held = False
+    mount.close()
+    began = time.monotonic()
+    await mount.asked.get()
+    assert time.monotonic() - began < 0.2
 
 
-def test_after_stop_nobody_is_asked_and_nothing_is_kept(tmp_path: Path) -> None:
-    async def main() -> None:
-        mount = Mount(tmp_path)
-        mount.watch.begin()
-        mount.watch.check()
-        await asyncio.sleep(0)  # it is at it
-        mount.devices.held = False
-        mount.close()
-        mount.watch.stop()
-        await asyncio.sleep(1.2)
-        assert mount.asked.empty()
-        assert mount.devices.files._callbacks == {}
-
-    run(main)
+async def test_after_stop_nobody_is_asked_and_nothing_is_kept(tmp_path: Path) -> None:
+    mount = Mount(tmp_path)
+    mount.watch.begin()
+    mount.watch.check()
+    await asyncio.sleep(0)  # it is at it
+    mount.devices.held = False
+    mount.close()
+    mount.watch.stop()
+    await asyncio.sleep(1.2)
+    assert mount.asked.empty()
+    assert mount.devices.files._callbacks == {}
 
 
 @pytest.mark.parametrize("node", [None, "missing"])
-def test_where_the_kernel_does_not_tell_it_is_looked_again_and_again(
+async def test_where_the_kernel_does_not_tell_it_is_looked_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str | None
 ) -> None:
     monkeypatch.setattr(deathwatch.limits, "CHECK_INTERVAL", 0.01)
-
-    async def main() -> None:
-        mount = Mount(tmp_path, node)
-        mount.ended = mount.devices.held = False
-        if node is None:
+    mount = Mount(tmp_path, node)
+    mount.ended = mount.devices.held = False
+    if node is None:
+        mount.watch.begin()
+    else:
+        with pytest.raises(FileNotFoundError):
             mount.watch.begin()
-        else:
-            with pytest.raises(FileNotFoundError):
-                mount.watch.begin()
-        for _ in range(len(deathwatch._STEPS) + 2):
-            await mount.asked.get()
-        mount.watch.stop()
-
-    run(main)
+    for _ in range(len(deathwatch._STEPS) + 2):
+        await mount.asked.get()
+    mount.watch.stop()

@@ -92,14 +92,11 @@ def test_a_port_that_is_in_use_is_reported() -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "localhost:0", ":0"])
-def test_it_answers_at_that_address(address: str) -> None:
-    async def main() -> None:
-        async with serving(address) as listener:
-            host, port = listener.getsockname()[:2]
-            with socket.create_connection(("127.0.0.1" if address == ":0" else host, port), DEADLINE) as client:
-                assert b"mfcp_mounts_total" in await exchange(client, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-
-    asyncio.run(main())
+async def test_it_answers_at_that_address(address: str) -> None:
+    async with serving(address) as listener:
+        host, port = listener.getsockname()[:2]
+        with socket.create_connection(("127.0.0.1" if address == ":0" else host, port), DEADLINE) as client:
+            assert b"mfcp_mounts_total" in await exchange(client, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
 
 
 def test_no_host_is_all_addresses() -> None:
@@ -237,39 +234,35 @@ def exceptions_of(loop: asyncio.AbstractEventLoop) -> list[dict[str, Any]]:
     return exceptions
 
 
-def test_clients_that_say_nothing_or_read_nothing_are_cut_off_and_the_next_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_clients_that_say_nothing_or_read_nothing_are_cut_off_and_the_next_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SCRAPE_WAIT", 0.2)
     # The page is larger than the socket's buffers.
     monkeypatch.setattr(metrics, "text", lambda: b"x" * 30_000_000)
+    async with serving() as listener:
+        exceptions = exceptions_of(asyncio.get_running_loop())
+        silent, half, greedy = (connect(listener) for _ in range(3))
+        half.send(b"GET /metr")
+        greedy.send(b"GET /metrics HTTP/1.1\r\n\r\n")
+        for client in (silent, half):
+            assert await exchange(client, b"") == b""
+            client.close()
 
-    async def main() -> None:
-        async with serving() as listener:
-            exceptions = exceptions_of(asyncio.get_running_loop())
-            silent, half, greedy = (connect(listener) for _ in range(3))
-            half.send(b"GET /metr")
-            greedy.send(b"GET /metrics HTTP/1.1\r\n\r\n")
-            for client in (silent, half):
-                assert await exchange(client, b"") == b""
-                client.close()
+        def read_late() -> int:
+            length = 0
+            try:
+                while data := greedy.recv(65536):
+                    length += len(data)
+            except ConnectionError:
+                pass
+            return length
 
-            def read_late() -> int:
-                length = 0
-                try:
-                    while data := greedy.recv(65536):
-                        length += len(data)
-                except ConnectionError:
-                    pass
-                return length
-
-            await asyncio.sleep(0.4)
-            assert await in_thread(read_late) < 30_000_000
-            greedy.close()
-            monkeypatch.setattr(metrics, "text", lambda: b"page")
-            with connect(listener) as client:
-                assert (await exchange(client, b"GET /metrics HTTP/1.1\r\n\r\n")).endswith(b"page")
-            assert exceptions == []
-
-    asyncio.run(main())
+        await asyncio.sleep(0.4)
+        assert await in_thread(read_late) < 30_000_000
+        greedy.close()
+        monkeypatch.setattr(metrics, "text", lambda: b"page")
+        with connect(listener) as client:
+            assert (await exchange(client, b"GET /metrics HTTP/1.1\r\n\r\n")).endswith(b"page")
+        assert exceptions == []
 
 
 def test_a_page_that_no_buffer_holds_comes_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,24 +271,21 @@ def test_a_page_that_no_buffer_holds_comes_whole(monkeypatch: pytest.MonkeyPatch
     assert run(b"GET /metrics HTTP/1.1\r\n\r\n").partition(b"\r\n\r\n")[2] == page
 
 
-def test_no_more_than_a_few_are_served_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(DEADLINE), serving() as listener:
-            exceptions = exceptions_of(asyncio.get_running_loop())
-            many = [connect(listener) for _ in range(limits.SCRAPES_AT_ONCE)]
-            # The next connection is closed at once.
+async def test_no_more_than_a_few_are_served_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with asyncio.timeout(DEADLINE), serving() as listener:
+        exceptions = exceptions_of(asyncio.get_running_loop())
+        many = [connect(listener) for _ in range(limits.SCRAPES_AT_ONCE)]
+        # The next connection is closed at once.
+        with connect(listener) as client:
+            assert await exchange(client, b"GET /metrics HTTP/1.1\r\n\r\n") == b""
+        # When one connection ends, the next one is served.
+        for client in many:
+            client.close()
+        while True:
             with connect(listener) as client:
-                assert await exchange(client, b"GET /metrics HTTP/1.1\r\n\r\n") == b""
-            # When one connection ends, the next one is served.
-            for client in many:
-                client.close()
-            while True:
-                with connect(listener) as client:
-                    if await exchange(client, b"GET /metrics HTTP/1.1\r\n\r\n"):
-                        break
-            assert exceptions == []
-
-    asyncio.run(main())
+                if await exchange(client, b"GET /metrics HTTP/1.1\r\n\r\n"):
+                    break
+        assert exceptions == []
 
 
 @pytest.mark.parametrize(

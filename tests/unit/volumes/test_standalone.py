@@ -39,41 +39,32 @@ class Table:
         await asyncio.sleep(0)  # whoever waits for the task hears of its end later
 
 
-def test_two_removes_at_once(tmp_path: Path) -> None:
-    async def main() -> None:
-        table: Any = Table()
-        standalone = Standalone(table, str(tmp_path))
-        await standalone.add("v", False, "")
-        removes = [asyncio.ensure_future(standalone.remove("v")) for _ in range(2)]
+async def test_two_removes_at_once(tmp_path: Path) -> None:
+    table: Any = Table()
+    standalone = Standalone(table, str(tmp_path))
+    await standalone.add("v", False, "")
+    removes = [asyncio.ensure_future(standalone.remove("v")) for _ in range(2)]
+    await asyncio.sleep(0)
+    table.may_end.set()
+    await asyncio.gather(*removes)
+    assert os.listdir(tmp_path) == []
+
+
+async def test_what_is_added_while_a_remove_ends_stays(tmp_path: Path) -> None:
+    table: Any = Table()
+    standalone = Standalone(table, str(tmp_path))
+    await standalone.add("v", False, "")
+    remove = asyncio.ensure_future(standalone.remove("v"))
+    table.may_end.set()
+    while table.at(f"{tmp_path}/v/mount") is not None:
         await asyncio.sleep(0)
-        table.may_end.set()
-        await asyncio.gather(*removes)
-        assert os.listdir(tmp_path) == []
-
-    asyncio.run(main())
+    await standalone.add("v", True, "")
+    await remove
+    assert os.listdir(tmp_path / "v" / "sock") == ["fuse.sock"]
 
 
-def test_what_is_added_while_a_remove_ends_stays(tmp_path: Path) -> None:
-    async def main() -> None:
-        table: Any = Table()
-        standalone = Standalone(table, str(tmp_path))
-        await standalone.add("v", False, "")
-        remove = asyncio.ensure_future(standalone.remove("v"))
-        table.may_end.set()
-        while table.at(f"{tmp_path}/v/mount") is not None:
-            await asyncio.sleep(0)
-        await standalone.add("v", True, "")
-        await remove
-        assert os.listdir(tmp_path / "v" / "sock") == ["fuse.sock"]
-
-    asyncio.run(main())
-
-
-def test_why_it_could_not_be_published_is_told_though_the_folder_stays(tmp_path: Path) -> None:
-    async def main() -> None:
-        table: Any = Table()
-        table.failure = VolumeError(Code.INTERNAL, "no room")
-        with pytest.raises(VolumeError, match="no room"):
-            await Standalone(table, str(tmp_path)).add("v", False, "")
-
-    asyncio.run(main())
+async def test_why_it_could_not_be_published_is_told_though_the_folder_stays(tmp_path: Path) -> None:
+    table: Any = Table()
+    table.failure = VolumeError(Code.INTERNAL, "no room")
+    with pytest.raises(VolumeError, match="no room"):
+        await Standalone(table, str(tmp_path)).add("v", False, "")

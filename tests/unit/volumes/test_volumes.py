@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from with_processes import the_starter
+from with_processes import DEADLINE, the_starter, until
 
 from driver.blocking.calls import Bounds
 from driver.linux import syscalls
@@ -23,8 +23,6 @@ from driver.volumes.mounts import VolumeMounts
 from driver.volumes.recordformat import Record
 from driver.volumes.records import Records
 from driver.volumes.volumes import Volumes
-
-DEADLINE = 20.0
 
 
 def answers(path: Path) -> bool:
@@ -78,7 +76,7 @@ def test_a_volume_that_cannot_be_restored_serves_nobody_and_costs_no_other(
     assert "unforeseen" in caplog.text and told.__dict__["volume"] == "bad"
 
 
-def test_what_another_driver_kept_from_being_recorded_is_recorded_when_that_one_has_ended(
+async def test_what_another_driver_kept_from_being_recorded_is_recorded_when_that_one_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = VolumePaths(str(tmp_path / "pods"), "uid/mount", "uid/empty", "data")
@@ -88,23 +86,19 @@ def test_what_another_driver_kept_from_being_recorded_is_recorded_when_that_one_
     state = str(tmp_path / "state")
     other = Records(state)
     assert other.own()
-
-    async def main() -> None:
-        workspace: Any = SimpleNamespace(devices=DeviceFolder(str(tmp_path / "dev")))
-        watch, records = FileWatch(syscalls.inotify_init()), Records(state)
-        volumes = Volumes(workspace, watch, records, Bounds(the_starter()))
-        volume = await volumes.publish(publication)
-        (told,) = volume.troubles.texts
-        assert told.startswith("the volume cannot be recorded")
-        assert told.endswith(f"another driver has it: '{state}'")
-        os.close(other._lock)
-        await volumes.publish(publication)
-        assert not volume.troubles.has("record")
-        assert [each.publication for each in records.load()] == [publication]
-        volume.give_up()
-        watch.close()
-
-    asyncio.run(asyncio.wait_for(main(), DEADLINE))
+    workspace: Any = SimpleNamespace(devices=DeviceFolder(str(tmp_path / "dev")))
+    watch, records = FileWatch(syscalls.inotify_init()), Records(state)
+    volumes = Volumes(workspace, watch, records, Bounds(the_starter()))
+    volume = await volumes.publish(publication)
+    (told,) = volume.troubles.texts
+    assert told.startswith("the volume cannot be recorded")
+    assert told.endswith(f"another driver has it: '{state}'")
+    os.close(other._lock)
+    await volumes.publish(publication)
+    assert not volume.troubles.has("record")
+    assert [each.publication for each in records.load()] == [publication]
+    volume.give_up()
+    watch.close()
 
 
 def test_sockets_that_two_republishes_find_missing_are_made_again_once(
@@ -181,22 +175,19 @@ def test_it_is_quiet_when_nobody_connects_any_more(tmp_path: Path, monkeypatch: 
     asyncio.run(asyncio.wait_for(main(), DEADLINE))
 
 
-def test_nothing_is_kept_of_a_former_drivers_device_node_when_its_program_has_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_is_kept_of_a_former_drivers_device_node_when_its_program_has_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A file stands in for the device node, which needs root.
     monkeypatch.setattr(DeviceFolder, "is_there", lambda nodes, name: (tmp_path / "dev" / name).exists())
     (tmp_path / "dev").mkdir(mode=0o700)
     program = os.open(tmp_path / "dev" / "0123456789abcdef", os.O_RDWR | os.O_CREAT)
     fcntl.flock(program, fcntl.LOCK_SH)
-
-    async def main() -> None:
-        workspace: Any = SimpleNamespace(devices=DeviceFolder(str(tmp_path / "dev")))
-        watch = FileWatch(syscalls.inotify_init())
-        await Volumes(workspace, watch, Records(str(tmp_path / "state")), Bounds(the_starter())).restore("/pods", "/standalone")
-        assert len(watch._callbacks) == 1
-        os.close(program)
-        while watch._callbacks:
-            await asyncio.sleep(0.001)
-        assert os.listdir(tmp_path / "dev") == []
-        watch.close()
-
-    asyncio.run(asyncio.wait_for(main(), DEADLINE))
+    workspace: Any = SimpleNamespace(devices=DeviceFolder(str(tmp_path / "dev")))
+    watch = FileWatch(syscalls.inotify_init())
+    await Volumes(workspace, watch, Records(str(tmp_path / "state")), Bounds(the_starter())).restore("/pods", "/standalone")
+    assert len(watch._callbacks) == 1
+    os.close(program)
+    await until(lambda: not watch._callbacks)
+    assert os.listdir(tmp_path / "dev") == []
+    watch.close()
