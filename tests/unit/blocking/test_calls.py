@@ -86,7 +86,7 @@ def test_the_path_of_an_error_may_be_of_any_length(bounds: Bounds) -> None:
     assert (caught.value.errno, caught.value.filename) == (ENOTCONN, None)
 
 
-def test_each_has_a_process_of_its_own_and_there_are_few_at_once(bounds: Bounds) -> None:
+async def test_each_has_a_process_of_its_own_and_there_are_few_at_once(bounds: Bounds) -> None:
     before, counted = pidfds(), []
 
     async def call() -> int:
@@ -94,14 +94,11 @@ def test_each_has_a_process_of_its_own_and_there_are_few_at_once(bounds: Bounds)
         counted.append(pidfds() - before)
         return pid
 
-    async def main() -> list[int]:
-        return await asyncio.gather(*(call() for _ in range(200)))
-
-    assert len(set(run(main()))) == 200
+    assert len(set(await asyncio.gather(*(call() for _ in range(200))))) == 200
     assert max(counted) <= limits.PROCESSES_OF_A_POD
 
 
-def test_many_healthy_programs_are_asked_in_bounded_time(bounds: Bounds) -> None:
+async def test_many_healthy_programs_are_asked_in_bounded_time(bounds: Bounds) -> None:
     """`status` asks them all. The documented bound is 10 s for a thousand, and 1.6 s were measured. This asks a quarter of that."""
     few = asyncio.Semaphore(limits.PROCESSES_FOR_USAGE)
 
@@ -109,11 +106,8 @@ def test_many_healthy_programs_are_asked_in_bounded_time(bounds: Bounds) -> None
         async with few:
             return await BoundedCall(bounds.questions).call(f"pod {number}", DEADLINE, process_jobs.same, number)
 
-    async def main() -> list[int]:
-        return await asyncio.gather(*(call(number) for number in range(250)))
-
     began = time.monotonic()
-    assert run(main()) == list(range(250))
+    assert await asyncio.gather(*(call(number) for number in range(250))) == list(range(250))
     assert time.monotonic() - began < 10
 
 
@@ -248,26 +242,22 @@ async def test_that_another_kind_has_no_process_is_not_why_this_one_has_none(bou
         await ended(caller)
 
 
-def test_who_has_waited_for_a_former_call_waits_for_the_share_no_longer_than_that(bounds: Bounds) -> None:
+async def test_who_has_waited_for_a_former_call_waits_for_the_share_no_longer_than_that(bounds: Bounds) -> None:
     """A call that examines a volume ends within twice the limit, as kubelet expects."""
-
-    async def main() -> float:
-        caller, others = BoundedCall(bounds.questions), [BoundedCall(bounds.questions) for _ in range(limits.PROCESSES_OF_A_POD)]
-        former = asyncio.create_task(caller.call("another", DEADLINE, process_jobs.sleeps))
-        stuck = [asyncio.create_task(other.call(SHARE, DEADLINE, process_jobs.sleeps)) for other in others]
-        await asyncio.sleep(0.1)
-        asyncio.get_running_loop().call_later(0.8, former.cancel)
-        began = time.monotonic()
-        with pytest.raises(NotAsked):
-            await caller.call(SHARE, 1, process_jobs.same, 7)
-        took = time.monotonic() - began
-        for task in stuck:
-            task.cancel()
-        for each in (caller, *others):
-            await ended(each)
-        return took
-
-    assert run(main()) < 1.6
+    caller, others = BoundedCall(bounds.questions), [BoundedCall(bounds.questions) for _ in range(limits.PROCESSES_OF_A_POD)]
+    former = asyncio.create_task(caller.call("another", DEADLINE, process_jobs.sleeps))
+    stuck = [asyncio.create_task(other.call(SHARE, DEADLINE, process_jobs.sleeps)) for other in others]
+    await asyncio.sleep(0.1)
+    asyncio.get_running_loop().call_later(0.8, former.cancel)
+    began = time.monotonic()
+    with pytest.raises(NotAsked):
+        await caller.call(SHARE, 1, process_jobs.same, 7)
+    took = time.monotonic() - began
+    for task in stuck:
+        task.cancel()
+    for each in (caller, *others):
+        await ended(each)
+    assert took < 1.6
 
 
 async def test_a_caller_has_one_process_at_a_time(bounds: Bounds) -> None:
@@ -283,9 +273,6 @@ async def test_a_caller_has_one_process_at_a_time(bounds: Bounds) -> None:
     assert await caller.call(SHARE, DEADLINE, process_jobs.same, 7) == 7
 
 
-def test_several_calls_of_a_caller_take_turns(bounds: Bounds) -> None:
-    async def main() -> list[int]:
-        caller = BoundedCall(bounds.questions)
-        return await asyncio.gather(*(caller.call(SHARE, DEADLINE, process_jobs.same, n) for n in range(20)))
-
-    assert run(main()) == list(range(20))
+async def test_several_calls_of_a_caller_take_turns(bounds: Bounds) -> None:
+    caller = BoundedCall(bounds.questions)
+    assert await asyncio.gather(*(caller.call(SHARE, DEADLINE, process_jobs.same, n) for n in range(20))) == list(range(20))

@@ -141,7 +141,7 @@ def volume(state: State = State.MOUNTED, target: str = "/target", pod: str = "po
     )
 
 
-def test_a_program_that_hangs_is_told_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_program_that_hangs_is_told_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "PROBE_WAIT", 0.1)
 
     async def usage(volume: Any) -> None:
@@ -150,14 +150,10 @@ def test_a_program_that_hangs_is_told_within_the_limit(monkeypatch: pytest.Monke
     monkeypatch.setattr(condition, "_usage", usage)
     examined = volume()
 
-    async def main() -> list[Any]:
-        began = time.monotonic()
-        found = [await condition.examine(examined) for _ in range(3)]
-        assert time.monotonic() - began < 5
-        assert await examined.mounts.questions.call("pod", DEADLINE, process_jobs.same, 7) == 7  # the process of the former one has ended
-        return found
-
-    found = run(main())
+    began = time.monotonic()
+    found = [await condition.examine(examined) for _ in range(3)]
+    assert time.monotonic() - began < 5
+    assert await examined.mounts.questions.call("pod", DEADLINE, process_jobs.same, 7) == 7  # the process of the former one has ended
     for how, found_usage in found:
         assert found_usage is None
         assert how.is_abnormal
@@ -236,7 +232,7 @@ def test_many_are_examined_some_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert set(most.values()) <= set(range(1, condition._EXAMINED_OF_A_POD + 1))
 
 
-def test_all_are_examined_within_the_limit_however_many_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_are_examined_within_the_limit_however_many_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     """The programs of one pod hang, and those of the other pods are asked all the same."""
     monkeypatch.setattr(limits, "STATUS_WAIT", 0.5)
 
@@ -251,13 +247,9 @@ def test_all_are_examined_within_the_limit_however_many_hang(monkeypatch: pytest
     healthy = [volume(pod=f"pod {number}") for number in range(100)]
     waiting = [volume(State.WAITING, pod="hangs")]
 
-    async def main() -> list[Any]:
-        began = time.monotonic()
-        found = await condition.examine_all([*hung, *healthy, *waiting])
-        assert time.monotonic() - began < 2
-        return found
-
-    found = run(main())
+    began = time.monotonic()
+    found = await condition.examine_all([*hung, *healthy, *waiting])
+    assert time.monotonic() - began < 2
     silent, late = "does not answer within", "was not asked: examining the volumes of this node took longer than 0.5 s"
     for how in found[:400]:
         assert how.is_abnormal

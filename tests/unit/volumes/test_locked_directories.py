@@ -5,28 +5,22 @@ import gc
 import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from open_fds import nothing_leaked
+from real_volumes import volumes_in, without_placeholders
 from with_processes import DEADLINE, run, the_starter, until
 
-from driver.blocking.calls import Bounds
-from driver.linux import syscalls
-from driver.linux.filewatch import FileWatch
-from driver.linux.mounttable import identity_at
 from driver.model import limits
 from driver.model.errors import Code, VolumeError
 from driver.model.paths import VolumePaths, standalone
 from driver.model.publication import Publication
-from driver.mounts.device import DeviceFolder
 from driver.pods.sockets import PodSockets
 from driver.volumes.recordformat import Record
-from driver.volumes.records import Records
 from driver.volumes.standalone import Standalone
 from driver.volumes.volume import Volume
 from driver.volumes.volumes import Volumes
@@ -53,26 +47,15 @@ class Node:
             return whole(place, name)
 
         monkeypatch.setattr(PodSockets, "make", staticmethod(make))
-        monkeypatch.setattr("driver.mounts.fusemount.mount_placeholder", lambda target: identity_at(target))  # nothing of it needs root
-        monkeypatch.setattr("driver.mounts.takeoff.remove_placeholder", os.rmdir)
+        without_placeholders(monkeypatch)
 
     def publication(self, volume: str = "data", sockets: str = "uid/empty") -> Publication:
         paths = VolumePaths(str(self.folder), f"uid/{volume}/mount", sockets, volume)
         (self.folder / sockets).mkdir(parents=True, exist_ok=True)
         return Publication(volume, paths, "fuse.sock", False, (), "", "")
 
-    @asynccontextmanager
-    async def volumes(self) -> AsyncIterator[Volumes]:
-        workspace: Any = SimpleNamespace(devices=DeviceFolder(str(self.folder / "dev")))
-        watch, records = FileWatch(syscalls.inotify_init()), Records(str(self.folder / "state"))
-        volumes = Volumes(workspace, watch, records, Bounds(the_starter()))
-        yield volumes
-        for volume in volumes:
-            volume.give_up()
-            await volume._service.wait_closed()
-        watch.close()
-        for fd in (workspace.devices._fd, workspace.devices._making, records._lock):
-            os.close(fd)
+    def volumes(self) -> AbstractAsyncContextManager[Volumes]:
+        return volumes_in(self.folder)
 
     @asynccontextmanager
     async def publishing(self) -> AsyncIterator[tuple[Volumes, asyncio.Future[Volume]]]:

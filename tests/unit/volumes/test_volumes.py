@@ -9,12 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from with_processes import DEADLINE, the_starter, until
+from real_volumes import volumes_in, without_placeholders
+from with_processes import DEADLINE, run, the_starter, until
 
 from driver.blocking.calls import Bounds
 from driver.linux import syscalls
 from driver.linux.filewatch import FileWatch
-from driver.linux.mounttable import identity_at
 from driver.model import limits
 from driver.model.paths import VolumePaths, standalone
 from driver.model.publication import Publication
@@ -51,23 +51,17 @@ def test_a_volume_that_cannot_be_restored_serves_nobody_and_costs_no_other(
             raise RuntimeError("unforeseen")
 
     monkeypatch.setattr(VolumeMounts, "check_unless_held", check)
-    monkeypatch.setattr("driver.mounts.fusemount.mount_placeholder", lambda target: identity_at(target))  # nothing of it needs root
+    without_placeholders(monkeypatch)
 
     async def main() -> None:
-        workspace: Any = SimpleNamespace(devices=DeviceFolder(str(tmp_path / "dev")))
-        watch = FileWatch(syscalls.inotify_init())
-        volumes = Volumes(workspace, watch, records, Bounds(the_starter()))
-        await volumes.restore("/pods", str(pods))
-        assert [volume.publication.volume_id for volume in volumes] == ["good"]
-        assert answers(pods / "good" / "sock" / "fuse.sock.v1")
-        assert not (pods / "bad" / "sock" / "fuse.sock").exists()
-        assert not answers(pods / "bad" / "sock" / "fuse.sock.v1")
-        for volume in volumes:
-            volume.give_up()
-            await volume._service.wait_closed()
-        watch.close()
+        async with volumes_in(tmp_path, records) as volumes:
+            await volumes.restore("/pods", str(pods))
+            assert [volume.publication.volume_id for volume in volumes] == ["good"]
+            assert answers(pods / "good" / "sock" / "fuse.sock.v1")
+            assert not (pods / "bad" / "sock" / "fuse.sock").exists()
+            assert not answers(pods / "bad" / "sock" / "fuse.sock.v1")
 
-    asyncio.run(asyncio.wait_for(main(), DEADLINE))
+    run(main())
     (told,) = [line for line in caplog.records if line.exc_info]
     assert told.getMessage() == (
         f"internal error while restoring the volume at {pods}/bad/mount, which serves no program until kubelet publishes it again; "
@@ -82,38 +76,30 @@ async def test_what_another_driver_kept_from_being_recorded_is_recorded_when_tha
     paths = VolumePaths(str(tmp_path / "pods"), "uid/mount", "uid/empty", "data")
     (tmp_path / "pods" / paths.sockets).mkdir(parents=True)
     publication = Publication("csi-1", paths, "fuse.sock", False, (), "", "")
-    monkeypatch.setattr("driver.mounts.fusemount.mount_placeholder", lambda target: identity_at(target))  # nothing of it needs root
+    without_placeholders(monkeypatch)
     state = str(tmp_path / "state")
     other = Records(state)
     assert other.own()
-    workspace: Any = SimpleNamespace(devices=DeviceFolder(str(tmp_path / "dev")))
-    watch, records = FileWatch(syscalls.inotify_init()), Records(state)
-    volumes = Volumes(workspace, watch, records, Bounds(the_starter()))
-    volume = await volumes.publish(publication)
-    (told,) = volume.troubles.texts
-    assert told.startswith("the volume cannot be recorded")
-    assert told.endswith(f"another driver has it: '{state}'")
-    os.close(other._lock)
-    await volumes.publish(publication)
-    assert not volume.troubles.has("record")
-    assert [each.publication for each in records.load()] == [publication]
-    volume.give_up()
-    watch.close()
+    async with volumes_in(tmp_path) as volumes:
+        volume = await volumes.publish(publication)
+        (told,) = volume.troubles.texts
+        assert told.startswith("the volume cannot be recorded")
+        assert told.endswith(f"another driver has it: '{state}'")
+        os.close(other._lock)
+        await volumes.publish(publication)
+        assert not volume.troubles.has("record")
+        assert [each.publication for each in volumes._records.load()] == [publication]
 
 
-def test_sockets_that_two_republishes_find_missing_are_made_again_once(
+async def test_sockets_that_two_republishes_find_missing_are_made_again_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = VolumePaths(str(tmp_path), "uid/mount", "uid/empty", "data")
     sockets = tmp_path / paths.sockets
     sockets.mkdir(parents=True)
     publication = Publication("csi-1", paths, "fuse.sock", False, (), "", "")
-    monkeypatch.setattr("driver.mounts.fusemount.mount_placeholder", lambda target: identity_at(target))  # nothing of it needs root
-
-    async def main() -> None:
-        workspace: Any = SimpleNamespace(devices=DeviceFolder(str(tmp_path / "dev")))
-        watch = FileWatch(syscalls.inotify_init())
-        volumes = Volumes(workspace, watch, Records(str(tmp_path / "state")), Bounds(the_starter()))
+    without_placeholders(monkeypatch)
+    async with volumes_in(tmp_path) as volumes:
         volume = await volumes.publish(publication)
         (sockets / "fuse.sock").unlink()
         await volumes.publish(publication)
@@ -122,26 +108,18 @@ def test_sockets_that_two_republishes_find_missing_are_made_again_once(
         await asyncio.gather(volumes.publish(publication), volumes.publish(publication))
         assert volume.troubles.texts == []
         assert answers(sockets / "fuse.sock.v1")
-        volume.give_up()
-        await volume._service.wait_closed()
-        watch.close()
-
-    asyncio.run(asyncio.wait_for(main(), DEADLINE))
     assert "cannot repair" not in caplog.text
 
 
-def test_it_is_quiet_when_nobody_connects_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_is_quiet_when_nobody_connects_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = VolumePaths(str(tmp_path), "uid/mount", "uid/empty", "data")
     (tmp_path / paths.sockets).mkdir(parents=True)
-    monkeypatch.setattr("driver.mounts.fusemount.mount_placeholder", lambda target: identity_at(target))  # nothing of it needs root
+    without_placeholders(monkeypatch)
     monkeypatch.setattr("driver.volumes.volumes._MOMENT", 0.1)  # a busy machine can stop this process for the usual moment
     monkeypatch.chdir(tmp_path / paths.sockets)  # a socket's address holds 107 bytes
 
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        workspace: Any = SimpleNamespace(devices=DeviceFolder(str(tmp_path / "dev")))
-        watch = FileWatch(syscalls.inotify_init())
-        volumes = Volumes(workspace, watch, Records(str(tmp_path / "state")), Bounds(the_starter()))
+    loop = asyncio.get_running_loop()
+    async with volumes_in(tmp_path) as volumes:
         volume = await volumes.publish(Publication("csi-1", paths, "fuse.sock", False, (), "", ""))
         await asyncio.wait_for(volumes.quiet(DEADLINE), DEADLINE / 2)
 
@@ -168,11 +146,6 @@ def test_it_is_quiet_when_nobody_connects_any_more(tmp_path: Path, monkeypatch: 
         flood.cancel()
         await asyncio.wait_for(volumes.quiet(DEADLINE), DEADLINE / 2)
         assert volume.accepted_connections == connections
-        volume.give_up()
-        await volume._service.wait_closed()
-        watch.close()
-
-    asyncio.run(asyncio.wait_for(main(), DEADLINE))
 
 
 async def test_nothing_is_kept_of_a_former_drivers_device_node_when_its_program_has_gone(
