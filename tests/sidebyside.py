@@ -1,4 +1,4 @@
-"""How pytest-xdist spreads tests over its processes, where tests/run asks for `--dist loadscope`."""
+"""Say how pytest-xdist spreads tests over its processes, where tests/run asks for `--dist loadscope`."""
 
 from pathlib import Path
 

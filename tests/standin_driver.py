@@ -1,4 +1,4 @@
-"""Stand-ins for a driver: real sockets at which a thread does what a test says, whatever a real driver would do."""
+"""Stands in for a driver: at real sockets a thread does what a test says, whatever a real driver would do."""
 
 import array
 import os
@@ -15,7 +15,7 @@ Behaviour = Callable[[socket.socket], None]
 
 
 class StandIn:
-    """Listens at `path` and `path`.v1, at each where there is a behaviour; `with` it.
+    """Listens at `path` and at `path`.v1, wherever there is a behaviour, as long as a `with` block runs.
 
     A behaviour gets each connection, one after another, in a thread; it is closed afterwards. An exception in it fails
     the test at the end of the block.
@@ -72,7 +72,7 @@ class StandIn:
 
 
 class Recorder:
-    """A behaviour: keeps each request, and answers with `packet` and the fds."""
+    """Behaves so: keeps each request, and answers with `packet` and the fds."""
 
     def __init__(self, packet: bytes, *fds: int) -> None:
         self.packet = packet
@@ -85,18 +85,18 @@ class Recorder:
 
 
 def sends(packet: bytes, *fds: int) -> Behaviour:
-    """A behaviour of the original protocol: connecting is the request."""
+    """Return a behaviour of the original protocol, in which connecting is the request."""
     return lambda connection: answer(connection, packet, *fds)
 
 
 def waits_for_end(connection: socket.socket) -> None:
-    """A behaviour: takes what comes, and never answers."""
+    """Behave so: take what comes, and never answer."""
     while connection.recv(1 << 20):
         pass
 
 
 class Silent:
-    """A behaviour: never answers. `asked` is set when the first request has arrived."""
+    """Behaves so: never answers. `asked` is set when the first request has arrived."""
 
     def __init__(self) -> None:
         self.asked = threading.Event()
@@ -114,7 +114,7 @@ def answer(connection: socket.socket, packet: bytes, *fds: int) -> None:
 
 
 def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
-    """One message and all fds that came with it."""
+    """Return one message and all fds that came with it."""
     data, control, _, _ = connection.recvmsg(1 << 20, socket.CMSG_SPACE(64 * 4))
     fds: list[int] = []
     for _, _, payload in control:
@@ -123,7 +123,7 @@ def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def listen(path: str, kind: int, backlog: int = 64) -> socket.socket:
-    """A listening socket, at a path of any length."""
+    """Return a listening socket, at a path of any length."""
     folder, name = os.path.split(path)
     sock = socket.socket(socket.AF_UNIX, kind)
     directory = os.open(folder, os.O_PATH | os.O_DIRECTORY)
@@ -149,7 +149,7 @@ def answer_once(server: socket.socket) -> None:
 
 @contextmanager
 def fuse_fd(folder: Path) -> Iterator[int]:
-    """A file that stands for /dev/fuse: its inode tells that it is the one that was sent."""
+    """Yield a file that stands for /dev/fuse: its inode tells that it is the one that was sent."""
     fd = os.open(folder / "stands-for-dev-fuse", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         yield fd

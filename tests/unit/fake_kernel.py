@@ -1,4 +1,4 @@
-"""A kernel of one target path that lives in memory (driver/mounts/kernel.py), for tests of the mount core without root.
+"""Plays a kernel of one target path in memory (driver/mounts/kernel.py), for tests of the mount core without root.
 
 It does what was seen of Linux: mounts lie on each other, a dead connection answers ENOTCONN, the last close of a device tells
 the watch, and what a hung program is asked is answered by nothing but its limit. Each coroutine waits `pace` turns of the event
@@ -28,7 +28,7 @@ TARGET = "/pods/uid/volumes/kubernetes.io~csi/data/mount"
 
 @dataclass
 class FileSystem:
-    """One file system in the stack at the target."""
+    """Represents one file system in the stack at the target."""
 
     number: str
     fstype: str
@@ -49,7 +49,7 @@ class FileSystem:
 
 
 class FakeConnection(Connection):
-    """The connection of one file system."""
+    """Represents the connection of one file system."""
 
     def __init__(self, kernel: "FakeKernel", served: FileSystem) -> None:
         self.identity = served.number
@@ -57,7 +57,7 @@ class FakeConnection(Connection):
         self.served = served
 
     def abort(self) -> None:
-        """Its program ends."""
+        """Let its program end."""
         self.served.is_connected = False
         if self.served.device is not None:
             self._kernel.die(self.served.device)
@@ -68,7 +68,7 @@ class FakeConnection(Connection):
 
 @dataclass
 class FakeKernel:
-    """What is at the target, and which device nodes there are."""
+    """Keeps what is at the target, and which device nodes there are."""
 
     pace: int = 0
     stack: list[FileSystem] = field(default_factory=list)
@@ -94,7 +94,7 @@ class FakeKernel:
         return self.stack[-1]
 
     def die(self, device: str) -> None:
-        """The program that has this device's fd ends: every process has closed it. Its own copy counts no more, as the test's."""
+        """End the program that has this device's fd: every process has closed it. Its own copy counts no more, as the test's."""
         if self.devices.get(device):
             self.devices[device] = False
             for each in (*self.stack, *self.lazy):
@@ -105,12 +105,12 @@ class FakeKernel:
                     asyncio.get_running_loop().call_soon(callback)
 
     def unmount_on_node(self) -> None:
-        """Somebody types `umount -l` on the node."""
+        """Do what `umount -l` on the node does."""
         if self.stack:
             self._disconnect(self.stack.pop())
 
     def close_files(self) -> None:
-        """The last users of all that was unmounted lazily go, and its programs end."""
+        """Let the last users of all that was unmounted lazily go; its programs end."""
         gone, self.lazy = self.lazy, []
         for each in gone:
             if each.device is not None:
@@ -209,7 +209,7 @@ class FakeKernel:
         await self._work("restore_mode")
 
     async def remount_placeholder(self) -> str:
-        """In the thread that mounts: one that takes too long is done later all the same."""
+        """Do it in the thread that mounts: what takes too long is done later all the same."""
         await self._work("remount_placeholder")
         if self.is_stuck:
             self.attaching += 1
@@ -224,7 +224,7 @@ class FakeKernel:
             self.mount_placeholder()
 
     def attach(self, opened: OpenDevice, arguments: MountArguments) -> None:
-        """What mount(2) does."""
+        """Do what mount(2) does."""
         self.push(arguments.fstype.decode(), arguments.source.decode()).device = opened.name
 
     def begin_mount(
@@ -265,7 +265,7 @@ class FakeKernel:
         await self._in_thread("remove", self._remove)
 
     async def _in_thread(self, method: str, work: Callable[[], None]) -> None:
-        """One thread for the target: who finds it busy waits; who waits too long goes without, and the work is done later."""
+        """Work in the target's one thread: who finds it busy waits; who waits too long goes without, and the work is done later."""
         end = asyncio.get_running_loop().time() + DETACH_WAIT
         while self.detaching:
             await asyncio.sleep(0.1)
@@ -321,7 +321,7 @@ class FakeKernel:
 
 
 class FakeAttempt:
-    """A mount(2) that returns after some turns of the event loop; one in a process can be killed before that."""
+    """Represents a mount(2) that returns after some turns of the event loop; one in a process can be killed before that."""
 
     def __init__(
         self, kernel: FakeKernel, opened: OpenDevice, arguments: MountArguments, is_process: bool, on_end: Callable[[int], int]

@@ -14,7 +14,7 @@ SOCKET_VARIABLE = "FUSERMOUNT3PROXY_FDPASSING_SOCKPATH"
 
 @dataclass(frozen=True)
 class Ended:
-    """How a program ended; a signal is a negative code, as in subprocess."""
+    """Holds how a program ended; a signal is a negative code, as in subprocess."""
 
     code: int
     stdout: bytes
@@ -22,7 +22,7 @@ class Ended:
 
 
 def command_of(module: str) -> list[str]:
-    """What starts the program of a module, under the name of the module. Without `site`, as the frozen one."""
+    """Return what starts the program of a module, under the name of the module. Without `site`, as the frozen one."""
     return [sys.executable, "-S", "-c", f"import sys; sys.argv[0] = {module!r}; from fusermount3_proxy.{module} import run; run()"]
 
 
@@ -47,7 +47,7 @@ def start(
 
 
 def end(process: subprocess.Popen[bytes]) -> Ended:
-    """Wait for it."""
+    """Wait for a program's end."""
     try:
         stdout, stderr = process.communicate(timeout=DEADLINE)
     except subprocess.TimeoutExpired:

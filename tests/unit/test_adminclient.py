@@ -1,4 +1,4 @@
-"""The commands' side of the admin socket, with a driver that answers what a test says."""
+"""Tests the commands' side of the admin socket, with a driver that answers what a test says."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""tests/run, in a repository whose programs do nothing."""
+"""Tests tests/run, in a repository whose programs do nothing."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from pod_programs import ROOT
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """One where /usr/bin and with it the distribution's packages are not looked at. Its packaging/build says what VENV is."""
+    """Make one where /usr/bin and with it the distribution's packages are not looked at. Its packaging/build says what VENV is."""
     folder = tmp_path / "repository"
     for name in ("packaging/setup-venv", "packaging/build", "tests/conformance/build-csi-sanity", "tests/conformance/get-go"):
         program(folder / name, 'echo "VENV=$VENV" >"$0.said"' if name == "packaging/build" else "")

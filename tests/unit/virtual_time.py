@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps to the next timer when nothing else is to do: hours pass in no time, and a hang is an error."""
+"""Runs an event loop whose clock jumps to the next timer when nothing else is to do: hours pass in no time, and a hang is an error."""
 
 import asyncio
 import selectors
@@ -34,6 +34,6 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """The result of `main`, in a loop of its own."""
+    """Return the result of `main`, in a loop of its own."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
         return runner.run(main)

@@ -23,7 +23,7 @@ LOG_FOLDER = "/harness"  # in every container: background programs write their o
 
 @dataclass(frozen=True)
 class Bind:
-    """A path of the node in a container; `propagation` as in mount(8)."""
+    """Represents a path of the node in a container; `propagation` as in mount(8)."""
 
     source: Path
     target: str
@@ -343,7 +343,7 @@ def _text(files: Path, kind: str) -> str:
 
 
 def _limits() -> list[str]:
-    """Podman raises two limits for containers. Where it may not raise them, it can start only containers with lower limits."""
+    """Return lower limits where podman may not raise the two that it raises for each container."""
     effective = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:"))
     if int(effective.split()[1], 16) >> _CAP_SYS_RESOURCE & 1:
         return []

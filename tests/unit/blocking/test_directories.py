@@ -1,4 +1,4 @@
-"""The one thread of each directory."""
+"""Tests that each directory has one thread."""
 
 import gc
 import threading

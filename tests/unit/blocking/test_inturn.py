@@ -1,4 +1,4 @@
-"""Work in many directories, of which some hang."""
+"""Tests work in many directories, of which some hang."""
 
 import asyncio
 import threading

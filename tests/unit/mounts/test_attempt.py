@@ -1,4 +1,4 @@
-"""An attempt to mount, in a process or a thread: how its end is reported. What it mounts is nothing that the kernel takes."""
+"""Tests how the end of an attempt to mount, in a process or a thread, is reported. The kernel takes nothing of what it mounts."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The end of a program is noticed, with plain files for device nodes: what the kernel says of real ones, system tests tell."""
+"""Tests that the end of a program is noticed, with plain files for device nodes. What the kernel says of real ones, system tests tell."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ from driver.mounts.deathwatch import DeathWatch
 
 
 class Devices:
-    """The device nodes of a program that holds its fd until a test says otherwise."""
+    """Stands in for the device nodes of a program that holds its fd until a test says otherwise."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -36,7 +36,7 @@ class Devices:
 
 
 class Mount:
-    """A mount whose end is asked for, and told as `ended` says."""
+    """Represents a mount. Whoever asks whether it has ended is told what `ended` says."""
 
     def __init__(self, folder: Path, node: str | None = "node") -> None:
         (folder / "node").touch()
@@ -50,7 +50,7 @@ class Mount:
         return self.ended
 
     def close(self) -> None:
-        """The kernel tells of the last close."""
+        """Make the kernel tell of the last close."""
         Path(self.devices.path("node")).open("w").close()
 
 

@@ -1,4 +1,4 @@
-"""What is said of a volume, and what is made of a FUSE program's word on its usage."""
+"""Tests what is said of a volume, and what is made of a FUSE program's word on its usage."""
 
 import asyncio
 import os
@@ -98,7 +98,7 @@ def test_amounts_are_what_an_int64_holds(said: tuple[int, int, int], expected: A
 
 
 class Target:
-    """The questions of a volume's mounts, for a path."""
+    """Asks about a path as the mounts of a volume ask about theirs."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -128,7 +128,7 @@ def test_a_link_in_place_of_the_target_is_not_followed(tmp_path: Any) -> None:
 
 
 def volume(state: State = State.MOUNTED, target: str = "/target", pod: str = "pod") -> Any:
-    """As much of a volume as is looked at."""
+    """Return a stand-in for a volume, with what is looked at."""
     mounts = Target(target)
     mounts.state = state
     return SimpleNamespace(

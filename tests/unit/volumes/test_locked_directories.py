@@ -1,4 +1,4 @@
-"""Calls of kubelet that come at once, and directories that a pod keeps locked. The lock is an event for which the thread waits."""
+"""Tests calls of kubelet that come at once, and directories that a pod keeps locked. The lock is an event for which the thread waits."""
 
 import asyncio
 import gc
@@ -29,7 +29,7 @@ SOCKETS = ["fuse.sock", "fuse.sock.v1"]
 
 
 class Node:
-    """One driver's volumes, and directories that can be locked."""
+    """Represents one driver's volumes, and directories that can be locked."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder

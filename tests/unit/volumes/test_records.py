@@ -1,4 +1,4 @@
-"""What survives the driver's process."""
+"""Tests what survives the driver's process."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def next_driver(records: Records, folder: Path) -> Records:
-    """The records of the process that comes after."""
+    """Return the records of the process that comes after."""
     os.close(records._lock)
     return Records(str(folder))
 

@@ -1,4 +1,4 @@
-"""Volumes without Kubernetes, where several callers come at once."""
+"""Tests volumes without Kubernetes, where several callers come at once."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from driver.volumes.standalone import Standalone
 
 
 class Table:
-    """As much of Volumes as is used."""
+    """Stands in for Volumes, with what is used of it."""
 
     def __init__(self) -> None:
         self._published: set[str] = set()

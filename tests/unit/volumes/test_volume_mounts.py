@@ -1,4 +1,4 @@
-"""The life of a volume's mounts, against a kernel in memory: states, races, and every order of two events."""
+"""Tests the life of a volume's mounts against a kernel in memory: states, races, and every order of two events."""
 
 import asyncio
 import itertools
@@ -32,7 +32,7 @@ POLICY = of_volume(False, [], "")
 
 
 class World:
-    """One published volume, its programs, and what has happened to it."""
+    """Represents one published volume, its programs, and what has happened to it."""
 
     def __init__(self, pace: int = 0) -> None:
         self.kernel = FakeKernel(pace)
@@ -58,7 +58,7 @@ class World:
 
     @property
     def fuse(self) -> FileSystem | None:
-        """The FUSE file system at the target."""
+        """Return the FUSE file system at the target."""
         return next((each for each in self.kernel.stack if each.is_fuse), None)
 
     # ---- events: what programs, containers, kubelet and people do

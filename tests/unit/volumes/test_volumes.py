@@ -1,4 +1,4 @@
-"""What a former driver left is restored, by a driver that meets something unforeseen."""
+"""Tests all volumes together: what a driver restores, records and repairs, also where something unforeseen happens."""
 
 import asyncio
 import fcntl
