@@ -42,13 +42,41 @@ def serve(fleet: Fleet, volume: Published, text: str) -> Background:
     return program
 
 
+def a_rival_is_refused(fleet: Fleet, volume: Published) -> None:
+    rival = fleet.start(volume, "serves", "rival", at="/tmp")
+    assert rival.wait() == 1
+    assert "Device or resource busy" in rival.err
+
+
+def a_death_is_noticed(volume: Published, program: Background, application: Application) -> None:
+    program.kill()
+    program.wait()
+    volume.wait_waiting()
+    shows(application.seen, "")
+
+
+def an_unmount_ends(fleet: Fleet, volume: Published, program: Background, application: Application) -> None:
+    done = fleet.unmount(volume)
+    assert done.wait() == 0, done.err
+    program.wait()
+    volume.wait_waiting()
+    shows(application.seen, "")
+
+
+def a_program_mounts_and_dies(fleet: Fleet, volume: Published, text: str) -> None:
+    program = serve(fleet, volume, text)
+    program.kill()
+    program.wait()
+    volume.wait_waiting()
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_volumes_outlive_every_change_of_the_build(monkeypatch: pytest.MonkeyPatch, node: Node, former: str, how: signal.Signals) -> None:
     """Former and new build take turns. Each finds all volumes as the other one left them, and can do everything with them."""
     before = node.snapshot()
     fleet = Fleet(node)
     replace(monkeypatch, node, former, signal.SIGTERM)
-    served, waiting, dying, unmounted, crashed = [node.pod().publish() for _ in range(5)]
+    volumes = served, waiting, dying, unmounted, crashed = [node.pod().publish() for _ in range(5)]
     reader, of_dying, of_unmounted = applications = [Application(volume) for volume in (served, dying, unmounted)]
     lasting = serve(fleet, served, "lasting")
     late = Application(served)  # it has bound the FUSE file system itself
@@ -68,28 +96,13 @@ def test_volumes_outlive_every_change_of_the_build(monkeypatch: pytest.MonkeyPat
         assert served.condition.startswith("mounted since")
         assert waiting.condition.startswith("waiting since")
         crashed.wait_waiting()
-        for volume in (served, waiting, dying, unmounted, crashed):
+        for volume in volumes:
             volume.republish()
 
-        rival = fleet.start(served, "serves", "rival", at="/tmp")
-        assert rival.wait() == 1
-        assert "Device or resource busy" in rival.err
-
-        mounted_before.kill()
-        mounted_before.wait()
-        dying.wait_waiting()
-        shows(of_dying.seen, "")
-
-        done = fleet.unmount(unmounted)
-        assert done.wait() == 0, done.err
-        asked.wait()
-        unmounted.wait_waiting()
-        shows(of_unmounted.seen, "")
-
-        program = serve(fleet, waiting, f"new-{turn}")
-        program.kill()
-        program.wait()
-        waiting.wait_waiting()
+        a_rival_is_refused(fleet, served)
+        a_death_is_noticed(dying, mounted_before, of_dying)
+        an_unmount_ends(fleet, unmounted, asked, of_unmounted)
+        a_program_mounts_and_dies(fleet, waiting, f"new-{turn}")
 
         another = node.pod().publish()  # a volume of one turn, published by one build and unpublished by the next one
         program = serve(fleet, another, "another")
@@ -100,7 +113,7 @@ def test_volumes_outlive_every_change_of_the_build(monkeypatch: pytest.MonkeyPat
         replace(monkeypatch, node, driver, how)
     for application in (*applications, late):
         application.end()
-    for volume in (served, waiting, dying, unmounted, crashed):
+    for volume in volumes:
         volume.unpublish()
     lasting.wait()
     wait_until("no mount is left", lambda: len(mounts.below(node.driver.pods_dir)) == 1)

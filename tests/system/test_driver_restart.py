@@ -79,8 +79,7 @@ def test_a_volume_that_nobody_has_mounted_yet_is_served_by_the_next_driver(node:
     volume = pod.publish(read_only=True)
     application, fuse = pod.application(volume), pod.fuse(volume)
     fuse.wait_until_running()
-    node.driver.stop(number)
-    node.driver.start()
+    node.driver.restart(number)
     mount = volume.wait_mounted(fuse.start("bindfs -f /srv /data"))
     assert "ro" in mount.super_options
     assert "Read-only file system" in application.run("touch /data/new").err
@@ -88,8 +87,7 @@ def test_a_volume_that_nobody_has_mounted_yet_is_served_by_the_next_driver(node:
 
 def test_the_next_driver_knows_what_was_published(node: Node, pod: Pod) -> None:
     volume = pod.publish()
-    node.driver.stop()
-    node.driver.start()
+    node.driver.restart()
     with refused(grpc.StatusCode.ALREADY_EXISTS):
         pod.publish(read_only=True)
     volume.republish()
@@ -98,8 +96,7 @@ def test_the_next_driver_knows_what_was_published(node: Node, pod: Pod) -> None:
 def test_volumes_without_kubernetes_go_on(node: Node) -> None:
     assert node.driver.cli("volume", "add", "lasting", "--read-only").returncode == 0
     before = node.driver.cli("volume", "list").stdout
-    node.driver.stop()
-    node.driver.start()
+    node.driver.restart()
     assert "lasting" in before
     assert node.driver.cli("volume", "list").stdout == before
     assert node.driver.cli("volume", "remove", "lasting").returncode == 0
@@ -276,8 +273,7 @@ def test_a_program_that_ends_where_its_folder_has_become_read_only(node: Node, o
     volume.wait_waiting()
     assert f"the device node {devices / name} stays until the next start: Read-only file system" in node.driver.log
     mounts.mount("-o", "remount,rw", own_run_dir)
-    node.driver.stop()
-    node.driver.start()
+    node.driver.restart()
     assert os.listdir(devices) == []
     mount_and_end(volume)
     volume.unpublish()

@@ -98,8 +98,7 @@ def test_a_root_that_is_no_directory_is_unmounted_and_unpublished(node: Node, po
     served.volume.wait_waiting()
     served.start(how)
     ask_for_root(served)
-    node.driver.stop(signal.SIGKILL)
-    node.driver.start()
+    node.driver.restart(signal.SIGKILL)
     assert served.volume.condition.startswith("mounted since")
     served.volume.unpublish()
 

@@ -200,8 +200,7 @@ def test_all_inotify_instances_of_root(node: Node, pod: Pod) -> None:
     program = volume.served_by(fuse)
     attack = attacker.start(f"python3 -c {shlex.quote(_TAKE_INOTIFY)}")
     wait_until("all are taken", lambda: attack.out, 10)
-    node.driver.stop(signal.SIGKILL)
-    node.driver.start()
+    node.driver.restart(signal.SIGKILL)
     assert attack.is_running
     program.kill()
     volume.wait_waiting(1)

@@ -183,8 +183,7 @@ def test_the_next_driver_follows_it(setup: Setup, how: signal.Signals) -> None:
     program, writer = setup.leave(application, "one")
     another, second = setup.leave(application, "two")
     for _ in range(2):
-        setup.node.driver.stop(how)
-        setup.node.driver.start()
+        setup.node.driver.restart(how)
         assert setup.detached() == 2
     assert writer.finish() == 0, writer.process.err
     program.wait()

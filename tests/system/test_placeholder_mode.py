@@ -26,8 +26,7 @@ def test_what_an_entrypoint_changes_does_not_last(node: Node, pod: Pod, when: st
         program.wait()
         volume.wait_waiting()
     elif when == "restart and republish":
-        node.driver.stop()
-        node.driver.start()
+        node.driver.restart()
     if when.endswith("republish"):
         volume.republish()
     wait_until("the placeholder has its mode", lambda: stat.S_IMODE(volume.target.stat().st_mode) == 0o777)

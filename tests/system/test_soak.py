@@ -299,8 +299,7 @@ class Machine(RuleBasedStateMachine):
         each = self.choose(which, self.those(State.WAITING, sockets=True), f"kill the driver after {after} ms of a mount of")
         self._start(each, "serves")
         time.sleep(after / 1000)
-        self.node.driver.stop(signal.SIGKILL)
-        self.node.driver.start()
+        self.node.driver.restart(signal.SIGKILL)
         for other in self.volumes:
             other.has_sockets = other.state is not State.GONE
         wait_until("it serves, or has ended", lambda: not each.serving.is_running or text_at(each.published.target) == each.text, 30)

@@ -41,8 +41,7 @@ def test_the_folder_becomes_read_only(module_node: Node, state: Path) -> None:
     ends.unpublish()
     ends.unpublish()
     said = len(module_node.driver.log)
-    module_node.driver.stop()
-    module_node.driver.start()
+    module_node.driver.restart()
     log = module_node.driver.log[said:]
     assert f"ERROR {state} (--state-dir) cannot be written" in log
     assert f"{ends.target} is not there any more" in log
@@ -52,8 +51,7 @@ def test_the_folder_becomes_read_only(module_node: Node, state: Path) -> None:
     mounts.mount("-o", "remount,rw", state)
     stays.republish()
     assert "cannot be recorded" not in stays.condition
-    module_node.driver.stop()
-    module_node.driver.start()
+    module_node.driver.restart()
     (record,) = state.iterdir()
     assert str(stays.target) in record.read_text().replace('", "target": "', "/")
     stays.unpublish()
@@ -126,8 +124,7 @@ def test_a_removed_folder_is_made_again(module_node: Node, state: Path) -> None:
     shutil.rmtree(folder)
     mount_and_end(first)
     assert "cannot be recorded" not in first.condition
-    driver.stop()
-    driver.start()
+    driver.restart()
     status = driver.cli("status", "--output", "wide").stdout
     assert str(first.target) in status
     assert str(second.target) in status

@@ -158,8 +158,7 @@ def test_a_republish_after_a_restart_finds_nothing_wrong(node: Node, fleet: Flee
     """The new driver does not know the placeholder beneath a mount until the mount is detached."""
     volume, program = served(node, fleet)
     said = len(node.driver.log)
-    node.driver.stop()
-    node.driver.start()
+    node.driver.restart()
     volume.republish()
     program.kill("KILL")
     volume.wait_waiting()
@@ -186,8 +185,7 @@ def test_what_is_beneath_something_else_is_neither_lost_nor_taken_off(node: Node
     application = Application(volume)
     mounts.mount("-t", "tmpfs", "mfcp-test", volume.target)
     if restarts:
-        node.driver.stop()
-        node.driver.start()
+        node.driver.restart()
     unmount = fleet.unmount(volume)
     assert unmount.wait() != 0
     hostile.is_refused_as_busy(volume)

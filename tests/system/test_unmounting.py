@@ -201,8 +201,7 @@ def test_the_first_unmount_succeeds_after_a_restart_of_the_driver_too(
     driver.start()
     setup.volume.wait_waiting()
     wait_until("the driver is done with it", lambda: setup.fuse.run(f"fusermount3 -u {mountpoint}").code == 0)
-    driver.stop()
-    driver.start()
+    driver.restart()
     assert setup.fuse.run(f"fusermount3 -u {mountpoint}").code == 1
 
 

@@ -186,8 +186,7 @@ def test_what_somebody_mounted_in_place_of_the_placeholder_stays(node: Node, pod
         volume.republish()
         assert FOREIGN in volume.condition
     elif how == "restarted":
-        node.driver.stop()
-        node.driver.start()
+        node.driver.restart()
     elif how == "unknown":
         restart_without_records(node)
     is_refused_until_unmounted(volume)

@@ -127,8 +127,7 @@ def test_options_that_an_adopted_mount_lacks_are_reported_until_it_ends(node: No
     reported = "the FUSE file system that was mounted there before is not ro, nosuid, nodev"
     assert reported in volume.condition
     assert reported in node.driver.log
-    node.driver.stop()
-    node.driver.start()
+    node.driver.restart()
     assert reported in volume.condition
     former.kill()
     volume.republish()

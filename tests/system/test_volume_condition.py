@@ -173,8 +173,7 @@ def test_the_condition_survives_a_restart_of_the_driver(node: Node, pod: Pod) ->
     volume.served_by(fuse)
     before = node.driver.cli("status", "--output", "json").stdout
     assert '"mounts": 2' in before
-    node.driver.stop()
-    node.driver.start()
+    node.driver.restart()
     assert node.driver.cli("status", "--output", "json").stdout == before
     assert not Stats(volume).is_abnormal
 

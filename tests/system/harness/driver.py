@@ -82,6 +82,11 @@ class Driver:
         self._process.send_signal(number)
         return self.wait()
 
+    def restart(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Stop the driver, and start the next one."""
+        self.stop(number)
+        self.start()
+
     def wait(self) -> int:
         """Wait for the driver's end. Returns its exit code, or that of the wrapper."""
         assert self._process is not None
