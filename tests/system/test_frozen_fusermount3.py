@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("built")
 # The files.
 
 
-def test_sizes() -> None:
+def test_the_programs_are_small() -> None:
     tree = sum(path.lstat().st_size for path in (TREE).rglob("*") if not path.is_dir())
     # Debian's libpython makes them 12 and 9 MB at most; Ubuntu's is larger.
     larger = 1_500_000 if "ID=ubuntu" in Path("/etc/os-release").read_text() else 0

@@ -135,7 +135,7 @@ def test_open_files_are_served_until_they_are_closed(setup: Setup, when: str) ->
     setup.nothing_is_left()
 
 
-def test_nobody_uses_it(setup: Setup) -> None:
+def test_what_nobody_uses_ends_at_once(setup: Setup) -> None:
     program = setup.serve("one")
     setup.fuse.check("fusermount3 -u -z /data")
     program.wait()
@@ -178,7 +178,7 @@ def test_a_plain_unmount_of_the_next_program_leaves_it(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_the_next_driver_follows_it(setup: Setup, how: signal.Signals) -> None:
+def test_the_next_driver_follows_what_is_still_used(setup: Setup, how: signal.Signals) -> None:
     application = setup.application()
     program, writer = setup.leave(application, "one")
     another, second = setup.leave(application, "two")
@@ -197,7 +197,7 @@ def test_the_next_driver_follows_it(setup: Setup, how: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("is_unmounted_too", [True, False])
-def test_unpublish_ends_it_and_the_next_program(setup: Setup, is_unmounted_too: bool) -> None:
+def test_unpublish_ends_what_is_still_used_and_the_next_program(setup: Setup, is_unmounted_too: bool) -> None:
     application = setup.application()
     program, _ = setup.leave(application, "one")
     another = setup.serve("two")
@@ -251,7 +251,7 @@ def test_a_program_that_ends_with_open_files_is_forgotten(setup: Setup) -> None:
     assert writer.finish() != 0  # its file system is gone
 
 
-def test_the_metrics_count_it(setup: Setup) -> None:
+def test_the_metrics_count_what_is_still_used(setup: Setup) -> None:
     setup.leave(setup.application(), "one")
     assert "mfcp_detached_mounts 1\n" in setup.node.driver.metrics()
 

@@ -67,13 +67,13 @@ def test_after_the_program_died(pod: Pod) -> None:
     unpublish_in_time(volume)
 
 
-def test_twice(pod: Pod) -> None:
+def test_unpublish_twice(pod: Pod) -> None:
     volume = pod.publish()
     volume.unpublish()
     volume.unpublish()
 
 
-def test_of_something_unknown(node: Node, pod: Pod) -> None:
+def test_an_unknown_volume_is_unpublished(node: Node, pod: Pod) -> None:
     node.kubelet.node().NodeUnpublishVolume(
         csi_pb2.NodeUnpublishVolumeRequest(volume_id="csi-unknown", target_path=str(pod.folder.target("unknown")))
     )

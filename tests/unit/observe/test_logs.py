@@ -65,7 +65,9 @@ def test_what_is_printable_stays(capsys: pytest.CaptureFixture[str]) -> None:
         (10, ["DEBUG", "INFO", "WARNING", "ERROR"]),
     ],
 )
-def test_verbosity_is_klogs(capsys: pytest.CaptureFixture[str], verbosity: int, levels: list[str]) -> None:
+def test_the_verbosity_selects_the_levels_that_klog_would_write(
+    capsys: pytest.CaptureFixture[str], verbosity: int, levels: list[str]
+) -> None:
     logs.configure(verbosity)
     for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
         logs.log.log(level, "x")

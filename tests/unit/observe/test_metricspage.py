@@ -291,7 +291,7 @@ async def test_no_more_than_a_few_are_served_at_once(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("name", "expected"), [(("127.0.0.1", 9), "127.0.0.1:9"), (("::", 9, 0, 0), "[::]:9"), (("fd00::5", 9, 0, 0), "[fd00::5]:9")]
 )
-def test_the_url_is_one(name: tuple[object, ...], expected: str) -> None:
+def test_the_url_has_the_address_that_is_listened_at(name: tuple[object, ...], expected: str) -> None:
     class Listener:
         def getsockname(self) -> tuple[object, ...]:
             return name
