@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from driver.linux import usernamespace
-from driver.linux.program import Program, program_behind
+from driver.linux.programinfo import Program, program_behind
 from driver.model import limits
 from driver.model.fusemount import FuseMount
 from driver.model.peer import Peer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from driver.linux.program import program_behind
+from driver.linux.programinfo import program_behind
 
 PARENT = """
 import subprocess, sys
