@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from harness.events import wait_until
 from harness.hostile import mount
 from harness.pod import Node, Pod
 from harness.programs import REPOSITORY
@@ -41,17 +42,21 @@ def test_every_thread_has_only_the_capabilities_that_the_driver_uses(node: Node,
 
 def test_nothing_is_opened_on_the_network(node: Node, pod: Pod) -> None:
     os.close(mount(pod.publish()))
-    inodes = set()
-    for name in os.listdir(f"/proc/{node.driver.pid}/fd"):
-        try:
-            if found := re.fullmatch(r"socket:\[(\d+)\]", os.readlink(f"/proc/{node.driver.pid}/fd/{name}")):
-                inodes.add(found[1])
-        except FileNotFoundError:
-            continue
-    assert inodes
-    net = Path(f"/proc/{node.driver.pid}/net")
-    unix = {line.split()[6] for line in (net / "unix").read_text().splitlines()[1:]}
-    assert inodes <= unix, "a socket that is no Unix socket"
+    process = Path(f"/proc/{node.driver.pid}")
+
+    def others() -> set[str]:
+        """Return its sockets that are no Unix sockets. A socket that is closed meanwhile looks like one."""
+        inodes = set()
+        for name in os.listdir(process / "fd"):
+            try:
+                if found := re.fullmatch(r"socket:\[(\d+)\]", os.readlink(process / "fd" / name)):
+                    inodes.add(found[1])
+            except FileNotFoundError:
+                continue
+        assert inodes
+        return inodes - {line.split()[6] for line in (process / "net/unix").read_text().splitlines()[1:]}
+
+    wait_until("all its sockets are Unix sockets", lambda: not others())
 
 
 def test_what_the_driver_makes_is_for_root_alone(node: Node, pod: Pod) -> None:
