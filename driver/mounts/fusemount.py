@@ -34,7 +34,8 @@ def mount_placeholder(target: str) -> str:
     try:
         path = f"/proc/self/fd/{directory}"
         os.chmod(path, _TARGET_MODE)
-        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+        # Not noexec: Podman keeps the flags that it finds when it makes a container, and would give noexec to later FUSE mounts.
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
         syscalls.mount(PLACEHOLDER_SOURCE, path, _PLACEHOLDER_TYPE, flags, f"nr_inodes=1,size=4k,mode={_PLACEHOLDER_MODE:o}")
         try:
             identity = mounttable.identity_at(target)

@@ -28,7 +28,11 @@ class Volume:
         return self._pod.container(tree(), options=self._options("the FUSE program"), environment=environment or {})
 
     def application(self) -> Container:
-        return self._pod.container(options=self._options("applications"))
+        return self._pod.container(options=self.application_options)
+
+    @property
+    def application_options(self) -> list[str]:
+        return self._options("applications")
 
     def _options(self, whose: str) -> list[str]:
         """Return the options for starting a container that `volume add` prints."""
@@ -279,3 +283,21 @@ def test_commands_without_a_driver(node: Node, tmp_path: Path) -> None:
             assert str(node.driver.admin_socket) in line
     finally:
         node.driver.start()
+
+
+def test_a_container_that_was_made_before_the_mount_executes_its_files(node: Node, pod: Pod) -> None:
+    """Podman gives a container the mount flags that it found when it made the container, whatever is mounted when it starts."""
+    volume = Volume(node, pod, "executed")
+    options = [*node.engine.limits, "--network", "none", *volume.application_options]
+    made = node.engine.call("create", "--name", "made-before", *options, "--rootfs", "/:O", "/data/true")
+    assert made.returncode == 0, made.stderr
+    try:
+        fuse = volume.fuse()
+        fuse.check("cp /bin/true /srv")
+        fuse.start("bindfs -f /srv /data")
+        volume.wait_mounted()
+        started = node.engine.call("start", "--attach", "made-before")
+        assert (started.returncode, started.stderr) == (0, "")
+    finally:
+        node.engine.call("rm", "--force", "made-before")
+    assert node.driver.cli("volume", "remove", "executed").returncode == 0

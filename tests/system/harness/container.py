@@ -53,7 +53,7 @@ class Engine:
         # podman would choose crun, and does not look for another runtime everywhere.
         if shutil.which("crun") is None:
             self._podman += ["--runtime", path_of("runc")]
-        self._limits = _limits()
+        self.limits = _limits()
         # The first call makes the storage. Two first calls at once would both try to make it.
         self.call("ps")
         self._running: list[Container] = []
@@ -85,7 +85,7 @@ class Engine:
                 *self._podman,
                 *("run", "--interactive", "--rm", "--name", name, "--log-driver", "none", "--hostname", "test"),
                 *("--network", f"container:{network.name}" if network else "none"),
-                *self._limits,
+                *self.limits,
                 *(bind.argument for bind in binds),
                 *(f"--env={key}={value}" for key, value in (environment or {}).items()),
                 *options,
