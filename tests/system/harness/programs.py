@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +31,7 @@ def missing(text: str) -> NoReturn:
 _INSTALLED = {
     "archivemount": "archivemount",
     "bindfs": "bindfs",
+    "casync": "casync",
     "curl": "curl",
     "fuse-overlayfs": "fuse-overlayfs",
     "fuse2fs": "fuse2fs",
@@ -40,6 +43,8 @@ _INSTALLED = {
     "mke2fs": "e2fsprogs",
     "mksquashfs": "squashfs-tools",
     "mount": "mount",
+    "nbdfuse": "libnbd-bin",
+    "nbdkit": "nbdkit",
     "pkill": "procps",
     "podman": "podman",
     "python3": "python3",
@@ -52,6 +57,7 @@ _INSTALLED = {
     "sshfs": "sshfs",
     "strace": "strace",
     "unionfs": "unionfs-fuse",
+    "wimmount": "wimtools",
 }
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
@@ -155,6 +161,72 @@ def _write_cargo_lock(folder: Path) -> None:
 def crate_version(name: str) -> str:
     """Return the version of the crate that programs/NAME is built on."""
     return _locked(SOURCES / name / "Cargo.toml", rf'{name} = .*"=([0-9.]+)"')
+
+
+def python_packages(name: str) -> Path:
+    """Install the Python packages that programs/NAME.txt locks into a folder. They have no compiled parts, so every Python can use it."""
+    lock = SOURCES / f"{name}.txt"
+    built = _CACHE / f"{name}-{_digest(lock)}"
+    if not built.exists():
+        with _unfinished(built) as folder:
+            pip: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", "--no-compile"]
+            _run(
+                [*pip, "--no-deps", "--require-hashes", "--requirement", lock, "--target", folder], "it needs the Python package index once"
+            )
+    return built
+
+
+def node_program() -> Path:
+    """Install programs/node with the packages that its lock file names, and their libraries that are built already."""
+    source = SOURCES / "node"
+    built = _CACHE / f"node-{_digest(source / 'hello.js', source / 'package-lock.json')}"
+    if not built.exists():
+        npm = _tool("npm", "nodejs npm")
+        with _unfinished(built) as folder:
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+            _run([npm, "--prefix", folder, "--silent", "--ignore-scripts", "ci"], "it needs the registry of npm once")
+    return built
+
+
+def java_program() -> Path:
+    """Compile programs/java, and copy the archives that its pom.xml names beside it."""
+    source = SOURCES / "java"
+    built = _CACHE / f"java-{_digest(source / 'Hello.java', source / 'pom.xml')}"
+    if not built.exists():
+        maven, compiler = _tool("mvn", "maven"), _tool("javac", "default-jdk-headless")
+        with _unfinished(built) as folder:
+            copy = ["dependency:copy-dependencies", f"-DoutputDirectory={folder}/lib"]
+            _run([maven, "--quiet", "--file", source / "pom.xml", *copy], "it needs the repository of Maven once")
+            _run([compiler, "-classpath", f"{folder}/lib/*", "-d", folder, source / "Hello.java"], "it needs Java >= 11")
+    return built
+
+
+def locked_version(file: str, pattern: str) -> str:
+    """Return the version that the file in programs/ locks."""
+    return _locked(SOURCES / file, pattern)
+
+
+def _tool(name: str, packages: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        missing(f"{name} is missing; type: apt-get install {packages}")
+    return found
+
+
+def _digest(*files: Path) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+@contextmanager
+def _unfinished(built: Path) -> Iterator[Path]:
+    """Yield a folder that becomes `built` in one step: another run of the tests may look for it."""
+    _CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=_CACHE) as folder:
+        made = Path(folder, "made")
+        made.mkdir()
+        yield made
+        if not built.exists():
+            made.rename(built)
 
 
 def _go_program(module: Path, package: str, name: str) -> Path:
