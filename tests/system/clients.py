@@ -10,7 +10,18 @@ import pytest
 from harness.container import Bind, Container
 from harness.kubelet import Published
 from harness.pod import DATA, TEST_PROGRAMS, TREE, Pod
-from harness.programs import crate_version, gcsfuse, gcsfuse_version, rust_program, static_fuse_program
+from harness.programs import (
+    SOURCES,
+    crate_version,
+    gcsfuse,
+    gcsfuse_version,
+    java_program,
+    locked_version,
+    node_program,
+    python_packages,
+    rust_program,
+    static_fuse_program,
+)
 from harness.servers import GcsServer, S3Server, SshServer
 
 ELSEWHERE = "/elsewhere"
@@ -20,6 +31,8 @@ GO_FUSE = "hanwen/go-fuse"
 BAZIL = "bazil/fuse"
 JACOBSA = "jacobsa/fuse"
 FUSER = "fuser (Rust)"
+POLYFUSE = "polyfuse (Rust)"
+FUSE_BACKEND = "fuse-backend-rs (Rust)"
 FUSE3 = "fuse3 (Rust)"
 
 # As root, libfuse tries umount(2) itself and does not call the helper; the driver then detaches the mount.
@@ -51,6 +64,8 @@ class Client:
     fills: bool = False
     writes: bool = True
     goes_into_background: bool = False
+    daemon: str = ""  # the name of the process in the background, where that is not the first word of `name`
+    runs_on: bool = False  # the process does not end with its mount
     stop: str = "TERM"
     codes: tuple[int, ...] = (0,)
     always_prints: str = ""
@@ -82,7 +97,7 @@ class Client:
     @property
     def process(self) -> str:
         """Return the name of its process."""
-        return self.name.split()[0]
+        return self.daemon or self.name.split()[0]
 
     def container(self, pod: Pod, volume: Published) -> Container:
         """Start its container, with all that it needs."""
@@ -124,7 +139,21 @@ def _program(find: Callable[[], Path], name: str) -> Callable[[], list[Bind]]:
     return lambda: [Bind(find(), f"/usr/bin/{name}", read_only=True)]
 
 
-def _hello(crate: str, library: str, options: str = "", codes: tuple[int, ...] = (0,)) -> Client:
+def _served(command: str, name: str, **others: object) -> Client:
+    """Return a program in programs/ that serves one file that can only be read; `command` is its interpreter."""
+    return Client(
+        name,
+        LIBFUSE,
+        f"{command} {{mountpoint}}",
+        setup="",
+        file="hello",
+        content="Hello World!\n",
+        writes=False,
+        **{"binds": lambda: [Bind(SOURCES, "/programs", read_only=True)], "notes": "a program of these tests", **others},  # type: ignore[arg-type]
+    )
+
+
+def _hello(crate: str, library: str, options: str = "", **others: object) -> Client:
     """Return the program in programs/CRATE: a file system with one file that can only be read."""
     program = f"hello-{crate}"
     return Client(
@@ -136,10 +165,10 @@ def _hello(crate: str, library: str, options: str = "", codes: tuple[int, ...] =
         file="hello",
         content="Hello World!\n",
         writes=False,
-        codes=codes,
         binds=_program(lambda: rust_program(crate), program),
         notes="a program of these tests",
         is_long=True,
+        **others,  # type: ignore[arg-type]
     )
 
 
@@ -284,6 +313,250 @@ CLIENTS = [
         server=_ssh,
         codes=(1,),
     ),
+    Client(
+        "wimmount",
+        LIBFUSE,
+        "wimmount /archive.wim {mountpoint}",
+        package="wimtools",
+        setup=f"{_SOURCE} && wimcapture /source /archive.wim --compress=none >/dev/null",
+        writes=False,
+        goes_into_background=True,
+    ),
+    Client(
+        "casync mount",
+        LIBFUSE,
+        "casync mount /archive.catar {mountpoint}",
+        package="casync",
+        setup=f"{_SOURCE} && casync make /archive.catar /source",
+        writes=False,
+        always_prints="(The following feature flags are not exposed .*\n)?",
+    ),
+    Client(
+        "nbdfuse",
+        LIBFUSE,
+        "nbdfuse -r {mountpoint}/file [ nbdkit --exit-with-parent file /image ]",
+        package="libnbd-bin",
+        setup="echo content >/image",
+        file="file",
+        writes=False,
+        codes=(1,),
+        complains="nbdfuse: fuse_loop: fuse loop terminated by signal 15\n{root}",
+        notes="with a directory as the mountpoint, and not with a file",
+    ),
+    Client(
+        "securefs",
+        LIBFUSE,
+        "securefs mount --pass password /cipher {mountpoint}",
+        package="securefs",
+        setup="mkdir /cipher && securefs create --pass password --rounds 1 /cipher",
+        fills=True,
+        always_prints=r"(\[Info\].*init\n)?",
+        complains=r"{root}(\[Info\].*destroy\n)?",
+        complains_unmounted=r"(\[Info\].*destroy\n)?",
+        is_long=True,
+    ),
+    Client(
+        "bup fuse",
+        LIBFUSE,
+        f"{_HOME} BUP_DIR=/repository bup fuse -f {{mountpoint}}",
+        package="bup",
+        setup=f"{_SOURCE} && export {_HOME} BUP_DIR=/repository && bup init && bup index /source && bup save -n one --strip /source",
+        file="one/latest/folder/file",
+        writes=False,
+        notes="uses fuse-python",
+        is_long=True,
+    ),
+    Client(
+        "s3backer",
+        LIBFUSE,
+        "s3backer --test -f --quiet --blockSize=4096 --size=4096 /store {mountpoint}",
+        package="s3backer",
+        setup="mkdir /store && { echo content && head -c 4088 /dev/zero; } >/store/00000000",
+        file="file",
+        content="content\n" + 4088 * "\0",
+        writes=False,
+        always_prints="(s3backer: .*\n|.* INFO: .*\n)*",
+        complains="{root}(.* INFO: .*\n)*",
+        complains_unmounted="(.* INFO: .*\n)*",
+        is_long=True,
+    ),
+    Client(
+        "xmount",
+        LIBFUSE,
+        "xmount -o no_allow_other --in raw /image {mountpoint}",
+        package="xmount",
+        setup="echo content >/image",
+        file="image.dd",
+        writes=False,
+        goes_into_background=True,
+        is_long=True,
+    ),
+    Client(
+        "ewfmount",
+        LIBFUSE,
+        "ewfmount -v /image.E01 {mountpoint}",
+        package="ewf-tools",
+        setup="{ echo content && head -c 65528 /dev/zero; } >/image && ewfacquire -u -q -t /image /image >/dev/null",
+        file="ewf1",
+        content="content\n" + 65528 * "\0",
+        writes=False,
+        codes=(143,),
+        is_long=True,
+    ),
+    Client(
+        "fuseiso",
+        LIBFUSE,
+        "fuseiso -n /image {mountpoint} -f",
+        package="fuseiso",
+        setup=f"{_SOURCE} && genisoimage -quiet -R -o /image /source",
+        writes=False,
+        is_long=True,
+    ),
+    Client(
+        "fuseext2",
+        LIBFUSE,
+        "fuseext2 /image {mountpoint} -o rw+",
+        package="fuseext2",
+        setup=f"{_SOURCE} && mke2fs -q -t ext2 -d /source /image 8M",
+        goes_into_background=True,
+        is_long=True,
+    ),
+    Client(
+        "grub-mount",
+        LIBFUSE,
+        "grub-mount /image {mountpoint}",
+        package="grub-common",
+        setup=f"{_SOURCE} && mke2fs -q -t ext2 -d /source /image 8M",
+        writes=False,
+        goes_into_background=True,
+        is_long=True,
+    ),
+    Client(
+        "disorderfs",
+        LIBFUSE,
+        "disorderfs -f --sort-dirents=yes --reverse-dirents=no /source {mountpoint}",
+        package="disorderfs",
+        is_long=True,
+    ),
+    Client("mount.posixovl", LIBFUSE, "mount.posixovl -S /source {mountpoint} -- -f", package="fuse-posixovl", is_long=True),
+    Client(
+        "convmvfs",
+        LIBFUSE,
+        "convmvfs -f -o srcdir=/source {mountpoint}",
+        package="fuse-convmvfs",
+        always_prints="(srcdir=/source\nicharset=.*\nocharset=.*\n)?",
+        is_long=True,
+    ),
+    Client(
+        "mhddfs",
+        LIBFUSE,
+        "mhddfs -f /source,/other {mountpoint}",
+        package="mhddfs",
+        setup=f"{_SOURCE} && mkdir /other",
+        always_prints="(mhddfs: .*\n)*",
+        is_long=True,
+    ),
+    Client("mp3fs", LIBFUSE, "mp3fs -f /source {mountpoint}", package="mp3fs", writes=False, is_long=True),
+    Client(
+        "rofiles-fuse",
+        LIBFUSE,
+        "rofiles-fuse -f /source {mountpoint}",
+        package="ostree",
+        always_prints="(Ignoring invalid max threads value .*\n)?",
+        is_long=True,
+    ),
+    Client(
+        "fossil fuse",
+        LIBFUSE,
+        "USER=root fossil fuse -R /repository {mountpoint}",
+        package="fossil",
+        setup=(
+            f"{_SOURCE} && export {_HOME} USER=root && fossil init /repository && cd /source && fossil open -f /repository "
+            "&& fossil add folder && fossil commit --no-warnings -m text"
+        ),
+        file="checkins/trunk/folder/file",
+        writes=False,
+        is_long=True,
+    ),
+    Client(
+        "httpfs2",
+        LIBFUSE,
+        "httpfs2 -f -c /dev/null http://127.0.0.1:8000/folder/file {mountpoint}",
+        package="httpfs2",
+        setup=(
+            f"{_SOURCE} && {{ {_RCLONE} serve http --addr 127.0.0.1:8000 /source >/log 2>&1 & }} "
+            "&& until curl -sf http://127.0.0.1:8000/folder/file; do sleep 0.1; done"
+        ),
+        file="file",
+        writes=False,
+        always_prints="(file name: (.*\n)*file size: .*\n)?",
+        is_long=True,
+    ),
+    Client(
+        "squashfuse_ll",
+        LIBFUSE,
+        "squashfuse_ll -f /image {mountpoint}",
+        package="squashfuse",
+        setup=f"{_SOURCE} && mksquashfs /source /image -quiet -no-progress",
+        writes=False,
+        codes=(241,),
+    ),
+    # ---- started by mount(8), which needs no rights for that
+    Client(
+        "mount.fuse3",
+        LIBFUSE,
+        "mount -t fuse.bindfs /source {mountpoint} -o rw,nosuid,nodev,noatime",
+        package="fuse3",
+        goes_into_background=True,
+        daemon="bindfs",
+        notes="by `mount -t fuse.bindfs`",
+    ),
+    Client(
+        "mount.rclone",
+        BAZIL,
+        f"{_HOME} mount -t rclone :local:/source {{mountpoint}} -o rw,allow_non_empty,vfs-cache-mode=writes,config=/tmp/rclone.conf",
+        package="rclone",
+        setup=f"{_SOURCE} && touch /tmp/rclone.conf && ln -s /usr/bin/rclone /sbin/mount.rclone",
+        places=(DATA,),
+        goes_into_background=True,
+        daemon="rclone",
+        complains="(.* ERROR : {mountpoint}: Unmounted rclone mount\n)?",
+        notes="by `mount -t rclone`, where `/sbin/mount.rclone` is a link to rclone; otherwise as `rclone mount --daemon`",
+    ),
+    # ---- the bindings of libfuse to other languages
+    Client(
+        "ratarmount",
+        LIBFUSE,
+        "PYTHONPATH=/packages python3 -m ratarmount -f /archive.tar {mountpoint}",
+        version=lambda: locked_version("ratarmount.txt", r"ratarmount==(\S+)"),
+        setup=f"{_SOURCE} && tar -C /source -cf /archive.tar folder",
+        writes=False,
+        binds=lambda: [Bind(python_packages("ratarmount"), "/packages", read_only=True)],
+        notes="uses mfusepy",
+        is_long=True,
+    ),
+    _served("python3 /programs/hello_low_level.py llfuse", "python3 llfuse", package="python3-llfuse"),
+    _served("python3 /programs/hello_low_level.py pyfuse3", "python3 pyfuse3", package="python3-pyfuse3", codes=(143,), is_long=True),
+    _served("perl /programs/hello.pl", "perl Fuse", package="libfuse-perl", codes=(143,)),
+    _served("ruby /programs/hello.rb", "ruby fusefs", package="ruby-fusefs", codes=(143,), runs_on=True, is_long=True),
+    _served(
+        "node /program/hello.js",
+        "node fuse-native",
+        version=lambda: locked_version("node/package.json", r'"fuse-native": "([^"]+)"'),
+        binds=lambda: [Bind(node_program(), "/program", read_only=True)],
+        places=(ELSEWHERE,),
+        runs_on=True,
+        notes="a program of these tests; not at the volume's own path: fuse-native finds a mount there and refuses",
+        is_long=True,
+    ),
+    _served(
+        "java -cp '/program:/program/lib/*' Hello",
+        "java jnr-fuse",
+        version=lambda: locked_version("java/pom.xml", r"<artifactId>jnr-fuse</artifactId>\s*<version>([^<]+)"),
+        binds=lambda: [Bind(java_program(), "/program", read_only=True)],
+        codes=(143,),
+        is_long=True,
+    ),
     # ---- go-fuse: calls only fusermount3, with an empty environment, and looks into its mountpoint afterwards
     Client(
         "gocryptfs",
@@ -363,4 +636,10 @@ CLIENTS = [
     _hello("fuser", FUSER, " --auto-unmount", codes=(143,)),
     # ---- Sherlock's fuse3: one end of a SEQPACKET pair, read with no room for data after the helper's end
     _hello("fuse3", FUSE3),
+    # ---- polyfuse: reads the fd before it waits for the helper, and unmounts by `-u -q -z` only where its file system has ended
+    _hello("polyfuse", POLYFUSE, codes=(143,)),
+    _hello("polyfuse", POLYFUSE, " --auto-unmount", codes=(143,)),
+    # ---- fuse-backend-rs, the library of nydusd: tries mount(2) first, and passes fd=, rootmode= and the ids on to the helper
+    _hello("fuse-backend-rs", FUSE_BACKEND),
+    _hello("fuse-backend-rs", FUSE_BACKEND, " --auto-unmount"),
 ]
