@@ -323,6 +323,16 @@ CLIENTS = [
         goes_into_background=True,
     ),
     Client(
+        "wimmountrw",
+        LIBFUSE,
+        "wimmountrw /tmp/archive.wim {mountpoint}",
+        package="wimtools",
+        setup=f"{_SOURCE} && wimcapture /source /tmp/archive.wim --compress=none >/dev/null",
+        goes_into_background=True,
+        notes="keeps what was written only if `wimunmount --commit` unmounts it, at the volume's own path",
+        is_long=True,
+    ),
+    Client(
         "casync mount",
         LIBFUSE,
         "casync mount /archive.catar {mountpoint}",
