@@ -114,7 +114,7 @@ def _mount(command: Command, path: bytes) -> None:
     if reply.error is not None:
         raise Failure(reply.error)
     try:
-        fdpass.send_with_fds(comm, b"\0", [fuse_fd])
+        fdpass.send_fd(comm, fuse_fd, limits.IN_FLIGHT_WAIT)
     except OSError as error:
         # Unmount before closing the fd, because until then no other program can have mounted there.
         _undo(socket_path, path)

@@ -36,7 +36,7 @@ def mount(comm: socket, fuse_fd: int, pending: PendingMount) -> None:
     if the driver does not answer.
     """
     try:
-        fdpass.send_with_fds(comm, b"\0", [fuse_fd])
+        fdpass.send_fd(comm, fuse_fd, limits.IN_FLIGHT_WAIT)
     finally:
         posix.close(fuse_fd)
     _wait_for_program(comm, pending)

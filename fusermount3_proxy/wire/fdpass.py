@@ -12,8 +12,11 @@ from _socket import (
     SOL_SOCKET,
     socket,
 )
+from errno import ETOOMANYREFS
+from time import sleep
 
 _INT = 4  # sizeof(int), the size of an fd in a control message
+_PAUSE = 0.01  # seconds
 
 
 class Truncated(Exception):
@@ -31,6 +34,23 @@ def send_with_fds(sock: socket, data: bytes, fds: list[int]) -> None:
     """
     control = [(SOL_SOCKET, SCM_RIGHTS, b"".join(fd.to_bytes(_INT, sys.byteorder) for fd in fds))] if fds else []
     sock.sendmsg([data], control, MSG_NOSIGNAL)
+
+
+def send_fd(sock: socket, fd: int, limit: float) -> None:
+    """Send one byte with `fd` attached. Raises OSError.
+
+    While other processes of the same user have more fds in flight than this one may open, the kernel refuses (ETOOMANYREFS,
+    unix(7)). It is tried again for `limit` seconds, until their receivers have taken some.
+    """
+    for _ in range(int(limit / _PAUSE)):
+        try:
+            send_with_fds(sock, b"\0", [fd])
+            return
+        except OSError as error:
+            if error.errno != ETOOMANYREFS:
+                raise
+        sleep(_PAUSE)
+    send_with_fds(sock, b"\0", [fd])
 
 
 def receive_with_fds(sock: socket, size: int, max_fds: int) -> tuple[bytes, list[int]]:

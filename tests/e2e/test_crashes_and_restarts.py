@@ -197,4 +197,4 @@ def driver_state(cluster: Cluster, made: Pod) -> str:
 
 def driver_status(cluster: Cluster) -> str:
     """Return the driver's status."""
-    return cluster.check("-n", SYSTEM, "exec", "daemonset/meta-fuse-csi-plugin", "--", "meta-fuse-csi-plugin", "status")
+    return cluster.check("-n", SYSTEM, "exec", "daemonset/meta-fuse-csi-plugin", "--", "meta-fuse-csi-plugin", "status", "--output", "wide")

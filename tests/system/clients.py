@@ -11,7 +11,6 @@ from harness.container import Bind, Container
 from harness.kubelet import Published
 from harness.pod import DATA, TEST_PROGRAMS, TREE, Pod
 from harness.programs import (
-    SOURCES,
     crate_version,
     gcsfuse,
     gcsfuse_version,
@@ -76,6 +75,7 @@ class Client:
     server: Callable[[Pod], "Server"] | None = None
     notes: str = ""
     is_long: bool = False
+    waits_for_users: bool = False  # told to stop, it unmounts lazily, and ends when nobody uses its file system any more
 
     @property
     def marks(self) -> list[pytest.MarkDecorator]:
@@ -149,7 +149,7 @@ def _served(command: str, name: str, **others: object) -> Client:
         file="hello",
         content="Hello World!\n",
         writes=False,
-        **{"binds": lambda: [Bind(SOURCES, "/programs", read_only=True)], "notes": "a program of these tests", **others},  # type: ignore[arg-type]
+        **{"binds": lambda: [TEST_PROGRAMS], "notes": "a program of these tests", **others},  # type: ignore[arg-type]
     )
 
 
@@ -166,9 +166,8 @@ def _hello(crate: str, library: str, options: str = "", **others: object) -> Cli
         content="Hello World!\n",
         writes=False,
         binds=_program(lambda: rust_program(crate), program),
-        notes="a program of these tests",
         is_long=True,
-        **others,  # type: ignore[arg-type]
+        **{"notes": "a program of these tests", **others},  # type: ignore[arg-type]
     )
 
 
@@ -642,7 +641,12 @@ CLIENTS = [
         is_long=True,
     ),
     # ---- cberner's fuser, the library of mountpoint-s3: starts `fusermount3 -h` to find it
-    _hello("fuser", FUSER),
+    _hello(
+        "fuser",
+        FUSER,
+        waits_for_users=True,
+        notes="a program of these tests; when it is told to stop, it waits for containers that started after the mount",
+    ),
     _hello("fuser", FUSER, " --auto-unmount", codes=(143,)),
     # ---- Sherlock's fuse3: one end of a SEQPACKET pair, read with no room for data after the helper's end
     _hello("fuse3", FUSE3),

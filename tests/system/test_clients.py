@@ -34,8 +34,7 @@ class Life:
 
     @property
     def applications(self) -> list[Container]:
-        assert self.after is not None
-        return [self.before, self.after]
+        return [self.before, self.after] if self.after is not None else [self.before]
 
     def mount(self, mountpoint: str) -> Background:
         program = self.fuse.start(self.client.command.format(mountpoint=mountpoint))
@@ -88,6 +87,13 @@ class Life:
     def kill(self, program: Background, signal: str) -> None:
         self.fuse.check(f"kill -{signal} {self.pid(program)}")
 
+    def end_later_container(self) -> None:
+        """End the container that started after the mount, which keeps the file system of a lazy unmount in use."""
+        assert self.after is not None
+        self.volume.wait_waiting()
+        self.pod.stop(self.after)
+        self.after = None
+
     def ended(self, program: Background, codes: tuple[int, ...], stderr: str) -> None:
         """Check that it has ended with one of `codes`, printed only what `stderr` matches, and that the placeholder is there again."""
         if self.client.goes_into_background:
@@ -114,6 +120,8 @@ def test_mounts_serves_ends_in_three_ways_and_mounts_again(pod: Pod, client: Cli
         else:
             life.cannot_write()
         life.kill(program, client.stop)
+        if client.waits_for_users:
+            life.end_later_container()
         life.ended(program, client.codes, client.stderr_pattern(client.complains, mountpoint))
 
         # It is unmounted by hand: the program sees that its file system is gone, and ends as after its signal.

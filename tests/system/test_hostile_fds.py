@@ -290,3 +290,23 @@ def test_a_flood_of_fds(node: Node, pod: Pod) -> None:
     recovers(node, before)
     assert request(volume, b"{}")[0]["error"]
     serves_again(volume)
+
+
+@pytest.mark.parametrize("for_ever", [False, True])
+def test_a_container_of_the_same_user_has_too_many_fds_in_flight(node: Node, pod: Pod, for_ever: bool) -> None:
+    """The kernel counts fds in flight by user, and without CAP_SYS_ADMIN the limit of open files holds for them."""
+    volume = pod.publish()
+    fuse = pod.fuse(volume, binds=[TEST_PROGRAMS])
+    command = "sh -c 'ulimit -Sn 1024; exec {}'"
+    flood = fuse.start(command.format("python3 /programs/in_flight.py"))
+    flood.wait_until_it_says("full")
+    program = fuse.start(command.format("bindfs -f /srv /data"))
+    wait_until("the driver has mounted", lambda: "mounted fuse" in node.driver.log)
+    if for_ever:
+        assert program.wait() != 0
+        assert "sending file descriptor: Too many references: cannot splice\n" in program.err
+        volume.wait_waiting()
+        flood.kill("KILL")
+    else:
+        flood.kill("KILL")
+        volume.wait_mounted(program)
