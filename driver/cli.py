@@ -256,8 +256,8 @@ def _status_of(volume: "admin_pb2.Volume") -> dict[str, object]:
 
 
 @main.command(
-    help="End the FUSE file system of a volume, by the name or path that status lists. Use it where a FUSE program hangs: calls that wait "
-    "for it fail, and another program can mount. Open files are lost."
+    help="End the FUSE file system of a volume, by the name that status lists or by its path. Use it where a FUSE program hangs: calls "
+    "that wait for it fail, and another program can mount. Open files are lost."
 )
 @click.argument("volume")
 @click.pass_obj

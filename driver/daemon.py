@@ -120,6 +120,7 @@ async def _serve(settings: Settings, metrics_listener: socket.socket | None, ino
         # 10. Importing gRPC takes as long as answering hundreds of pods.
         from driver.api import services
 
+        gc.collect()
         gc.freeze()  # else each full collection would walk through all modules, and hold the event loop for 20 ms
         gc.enable()
         if not features.sees_host_pids():

@@ -32,6 +32,12 @@ class _Job:
     discard: Callable[[Any], object] | None = None  # what to do with a result for which nobody waits any more
 
 
+@dataclass(eq=False)
+class _Running:
+    thread: int = 0  # the kernel's id of the thread, once it runs
+    nudging: asyncio.TimerHandle | None = None
+
+
 class Threads:
     """Runs each job in a daemon thread of its own, and a limited number of jobs at the same time."""
 
@@ -106,12 +112,10 @@ class Threads:
 
     def _start(self, job: _Job) -> None:
         loop = asyncio.get_running_loop()
-        nudging: asyncio.TimerHandle | None = None
-        thread = 0  # the kernel's id of the thread, once it runs
+        running = _Running()
 
         def body() -> None:
-            nonlocal thread
-            thread = _thread.get_native_id()
+            running.thread = _thread.get_native_id()
             result, error = None, None
             try:
                 result = job.work()
@@ -123,8 +127,8 @@ class Threads:
                 pass  # the loop is closed: the driver is stopping
 
         def ended(result: Any, error: BaseException | None) -> None:
-            if nudging is not None:
-                nudging.cancel()
+            if running.nudging is not None:
+                running.nudging.cancel()
             self._running -= 1
             self._start_jobs()
             if job.outcome.done():  # its caller has given up
@@ -136,19 +140,22 @@ class Threads:
             else:
                 job.outcome.set_result(result)
 
-        def nudge(after: float) -> None:
-            nonlocal nudging
-            if thread:
-                try:
-                    # The kernel checks the id. The behaviour of pthread_kill(3) is undefined if the thread has ended.
-                    syscalls.tgkill(os.getpid(), thread, NUDGE)
-                except ProcessLookupError:
-                    return
-            nudging = loop.call_later(after, nudge, after)
-
         # threading.Thread.start() waits until the thread runs. On a busy machine that held the event loop for 4 ms in one of a
         # hundred calls, and for 40 ms at worst.
         _thread.start_new_thread(body, ())
         self._running += 1
+        self._nudge_later(running)
+
+    def _nudge_later(self, running: _Running) -> None:
         if self._nudge is not None:
-            nudging = loop.call_later(self._nudge, nudge, self._nudge)
+            running.nudging = asyncio.get_running_loop().call_later(self._nudge, self._nudge_thread, running)
+
+    def _nudge_thread(self, running: _Running) -> None:
+        running.nudging = None
+        if running.thread:
+            try:
+                # The kernel checks the id. The behaviour of pthread_kill(3) is undefined if the thread has ended.
+                syscalls.tgkill(os.getpid(), running.thread, NUDGE)
+            except ProcessLookupError:
+                return
+        self._nudge_later(running)

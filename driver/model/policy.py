@@ -5,6 +5,7 @@ program cannot override them. nosuid and nodev always apply: the program decides
 or a device node that it invents must give no rights on the node.
 """
 
+import logging
 import re
 from dataclasses import dataclass
 from errno import EINVAL
@@ -72,6 +73,8 @@ class MountArguments:
 class Refused(Exception):
     """Reports that a FUSE program's request is refused. The text is fusermount3's own, and `errno` is sent along with it."""
 
+    level = logging.WARNING  # of the line in the log
+
     def __init__(self, text: str, errno: int = EINVAL) -> None:
         super().__init__(text)
         self.errno = errno
@@ -79,6 +82,8 @@ class Refused(Exception):
 
 class NotMounted(Refused):
     """Reports that there is nothing to unmount. That is usual: start scripts unmount what a crash could have left."""
+
+    level = logging.INFO
 
 
 def of_volume(read_only: bool, mount_flags: list[str], attribute: str, where_attribute: str = "mountOptions") -> VolumePolicy:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from weakref import WeakMethod
 
 from driver.model import limits
 from driver.mounts.kernel import DeviceKernel
@@ -18,12 +19,12 @@ class DeathWatch:
     def __init__(self, device: str | None, kernel: DeviceKernel, has_ended: Callable[[], Awaitable[bool]]) -> None:
         """Watch the mount whose device node is `device`; None where that is not known.
 
-        `has_ended` is called when no process seems to hold the fd any more. It makes sure, detaches the mount, and returns
-        whether the mount has ended.
+        `has_ended`, a method, is called when no process seems to hold the fd any more. It makes sure, detaches the mount, and
+        returns whether the mount has ended. Its object owns this one, and is not kept alive by it.
         """
         self._device = device
         self._kernel = kernel
-        self._has_ended = has_ended
+        self._has_ended = WeakMethod(has_ended)  # otherwise only the garbage collector could free the two
         self._watch_id: int | None = None
         self._checking: asyncio.Task[None] | None = None
         self._check_again = asyncio.Event()
@@ -66,7 +67,7 @@ class DeathWatch:
             self._check_again.clear()
             is_held = self.is_held()
             # The connection may end a moment after the lock: who asks then waits for that.
-            if is_held is False and await self._has_ended():
+            if is_held is False and ((has_ended := self._has_ended()) is None or await has_ended()):
                 return
             step = next(steps, None)
             if step is not None and not is_held:

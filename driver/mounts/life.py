@@ -37,7 +37,7 @@ class MountLife:
         log: VolumeLog,
         troubles: Troubles,
         on_death: Callable[[], None],
-        on_end: Callable[[End, Connection | None], None],
+        on_end: Callable[["MountLife", End, Connection | None], None],
         on_change: Callable[[], None],
         on_missing: Callable[[], Awaitable[None]],
     ) -> None:
@@ -168,7 +168,7 @@ class MountLife:
         connection, self._connection = self._connection, None
         if connection is None and self.mount.device is not None:
             self._kernel.remove_device(self.mount.device)
-        self._on_end(end, connection)
+        self._on_end(self, end, connection)
 
     def _is_used(self, connection: Connection) -> bool:
         try:

@@ -55,9 +55,9 @@ class VolumeLog:
         """Log what the driver should have done, and could not do."""
         self.write(logging.ERROR, text)
 
-    def refusal(self, text: str) -> None:
-        """Log a warning about something that the pod did. The number of these lines is limited."""
-        self._write_limited("refusals", logging.WARNING, text)
+    def refusal(self, text: str, level: int = logging.WARNING) -> None:
+        """Log something that the pod did and should not do, or need not do. The number of these lines is limited."""
+        self._write_limited("refusals", level, text)
 
     def activity(self, text: str) -> None:
         """Log what a pod does by right, such as mounting and unmounting. The number of these lines is limited."""

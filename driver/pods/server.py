@@ -20,7 +20,7 @@ from driver.blocking.threads import Threads
 from driver.linux import syscalls
 from driver.model import limits
 from driver.model.peer import Peer
-from driver.model.policy import NotMounted, Refused
+from driver.model.policy import Refused
 from driver.observe import metrics
 from driver.observe.internalerror import report_internal_error
 from driver.observe.logs import VolumeLog
@@ -245,7 +245,7 @@ class FdServer:
                 reply = Reply() if self._handler.find(request) else Reply(error="not mounted", errno=EINVAL)
                 fdpass.send_with_fds(connection, protocol.encode_reply(reply), [])
         except Refused as refusal:
-            (self._log.activity if isinstance(refusal, NotMounted) else self._log.refusal)(f"request refused: {refusal}")
+            self._log.refusal(f"request refused: {refusal}", refusal.level)
             self._refuse(connection, str(refusal), refusal.errno)
         except ProtocolError as error:
             self._log.refusal(f"bad request: {error}")

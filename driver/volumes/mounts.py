@@ -139,7 +139,7 @@ class VolumeMounts:
             self._log,
             self._troubles,
             on_death=self._died,
-            on_end=lambda end, connection: self._ended(life, end, connection),
+            on_end=self._ended,
             on_change=self._on_change,
             on_missing=self._repair_missing,
         )

@@ -79,7 +79,7 @@ def _detached_from_json(entries: Any) -> tuple[DetachedMount, ...]:
     for entry in entries if isinstance(entries, list) else ():
         try:
             found.append(DetachedMount(_mount_from_json(entry, entry.get("mounter")), _text("connection", entry["connection"])))
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except Exception:
             pass  # the file system is not followed, and ends with its last user
     return tuple(found)
 

@@ -65,6 +65,7 @@ class VolumeRequests:
         async with self.mounts.place.lock:
             arguments = await self._admit(request, peer)
             took = Timer(Operation.MOUNT)
+            self._program = program_behind(peer.pid)
             try:
                 fd = await self.mounts.mount(from_wire(request.mountpoint), arguments, peer.uid)
             except TimeoutError:
@@ -97,6 +98,7 @@ class VolumeRequests:
             await self._make_room()
             mountpoint = from_wire(prepared.request.mountpoint)
             took = Timer(Operation.MOUNT)
+            self._program = program_behind(prepared.peer.pid)
             try:
                 attempt = self.mounts.begin_mount(prepared.opened, mountpoint, prepared.arguments, prepared.peer.uid)
             except OSError as error:
@@ -122,25 +124,33 @@ class VolumeRequests:
             if self.mounts.forget_left(mountpoint):
                 return
             life = self.mounts.current
-            if life is None and not request.lazy and self.mounts.end_detached(mountpoint, partial(_may_unmount, peer)):
-                self._log.activity("a lazily unmounted file system is ended, as the pod asked for")
-                return
-            is_meant = life is not None and (mountpoint == life.mount.mountpoint or request.device == life.mount.device_number)
             if life is None:
-                raise NotMounted(f"not mounted: {os.fsdecode(mountpoint)!r}")
+                self._end_detached(request, peer)
+                return
+            is_meant = mountpoint == life.mount.mountpoint or request.device == life.mount.device_number
             if not is_meant or not _may_unmount(peer, life.mount):
                 raise Refused(f"not mounted: {os.fsdecode(mountpoint)!r}", EINVAL)
             await self._detach(Detach.LAZY if request.lazy else Detach.PLAIN)
             self.mounts.forget_left(life.mount.mountpoint)  # where the program was dead, and the driver had not noticed it
         self._log.activity("unmounted, as the pod asked for")
 
+    def _end_detached(self, request: UnmountRequest, peer: Peer) -> None:
+        """Carry out an unmount where nothing is mounted: a plain one ends what was unmounted lazily. Raises Refused."""
+        mountpoint = from_wire(request.mountpoint)
+        text = f"not mounted: {os.fsdecode(mountpoint)!r}"
+        if request.lazy or not self.mounts.has_detached(mountpoint):
+            raise NotMounted(text)
+        if not self.mounts.end_detached(mountpoint, partial(_may_unmount, peer)):
+            raise Refused(text)
+        self._log.activity("a lazily unmounted file system is ended, as the pod asked for")
+
     async def abort(self) -> bool:
-        """End the mount and what was unmounted lazily, although they are in use. Return whether there was any. Raises Refused."""
+        """End the mount and what was unmounted lazily, although they are in use. Return whether any was ended. Raises Refused."""
         async with self.mounts.place.lock:
             self._refuse_when_closing()
-            had_detached = self.mounts.end_detached()
+            is_any_ended = self.mounts.end_detached()
             if self.mounts.current is None:
-                return had_detached
+                return is_any_ended
             await self._detach(Detach.FORCED)
         return True
 
@@ -184,7 +194,7 @@ class VolumeRequests:
                 raise _busy()
             return
         if not await life.is_dead():
-            raise _busy(self._holder())
+            raise _busy(f": {self._holder()}")
         await self._detach(Detach.FORCED)
 
     async def _end_attempt(self, attempt: MountAttempt) -> None:
@@ -207,12 +217,11 @@ class VolumeRequests:
             raise Refused("the volume is being unpublished", EAGAIN)
 
     def _holder(self) -> str:
-        """Return who has mounted and when, for the message that it is busy."""
+        """Return who has mounted and when."""
         since = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(self.mounts.past.since))
         return f"mounted since {since}" if self._program is None else f"{shown(str(self._program))} has mounted it since {since}"
 
     def _log_mounted(self, request: MountRequest, peer: Peer, arguments: MountArguments, took: Timer) -> None:
-        self._program = program_behind(peer.pid)
         self._log.activity(
             f"mounted {os.fsdecode(arguments.fstype)} {os.fsdecode(arguments.source)!r} for uid {peer.uid}, pid {peer.pid}, "
             f"asked for at {os.fsdecode(from_wire(request.mountpoint))!r}, in {took.stop()}"
@@ -230,7 +239,7 @@ def _may_unmount(peer: Peer, mount: FuseMount) -> bool:
 
 
 def _busy(holder: str = "") -> Refused:
-    return Refused(f"mount failed: {os.strerror(EBUSY)}{holder and ': '}{holder}", EBUSY)
+    return Refused(f"mount failed: {os.strerror(EBUSY)}{holder}", EBUSY)
 
 
 def _mount_failed(error: OSError) -> Refused:

@@ -68,14 +68,15 @@ class Volumes:
         return self._by_target.get(target)
 
     def named(self, name: str) -> Volume:
-        """Return the volume with this id or target path. Raises VolumeError where there is none, or more than one."""
-        found = [volume for volume in self if name == volume.target or volumeid.is_named(name, volume.publication.volume_id)]
+        """Return the volume with this id, target path, or beginning of an inline id. Raises VolumeError unless there is one."""
+        found = [volume for volume in self if name in (volume.target, volume.publication.volume_id)]
         if not found:
-            raise VolumeError(Code.NOT_FOUND, f"there is no volume {name!r}; status lists all volumes and their paths")
+            found = [volume for volume in self if volumeid.is_named(name, volume.publication.volume_id)]
+        if not found:
+            raise VolumeError(Code.NOT_FOUND, f"there is no volume {name!r}; status lists all volumes")
         if len(found) > 1:
-            raise VolumeError(
-                Code.INVALID_ARGUMENT, f"volume {name!r} is published at {len(found)} paths: give one of those that status lists"
-            )
+            paths_of_all = ", ".join(volume.target for volume in found)
+            raise VolumeError(Code.INVALID_ARGUMENT, f"{name!r} names {len(found)} volumes: give the path of one: {paths_of_all}")
         return found[0]
 
     async def publish(self, publication: Publication) -> Volume:

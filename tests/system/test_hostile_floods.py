@@ -6,6 +6,8 @@ import select
 import shlex
 import signal
 import socket
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
 from errno import EBUSY
@@ -101,6 +103,48 @@ def test_answers_that_nobody_reads(node: Node, pod: Pod) -> None:
     recovers(node, before)
     volume.wait_waiting(20)
     serves_again(volume)
+
+
+_ALL_GROUPS = """
+import os, socket, sys, threading
+os.setgroups(range(1 << 16))
+
+def ask():
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.connect(sys.argv[1])
+        connection.send(sys.argv[2].encode())
+        return socket.recv_fds(connection, 4096, 1)[1]
+
+def ask_for_ever():
+    while True:
+        try:
+            ask()
+        except OSError:  # a ninth connection is closed
+            pass
+
+mounted = ask()
+print("mounted", flush=True)
+for _ in range(8):
+    threading.Thread(target=ask_for_ever).start()
+"""
+
+
+def test_refused_mounts_of_processes_with_all_groups_that_there_can_be(node: Node, pod: Pod) -> None:
+    """The driver says who has mounted. /proc/PID/status of such a process is 700 KiB long, and takes 20 ms."""
+    volumes = [pod.publish(volume=f"v{number}", socket=f"s{number}") for number in range(6)]
+    before = numbers(node)
+    with attacked(node, len(volumes)) as cost, ExitStack() as stack:
+        for volume in volumes:
+            command = [sys.executable, "-c", _ALL_GROUPS, f"{volume.socket.name}.v1", MOUNT.decode()]
+            where = volume.socket.parent  # a socket's path may have 108 bytes
+            attacker = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, cwd=where))
+            stack.callback(attacker.kill)
+            assert attacker.stdout is not None and attacker.stdout.readline() == b"mounted\n"
+        cost.wait()
+    recovers(node, before)
+    for volume in volumes:
+        volume.wait_waiting(20)
+        serves_again(volume)
 
 
 def test_nesting_of_every_depth(node: Node, pod: Pod) -> None:

@@ -240,7 +240,7 @@ def test_somebody_on_the_node_ends_everything_of_a_volume(setup: Setup, by: str)
     done = setup.node.driver.cli("abort", listed[by])
     assert (done.returncode, done.stderr) == (1, f"Error: there is no FUSE file system at {setup.volume.target} that the driver can end\n")
     done = setup.node.driver.cli("abort", "nonsense")
-    assert (done.returncode, done.stderr) == (1, "Error: there is no volume 'nonsense'; status lists all volumes and their paths\n")
+    assert (done.returncode, done.stderr) == (1, "Error: there is no volume 'nonsense'; status lists all volumes\n")
 
 
 def test_a_program_that_ends_with_open_files_is_forgotten(setup: Setup) -> None:

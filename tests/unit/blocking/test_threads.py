@@ -307,3 +307,18 @@ def test_a_result_that_is_not_late_is_not_discarded() -> None:
         return result
 
     assert asyncio.run(main()) == "in time"
+
+
+async def test_a_job_leaves_nothing_for_the_garbage_collector() -> None:
+    """Each closed connection is a job."""
+    threads = Threads(1, nudge=DEADLINE)
+    await threads.run_to_end(lambda: None)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            await threads.run_to_end(lambda: None)
+        await asyncio.sleep(0)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

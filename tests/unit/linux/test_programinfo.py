@@ -43,7 +43,7 @@ def chain(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Chain]:
 def test_the_program_is_the_parent_of_the_helper(chain: Chain) -> None:
     found = program_behind(chain.helper)
     assert found is not None
-    assert found.pid == found.inner_pid == chain.process.pid
+    assert found.pids == (chain.process.pid,)
     assert str(found) == f"{found.name} (pid {chain.process.pid})"
     assert found.name == Path(f"/proc/{chain.process.pid}/comm").read_text().rstrip("\n")
 
@@ -56,7 +56,7 @@ def test_the_pid_is_left_out_when_the_program_has_ended(chain: Chain) -> None:
 
 def test_a_program_that_asks_for_itself() -> None:
     found = program_behind(os.getpid())
-    assert found is not None and found.pid == os.getpid()
+    assert found is not None and found.pids[0] == os.getpid()
 
 
 def test_a_process_that_has_ended(chain: Chain) -> None:
@@ -72,5 +72,19 @@ def test_any_bytes_in_a_name() -> None:
     process.stdout.readline()
     found = program_behind(process.pid)
     process.communicate(b"\n")
-    assert found is not None and found.pid == process.pid
+    assert found is not None and found.pids[0] == process.pid
     assert found.name.startswith("a")
+
+
+def test_a_parent_in_another_pid_namespace_is_not_named() -> None:
+    """It is the container engine's, and the answer goes to the pod."""
+    script = "open('/proc/self/comm', 'w').write('fusermount3'); print(flush=True); input()"
+    unshare = ["unshare", "--user", "--pid", "--fork", sys.executable, "-c", script]
+    engine = subprocess.Popen(unshare, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert engine.stdout is not None
+    engine.stdout.readline()
+    first = int(Path(f"/proc/{engine.pid}/task/{engine.pid}/children").read_text())
+    found = program_behind(first)
+    engine.communicate(b"\n")
+    assert found is not None
+    assert (found.name, found.pids) == ("fusermount3", (first, 1))

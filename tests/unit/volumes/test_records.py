@@ -312,7 +312,7 @@ def test_what_was_unmounted_lazily_is_where_an_older_driver_ignores_it(folder: P
     assert next_driver(records, folder).load() == [kept]
 
 
-@pytest.mark.parametrize("broken", [{}, 7, None, ["0:62"], {"node": None, "on_placeholder": 1}], ids=repr)
+@pytest.mark.parametrize("broken", [{}, 7, None, ["0:62"], {"on_placeholder": 1}, {"mountpoint": "/\u20ac"}], ids=repr)
 def test_an_entry_of_a_lazy_unmount_that_cannot_be_read_costs_nothing_else(folder: Path, broken: object) -> None:
     kept = replace(record(mount=MOUNT), detached=(DetachedMount(replace(MOUNT, device_number="0:62", mounter=0), "7 8"),))
     records = Records(str(folder))
@@ -320,7 +320,7 @@ def test_an_entry_of_a_lazy_unmount_that_cannot_be_read_costs_nothing_else(folde
     (file,) = folder.glob("*.json")
     content = json.loads(file.read_text())
     (entry,) = content["more"]["detached"]
-    content["more"]["detached"] = [broken, entry]
+    content["more"]["detached"] = [entry | broken if isinstance(broken, dict) and broken else broken, entry]
     file.write_text(json.dumps(content))
     assert next_driver(records, folder).load() == [kept]
 

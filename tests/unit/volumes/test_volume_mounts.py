@@ -1,8 +1,10 @@
 """Tests the life of a volume's mounts against a kernel in memory: states, races, and every order of two events."""
 
 import asyncio
+import gc
 import itertools
 import os
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from errno import EBUSY, EMFILE
@@ -432,5 +434,26 @@ def test_a_volume_whose_unpublish_failed_is_not_busy(ends: list[End]) -> None:
         await world.unpublish()
         assert len(world.failures) == 1
         assert not world.mounts.is_busy
+
+    in_world(scenario, ends)
+
+
+@pytest.mark.parametrize("end", ["the program dies", "unmount", "lazy unmount"])
+def test_a_volume_is_freed_without_the_garbage_collector(ends: list[End], end: str) -> None:
+    """A full collection holds the event loop, and what was there at its start is never collected."""
+
+    async def scenario(world: World) -> None:
+        gc.disable()
+        try:
+            await world.mount()
+            await EVENTS[end](world)
+            await asyncio.sleep(60)
+            await world.unpublish()
+            freed = weakref.ref(world.mounts)
+            world.begin()
+            await asyncio.sleep(60)
+            assert freed() is None
+        finally:
+            gc.enable()
 
     in_world(scenario, ends)

@@ -16,6 +16,7 @@ from driver.blocking.calls import Bounds
 from driver.linux import syscalls
 from driver.linux.filewatch import FileWatch
 from driver.model import limits
+from driver.model.errors import VolumeError
 from driver.model.paths import VolumePaths, standalone
 from driver.model.publication import Publication
 from driver.mounts.device import DeviceFolder
@@ -164,3 +165,23 @@ async def test_nothing_is_kept_of_a_former_drivers_device_node_when_its_program_
     await until(lambda: not watch._callbacks)
     assert os.listdir(tmp_path / "dev") == []
     watch.close()
+
+
+async def test_a_command_names_one_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_placeholders(monkeypatch)
+    inline = f"csi-{'0123456789ab' * 6}"[:68]
+    async with volumes_in(tmp_path) as volumes:
+        for name, volume_id in (("a", inline), ("b", inline[:16]), ("c", f"{inline[:20]}{'f' * 48}"), ("d", "pv"), ("e", "pv")):
+            paths = standalone(name, str(tmp_path))
+            (tmp_path / paths.sockets).mkdir(parents=True)
+            await volumes.publish(Publication(volume_id, paths, "fuse.sock", False, (), "", ""))
+        named = {name: volumes.named(name).publication for name in (inline, inline[:16], inline[:21], str(tmp_path / "d/mount"))}
+        assert [Path(publication.paths.target_path).parent.name for publication in named.values()] == ["a", "b", "a", "d"]
+        for name, text in (
+            ("pv", f"'pv' names 2 volumes: give the path of one: {tmp_path}/d/mount, {tmp_path}/e/mount"),
+            (inline[:17], f"'{inline[:17]}' names 2 volumes: give the path of one: {tmp_path}/a/mount, {tmp_path}/c/mount"),
+            ("none", "there is no volume 'none'; status lists all volumes"),
+        ):
+            with pytest.raises(VolumeError) as error:
+                volumes.named(name)
+            assert str(error.value) == text
