@@ -91,7 +91,7 @@ def test_a_driver_is_replaced_while_a_program_never_answers_it(cluster: Cluster,
             return [pod["metadata"]["name"] for pod in running if pod["metadata"]["name"] != old]
 
         (new,) = wait_until("the next driver runs", others, 30)
-        command = ("-n", SYSTEM, "exec", new, "--", "meta-fuse-csi-plugin", "status")
+        command = ("-n", SYSTEM, "exec", new, "--", "meta-fuse-csi-plugin", "status", "--output", "wide")
         wait_until("it looks after the volume", lambda: re.search(rf"{made.name} +mounted", cluster.run(*command).out), 30)
         for name in ("sftp-server", "sshd"):
             node.signal(made, name, "CONT")
