@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from driver import __version__, rundir
-from driver.api.endpoint import socket_path
+from driver.api.endpoint import check_length, socket_path
 from driver.model import volumeid
 from driver.model.errors import StartError
 from driver.model.settings import Settings
@@ -111,6 +111,8 @@ def main(
     try:
         csi_socket = socket_path(endpoint)
         run_dir = os.path.normpath(run_dir) if run_dir else rundir.default(csi_socket)
+        option = f"--admin-socket {admin_socket!r}" if admin_socket else f"admin.sock in --run-dir {run_dir!r}"
+        check_length(admin_socket or f"{run_dir}/admin.sock", option)
         daemon.serve(
             Settings(
                 csi_socket=csi_socket,
@@ -155,6 +157,7 @@ def _output(*formats: str) -> Callable[[Command], Command]:
 @main.group(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Add, remove and list volumes without Kubernetes, for Docker, Podman and plain hosts.",
+    short_help="Add, remove and list volumes without Kubernetes.",
 )
 def volume() -> None:
     """Group the commands for volumes without Kubernetes."""
@@ -204,7 +207,10 @@ def volume_list(admin_socket: str, output: str) -> None:
         _table([list(row) for row in rows], columns)
 
 
-@main.command(help="Show whether the driver can mount, and the condition of every volume of this node, or of those that are named.")
+@main.command(
+    help="Show whether the driver can mount, and the condition of every volume of this node, or of those that are named.",
+    short_help="Show whether the driver can mount, and the volumes.",
+)
 @click.argument("volumes", nargs=-1, metavar="[VOLUME]...")
 @_output("text", "wide", "json")
 @click.pass_obj
@@ -257,7 +263,8 @@ def _status_of(volume: "admin_pb2.Volume") -> dict[str, object]:
 
 @main.command(
     help="End the FUSE file system of a volume, by the name that status lists or by its path. Use it where a FUSE program hangs: calls "
-    "that wait for it fail, and another program can mount. Open files are lost."
+    "that wait for it fail, and another program can mount. Open files are lost.",
+    short_help="End the FUSE file system of a volume.",
 )
 @click.argument("volume")
 @click.pass_obj
@@ -268,7 +275,10 @@ def abort(admin_socket: str, volume: str) -> None:
     adminclient.abort(admin_socket, volume)
 
 
-@main.command(help="Report whether the driver can mount, for probes: exit code 0, or 1 and the reason. Asks no FUSE program.")
+@main.command(
+    help="Report whether the driver can mount, for probes: exit code 0, or 1 and the reason. Asks no FUSE program.",
+    short_help="Report whether the driver can mount, for probes.",
+)
 @click.pass_obj
 def ready(admin_socket: str) -> None:
     """Run the command `ready`."""
@@ -299,7 +309,10 @@ def _find_admin_socket(run_dir: str | None, endpoint: str) -> str:
     return f"{rundir.of_running_driver(endpoint.removeprefix('unix:')) or rundir.DEFAULT}/admin.sock"
 
 
-@main.command(help="Check whether this node has what the driver needs, and say what to do about what it lacks. No driver has to run.")
+@main.command(
+    help="Check whether this node has what the driver needs, and say what to do about what it lacks. No driver has to run.",
+    short_help="Check whether this node has what the driver needs.",
+)
 @click.pass_context
 def check(context: click.Context, /) -> None:
     """Run the command `check`."""

@@ -106,6 +106,7 @@ async def _serve(settings: Settings, metrics_listener: socket.socket | None, ino
             standalone = Standalone(volumes, f"{settings.run_dir}/volumes")
             standalone.prepare()
             await volumes.restore(settings.pods_dir, standalone.root)
+            stack.callback(standalone.close)
         except OSError as error:
             raise _cannot_prepare(settings, error) from None
         # 8. The metrics.
@@ -123,6 +124,7 @@ async def _serve(settings: Settings, metrics_listener: socket.socket | None, ino
         gc.collect()
         gc.freeze()  # else each full collection would walk through all modules, and hold the event loop for 20 ms
         gc.enable()
+        repairing = asyncio.get_running_loop().create_task(standalone.repair_periodically())
         if not features.sees_host_pids():
             log.warning(nodecheck.NO_HOST_PIDS)
         node_problem = partial(nodecheck.first_problem, settings.pods_dir, settings.run_dir)
@@ -132,6 +134,7 @@ async def _serve(settings: Settings, metrics_listener: socket.socket | None, ino
             await services.serve(settings, volumes, standalone, files, starter, node_problem, propagation_problem, stopped)
         finally:
             # 12. The mounts stay as they are.
+            repairing.cancel()
             volumes.release()
             # 13. Leaving the `with` block closes the rest.
             if not await volumes.settle(services.GRACE):
@@ -177,7 +180,7 @@ async def _wait_for_former_driver(settings: Settings, run_dir_lock: RunDirLock, 
         listener = await find_listener(settings.own_socket)
         if listener is not None and listener.answers:
             text = f"another driver ({listener}) serves from {settings.run_dir} (--run-dir)"
-            raise AlreadyServed(f"{text}: stop it first, or give each driver a --run-dir of its own")
+            raise AlreadyServed(f"{text}: stop it first, or give each driver a --run-dir and an --endpoint of its own")
         is_stuck = listener is not None  # a driver that is being stopped has removed its sockets
         has_folder, has_records = run_dir_lock.acquire(), records.own()
         if (has_folder and has_records) or stopped.is_set():

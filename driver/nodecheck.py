@@ -127,6 +127,8 @@ def _system_calls(refused: dict[str, int]) -> str:
 
 def _device(run_dir: str) -> str:
     """Make a FUSE device and open it. The device policy of a container's cgroup may forbid either, whatever its capabilities are."""
+    if os.path.exists(run_dir) and not os.path.isdir(run_dir):
+        return f"{run_dir} (--run-dir) is not a directory: remove it, or give another path"
     step = "prepare a folder for FUSE devices"
     try:
         with _device_folder(run_dir) as devices:

@@ -15,6 +15,7 @@ from driver.observe.logs import log
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 _ANSWER_WAIT = 3.0  # seconds
 _CONNECT_RETRY = 0.05
+_PATH_MAX = 107  # bytes of a socket's path, unix(7)
 
 
 class AlreadyServed(StartError):
@@ -38,9 +39,14 @@ def socket_path(endpoint: str) -> str:
     path = rest[2:] if rest.startswith("//") else rest
     if scheme != "unix" or not colon or not path.strip("/"):
         raise StartError(f"--endpoint {endpoint!r} is not unix:PATH")
-    if len(os.fsencode(path)) > 107:
-        raise StartError(f"--endpoint {endpoint!r}: the path is longer than 107 bytes, which is the limit for a Unix socket")
+    check_length(path, f"--endpoint {endpoint!r}")
     return path
+
+
+def check_length(path: str, option: str) -> None:
+    """Raise StartError where a socket cannot be at this path, which `option` gives (unix(7))."""
+    if len(os.fsencode(path)) > _PATH_MAX:
+        raise StartError(f"{option}: the path is longer than {_PATH_MAX} bytes, which is the limit for a Unix socket")
 
 
 async def refuse_if_served(path: str, option: str) -> None:

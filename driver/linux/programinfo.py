@@ -26,7 +26,7 @@ class Program:
         now = _find(self.pids[0])
         if now is None or now.began != self.began:
             return self.name
-        return f"{now.name} (pid {now.pids[-1]})"  # fuse-starter becomes the program that it starts
+        return f"{now.name} (pid {now.pids[-1]} in its container)"  # fuse-starter becomes the program that it starts
 
 
 def program_behind(pid: int) -> Program | None:

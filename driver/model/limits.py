@@ -32,6 +32,7 @@ SUB_PATH_WAIT = 10.0  # rebinding kubelet's subPath mounts of one volume
 DETACH_WAIT = 10.0  # detaching a mount everywhere, with the subPath mounts that show it
 LAZY_WAIT = 4.0  # detaching lazily; then the file system is ended. A driver that stops waits longer than that (GRACE in api/services.py)
 DETACHED_MAX = 4  # lazily unmounted file systems of one volume that are still in use; one more ends the oldest
+REPAIR_INTERVAL = 10.0  # between two repairs of the volumes without Kubernetes; kubelet republishes those of pods as often
 CHECK_INTERVAL = 10.0  # between two checks of a mount whose end the kernel does not report
 
 # Processes that ask FUSE programs, for all volumes together. All of them fit into the DaemonSet's memory limit.

@@ -109,7 +109,8 @@ def of_volume(read_only: bool, mount_flags: list[str], attribute: str, where_att
                 parsed = options.parse(option)
                 _check_option(parsed)
             except (OptionError, Refused) as error:
-                text = str(error) if option in str(error) else f"{error} ({option})"
+                reason = str(error).removeprefix("mount failed: ")  # nothing is mounted yet
+                text = reason if option in reason else f"{reason} ({option})"
                 text = from_wire(text).decode("utf-8", "replace")
                 warnings.append(f"{where}: {text}; ignored")
                 continue

@@ -132,7 +132,7 @@ class VolumeRequests:
                 raise Refused(f"not mounted: {os.fsdecode(mountpoint)!r}", EINVAL)
             await self._detach(Detach.LAZY if request.lazy else Detach.PLAIN)
             self.mounts.forget_left(life.mount.mountpoint)  # where the program was dead, and the driver had not noticed it
-        self._log.activity("unmounted, as the pod asked for")
+        self._log.activity(f"unmounted{' lazily' if request.lazy else ''}, as the pod asked for")
 
     def _end_detached(self, request: UnmountRequest, peer: Peer) -> None:
         """Carry out an unmount where nothing is mounted: a plain one ends what was unmounted lazily. Raises Refused."""

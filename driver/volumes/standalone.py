@@ -19,6 +19,7 @@ from driver.model.errors import Code, VolumeError
 from driver.model.paths import DEV_FUSE, STANDALONE_SOCKET, BadPath
 from driver.model.policy import OPTIONS_MAX
 from driver.model.publication import Publication
+from driver.observe.internalerror import report_internal_error
 from driver.volumes.volume import Volume, locked
 from driver.volumes.volumes import Volumes
 from fusermount3_proxy.wire.protocol import V1_SUFFIX
@@ -72,7 +73,7 @@ class Standalone:
                     except VolumeError:
                         pass  # the first error is the one to report; the next add or remove finds the folder
                 if error.code is Code.ALREADY_EXISTS:
-                    text = f"volume {name} exists already, with another --read-only or -o; remove it first"
+                    text = f"volume {name} exists already, {self._options_of(volume_paths.target_path)}; remove it first"
                     raise VolumeError(Code.ALREADY_EXISTS, text) from None
                 raise
 
@@ -95,6 +96,23 @@ class Standalone:
         except TimeoutError:
             pass
 
+    async def repair_periodically(self) -> None:
+        """Repair again and again, until this is cancelled."""
+        while True:
+            await asyncio.sleep(limits.REPAIR_INTERVAL)
+            try:
+                await self.repair()
+            except Exception:
+                report_internal_error("repairing the volumes without Kubernetes")
+
+    def close(self) -> None:
+        """Leave nothing mounted where there is no volume; otherwise the root is for the next driver."""
+        if not self.all():
+            try:
+                syscalls.umount(self.root, 0)
+            except OSError:
+                pass  # somebody on the node has unmounted it already, or uses it
+
     async def _repair(self, volume: Volume) -> None:
         if self._volumes.at(volume.target) is not volume:
             return  # it was removed just now, and must not be made again
@@ -106,6 +124,12 @@ class Standalone:
     def all(self) -> list[Volume]:
         """Return the volumes that add() made."""
         return [volume for volume in self._volumes if volume.publication.paths.root == self.root]
+
+    def _options_of(self, target: str) -> str:
+        volume = self._volumes.at(target)
+        assert volume is not None
+        read_only = "with" if volume.publication.read_only else "without"
+        return f"{read_only} --read-only and with -o {volume.publication.mount_options!r}"
 
     def _paths(self, name: str) -> paths.VolumePaths:
         try:
@@ -127,6 +151,7 @@ class Standalone:
     def _make_folder(self, name: str) -> bool:
         """Make the volume's directory and the one for its sockets. Return whether the volume's was not there. Raises VolumeError."""
         folder = f"{self.root}/{name}"
+        self._refuse_files(f"{folder}/mount")
         is_new = not os.path.isdir(folder)
         try:
             for directory, mode in ((folder, 0o755), (f"{folder}/sock", 0o777)):
@@ -135,6 +160,12 @@ class Standalone:
         except OSError as error:
             raise VolumeError(Code.INTERNAL, f"cannot make {error.filename}: {error.strerror}") from None
         return is_new
+
+    def _refuse_files(self, target: str) -> None:
+        """Raise VolumeError if somebody has put files into a target where nothing is mounted: remove() could not remove it."""
+        if self._volumes.at(target) is None and os.path.isdir(target) and not os.path.ismount(target) and os.listdir(target):
+            text = f"{target} is not empty: look at its files and remove them by hand"
+            raise VolumeError(Code.FAILED_PRECONDITION, text)
 
     def _remove_folder(self, name: str) -> None:
         folder = f"{self.root}/{name}"

@@ -145,7 +145,9 @@ def test_a_volume_that_is_mounted_already(node: Node, setup: Setup) -> None:
     setup.volume.wait_mounted(program)
     result = setup.fuse.run(command(setup.volume, "true"))
     assert result.code == 125
-    assert re.fullmatch(r"fuse-starter: mount failed: Device or resource busy: hello \(pid \d+\) has mounted it since .*\n", result.err)
+    assert re.fullmatch(
+        r"fuse-starter: mount failed: Device or resource busy: hello \(pid \d+ in its container\) has mounted it since .*\n", result.err
+    )
     assert setup.application.check("cat /data/hello") == "Hello World!\n"
     program.kill("TERM")
     program.wait()

@@ -16,7 +16,7 @@ LIFE = [
     r"mountOptions: .*bogus",
     r"published at \S+, waiting, in \d+\.\d ms",
     r"mounted fuse '/srv' for uid 0, pid \d+, asked for at '/data', in \d+\.\d ms",
-    r"request refused: mount failed: Device or resource busy: bindfs \(pid \d+\) has mounted it since .*",
+    r"request refused: mount failed: Device or resource busy: bindfs \(pid \d+ in its container\) has mounted it since .*",
     r"the FUSE program has ended; its mount is detached, and another program can mount",
     r"mounted fuse .*",
     r"unmounted, as the pod asked for",

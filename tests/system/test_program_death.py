@@ -18,7 +18,8 @@ from harness.kubelet import Published
 from harness.pod import STARTER, Node, Pod
 from harness.programs import static_fuse_program
 
-BUSY = r"(?m)^fusermount: mount failed: Device or resource busy: bindfs \(pid [1-9]\d*\) has mounted it since \d+-\d\d-\d\d [\d:]+Z$"
+HOLDER = r"bindfs \(pid [1-9]\d* in its container\) has mounted it since \d+-\d\d-\d\d [\d:]+Z"
+BUSY = f"(?m)^fusermount: mount failed: Device or resource busy: {HOLDER}$"
 
 
 def mounted(volume: Published, fuse: Container, text: str, options: str = "-f") -> Background:

@@ -64,7 +64,7 @@ def test_the_second_does_not_start_while_the_first_serves(module_node: Node, sec
     (reported,) = second.log.splitlines()
     assert reported == (
         f"Error: another driver (pid {first.pid}) serves from {first.run_dir} (--run-dir): "
-        "stop it first, or give each driver a --run-dir of its own"
+        "stop it first, or give each driver a --run-dir and an --endpoint of its own"
     )
     assert folders(first) == before
     ends_well(volume, fd)

@@ -140,6 +140,11 @@ def test_the_options_of_klog_are_accepted() -> None:
     check_mistake(run(*options, "--add_dir_header", "--skip_headers", "--nodeid=n", "--endpoint=bad"), 1, "--endpoint")
 
 
+@pytest.mark.parametrize("option", ["--run-dir", "--admin-socket"])
+def test_a_socket_whose_path_would_be_too_long_is_reported(option: str, tmp_path: Path) -> None:
+    check_mistake(run(f"--endpoint=unix:{tmp_path}/s", option, "/tmp" + "/x" * 60), 1, option, "longer than 107 bytes")
+
+
 def test_an_endpoint_that_is_in_use_is_reported_before_anything_is_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with listen(f"{tmp_path}/served", socket.SOCK_STREAM) as server:

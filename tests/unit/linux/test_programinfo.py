@@ -44,7 +44,7 @@ def test_the_program_is_the_parent_of_the_helper(chain: Chain) -> None:
     found = program_behind(chain.helper)
     assert found is not None
     assert found.pids == (chain.process.pid,)
-    assert str(found) == f"{found.name} (pid {chain.process.pid})"
+    assert str(found) == f"{found.name} (pid {chain.process.pid} in its container)"
     assert found.name == Path(f"/proc/{chain.process.pid}/comm").read_text().rstrip("\n")
 
 
