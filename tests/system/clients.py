@@ -259,6 +259,7 @@ CLIENTS = [
         "unionfs -f -o cow /upper=RW:/source=RO {mountpoint}",
         package="unionfs-fuse",
         setup=f"{_SOURCE} && mkdir /upper",
+        is_long=True,
     ),
     Client("bindfs", LIBFUSE, "bindfs -f /source {mountpoint}", package="bindfs"),
     Client(

@@ -146,7 +146,7 @@ def test_mounts_serves_ends_in_three_ways_and_mounts_again(pod: Pod, client: Cli
 
 @pytest.mark.parametrize(
     "command",
-    ["bindfs -f /tmp/source", "unionfs -f /tmp/source", "squashfuse -f /tmp/image"],
+    ["bindfs -f /tmp/source", pytest.param("unionfs -f /tmp/source", marks=pytest.mark.long), "squashfuse -f /tmp/image"],
     ids=lambda command: command.split()[0],
 )
 def test_a_user_without_rights_mounts_and_the_library_unmounts(pod: Pod, command: str) -> None:

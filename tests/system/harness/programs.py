@@ -56,7 +56,6 @@ _INSTALLED = {
     "sshd": "openssh-server",
     "sshfs": "sshfs",
     "strace": "strace",
-    "unionfs": "unionfs-fuse",
     "wimmount": "wimtools",
 }
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
