@@ -35,7 +35,11 @@ FUSE_BACKEND = "fuse-backend-rs (Rust)"
 FUSE3 = "fuse3 (Rust)"
 
 # As root, libfuse tries umount(2) itself and does not call the helper; the driver then detaches the mount.
-ROOT_WITHOUT_RIGHTS = "(fuse: failed to unmount {mountpoint}: Operation not permitted\n)?"
+# libfuse 3.17 starts umount(8).
+ROOT_WITHOUT_RIGHTS = (
+    "(fuse: failed to unmount {mountpoint}: Operation not permitted\n|umount: {mountpoint}: must be superuser to unmount.\n)?"
+)
+CLONES = "(fuse: failed to clone device fd: .*\nfuse: trying to continue without -o clone_fd.\n)?"  # by itself with libfuse 3.17
 
 _SOURCE = "mkdir -p /source/folder && echo content >/source/folder/file"
 _HOME = "HOME=/tmp"
@@ -235,6 +239,7 @@ CLIENTS = [
         package="mergerfs",
         setup=f"{_SOURCE} && mkdir /other",
         helpers=("/usr/bin/mergerfs-fusermount",),
+        complains_unmounted="(mergerfs: error reading from /dev/fuse - No such device .*\n)*",
         notes="has a helper name of its own: link `mergerfs-fusermount` too",
     ),
     Client(
@@ -309,6 +314,7 @@ CLIENTS = [
         LIBFUSE,
         f"sshfs -f {SshServer.OPTIONS} root@127.0.0.1:/srv {{mountpoint}}",
         package="sshfs",
+        always_prints=CLONES,
         setup="",
         server=_ssh,
         codes=(1,),
@@ -507,6 +513,7 @@ CLIENTS = [
         LIBFUSE,
         "squashfuse_ll -f /image {mountpoint}",
         package="squashfuse",
+        always_prints=CLONES,
         setup=f"{_SOURCE} && mksquashfs /source /image -quiet -no-progress",
         writes=False,
         codes=(241,),
@@ -627,7 +634,7 @@ CLIENTS = [
         stop="INT",
         codes=(0, 130),  # see gocryptfs
         complains=r"\x1b\[2Ksignal interrupt received, cleaning up\n",
-        complains_unmounted="unable to umount .*: entry for {mountpoint} not found in /etc/mtab\n",
+        complains_unmounted="(unable to umount .*: entry for {mountpoint} not found in /etc/mtab\n)?",
     ),
     # ---- jacobsa/fuse: first checks whether it may write to its mountpoint
     Client(
