@@ -1,6 +1,7 @@
 """Run containers by podman, with the engine's default capabilities and seccomp profile."""
 
 import itertools
+import os
 import queue
 import secrets
 import shlex
@@ -18,6 +19,8 @@ from harness.programs import path_of
 _CAP_SYS_RESOURCE = 24  # capabilities(7)
 _LOW_LIMIT = 4096
 _START = 30.0  # seconds
+
+os.environ["PODMAN_IGNORE_CGROUPSV1_WARNING"] = "1"  # Podman 5 would write it to each container's standard error
 LOG_FOLDER = "/harness"  # in every container: background programs write their output here
 
 
