@@ -7,7 +7,8 @@ soak's time (harness/leaks.py); test_leaks.py takes the rest. A failure prints i
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -123,6 +124,7 @@ class Machine(RuleBasedStateMachine):
     replaces_driver: bool
     deadline: float
     done = 0
+    failure: BaseException | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,8 +148,6 @@ class Machine(RuleBasedStateMachine):
         return [step for step in STEPS if self.replaces_driver or not step.replaces_driver]
 
     def say(self, step: str) -> None:
-        if time.monotonic() > self.deadline:
-            raise TimeIsUp
         self.steps.append(step)
         type(self).done += 1
 
@@ -165,8 +165,20 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def go_on(self) -> None:
         """Do one of the possible steps, each with the same probability."""
+        if time.monotonic() > self.deadline:
+            raise TimeIsUp  # not within a step, which may have stopped the driver
         chosen = self.random.choice([step for step in self.all_steps() if step.is_possible(self)])
-        chosen.do(self, **{name: draw(self.random) for name, draw in chosen.drawn.items()})
+        with self.keeping_failures():
+            chosen.do(self, **{name: draw(self.random) for name, draw in chosen.drawn.items()})
+
+    @contextmanager
+    def keeping_failures(self) -> Iterator[None]:
+        """Keep the first failure: hypothesis repeats the example, and the time may be up before it has come as far."""
+        try:
+            yield
+        except BaseException as error:
+            type(self).failure = self.failure or error
+            raise
 
     @step(lambda self: bool(self.those(State.WAITING, State.SERVED, State.HUNG)), which=number(999))
     def republish(self, which: int) -> None:
@@ -327,31 +339,36 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def what_is_mounted_is_what_the_model_says(self) -> None:
         """Check that each mount is on the placeholder, once, in the node's table and in the container's."""
-        expected = {}
-        for each in self.volumes:
-            if each.state is not State.GONE:
-                fuse = ["fuse"] if each.state in (State.SERVED, State.HUNG) else []
-                expected[each.published.request.target_path] = ["tmpfs", *fuse]
+        with self.keeping_failures():
+            expected = {}
+            for each in self.volumes:
+                if each.state is not State.GONE:
+                    fuse = ["fuse"] if each.state in (State.SERVED, State.HUNG) else []
+                    expected[each.published.request.target_path] = ["tmpfs", *fuse]
 
-        wait_until("the node's table is as the model says", lambda: types(mounts.below(self.node.driver.pods_dir)[1:]) == expected)
-        inside = {self.fleet.inside(Path(path)): there for path, there in expected.items()}
-        wait_until("the container's table is as the model says", lambda: types(self.fleet.all_mounts()) == inside)
+            wait_until("the node's table is as the model says", lambda: types(mounts.below(self.node.driver.pods_dir)[1:]) == expected)
+            inside = {self.fleet.inside(Path(path)): there for path, there in expected.items()}
+            wait_until("the container's table is as the model says", lambda: types(self.fleet.all_mounts()) == inside)
 
     def teardown(self) -> None:
         try:
-            for each in self.volumes:
-                if each.state is not State.GONE:
-                    self._unpublish(each)
-            self.fleet.close()
-            self.node.delete_pods()
-            if self.replaces_driver:
-                self.node.expect(self.before)
-            else:
-                self.leaks.check()
-            assert "Traceback" not in self.node.driver.log
+            with self.keeping_failures():
+                self._end()
         except BaseException:
             print(f"the last of {len(self.steps)} steps: {'; '.join(self.steps[-40:])}")
             raise
+
+    def _end(self) -> None:
+        for each in self.volumes:
+            if each.state is not State.GONE:
+                self._unpublish(each)
+        self.fleet.close()
+        self.node.delete_pods()
+        if self.replaces_driver:
+            self.node.expect(self.before)
+        else:
+            self.leaks.check()
+        assert "Traceback" not in self.node.driver.log
 
     # ---- what steps do
 
@@ -412,7 +429,7 @@ def types(table: list[Mount]) -> dict[str, list[str]]:
 def soak(node: Node, replaces_driver: bool, steps: int) -> None:
     """Run examples of `steps` steps until the time is up."""
     Machine.node, Machine.leaks, Machine.replaces_driver = node, Leaks(node), replaces_driver
-    Machine.done, Machine.deadline = 0, time.monotonic() + PART
+    Machine.done, Machine.failure, Machine.deadline = 0, None, time.monotonic() + PART
     chosen = settings(
         max_examples=1_000_000,
         stateful_step_count=steps,
@@ -430,6 +447,8 @@ def soak(node: Node, replaces_driver: bool, steps: int) -> None:
         # hypothesis raises this where an example ends in the middle of steps of which it has seen more before.
         if time.monotonic() <= Machine.deadline:
             raise
+    if Machine.failure is not None:
+        raise Machine.failure
     print(f"{Machine.done} steps in {PART:g} s")
     assert Machine.done > PART / 10
 
