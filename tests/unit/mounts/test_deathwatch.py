@@ -36,7 +36,7 @@ class Devices:
 
 
 class Mount:
-    """Represents a mount. Whoever asks whether it has ended is told what `ended` says."""
+    """Represents a mount. When the watch asks whether it has ended, the answer is `ended`."""
 
     def __init__(self, folder: Path, node: str | None = "node") -> None:
         (folder / "node").touch()
