@@ -14,12 +14,13 @@ The start goes on in _serve(), in the event loop:
     7. Restore the volumes from their records. From now on pods' requests are answered.
     8. Serve the metrics.
     9. Wait until the requests that had queued meanwhile are answered, for half a second at most.
-   10. Serve kubelet and the commands, until a signal or an error sets `stopped`.
+   10. Repair the volumes without Kubernetes from time to time, and serve kubelet and the commands, until a signal or an error
+       sets `stopped`.
 
 The stop:
 
    11. Stop the gRPC servers (services.serve() does this before it returns).
-   12. Stop watching the mounts, without unmounting them, and wait for those that are being detached.
+   12. Stop repairing and watching, without unmounting anything, and wait for those that are being detached.
    13. Close the metrics, the file watch and the workspace, in this order. If a mount is still being detached, leave them: its
        thread uses the workspace, and the next driver finishes the work.
    14. The caller ends the process at once (cli.py).
@@ -118,7 +119,7 @@ async def _serve(settings: Settings, metrics_listener: socket.socket | None, ino
             log.info(f"metrics are at {metricspage.url(metrics_listener)}")
         # 9. Pods have waited since the former driver ended. kubelet has waited as well, but it asks again.
         await volumes.quiet(_QUIET_WAIT)
-        # 10. Importing gRPC takes as long as answering hundreds of pods.
+        # 10. Importing gRPC comes last: it takes as long as answering hundreds of pods.
         from driver.api import services
 
         gc.collect()

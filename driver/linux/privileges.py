@@ -12,6 +12,7 @@ _USED = {
     "CAP_SYS_ADMIN": prctl.CAP_SYS_ADMIN,  # mount(2), umount2(2) and their relatives
     "CAP_MKNOD": prctl.CAP_MKNOD,  # a device node for each mount
     "CAP_DAC_OVERRIDE": prctl.CAP_DAC_OVERRIDE,  # sockets in an emptyDir of any owner and mode
+    "CAP_CHOWN": prctl.CAP_CHOWN,  # a placeholder that an application has given away
     "CAP_FOWNER": prctl.CAP_FOWNER,  # removing those sockets if the pod has made the emptyDir sticky
 }
 

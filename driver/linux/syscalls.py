@@ -56,6 +56,8 @@ RESOLVE_BENEATH = 0x08
 RESOLVE_CACHED = 0x20
 
 STATX_MODE = 0x2
+STATX_UID = 0x8
+STATX_GID = 0x10
 STATX_CTIME = 0x80
 STATX_BASIC_STATS = 0x7FF
 STATX_MNT_ID_UNIQUE = 0x4000
@@ -176,11 +178,12 @@ def identity_of(fd: int) -> str:
     return f"{buffer[34]}:{buffer[35]} {buffer[24] | buffer[25] << 32}.{buffer[26]:09} {buffer[36] | buffer[37] << 32}"
 
 
-def mode_of(fd: int) -> int:
-    """Return st_mode of the file of `fd` as the kernel knows it, without asking the file system."""
-    buffer = (ctypes.c_uint16 * 128)()  # struct statx: stx_mode is word 14 of 16 bits
-    _check(_libc.statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_MODE, buffer), f"/proc/self/fd/{fd}")
-    return buffer[14]
+def access_of(fd: int) -> tuple[int, int, int]:
+    """Return uid, gid and st_mode of the file of `fd` as the kernel knows them, without asking the file system."""
+    buffer = ctypes.create_string_buffer(256)  # struct statx: stx_uid, stx_gid and stx_mode begin at byte 20
+    mask = STATX_UID | STATX_GID | STATX_MODE
+    _check(_libc.statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, mask, buffer), f"/proc/self/fd/{fd}")
+    return struct.unpack_from("=IIH", buffer, 20)
 
 
 def ask_for_attributes(fd: int) -> None:

@@ -43,6 +43,11 @@ class Past:
     last_end: End | None = None
     left: bytes | None = None
 
+    @property
+    def since_text(self) -> str:
+        """Return `since` as people read it, in UTC."""
+        return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(self.since))
+
     @staticmethod
     def begin() -> "Past":
         """Return the past of a volume that is published now."""

@@ -5,7 +5,7 @@ is_gone() and usage() ask the FUSE program: call them through blocking.calls. mo
 
 import os
 import stat
-from errno import EACCES, EBUSY, ECONNABORTED, EINVAL, EIO, ENOTCONN, EPERM
+from errno import EACCES, EBUSY, ECONNABORTED, EINVAL, EIO, ENODATA, ENOTCONN, EOPNOTSUPP, EPERM
 
 from driver.linux import mounttable, syscalls
 from driver.model.fusemount import FuseMount
@@ -18,6 +18,8 @@ PLACEHOLDER_SOURCE = "mfcp-waiting"
 _PLACEHOLDER_TYPE = "tmpfs"
 ROOT = "root directory"  # stands for a path in errors of usage()
 _PLACEHOLDER_MODE = 0o777
+_PLACEHOLDER_OWNER = 0, 0  # uid and gid
+_ACL = "system.posix_acl_access"  # acl(5)
 _TARGET_MODE = 0o755  # of the directory beneath it
 
 
@@ -36,7 +38,9 @@ def mount_placeholder(target: str) -> str:
         os.chmod(path, _TARGET_MODE)
         # Not noexec: Podman keeps the flags that it finds when it makes a container, and would give noexec to later FUSE mounts.
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
-        syscalls.mount(PLACEHOLDER_SOURCE, path, _PLACEHOLDER_TYPE, flags, f"nr_inodes=1,size=4k,mode={_PLACEHOLDER_MODE:o}")
+        uid, gid = _PLACEHOLDER_OWNER
+        data = f"nr_inodes=1,size=4k,mode={_PLACEHOLDER_MODE:o},uid={uid},gid={gid}"
+        syscalls.mount(PLACEHOLDER_SOURCE, path, _PLACEHOLDER_TYPE, flags, data)
         try:
             identity = mounttable.identity_at(target)
             _check_mounted(target, mounttable.device_of_identity(identity), syscalls.device_of(directory))
@@ -50,33 +54,48 @@ def mount_placeholder(target: str) -> str:
         os.close(directory)
 
 
-def has_usual_mode(target: str) -> bool:
-    """Return whether what is at `target` has the mode of a placeholder. Asks no file system. Raises OSError."""
+def is_untouched(target: str, device: str) -> bool:
+    """Return whether the placeholder `device` is at `target`, with its owner and mode and without an ACL. Raises OSError."""
     fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        return _has_usual_mode(fd)
+        return syscalls.device_of(fd) == device and _has_usual_access(fd) and _ACL not in os.listxattr(f"/proc/self/fd/{fd}")
     finally:
         os.close(fd)
 
 
-def _has_usual_mode(fd: int) -> bool:
-    return stat.S_IMODE(syscalls.mode_of(fd)) == _PLACEHOLDER_MODE
+def has_usual_access(target: str) -> bool:
+    """Return whether what is at `target` has the owner and the mode of a placeholder. Asks no file system. Raises OSError."""
+    fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return _has_usual_access(fd)
+    finally:
+        os.close(fd)
 
 
-def restore_mode(target: str) -> None:
-    """Give the placeholder at `target` its mode again. Does nothing where something else is there. Raises OSError.
+def _has_usual_access(fd: int) -> bool:
+    *owner, mode = syscalls.access_of(fd)
+    return (*owner, stat.S_IMODE(mode)) == (*_PLACEHOLDER_OWNER, _PLACEHOLDER_MODE)
 
-    Root of an application's container owns what it sees at the path, and may change its mode. FUSE programs of other users would
-    refuse the path then. Blocks as long as an application likes (blocking/directories.py says how).
+
+def restore_access(target: str) -> None:
+    """Give the placeholder at `target` its owner and mode again, and remove its ACL. Does nothing where something else is there.
+
+    Raises OSError. Root of an application's container owns what it sees at the path, and may change all of this. FUSE programs of
+    other users would refuse the path then. Blocks as long as an application likes (blocking/directories.py says how).
     """
     fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        if _has_usual_mode(fd):
-            return
         stack = mounttable.mounts_at(target)
         # What is changed must be the placeholder: a FUSE program would be asked, and a directory of the node is not the driver's.
         if stack and is_placeholder(stack[-1]) and stack[-1].device == syscalls.device_of(fd):
-            os.chmod(f"/proc/self/fd/{fd}", _PLACEHOLDER_MODE)
+            path = f"/proc/self/fd/{fd}"
+            os.chown(path, *_PLACEHOLDER_OWNER)
+            try:
+                os.removexattr(path, _ACL)
+            except OSError as error:
+                if error.errno not in (ENODATA, EOPNOTSUPP):  # there is none, or the kernel has none for tmpfs
+                    raise
+            os.chmod(path, _PLACEHOLDER_MODE)
     finally:
         os.close(fd)
 
@@ -110,7 +129,8 @@ def mount_fd(target: str, source: bytes, fstype: bytes, flags: int, data: bytes,
 
     Raises OSError as mount(2) does. Blocks as long as an application or the FUSE program likes (attempt.py).
     """
-    restore_mode(target)
+    if not has_usual_access(target):
+        restore_access(target)
     syscalls.mount(source, target, fstype, flags, MountArguments(source, fstype, flags, data).with_fd(fd))
 
 

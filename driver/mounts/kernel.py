@@ -78,11 +78,11 @@ class TargetKernel(DeviceKernel, Protocol):
         Call it in a thread, unless the directory was made just now: containers that see it can lock it.
         """
 
-    def has_usual_mode(self) -> bool:
-        """Return whether what is at the target has the mode of a placeholder."""
+    def is_untouched(self, placeholder: str) -> bool:
+        """Return whether the placeholder with this device number is at the target, with the access that it was mounted with."""
 
-    async def restore_mode(self) -> None:
-        """Give the placeholder its mode again, in a thread: applications can change it, and can block the thread."""
+    async def restore_access(self) -> None:
+        """Give the placeholder its owner and mode again, in a thread: applications can change both, and can block the thread."""
 
     async def remount_placeholder(self) -> str:
         """Do what mount_placeholder() does on a directory that was there: in a thread, since containers that see it can lock it.

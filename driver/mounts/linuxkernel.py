@@ -126,11 +126,11 @@ class LinuxKernel:
     def mount_placeholder(self) -> str:
         return fusemount.mount_placeholder(self._target)
 
-    def has_usual_mode(self) -> bool:
-        return fusemount.has_usual_mode(self._target)
+    def is_untouched(self, placeholder: str) -> bool:
+        return fusemount.is_untouched(self._target, placeholder)
 
-    async def restore_mode(self) -> None:
-        await self._attacher().run(limits.MOUNT_WAIT, partial(fusemount.restore_mode, self._target))
+    async def restore_access(self) -> None:
+        await self._attacher().run(limits.MOUNT_WAIT, partial(fusemount.restore_access, self._target))
 
     async def remount_placeholder(self) -> str:
         return await self._attacher().run(limits.MOUNT_WAIT, partial(fusemount.mount_placeholder, self._target))

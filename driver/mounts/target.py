@@ -134,7 +134,7 @@ class TargetPlace:
         if not stack:
             await self.remount_placeholder()
         elif is_placeholder(stack[-1]):
-            await self._kernel.restore_mode()
+            await self._kernel.restore_access()
             self.adopt_placeholder(stack[-1])  # not known yet where a former driver has mounted it
         if not stack or was_unmounted:
             text = "the volume was unmounted on the node: containers that ran then may not see what is mounted now until they restart"
@@ -177,11 +177,11 @@ class TargetPlace:
     def adopt_placeholder(self, placeholder: Mount) -> None:
         """Take `placeholder`, which was topmost here a moment ago, for this volume's. Raises OSError.
 
-        If somebody on the node has unmounted it meanwhile, or an application has changed its mode, nothing is adopted, and the next
-        republish repairs the target.
+        If somebody on the node has unmounted it meanwhile, or an application has changed its access, nothing is adopted,
+        and the next republish repairs the target.
         """
         identity = self._kernel.identity()
-        is_ours = mounttable.device_of_identity(identity) == placeholder.device and self._kernel.has_usual_mode()
+        is_ours = mounttable.device_of_identity(identity) == placeholder.device and self._kernel.is_untouched(placeholder.device)
         self.placeholder = identity if is_ours else None
 
     async def usage(self, mount: FuseMount | None) -> tuple[int, ...]:

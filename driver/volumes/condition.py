@@ -1,7 +1,6 @@
 """Examines volumes: says in a sentence what is wrong, and how full they are, for NodeGetVolumeStats and `status`."""
 
 import asyncio
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,7 +110,7 @@ def condition(state: State, past: Past, silence: str, is_closing: bool, detached
 
     `detached` is how many file systems were unmounted lazily and are still in use, which is nothing abnormal.
     """
-    since = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(past.since))
+    since = past.since_text
     if state is State.WAITING:
         text = f"waiting since {since}: {_WAITING[past.last_end]}"
     elif state is State.DEAD:

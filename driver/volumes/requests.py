@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import time
 from dataclasses import dataclass
 from errno import EAGAIN, EBUSY, EINVAL
 from functools import partial
@@ -218,7 +217,7 @@ class VolumeRequests:
 
     def _holder(self) -> str:
         """Return who has mounted and when."""
-        since = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(self.mounts.past.since))
+        since = self.mounts.past.since_text
         return f"mounted since {since}" if self._program is None else f"{shown(str(self._program))} has mounted it since {since}"
 
     def _log_mounted(self, request: MountRequest, peer: Peer, arguments: MountArguments, took: Timer) -> None:

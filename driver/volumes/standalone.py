@@ -151,9 +151,9 @@ class Standalone:
     def _make_folder(self, name: str) -> bool:
         """Make the volume's directory and the one for its sockets. Return whether the volume's was not there. Raises VolumeError."""
         folder = f"{self.root}/{name}"
-        self._refuse_files(f"{folder}/mount")
         is_new = not os.path.isdir(folder)
         try:
+            self._refuse_files(f"{folder}/mount")
             for directory, mode in ((folder, 0o755), (f"{folder}/sock", 0o777)):
                 os.makedirs(directory, exist_ok=True)
                 os.chmod(directory, mode)
@@ -162,7 +162,10 @@ class Standalone:
         return is_new
 
     def _refuse_files(self, target: str) -> None:
-        """Raise VolumeError if somebody has put files into a target where nothing is mounted: remove() could not remove it."""
+        """Raise VolumeError if somebody has put files into a target where nothing is mounted: remove() could not remove it.
+
+        Raises OSError where it cannot be read.
+        """
         if self._volumes.at(target) is None and os.path.isdir(target) and not os.path.ismount(target) and os.listdir(target):
             text = f"{target} is not empty: look at its files and remove them by hand"
             raise VolumeError(Code.FAILED_PRECONDITION, text)

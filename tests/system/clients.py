@@ -43,6 +43,8 @@ CLONES = "(fuse: failed to clone device fd: .*\nfuse: trying to continue without
 
 _SOURCE = "mkdir -p /source/folder && echo content >/source/folder/file"
 _HOME = "HOME=/tmp"
+# A RELEASE comes after close(2) has returned, so an unmount may cut it off.
+_GO_FUSE_UNMOUNTED = "(.* writer: Write/Writev failed, err: 2=no such file or directory. opcode: RELEASE\n)*"
 _RCLONE = f"{_HOME} RCLONE_CONFIG=/tmp/rclone.conf rclone"
 
 
@@ -584,6 +586,7 @@ CLIENTS = [
         setup="mkdir /cipher && echo password >/password && gocryptfs -q -init -scryptn 10 -passfile /password /cipher",
         places=(DATA,),
         codes=(0, 15),  # its main program (0) and its signal handler both end it, and either can be first
+        complains_unmounted=_GO_FUSE_UNMOUNTED,
         fills=True,
         notes="mounts at the volume's own path only",
     ),

@@ -12,8 +12,8 @@ from harness.hostile import mount
 from harness.pod import Node, Pod
 from harness.programs import REPOSITORY
 
-# CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_SYS_ADMIN, CAP_MKNOD: capabilities(7)
-USED = 1 << 1 | 1 << 3 | 1 << 21 | 1 << 27
+# CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_SYS_ADMIN, CAP_MKNOD: capabilities(7)
+USED = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 21 | 1 << 27
 
 
 def status(task: Path) -> dict[str, str]:

@@ -202,11 +202,11 @@ class FakeKernel:
             raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR), TARGET)
         return self.push("tmpfs", PLACEHOLDER_SOURCE).number
 
-    def has_usual_mode(self) -> bool:
-        return True
+    def is_untouched(self, placeholder: str) -> bool:
+        return self.device_number() == placeholder
 
-    async def restore_mode(self) -> None:
-        await self._work("restore_mode")
+    async def restore_access(self) -> None:
+        await self._work("restore_access")
 
     async def remount_placeholder(self) -> str:
         """Do it in the thread that mounts: what takes too long is done later all the same."""

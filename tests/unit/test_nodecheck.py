@@ -102,7 +102,7 @@ STATUS = "Name:\tx\nCapInh:\t0000000000000000\nCapPrm:\t000001ffffffffff\nCapEff
     ("effective", "missing"),
     [
         (0x1FFFFFFFFFF, []),
-        (0, ["CAP_SYS_ADMIN", "CAP_MKNOD", "CAP_DAC_OVERRIDE", "CAP_FOWNER"]),
+        (0, ["CAP_SYS_ADMIN", "CAP_MKNOD", "CAP_DAC_OVERRIDE", "CAP_CHOWN", "CAP_FOWNER"]),
         (0xA80425FB, ["CAP_SYS_ADMIN"]),  # Docker's default
     ],
 )
