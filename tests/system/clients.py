@@ -599,6 +599,7 @@ CLIENTS = [
         places=(DATA,),
         codes=(0, 143),  # see gocryptfs
         complains="(.* ERROR : {mountpoint}: Unmounted rclone mount\n)?",
+        complains_unmounted=_GO_FUSE_UNMOUNTED,
         notes="mounts at the volume's own path only, with `--allow-non-empty`",
     ),
     # ---- bazil/fuse
