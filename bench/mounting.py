@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from errno import ECONNABORTED, ENOTCONN
 from pathlib import Path
 
 from bench.place import BenchError
@@ -92,26 +93,33 @@ def mounted(targets: list[Path]) -> Iterator[None]:
 
 
 class MountTable:
-    """Waits for changes in a server's mount table."""
+    """Waits for changes in a server's mount table. It does not read it: the kernel would let the server's mounts wait meanwhile."""
 
     def __init__(self, server: Server) -> None:
+        self._root = f"/proc/{server.pid}/root"  # a server that is measured alone has a mount namespace of its own
         self._fd = os.open(f"/proc/{server.pid}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLPRI)
 
     def wait_until_waiting(self, target: Path) -> None:
-        """Wait until no FUSE mount is at a target."""
-        name = f" {target} ".encode()
-        while True:
-            with open(self._fd, "rb", closefd=False) as table:
-                table.seek(0)
-                if not any(name in line and b" - fuse" in line for line in table):
-                    return
+        """Wait until the mount of a program that has ended is no more at a target."""
+        while not _answers(f"{self._root}{target}"):
             if not self._poll.poll(_WAIT * 1000):
                 raise BenchError(f"the mount at {target} is still there after {_WAIT:.0f} s")
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def _answers(target: str) -> bool:
+    """Return whether a file system is at `target` that can be asked: the placeholder can, and a dead FUSE mount cannot."""
+    try:
+        os.stat(target)
+    except OSError as error:
+        if error.errno not in (ENOTCONN, ECONNABORTED):
+            raise
+        return False
+    return True
 
 
 def raise_fd_limit() -> None:

@@ -8,10 +8,9 @@ from driver.model import limits
 from driver.mounts.kernel import DeviceKernel
 
 # __fput() tells inotify before it drops the lock, a moment that lasts where the closing process has to wait for a processor.
-# Most have passed after a few milliseconds. Then the pauses double, so a drop after t seconds is noticed before 2 t. A process that
-# waits in flock(2) would be woken at once, but a program that lives can open and close its device node as often as it likes, and
-# each time another process would have to wait.
-_STEPS = (*[0.001] * 5, *(0.001 * 2**number for number in range(2, 10)))  # seconds
+# The pauses double, so a drop after t seconds is noticed before 2 t. A process that waits in flock(2) would be woken at once, but
+# a program that lives can open and close its device node as often as it likes, and each time another process would have to wait.
+_STEPS = tuple(0.001 * 2**number for number in range(10))  # seconds
 
 
 class DeathWatch:
