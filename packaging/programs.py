@@ -27,6 +27,8 @@ ROOT = HERE.parent
 
 PLACE = "/opt/mfcp"  # the path at which the tree must lie in every image
 RUNTIME = "_internal"
+BIN = "bin"  # the folder of the tree that a container has in PATH
+NAMES_IN_BIN = {"fusermount3": "fusermount3", "fusermount": "fusermount3", "fuse-starter": "fuse-starter"}  # maps them to programs
 PACKAGE = "fusermount3_proxy"
 PROGRAMS = {"fusermount3": "fusermount3", "fuse-starter": "starter", "install": "install"}  # maps file names to modules of PACKAGE
 SINGLE_FILES = ("fusermount3", "fuse-starter")  # these are also made as single files
@@ -74,6 +76,10 @@ def build_tree(out: Path, scratch: Path) -> None:
         script = _script(program, modules[program], hidden_environment=True, scratch=scratch)
         _append_archive(executable, _entries(program, script), libpython.name, scratch)
         _compile_trampoline(out / program, program)
+
+    (out / BIN).mkdir()
+    for name, program in NAMES_IN_BIN.items():
+        shutil.copy(out / program, out / BIN / name)  # no link: `install` and engines copy the tree file by file
 
 
 def build_single(program: str, out: Path, scratch: Path) -> None:

@@ -84,6 +84,10 @@ class Volumes:
 
         CSI v1.12.0, NodePublishVolume: publishing again with the same arguments is no error, with others ALREADY_EXISTS.
         """
+        # A caller that gives up must not leave the volume half published.
+        return await asyncio.shield(self._begin_publish(publication))
+
+    def _begin_publish(self, publication: Publication) -> asyncio.Task[Volume]:
         target = publication.paths.target_path
         if target in self._unpublishing or target in self._clearing:  # a removal under way would remove the new volume
             raise VolumeError(Code.ABORTED, f"{target} is being unpublished")
@@ -95,8 +99,7 @@ class Volumes:
             task = asyncio.get_running_loop().create_task(self._publish(publication))
             self._publishing[target] = publication, task
             task.add_done_callback(partial(_forget_call, self._publishing, target))
-        # A caller that gives up must not leave the volume half published.
-        return await asyncio.shield(task)
+        return task
 
     async def _publish(self, publication: Publication) -> Volume:
         target = publication.paths.target_path
@@ -249,8 +252,15 @@ class Volumes:
 
     def _changed(self, target: str) -> None:
         # A volume that is being published is not recorded yet: publish may fail, and its record would stay.
-        if (volume := self._by_target.get(target)) is not None:
-            self._save(volume)
+        if (volume := self._by_target.get(target)) is None:
+            return
+        self._save(volume)
+        if volume.mounts.state is State.WAITING:
+            # The Go plugin's client removes the socket that it has used, and its program may start again before kubelet republishes.
+            try:
+                self._begin_publish(volume.publication)
+            except VolumeError:
+                pass  # it is being unpublished
 
     @staticmethod
     def _record_of(volume: Volume) -> Record:

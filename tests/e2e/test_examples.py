@@ -14,12 +14,14 @@ CONTENT = {"sshfs": "Hello from the SSH server.\n", "minio": "Hello from MinIO.\
 # stand-ins/make makes instead.
 DOWNLOADED = ("goofys", "mountpoint-s3", "ros3fs")
 
+IMAGE_VOLUME = ROOT / "examples/proxy/rclone/deploy-image-volume.yaml"
+
 
 def examples() -> list[Path]:
     """Return the manifest of every example's pod."""
     found = [path for kind in ("proxy", "starter") for path in (ROOT / "examples" / kind).glob("*/deploy*.yaml")]
     left_out = () if os.environ.get("MFCP_E2E_ALL") else DOWNLOADED
-    return sorted(path for path in found if path.parent.name not in (*left_out, "gcsfuse"))  # gcsfuse: see below
+    return sorted(path for path in found if path.parent.name not in (*left_out, "gcsfuse") and path != IMAGE_VOLUME)  # see below
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=str(path.relative_to(ROOT / "examples"))) for path in examples()])
@@ -111,6 +113,22 @@ def test_an_unmodified_image_runs_in_a_restricted_namespace(cluster: Cluster) ->
             pod.delete()
     finally:
         cluster.check("delete", "namespace", "mfcp-e2e-restricted", "--wait=true", timeout=300)
+
+
+def test_an_image_volume_brings_our_programs(cluster: Cluster) -> None:
+    (manifest,) = load(IMAGE_VOLUME)
+    minor = int(cluster.json("version")["serverVersion"]["minor"].rstrip("+"))
+    if minor < 35:  # the API has no such volumes by default, and says so
+        assert "must specify a volume type" in cluster.run("apply", "-f", str(IMAGE_VOLUME)).err
+        return
+    pod = Pod(cluster, manifest)
+    with existing(pod):
+        pod.wait_ready()
+        assert pod.read("busybox", "/data/subdir/test.txt") == pod.read("busybox", "/data-subpath/test.txt") == CONTENT["minio"]
+        assert pod.execute("starter", "command -v fusermount3 fusermount fuse-starter").out.split() == [
+            f"/opt/mfcp/bin/{name}" for name in ("fusermount3", "fusermount", "fuse-starter")
+        ]
+        pod.delete()
 
 
 def test_gcsfuse_of_a_server_that_stands_in_for_google(cluster: Cluster) -> None:

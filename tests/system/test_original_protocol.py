@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from harness import mounts
 from harness.container import Bind, Container
+from harness.events import wait_until
 from harness.kubelet import SOCKET
 from harness.pod import PLACE, SOCKETS, VARIABLE, Node, Pod
 from harness.programs import SOURCES, static_fuse_program
@@ -35,11 +36,21 @@ def test_an_original_client_mounts_with_our_driver(pod: Pod, binds: list[Bind]) 
     assert json.loads(program.out) == {"volumeName": "fuse-csi-ephemeral"}
     assert (mount.source, mount.fstype) == ("/dev/fuse", "fuse")
     assert "noexec" in mount.options
-    program.kill("KILL")
-    volume.wait_waiting()
-    # The socket stays, unlike the Go driver's.
-    volume.mounted_by(fuse, f"python3 {CLIENT} {SOCKETS}/{SOCKET} {HELLO} -f /dev/fd/3")
-    assert application.check("cat /data/hello") == "Hello World!\n"
+
+
+@pytest.mark.parametrize("end", ["fusermount3 -u /data", "pkill -KILL -x hello"])
+def test_a_client_that_removes_its_socket_can_mount_again_when_its_program_has_gone(pod: Pod, binds: list[Bind], end: str) -> None:
+    """Nothing is republished here."""
+    volume = pod.publish()
+    application, fuse = pod.application(volume), pod.fuse(volume, binds=binds)
+    path = pod.folder.empty_dir() / SOCKET
+    for _ in range(3):
+        wait_until("the socket is there", path.is_socket)
+        program = volume.mounted_by(fuse, f"python3 {CLIENT} {SOCKETS}/{SOCKET} {HELLO} -f /dev/fd/3")
+        assert application.check("cat /data/hello") == "Hello World!\n"
+        assert not path.exists()
+        fuse.check(end)
+        program.wait()
 
 
 def test_an_original_client_that_is_refused_sees_a_close(node: Node, pod: Pod, binds: list[Bind]) -> None:

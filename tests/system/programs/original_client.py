@@ -1,6 +1,6 @@
-"""Do what the Go plugin's fuse-starter does: original_client.py SOCKET PROGRAM ARGUMENT...
+"""Do what the Go plugin's client does: original_client.py SOCKET PROGRAM ARGUMENT...
 
-Prints the message that came with the fd, and becomes the program with that fd as fd 3.
+Removes the socket that it has used, prints the message that came with the fd, and becomes the program with that fd as fd 3.
 """
 
 import os
@@ -12,6 +12,7 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as driver:
     message, fds, _, _ = socket.recv_fds(driver, 500, 1)
 if not message:
     sys.exit("the driver closed the connection")
+os.unlink(sys.argv[1])
 print(message.decode(), flush=True)
 os.dup2(fds[0], 3)
 os.execvp(sys.argv[2], sys.argv[2:])

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Waits for the pod's MinIO, and makes test-bucket with two objects in it.
+# Waits for the pod's MinIO, makes test-bucket, and puts /test.txt there and into its folder subdir.
 set -eu
 
 echo "waiting for MinIO"
@@ -8,5 +8,5 @@ until mc alias set k8s-minio-dev http://127.0.0.1:9000 minioadmin minioadmin >/d
 done
 mc mb --ignore-existing k8s-minio-dev/test-bucket
 for name in test.txt subdir/test.txt; do
-    echo "Hello from MinIO." | mc pipe "k8s-minio-dev/test-bucket/$name"
+    mc pipe "k8s-minio-dev/test-bucket/$name" </test.txt
 done
