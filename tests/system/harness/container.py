@@ -5,7 +5,6 @@ import os
 import queue
 import secrets
 import shlex
-import shutil
 import subprocess
 import threading
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from harness.events import wait_until
-from harness.programs import path_of
+from harness.programs import path_of, runtime
 
 _CAP_SYS_RESOURCE = 24  # capabilities(7)
 _LOW_LIMIT = 4096
@@ -53,9 +52,8 @@ class Engine:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._podman = [path_of("podman"), "--root", f"{folder}/storage", "--runroot", f"{folder}/run", "--events-backend", "none"]
-        # podman would choose crun, and does not look for another runtime everywhere.
-        if shutil.which("crun") is None:
-            self._podman += ["--runtime", path_of("runc")]
+        # Podman prefers crun, which refuses to work where cgroups are hybrid.
+        self._podman += ["--runtime", runtime()]
         self.limits = _limits()
         # The first call makes the storage. Two first calls at once would both try to make it.
         self.call("ps")

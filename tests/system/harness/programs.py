@@ -64,10 +64,15 @@ _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 def check_installed() -> None:
     """Fail with one line where packages are missing."""
     packages = {package for name, package in _INSTALLED.items() if shutil.which(name, path=_PATH) is None}
-    if shutil.which("crun", path=_PATH) is None and shutil.which("runc", path=_PATH) is None:
+    if runtime() == "":
         packages.add("runc")
     if packages:
         missing(f"packages are missing; type: apt-get install {' '.join(sorted(packages))} (see tests/system/packages.txt)")
+
+
+def runtime() -> str:
+    """Return the path of the container runtime that podman is to use; "" where there is none."""
+    return shutil.which("runc", path=_PATH) or shutil.which("crun", path=_PATH) or ""
 
 
 def path_of(name: str) -> str:
