@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from cluster import BUSYBOX, DRIVER, IMAGES, ROOT, Cluster, Manifest, Pod, existing, load, wait_until
+from cluster import BUSYBOX, DRIVER, IMAGES, ROOT, Cluster, Manifest, NodeShell, Pod, existing, load, wait_until
 from pods import SLEEP
 from test_examples import CONTENT, DOWNLOADED, reads
 
@@ -132,7 +132,7 @@ def namespace(cluster: Cluster) -> Iterator[None]:
 
 @pytest.mark.usefixtures("namespace")
 @pytest.mark.parametrize("name", names())
-def test_a_pod_of_the_go_plugin_runs_unchanged_and_recovers(cluster: Cluster, name: str) -> None:
+def test_a_pod_of_the_go_plugin_runs_unchanged_and_recovers(cluster: Cluster, node: NodeShell, name: str) -> None:
     program = name.partition("-")[2]
     content = {"sshfs": CONTENT["sshfs"], "gcsfuse": "Hello from the bucket.\n"}.get(program, CONTENT["minio"])
     pod = Pod(cluster, manifest(name))
@@ -141,9 +141,8 @@ def test_a_pod_of_the_go_plugin_runs_unchanged_and_recovers(cluster: Cluster, na
         files = ("/data/subdir/test.txt", "/data-subpath/test.txt")
         assert [pod.read("busybox", file) for file in files] == [content] * 2
         assert pod.restarts("starter") == 0
-        killed = pod.execute("starter", f"kill -KILL $(pidof {PROCESSES.get(program, program)})")
-        assert killed.code == 0, killed.err
+        node.signal(pod, PROCESSES.get(program, program), "KILL")
+        wait_until("kubelet has seen it", lambda: pod.restarts("starter") == 1)
         for file in files:
             wait_until(f"{file} is there again", partial(reads, pod, file, content))
-        assert pod.restarts("starter") == 1
         pod.delete()

@@ -6,7 +6,7 @@ A node whose container runtime has no user namespaces refuses such pods. Then th
 from functools import partial
 
 import pytest
-from cluster import BUSYBOX, Cluster, Manifest, Pod, existing, wait_until
+from cluster import BUSYBOX, Cluster, Manifest, NodeShell, Pod, existing, wait_until
 from pods import CONTENT, SLEEP, SOCKET, application, pod, sidecar
 
 IDMAP_REFUSED = "failed to set MOUNT_ATTR_IDMAP"
@@ -56,7 +56,9 @@ def host_users_pod(name: str, *containers: Manifest) -> Manifest:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_program_serves_applications_that_are_listed_before_it(cluster: Cluster, has_user_namespaces: bool, program: str) -> None:
+def test_a_program_serves_applications_that_are_listed_before_it(
+    cluster: Cluster, node: NodeShell, has_user_namespaces: bool, program: str
+) -> None:
     if not has_user_namespaces:
         return  # has_user_namespaces has checked what the node says
     # kubelet starts containers in the order of the manifest.
@@ -69,9 +71,9 @@ def test_a_program_serves_applications_that_are_listed_before_it(cluster: Cluste
         uid_map = tested.execute("starter", "cat /proc/self/uid_map").out.split()
         assert uid_map[0] == "0"
         assert int(uid_map[1]) > 0
-        tested.execute("starter", "kill -KILL $(pidof sshfs)")
+        node.signal(tested, "sshfs", "KILL")
+        wait_until("kubelet has seen it", lambda: tested.restarts("starter") == 1)
         wait_until("the application sees the file again", partial(reads_from, tested, "app"))
-        assert tested.restarts("starter") == 1
         assert tested.restarts("app") == 0
         tested.delete()
 

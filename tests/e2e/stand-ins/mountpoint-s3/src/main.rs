@@ -30,6 +30,7 @@ impl Arguments {
             let mut value = || given.next().ok_or_else(|| anyhow!("{argument} needs a value"));
             match argument.as_str() {
                 "--foreground" | "-f" => {} // It always stays there.
+                "--debug" | "-d" => {} // It has no log.
                 "--auto-unmount" => read.options.auto_unmount = true,
                 "--allow-other" => read.options.allow_other = true,
                 "--read-only" => read.options.read_only = true,
