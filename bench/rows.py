@@ -31,7 +31,9 @@ class Row:
 ROWS = [
     Row("start-version", "`fusermount3 -V`, tree", "ms", BARE),
     Row("start-mount", "`fusermount3 M`, tree, against a driver that answers at once", "ms", BARE),
-    Row("start-starter", "`fuse-starter -- true`, tree, against the same", "ms", BARE),
+    Row("start-mount-busy-2", "the same beside two busy processes", "ms", BARE),
+    Row("start-mount-busy-4", "the same beside four busy processes", "ms", BARE),
+    Row("start-starter", "`fuse-starter -- true`, tree, against a driver that answers at once", "ms", BARE),
     Row("single-version", "`fusermount3 -V`, single file", "ms", BARE),
     Row("single-mount", "`fusermount3 M`, single file", "ms", BARE),
     Row("modules", "mount path: modules imported", "", BARE),

@@ -31,15 +31,16 @@ _T = TypeVar("_T")
 class _MountPath:
     """Runs fusermount3 as a FUSE library does, against a driver that answers at once."""
 
-    def __init__(self, runner: Runner, socket_path: Path, mountpoint: Path) -> None:
+    def __init__(self, runner: Runner, driver: StandIn, mountpoint: Path) -> None:
         self._runner = runner
+        self._driver = driver
         self._ours, theirs = socket.socketpair()
         self._ours.settimeout(5)
         theirs.set_inheritable(True)
         self._theirs = theirs
         mountpoint.mkdir()
         self._mountpoint = mountpoint
-        self._socket_path = str(socket_path)
+        self._socket_path = str(driver.path)
         self.environment = {VARIABLE: self._socket_path, "_FUSE_COMMFD": str(theirs.fileno())}
 
     def command(self, program: Sequence[str]) -> list[str]:
@@ -48,6 +49,7 @@ class _MountPath:
     def run(self, program: Sequence[str]) -> Run:
         run = self._runner.run(self.command(program), self.environment)
         self.receive_fd()
+        self._driver.renew()
         return run
 
     def receive_fd(self) -> None:
@@ -62,6 +64,7 @@ class _MountPath:
         """Return the system calls of one run, one a line."""
         lines = _trace(self.command(program), self.environment, trace, (self._theirs.fileno(),))
         self.receive_fd()
+        self._driver.renew()
         return lines
 
     def close(self) -> None:
@@ -89,17 +92,26 @@ def measure(bench: Bench) -> None:
     peers_file = str(bench.peer.single_file) if bench.peer else ""
     compare("single-version", few, version(str(SINGLE_FILE)), version(peers_file))
 
-    with _answering(bench.folder) as path:
-        mount_path = _MountPath(runner, path, bench.folder / "mountpoint")
+    with _answering(bench.folder) as driver:
+        mount_path = _MountPath(runner, driver, bench.folder / "mountpoint")
 
         def mount(program: str) -> Measure:
             return lambda: mount_path.run([program]).milliseconds
 
         compare("start-mount", rounds, mount(_FUSERMOUNT3))
+        for count in (2, 4):
+            with _busy(count):
+                compare(f"start-mount-busy-{count}", few, mount(_FUSERMOUNT3))
         compare("single-mount", few, mount(str(SINGLE_FILE)), mount(peers_file))
         true = shutil.which("true") or "/bin/true"
-        starter = [f"{TREE_PLACE}/fuse-starter", "--fd-passing-socket-path", str(path), "--", true]
-        compare("start-starter", rounds, lambda: runner.run(starter).milliseconds)
+        starter = [f"{TREE_PLACE}/fuse-starter", "--fd-passing-socket-path", str(driver.path), "--", true]
+
+        def start() -> float:
+            took = runner.run(starter).milliseconds
+            driver.renew()
+            return took
+
+        compare("start-starter", rounds, start)
         _list(bench, runner, mount_path)
         mount_path.close()
 
@@ -167,7 +179,19 @@ def _opened(lines: list[str]) -> list[str]:
 
 
 @contextmanager
-def _answering(folder: Path) -> Iterator[Path]:
+def _busy(count: int) -> Iterator[None]:
+    """Run processes that do nothing but compute, as long as the block runs."""
+    processes = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def _answering(folder: Path) -> Iterator[StandIn]:
     """Serve a driver's two sockets, at which every request is answered with an fd."""
     path = folder / "answers.sock"
     fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
@@ -180,7 +204,7 @@ def _answering(folder: Path) -> Iterator[Path]:
         answer(connection, _ANSWER, fd)
 
     try:
-        with StandIn(path, v1, original):
-            yield path
+        with StandIn(path, v1, original) as driver:
+            yield driver
     finally:
         os.close(fd)

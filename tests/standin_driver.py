@@ -31,14 +31,18 @@ class StandIn:
         self._is_closing = False
 
     def __enter__(self) -> "StandIn":
+        self.renew()
+        return self
+
+    def renew(self) -> None:
+        """Listen again where a client has removed a socket, as the Go plugin's does."""
         for name, kind, behaviour in self._behaviours:
-            if behaviour is not None:
+            if behaviour is not None and not Path(name).exists():
                 listener = listen(name, kind)
                 self._listeners.append(listener)
                 thread = threading.Thread(target=self._serve, args=(listener, behaviour))
                 self._threads.append(thread)
                 thread.start()
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._is_closing = True
