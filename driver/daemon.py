@@ -5,7 +5,7 @@ The start, in serve(), before there is an event loop, a thread or anything of a 
     1. Make standard streams, umask and the limit of fds what the driver needs.
     2. Open the metrics' listening socket and the inotify instance, for which the driver needs privileges that it drops next.
     3. Drop the privileges that it does not need any more.
-    4. Fork the starter, which forks all later processes.
+    4. Fork the starter, which forks all later processes, and move it out of the control groups of the driver's container.
 
 The start goes on in _serve(), in the event loop:
 
@@ -41,7 +41,7 @@ from driver.api.endpoint import AlreadyServed, find_listener, refuse_if_served
 from driver.blocking.calls import Bounds
 from driver.blocking.processes import Starter
 from driver.blocking.threads import NUDGE
-from driver.linux import features, privileges, syscalls
+from driver.linux import controlgroups, features, privileges, syscalls
 from driver.linux.filewatch import FileWatch
 from driver.model.errors import StartError
 from driver.model.settings import Settings
@@ -76,6 +76,7 @@ def serve(settings: Settings) -> None:
         raise StartError(f"cannot drop privileges: {error}") from None
     # 4. A process that was forked later could hold fds of a pod's.
     starter = Starter()
+    _leave_control_groups(starter.pid)
     # asyncio.run() would cancel all tasks at the end and close pods' connections in this thread, which a pod could block for ever
     # with what it has queued in them. The caller ends the process instead.
     loop = asyncio.new_event_loop()
@@ -210,6 +211,14 @@ def _listen_for_metrics(address: str | None) -> socket.socket | None:
         return metricspage.listen(address)
     except metricspage.BadAddress as error:
         raise StartError(f"--metrics-address: {error}") from None
+
+
+def _leave_control_groups(pid: int) -> None:
+    try:
+        controlgroups.move_to_groups_of_init(pid)
+    except OSError as error:
+        text = "the processes that ask FUSE programs stay in the control groups of the driver's container"
+        log.warning(f"{text}: while a FUSE program does not answer, the driver may not be started again: {error}")
 
 
 def _open_inotify() -> int:

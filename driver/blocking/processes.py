@@ -106,7 +106,8 @@ class Starter:
 
     def __init__(self) -> None:
         """Fork the starter. Do this after all imports and after dropping privileges, and before there are threads or fds of pods."""
-        self._requests, self.pidfd = starter.fork_starter()
+        self._requests, self.pid = starter.fork_starter()
+        self.pidfd = os.pidfd_open(self.pid)
         self._requests.setblocking(False)
         self._spare: asyncio.Task[Process] | None = None
 

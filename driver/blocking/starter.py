@@ -33,7 +33,7 @@ _FD_MAX = 1 << 20
 
 
 def fork_starter() -> tuple[socket.socket, int]:
-    """Fork the starter. Returns the driver's end of the connection to it, and its pidfd."""
+    """Fork the starter. Returns the driver's end of the connection to it, and its pid."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     driver = os.getpid()
     pid = os.fork()
@@ -41,7 +41,7 @@ def fork_starter() -> tuple[socket.socket, int]:
         ours.close()
         _run_forked(driver, theirs.fileno(), _start_processes)
     theirs.close()
-    return ours, os.pidfd_open(pid)
+    return ours, pid
 
 
 def _run_forked(parent: int, fd: int, main: Callable[[socket.socket], None]) -> NoReturn:

@@ -8,7 +8,7 @@ import ctypes
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from errno import ENOSYS, EPERM
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -62,6 +62,9 @@ STATX_CTIME = 0x80
 STATX_BASIC_STATS = 0x7FF
 STATX_MNT_ID_UNIQUE = 0x4000
 
+_FSOPEN_CLOEXEC = 1
+_FSMOUNT_CLOEXEC = 1
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 CLONE_FS = 0x200
 
 IN_ATTRIB = 0x04
@@ -73,6 +76,9 @@ _UCRED = struct.Struct("iII")  # struct ucred of unix(7)
 
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
+_SYS_FSOPEN = 430
+_SYS_FSCONFIG = 431
+_SYS_FSMOUNT = 432
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 
@@ -111,6 +117,23 @@ def open_tree(path: Path, flags: int) -> int:
 def move_mount(fd: int, target: Path) -> None:
     """Call move_mount(2): attach the mount or detached copy that open_tree() returned as `fd` to a directory."""
     _check(_libc.syscall(_SYS_MOVE_MOUNT, fd, b"", AT_FDCWD, _to_bytes(target), MOVE_MOUNT_F_EMPTY_PATH), target)
+
+
+def mount_detached(fstype: str, options: Sequence[str]) -> int:
+    """Call fsopen(2), fsconfig(2) and fsmount(2): return an fd of a new mount that is attached nowhere.
+
+    An option is KEY, or KEY=VALUE. The mount ends when the fd is closed.
+    """
+    context = _check(_libc.syscall(_SYS_FSOPEN, fstype.encode(), _FSOPEN_CLOEXEC), fstype)
+    try:
+        for option in options:
+            key, _, value = option.partition("=")
+            command, argument = (_FSCONFIG_SET_STRING, value.encode()) if value else (_FSCONFIG_SET_FLAG, None)
+            _check(_libc.syscall(_SYS_FSCONFIG, context, command, key.encode(), argument, 0), option)
+        _check(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), fstype)
+        return _check(_libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0), fstype)
+    finally:
+        os.close(context)
 
 
 def mount_setattr(fd: int, clear: int = 0, propagation: int = 0, recursive: bool = False) -> None:

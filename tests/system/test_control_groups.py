@@ -1,0 +1,38 @@
+"""Test that the processes which ask FUSE programs are not in the control groups of the driver's container."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness.events import wait_until
+from harness.pod import Node, Pod
+
+from fusermount3_proxy.wire import mountinfo
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """Make a control group in the first hierarchy that can be found."""
+    table = mountinfo.parse(Path("/proc/self/mountinfo").read_bytes())
+    (pids,) = [mount.path for mount in table if mount.fstype == "cgroup" and "pids" in mount.super_options.split(",")] or [
+        mount.path for mount in table if mount.fstype == "cgroup2"
+    ]
+    made = Path(os.fsdecode(pids)) / f"mfcp-test-{secrets.token_hex(6)}"
+    made.mkdir()
+    yield made
+    wait_until("the group is empty", lambda: not (made / "cgroup.procs").read_text())
+    made.rmdir()
+
+
+def test_only_the_driver_is_in_its_group(node: Node, pod: Pod, group: Path) -> None:
+    node.driver.stop()
+    node.driver.wrapper = ("sh", "-c", f'echo $$ >{group}/cgroup.procs && exec "$@"', "sh")
+    node.driver.start()
+    pod.publish()
+    assert len(node.driver.own_processes()) == 2  # the driver and its starter
+    assert (group / "cgroup.procs").read_text() == f"{node.driver.pid}\n"
+    assert "control groups" not in node.driver.log
+    node.driver.wrapper = ()
+    node.driver.restart()
