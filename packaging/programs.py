@@ -239,8 +239,13 @@ def _disable_preload_file(loader: Path) -> None:
 def _compile_trampoline(out: Path, program: str) -> None:
     strings = {"PROGRAM": f"{PLACE}/{RUNTIME}/{program}", "NAME": program, "PLACE": PLACE}
     command = ["gcc", "-Os", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-nostdlib", "-static", "-fno-pie", "-no-pie"]
-    # These leave out tables and padding that the program does not need.
-    command += ["-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-Wl,--build-id=none,-z,noseparate-code,--strip-all"]
+    # These leave out tables and padding that the program does not need, and the landing pads that Ubuntu's compiler adds.
+    command += [
+        "-fno-stack-protector",
+        "-fno-asynchronous-unwind-tables",
+        "-fcf-protection=none",
+        "-Wl,--build-id=none,-z,noseparate-code,--strip-all",
+    ]
     command += [f'-D{name}="{value}"' for name, value in strings.items()] + [f"-DEXIT_CODE={EXIT_CODES[program]}"]
     done = subprocess.run([*command, "-o", str(out), str(HERE / "trampoline.c")], capture_output=True, text=True)
     if done.returncode != 0:

@@ -33,7 +33,7 @@ def test_every_thread_has_only_the_capabilities_that_the_driver_uses(node: Node,
         for task in Path(f"/proc/{process}/task").iterdir():
             try:
                 has = status(task)
-            except FileNotFoundError:  # the thread has ended
+            except (FileNotFoundError, ProcessLookupError):  # the thread has ended
                 continue
             seen.add(process)
             check(has)
