@@ -36,6 +36,24 @@ SYSTEM_PACKAGES_OF_ALL = ROOT / "tests/system/packages-all.txt"
 # The differential tests need the fusermount3 of this machine, and with --all a root file system of Debian 13 with another one.
 DIFFERENTIAL_PACKAGES = ["fuse3"]
 ALL_DIFFERENTIAL_PACKAGES = ["debootstrap", "debian-archive-keyring"]
+# What tests/engines runs: programs, each with the package that has it. Docker's own packages have some of them under other names.
+ENGINE_PACKAGES = {
+    "podman": "podman",
+    "dockerd": "docker.io",
+    "docker": "?exact-name(docker-cli)",  # Debian 12 and Ubuntu 24.04 have it in docker.io, and no such package
+    "ctr": "containerd",
+    "runc": "runc",
+    "crun": "crun",
+    "busybox": "busybox-static",
+    "gcc": "gcc",
+}
+ENGINE_LIBRARIES = ["libc6-dev", "libfuse3-dev"]
+# Services that the tests do not need, of packages whose programs they need.
+SERVICES = {
+    "openssh-server": ("ssh.service", "ssh.socket"),
+    "docker.io": ("docker.service", "docker.socket"),
+    "containerd": ("containerd.service",),
+}
 
 LONG_EXAMPLES = 20_000
 MESSAGE_MAX = 500  # characters of a failed test's message in the summary
@@ -65,6 +83,7 @@ class Stage:
     arguments: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()  # names of steps of the set-up
     is_alone: bool = False  # it measures time, so nothing else may run meanwhile
+    is_long: bool = False  # runs with --all, and where --only names it
 
     @property
     def is_pytest(self) -> bool:
@@ -89,6 +108,7 @@ STAGES = [
     Stage("property", "hypothesis", "pytest", ("tests/property", *_BUSY)),
     Stage("differential", "compared with libfuse's fusermount3", "pytest", ("tests/differential",), needs=(DIST,)),
     Stage("conformance", "csi-sanity", "pytest", ("tests/conformance",), needs=(DIST, CSI_SANITY)),
+    Stage("engines", "each container engine of this machine", "pytest", ("tests/engines",), needs=(DIST,), is_long=True),
     Stage("system", "tests that measure time", "pytest", (*_SYSTEM, "-m", "alone"), needs=(DIST,), is_alone=True),
     Stage("bench", "limits of time and memory", "bench", ("--short", "--check"), needs=(DIST,), is_alone=True),
 ]
@@ -329,10 +349,15 @@ def missing_packages(wanted: list[Stage]) -> list[str]:
             names += line.partition("#")[0].split()
     if "differential" in {stage.name for stage in wanted}:
         names += DIFFERENTIAL_PACKAGES + (ALL_DIFFERENTIAL_PACKAGES if os.environ.get("MFCP_ALL") else [])
+    engines: list[str] = []
+    if "engines" in {stage.name for stage in wanted}:
+        names += ENGINE_LIBRARIES
+        path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+        engines = [package for program, package in ENGINE_PACKAGES.items() if shutil.which(program, path=path) is None]
     query = ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n", *names]
     answer = subprocess.run(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
     installed = {line.split()[0] for line in answer.splitlines() if line.endswith(" installed")}
-    return sorted(set(names) - installed)
+    return sorted({*names, *engines} - installed)
 
 
 def install_packages(run: Run, wanted: list[Stage]) -> None:
@@ -348,10 +373,11 @@ def install_packages(run: Run, wanted: list[Stage]) -> None:
             raise Stop(f"packages are missing; as root, type: apt-get install {' '.join(missing)}")
         say(f"installing {len(missing)} packages with apt-get: {' '.join(missing)}")
         _apt_get("update")
-        _apt_get("install", "--yes", "--no-install-recommends", *missing)
-        if "openssh-server" in missing and shutil.which("systemctl") is not None:
-            say("switching off the service of openssh-server, since the tests only need the program")
-            subprocess.run(["systemctl", "disable", "--now", "ssh.service", "ssh.socket"], capture_output=True)
+        # With --no-remove it fails rather than take away what this machine has.
+        _apt_get("install", "--yes", "--no-remove", "--no-install-recommends", *missing)
+        for package in SERVICES.keys() & set(missing) if shutil.which("systemctl") is not None else ():
+            say(f"switching off the service of {package}, since the tests only need the program")
+            subprocess.run(["systemctl", "disable", "--now", *SERVICES[package]], capture_output=True)
 
 
 def _apt_get(*arguments: str) -> None:
@@ -403,12 +429,12 @@ def arguments() -> argparse.Namespace:
         epilog="stages: " + ", ".join(f"{stage.name} ({stage.what})" for stage in STAGES),
         allow_abbrev=False,
     )
-    parser.add_argument("--only", metavar="STAGE[,STAGE]", type=stages, default=STAGES, help="run only these stages")
+    parser.add_argument("--only", metavar="STAGE[,STAGE]", type=stages, help="run only these stages")
     parser.add_argument(
         "--all",
         action="store_true",
         help=f"also make the long runs: {LONG_EXAMPLES} examples for each property, Debian 13's fusermount3, the driver killed at "
-        "every system call, and FUSE programs that take long or must be built (needs Rust)",
+        "every system call, FUSE programs that take long or must be built (needs Rust), and the stage engines",
     )
     parser.add_argument("--soak", metavar="SECONDS", type=seconds, help="how long the soak of the system tests runs (default 120)")
     parser.add_argument("--no-setup", action="store_true", help="install and build nothing, and test what is there")
@@ -449,7 +475,7 @@ def say(text: str) -> None:
 def main() -> int:
     """Run the tests. The last line printed is always the count. Returns the exit code."""
     options = arguments()
-    wanted: list[Stage] = options.only
+    wanted: list[Stage] = options.only or [stage for stage in STAGES if options.all or not stage.is_long]
     began = time.monotonic()
     run = Run()
     steps = [] if options.no_setup else set_up_steps(run, wanted)

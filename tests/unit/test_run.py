@@ -118,3 +118,13 @@ def test_it_ends_quietly_with_its_reader(repository: Path) -> None:
     done = subprocess.run(command(repository), env={"PATH": "/none"}, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(("more", "is_run"), [([], False), (["--all"], True), (["--only", "engines"], True)])
+def test_a_stage_that_takes_long_runs_only_where_it_is_asked_for(
+    repository: Path, environment: dict[str, str], more: list[str], is_run: bool
+) -> None:
+    whole = [sys.executable, "-B", repository / "tests/run.py", "--no-setup", *more]
+    done = subprocess.run(whole, env=environment | {"STEPS_OF_A_STAGE": ""}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ("] engines: " in done.stdout) is is_run

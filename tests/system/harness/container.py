@@ -54,7 +54,7 @@ class Engine:
         self._podman = [path_of("podman"), "--root", f"{folder}/storage", "--runroot", f"{folder}/run", "--events-backend", "none"]
         # Podman prefers crun, which refuses to work where cgroups are hybrid.
         self._podman += ["--runtime", runtime()]
-        self.limits = _limits()
+        self.limits = limits()
         # The first call makes the storage. Two first calls at once would both try to make it.
         self.call("ps")
         self._running: list[Container] = []
@@ -343,7 +343,7 @@ def _text(files: Path, kind: str) -> str:
         return ""
 
 
-def _limits() -> list[str]:
+def limits() -> list[str]:
     """Return lower limits where podman may not raise the two that it raises for each container."""
     effective = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:"))
     if int(effective.split()[1], 16) >> _CAP_SYS_RESOURCE & 1:

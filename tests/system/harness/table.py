@@ -45,8 +45,8 @@ class Table:
         """Put the table into the document, where every one of `names` has a row. Half a table would say nothing."""
         if set(names) - set(self._rows):
             return
-        lines = [_line(_HEAD), _line(["---"] * len(_HEAD)), *(_line(self._rows[name].cells) for name in names)]
-        made = f"On {_distribution()}, Linux {platform.release().split('-')[0]}:\n\n" + "\n".join(lines)
+        lines = [line(_HEAD), line(["---"] * len(_HEAD)), *(line(self._rows[name].cells) for name in names)]
+        made = f"On {distribution()}, Linux {platform.release().split('-')[0]}:\n\n" + "\n".join(lines)
         text = document.read_text()
         before, begin, rest = text.partition(_BEGIN)
         _, end, after = rest.partition(_END)
@@ -65,10 +65,12 @@ def is_everything_run() -> bool:
     return os.environ.get("MFCP_ALL") == "1"
 
 
-def _line(cells: list[str]) -> str:
+def line(cells: list[str]) -> str:
+    """Return a line of a table in Markdown."""
     return f"| {' | '.join(cells)} |"
 
 
-def _distribution() -> str:
+def distribution() -> str:
+    """Return the name and the version of this machine's distribution."""
     release = platform.freedesktop_os_release()
     return f"{release['NAME'].removesuffix(' GNU/Linux')} {release.get('VERSION_ID', '')}".strip()
