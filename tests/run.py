@@ -375,9 +375,10 @@ def install_packages(run: Run, wanted: list[Stage]) -> None:
         _apt_get("update")
         # With --no-remove it fails rather than take away what this machine has.
         _apt_get("install", "--yes", "--no-remove", "--no-install-recommends", *missing)
-        for package in SERVICES.keys() & set(missing) if shutil.which("systemctl") is not None else ():
-            say(f"switching off the service of {package}, since the tests only need the program")
-            subprocess.run(["systemctl", "disable", "--now", *SERVICES[package]], capture_output=True)
+        if shutil.which("systemctl") is not None:
+            for package in SERVICES.keys() & set(missing):
+                say(f"switching off the service of {package}, since the tests only need the program")
+                subprocess.run(["systemctl", "disable", "--now", *SERVICES[package]], capture_output=True)
 
 
 def _apt_get(*arguments: str) -> None:

@@ -1,9 +1,10 @@
 """Collect what was seen of each engine into the table of docs/guide.md."""
 
 import re
+import shutil
 from pathlib import Path
 
-from engines import ENGINES, RUNTIMES, call, path_of
+from engines import ENGINES, RUNTIMES, call
 from harness import mounts
 from harness.programs import REPOSITORY
 from harness.table import distribution, line
@@ -55,7 +56,7 @@ class Table:
 
 def version(program: str) -> str:
     """Return the version of a program, or "" if it is not installed."""
-    if path_of(program) is None:
+    if shutil.which(program) is None:
         return ""
     found = re.search(r"\d+(\.\d+)+", call(program, "--version"))
     return found[0] if found else ""

@@ -12,7 +12,7 @@ from pathlib import Path
 from harness.container import limits
 from harness.events import wait_until
 
-_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+os.environ["PATH"] += ":/usr/sbin:/sbin"  # where the daemons are
 _TIMEOUT = 60.0  # seconds
 _WAIT = ("sleep", "600")
 
@@ -33,11 +33,6 @@ def call(*command: str | Path, cwd: Path | None = None) -> str:
     if done.returncode != 0:
         raise Refused(said[1] or said[0] or f"{command[0]} ended with {done.returncode}")
     return said[0]
-
-
-def path_of(name: str) -> str | None:
-    """Return the path of an installed program."""
-    return shutil.which(name, path=_PATH)
 
 
 @contextmanager
@@ -162,7 +157,7 @@ def podman(folder: Path, root: Path, runtime: str) -> Iterator[Containers]:
 def docker(folder: Path, root: Path, runtime: str) -> Iterator[Containers]:
     """Yield docker, and run a dockerd meanwhile that leaves the machine's network as it is."""
     settings, socket = folder / "daemon.json", folder / "docker.sock"
-    runtimes = {runtime: {"path": path_of(runtime)}} if runtime != "runc" else {}  # Docker knows runc, and lets nobody define it
+    runtimes = {runtime: {"path": shutil.which(runtime)}} if runtime != "runc" else {}  # Docker knows runc, and lets nobody define it
     settings.write_text(json.dumps({"bridge": "none", "iptables": False, "runtimes": runtimes}))
     places = ["--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", folder / "docker.pid"]
     with _daemon(folder / "log", socket, "dockerd", "--config-file", settings, "--host", f"unix://{socket}", *places):

@@ -5,15 +5,18 @@ table then says why, in the engine's own words.
 """
 
 import re
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from engine_table import Table
-from engines import ENGINES, RUNTIMES, Containers, Refused, path_of
+from engines import ENGINES, RUNTIMES, Containers, Refused
 from harness import mounts
 from harness.driver import Driver
 from harness.events import wait_until
+
+pytestmark = pytest.mark.timeout(300)  # on a busy machine a daemon takes a while to start
 
 _VOLUME = "engine"
 # ctr does not say how mounts propagate into a container, and crun then lets none in, whatever the option of the volume says.
@@ -25,7 +28,7 @@ _NO_SYS_ADMIN = "CapEff:.*[014589cd][0-9a-f]{5}$"  # bit 21 is not set: capabili
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_fuse_program_mounts_for_containers(engine: str, runtime: str, folder: Path, root: Path, driver: Driver, table: Table) -> None:
     make, programs = ENGINES[engine]
-    missing = [name for name in (*programs, runtime) if path_of(name) is None]
+    missing = [name for name in (*programs, runtime) if shutil.which(name) is None]
     if missing:
         table.add(engine, runtime, f"not run, because the machine had no {' and no '.join(missing)}")
         pytest.skip(f"this machine has no {' and no '.join(missing)}")
@@ -96,5 +99,6 @@ def use_a_volume(containers: Containers, driver: Driver, sees_later_mounts: bool
 
 def _words(refused: Refused, folder: Path) -> str:
     """Return what an engine says last, without what differs each time, and in a form that fits into a cell."""
-    last = str(refused).splitlines()[-1].replace(str(folder), "...").replace("`", "'").replace("|", "/")
-    return re.sub(r'^time="[^"]*" level=\w+ msg="(.*)"$', r"\1", re.sub("[0-9a-f]{12,}", "...", last))
+    last = [line for line in str(refused).splitlines() if line and "--help" not in line][-1]
+    last = re.sub("[0-9a-f]{12,}", "...", last.replace(str(folder), "...").replace("`", "'").replace("|", "/"))
+    return re.sub(r'^time="[^"]*" level=\w+ msg="(.*)"$', r"\1", last)
