@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from harness.events import wait_until
+from harness.events import SLOWER, wait_until
 from harness.programs import path_of, runtime
 
 _CAP_SYS_RESOURCE = 24  # capabilities(7)
@@ -55,6 +55,8 @@ class Engine:
         # Podman prefers crun, which refuses to work where cgroups are hybrid.
         self._podman += ["--runtime", runtime()]
         self.limits = limits()
+        # Under AppArmor's profile for containers libfuse's own attempt to mount fails with EACCES, and libfuse then asks no helper.
+        self.security = ["--security-opt=apparmor=unconfined"]
         # The first call makes the storage. Two first calls at once would both try to make it.
         self.call("ps")
         self._running: list[Container] = []
@@ -87,6 +89,7 @@ class Engine:
                 *("run", "--interactive", "--rm", "--name", name, "--log-driver", "none", "--hostname", "test"),
                 *("--network", f"container:{network.name}" if network else "none"),
                 *self.limits,
+                *self.security,
                 *(bind.argument for bind in binds),
                 *(f"--env={key}={value}" for key, value in (environment or {}).items()),
                 *options,
@@ -114,7 +117,7 @@ class Engine:
 
     def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a podman command."""
-        return subprocess.run([*self._podman, *arguments], capture_output=True, text=True, timeout=_START)
+        return subprocess.run([*self._podman, *arguments], capture_output=True, text=True, timeout=_START * SLOWER)
 
     def owns(self, path: str) -> bool:
         """Return whether podman itself has mounted `path`, for its storage as a whole."""
@@ -226,10 +229,10 @@ class Container:
     def wait(self, timeout: float = _START) -> Result:
         """Wait for the container's end. Returns the exit code and the output of its first process."""
         try:
-            code = self._process.wait(timeout)
+            code = self._process.wait(timeout * SLOWER)
         except subprocess.TimeoutExpired:
             self._engine.call("rm", "--force", "--time", "0", self.name)
-            code = self._process.wait(timeout)
+            code = self._process.wait(timeout * SLOWER)
         return Result(code, self._out.rest(), self._err.rest())
 
     def end(self) -> None:
@@ -306,9 +309,9 @@ class _Lines:
         lines = []
         while True:
             try:
-                line = self._queue.get(timeout=timeout)
+                line = self._queue.get(timeout=timeout * SLOWER)
             except queue.Empty:
-                raise AssertionError(f"no end of {command!r} within {timeout:g} s; so far: {''.join(lines)}") from None
+                raise AssertionError(f"no end of {command!r} within {timeout * SLOWER:g} s; so far: {''.join(lines)}") from None
             if line is None:
                 self._queue.put(None)
                 raise EOFError
@@ -318,14 +321,14 @@ class _Lines:
 
     def line(self) -> str:
         """Return the next line."""
-        line = self._queue.get(timeout=_START)
+        line = self._queue.get(timeout=_START * SLOWER)
         assert line is not None, "the pipe has ended"
         return line.strip()
 
     def rest(self) -> str:
         """Return everything up to the end of the pipe."""
         lines = []
-        while (line := self._queue.get(timeout=_START)) is not None:
+        while (line := self._queue.get(timeout=_START * SLOWER)) is not None:
             lines.append(line)
         self._queue.put(None)
         return "".join(lines).strip()

@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 
 from driver.api.rpc import csi_pb2, csi_pb2_grpc
-from harness.events import wait_until
+from harness.events import SLOWER, wait_until
 from harness.programs import REPOSITORY, missing
 
 VARIABLE = "MFCP_DRIVER"
@@ -90,7 +90,7 @@ class Driver:
     def wait(self) -> int:
         """Wait for the driver's end. Returns its exit code, or that of the wrapper."""
         assert self._process is not None
-        code = self._process.wait(_START)
+        code = self._process.wait(_START * SLOWER)
         self._process = None
         return code
 
@@ -98,7 +98,7 @@ class Driver:
         """Make sure that the driver does not run."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(_START)
+            self._process.wait(_START * SLOWER)
             self._process = None
 
     @property
@@ -227,7 +227,7 @@ class Driver:
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run one of the commands that connect to the driver."""
         whole = [*command(), "--admin-socket", str(self.admin_socket), *arguments]
-        return subprocess.run(whole, cwd=REPOSITORY, capture_output=True, text=True, timeout=_START)
+        return subprocess.run(whole, cwd=REPOSITORY, capture_output=True, text=True, timeout=_START * SLOWER)
 
     def _of_threads(self, name: str, pid: int | str | None = None) -> list[str]:
         """Return the content of one file of /proc/PID/task/TID for each thread of a process."""

@@ -1,5 +1,6 @@
 """Wait for a condition with a deadline, and limit how long something takes."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,17 +9,18 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _INTERVAL = 0.01
+SLOWER = float(os.environ.get("MFCP_SLOWER", "1"))  # tests/kernels says how much slower an emulated processor is
 
 
 def wait_until(what: str, condition: Callable[[], T], timeout: float = 10.0) -> T:
     """Return the first true value of `condition()`. Raises AssertionError, naming `what`, after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * SLOWER
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() >= deadline:
-            raise AssertionError(f"waited {timeout:g} s in vain until {what}; last seen: {value!r}")
+            raise AssertionError(f"waited {timeout * SLOWER:g} s in vain until {what}; last seen: {value!r}")
         time.sleep(_INTERVAL)
 
 

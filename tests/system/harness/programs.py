@@ -82,6 +82,16 @@ def path_of(name: str) -> str:
     return path
 
 
+def debian_mirror() -> str:
+    """Return the address from which this machine's apt gets Debian."""
+    command = ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(SITE)", "Created-By: Packages"]
+    listed = subprocess.run(command, capture_output=True, text=True).stdout
+    found = re.search(r"^Debian\|Debian\|(\S+)$", listed, re.MULTILINE)
+    if found is None:
+        missing("apt's sources name no mirror of Debian, from which the other release of Debian that this test needs could come")
+    return found[1]
+
+
 def static_fuse_program() -> Path:
     """Link libfuse's own example hello statically, so that it needs no libc, and nothing else of the container's root.
 

@@ -47,11 +47,15 @@ class Table:
             return
         lines = [line(_HEAD), line(["---"] * len(_HEAD)), *(line(self._rows[name].cells) for name in names)]
         made = f"On {distribution()}, Linux {platform.release().split('-')[0]}:\n\n" + "\n".join(lines)
-        text = document.read_text()
-        before, begin, rest = text.partition(_BEGIN)
-        _, end, after = rest.partition(_END)
-        assert begin and end, f"{document} has no place for the table"
-        document.write_text(f"{before}{begin}\n{made}\n{end}{after}")
+        replace(document, _BEGIN, made)
+
+
+def replace(document: Path, begin: str, made: str) -> None:
+    """Put a text between the line `begin` and the end of what is made there."""
+    before, begun, rest = document.read_text().partition(begin)
+    _, end, after = rest.partition(_END)
+    assert begun and end, f"{document} has no place for the table"
+    document.write_text(f"{before}{begun}\n{made}\n{end}{after}")
 
 
 def programs_in(document: Path = DOCUMENT) -> list[str]:
