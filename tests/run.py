@@ -36,6 +36,7 @@ SYSTEM_PACKAGES_OF_ALL = ROOT / "tests/system/packages-all.txt"
 # The differential tests need the fusermount3 of this machine, and with --all a root file system of Debian 13 with another one.
 DIFFERENTIAL_PACKAGES = ["fuse3"]
 ALL_DIFFERENTIAL_PACKAGES = ["debootstrap", "debian-archive-keyring"]
+KERNELS_PACKAGES = ROOT / "tests/kernels/packages.txt"
 # What tests/engines runs: programs, each with the package that has it. Docker's own packages have some of them under other names.
 ENGINE_PACKAGES = {
     "podman": "podman",
@@ -82,8 +83,8 @@ class Stage:
     module: str
     arguments: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()  # names of steps of the set-up
-    is_alone: bool = False  # it measures time, so nothing else may run meanwhile
-    is_long: bool = False  # runs with --all, and where --only names it
+    is_alone: bool = False  # it measures time or needs all processors, so nothing else may run meanwhile
+    is_long: bool = False  # it runs only with --all, or when --only names it
 
     @property
     def is_pytest(self) -> bool:
@@ -110,6 +111,7 @@ STAGES = [
     Stage("conformance", "csi-sanity", "pytest", ("tests/conformance",), needs=(DIST, CSI_SANITY)),
     Stage("engines", "each container engine of this machine", "pytest", ("tests/engines",), needs=(DIST,), is_long=True),
     Stage("system", "tests that measure time", "pytest", (*_SYSTEM, "-m", "alone"), needs=(DIST,), is_alone=True),
+    Stage("kernels", "a smoke set under Debian's kernels", "pytest", ("tests/kernels",), needs=(DIST,), is_alone=True, is_long=True),
     Stage("bench", "limits of time and memory", "bench", ("--short", "--check"), needs=(DIST,), is_alone=True),
 ]
 NAMES = list(dict.fromkeys(stage.name for stage in STAGES))
@@ -343,10 +345,11 @@ def read_report(report: Path) -> tuple[Count, list[str]]:
 def missing_packages(wanted: list[Stage]) -> list[str]:
     """Return the names of the packages that these stages need and that are not installed."""
     names = PACKAGES.copy()
-    if {"system", "bench"} & {stage.name for stage in wanted}:
-        lists = [SYSTEM_PACKAGES, *([SYSTEM_PACKAGES_OF_ALL] if os.environ.get("MFCP_ALL") else [])]
-        for line in "".join(file.read_text() for file in lists).splitlines():
-            names += line.partition("#")[0].split()
+    lists = [KERNELS_PACKAGES] if "kernels" in {stage.name for stage in wanted} else []
+    if {"system", "bench", "kernels"} & {stage.name for stage in wanted}:
+        lists += [SYSTEM_PACKAGES, *([SYSTEM_PACKAGES_OF_ALL] if os.environ.get("MFCP_ALL") else [])]
+    for line in "".join(file.read_text() for file in lists).splitlines():
+        names += line.partition("#")[0].split()
     if "differential" in {stage.name for stage in wanted}:
         names += DIFFERENTIAL_PACKAGES + (ALL_DIFFERENTIAL_PACKAGES if os.environ.get("MFCP_ALL") else [])
     engines: list[str] = []
@@ -435,7 +438,7 @@ def arguments() -> argparse.Namespace:
         "--all",
         action="store_true",
         help=f"also make the long runs: {LONG_EXAMPLES} examples for each property, Debian 13's fusermount3, the driver killed at "
-        "every system call, FUSE programs that take long or must be built (needs Rust), and the stage engines",
+        "every system call, FUSE programs that take long or must be built (needs Rust), and the stages engines and kernels",
     )
     parser.add_argument("--soak", metavar="SECONDS", type=seconds, help="how long the soak of the system tests runs (default 120)")
     parser.add_argument("--no-setup", action="store_true", help="install and build nothing, and test what is there")

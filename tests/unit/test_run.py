@@ -112,6 +112,17 @@ def test_the_environment_that_is_named_is_the_one_that_builds(repository: Path, 
     assert (repository / "packaging/build.said").read_text() == f"VENV={tmp_path}/env\n"
 
 
+@pytest.mark.parametrize(("arguments", "runs"), [([], False), (["--all"], True), (["--only", "kernels"], True)])
+def test_a_long_stage_runs_with_all_or_when_it_is_named(
+    repository: Path, environment: dict[str, str], arguments: list[str], runs: bool
+) -> None:
+    given = environment | {"STEPS_OF_A_STAGE": ""}
+    whole = [sys.executable, "-B", repository / "tests/run.py", "--no-setup", *arguments]
+    done = subprocess.run(whole, env=given, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ("] kernels: " in done.stdout) is runs, done.stdout
+
+
 def test_it_ends_quietly_with_its_reader(repository: Path) -> None:
     read, write = os.pipe()
     os.close(read)
