@@ -1,7 +1,7 @@
 """Fetch the kernels of Debian's releases, and boot them under qemu with the root of this machine.
 
 The guest's root is this machine's, exported read-only by 9p, under a tmpfs that takes every change. So the guest has the packages,
-the Python environment and dist/ of this machine, at the same paths, and nothing but the kernel differs.
+the Python environment and dist/ of this machine, at the same paths, and nothing but the kernel differs. Only amd64 is supported.
 """
 
 import lzma
@@ -120,7 +120,6 @@ def boot(kernel: Kernel, tests: Sequence[str]) -> Boot:
     initramfs = results / "initramfs"
     initramfs.write_bytes(_initramfs(folder, results / "initramfs.d"))
     console = results / "console"
-    # The guest would show what it has not written yet, if it were killed.
     if not (os.access("/dev/kvm", os.W_OK) and _run_guest("kvm", folder, initramfs, results, console, _STARTS)):
         started = _run_guest("tcg,thread=multi", folder, initramfs, results, console, _STARTS_EMULATED)
         assert started, f"{kernel.title} did not boot:\n{_text(console)}"

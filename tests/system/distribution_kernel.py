@@ -14,7 +14,7 @@ from errno import EINVAL, ENOTTY, EPERM, errorcode
 from pathlib import Path
 
 import pytest
-from harness.container import Bind
+from harness.container import Bind, Container
 from harness.driver import command
 from harness.pod import STARTER, TEST_PROGRAMS, Node, Pod
 from harness.programs import REPOSITORY, static_fuse_program
@@ -101,12 +101,8 @@ def test_synchronous_init_is_refused_and_the_program_is_mounted(folder: Path, po
     devices_folder.rmdir()
     setup = Setup(pod)
     program = setup.start("serves")
-    setup.volume.wait_mounted(program)
-    assert setup.application.check("cat /data/hello") == "Hello World!\n"
-    assert setup.fuse.run("fusermount3 -u /data").code == 0
-    assert program.wait() == 0, program.err
-    assert program.out.startswith("has the fd\nno synchronous INIT: Inappropriate ioctl for device\n"), program.out
-    assert sorted(program.out.splitlines()[2:]) == ["0 0", "has INIT"]
+    setup.serves(program)
+    assert program.out == "has the fd\nno synchronous INIT: Inappropriate ioctl for device\n0 0\nhas INIT\n"
     record_property("synchronous INIT", "missing (ENOTTY): a program that asks for it is mounted without it")
 
 
@@ -147,11 +143,15 @@ def confined(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node.engine, "security", [])
 
 
+def is_confined(container: Container) -> None:
+    assert container.check("cat /proc/self/attr/current").endswith(" (enforce)\n")
+
+
 @pytest.mark.usefixtures("confined")
 def test_under_apparmor_libfuse_does_not_ask_its_helper(pod: Pod, record_property: Record) -> None:
     """AppArmor forbids mount(2) with EACCES before the kernel looks for CAP_SYS_ADMIN. libfuse asks its helper after EPERM alone."""
     fuse = pod.fuse(pod.publish())
-    assert fuse.check("cat /proc/self/attr/current").endswith(" (enforce)\n")
+    is_confined(fuse)
     result = fuse.run("bindfs -f /srv /data")
     assert (result.code, result.err) == (1, LIBFUSE_GIVES_UP)
     record_property(
@@ -170,7 +170,7 @@ def test_under_apparmor_and_a_seccomp_filter_as_dockers_libfuse_mounts(pod: Pod,
     file.write_text(json.dumps(profile))
     volume = pod.publish()
     fuse = pod.fuse(volume, options=[f"--security-opt=seccomp={file}"])
-    assert fuse.check("cat /proc/self/attr/current").endswith(" (enforce)\n")
+    is_confined(fuse)
     application = pod.application(volume)
     fuse.check("mkdir /source && echo content >/source/file")
     program = volume.mounted_by(fuse, "bindfs -f /source /data")
@@ -185,6 +185,8 @@ def test_under_apparmor_fuse_starter_mounts(pod: Pod, record_property: Record) -
     volume = pod.publish()
     hello = Bind(static_fuse_program(), "/usr/bin/hello", read_only=True)
     fuse, application = pod.fuse(volume, binds=[hello]), pod.application(volume)
+    is_confined(fuse)
+    is_confined(application)
     program = volume.mounted_by(fuse, f"sh -c 'exec {STARTER} hello -f /dev/fd/3'")
     assert application.check("cat /data/hello") == "Hello World!\n"
     program.kill("KILL")

@@ -46,6 +46,7 @@ def main() -> None:
             fcntl.ioctl(server.fd, _SYNC_INIT)
         except OSError as error:
             print(f"no synchronous INIT: {error.strerror}", flush=True)
+            how = "usual-init"  # before the mount there is nothing to read: EPERM
 
     def serve() -> None:
         unique = server.read()[1]
