@@ -112,6 +112,6 @@ def rows(ended: dict[Kernel, Boot]) -> list[str]:
     """Return the table: a row for everything that a test recorded, and a column for each kernel."""
     seen = {kernel: {row: cell for outcome in ended[kernel].outcomes.values() for row, cell in outcome.seen.items()} for kernel in ALL}
     names = dict.fromkeys(row for kernel in reversed(ALL) for row in seen[kernel])
-    head = ["", *(kernel.title for kernel in ALL)]
+    head = ["what", *(kernel.title for kernel in ALL)]
     body = [[name, *(seen[kernel].get(name, "not tried") for kernel in ALL)] for name in names]
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body)]

@@ -110,7 +110,7 @@ def test_an_idmapped_copy_of_a_volume_that_waits(place: Path, pod: Pod, user_nam
     """The placeholder is a tmpfs. A container runtime makes such a copy for a pod with hostUsers: false."""
     errno = error_of(lambda: os.close(idmapped(pod.publish().target, user_namespace)))
     assert errno in (0, EINVAL)
-    happens = "" if not errno else ": a pod with `hostUsers: false` cannot start"
+    happens = ": a container runtime cannot make the copy that a pod with `hostUsers: false` needs" if errno else ""
     record_property("tmpfs in idmapped mounts", there_or_missing(errno) + happens)
     (note,) = [note for note in check(place)[2] if note.startswith("tmpfs in idmapped mounts")]
     assert ("without it pods with hostUsers: false do not start" in note) is bool(errno), note
