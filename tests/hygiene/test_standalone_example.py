@@ -39,3 +39,9 @@ def test_both_run_the_same_program() -> None:
 def test_a_restart_of_the_driver_stops_no_container() -> None:
     for unit in ("photos-sshfs", "gallery"):
         assert of_the_unit(unit, "Requires") == of_the_unit(unit, "BindsTo") == []
+
+
+def test_podman_confines_no_fuse_program_by_apparmor() -> None:
+    """A confined one does not ask fusermount3: tests/kernels shows it."""
+    assert "--security-opt=apparmor=unconfined" in of_the_unit("photos-sshfs", "PodmanArgs")
+    assert "start_container sshfs --security-opt apparmor=unconfined " in (FOLDER / "run").read_text()
