@@ -171,6 +171,7 @@ def volume() -> None:
 def volume_add(admin_socket: str, name: str, read_only: bool, options: str) -> None:
     """Run the command `volume add`."""
     from driver import adminclient
+    from driver.linux import features
     from driver.model.paths import DEV_FUSE
 
     added = adminclient.add(admin_socket, name, read_only, options)
@@ -180,6 +181,8 @@ def volume_add(admin_socket: str, name: str, read_only: bool, options: str) -> N
     click.echo(f"volume {name} is published; run containers with")
     click.echo(f"  applications:      -v {added.target_path}:/data:rslave")
     click.echo(f"  the FUSE program:  -v {added.target_path}:/data:rslave -v {folder}:/fusermount3-proxy -v {folder}/{DEV_FUSE}:/dev/fuse")
+    if features.has_apparmor():  # libfuse asks fusermount3 only after EPERM, and the profile for containers answers EACCES
+        click.echo("AppArmor is on: with Podman, the FUSE program also needs --security-opt apparmor=unconfined")
 
 
 @volume.command("remove", help="Unmount a volume and remove it.")

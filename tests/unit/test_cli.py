@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from pod_programs import ROOT
 from standin_driver import answer_once, listen
 
-from driver import __version__, cli
+from driver import __version__, adminclient, cli
+from driver.api.rpc import admin_pb2
+from driver.linux import features
 from driver.observe.logs import FORMATS
 
 
@@ -198,3 +201,16 @@ def test_a_metrics_address_that_is_in_use_is_reported_before_anything_is_made(tm
         places = ("--endpoint", f"unix:{tmp_path}/csi.sock", "--run-dir", tmp_path / "run")
         check_mistake(run("--nodeid", "n", *places, "--metrics-address", address), 1, "--metrics-address", address, "in use")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("enabled", "is_said"), [("Y\n", True), ("N\n", False), (None, False)])
+def test_volume_add_says_what_podman_needs_where_apparmor_is_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enabled: str | None, is_said: bool
+) -> None:
+    if enabled is not None:
+        (tmp_path / "enabled").write_text(enabled)
+    monkeypatch.setattr(features, "_APPARMOR", str(tmp_path / "enabled"))
+    monkeypatch.setattr(adminclient, "add", lambda *_: admin_pb2.Volume(target_path="/t/mount", socket_path="/t/sock/fuse.sock"))
+    ended = CliRunner().invoke(cli.main, ["volume", "add", "data"])
+    assert ended.exit_code == 0
+    assert ("--security-opt apparmor=unconfined" in ended.stdout) is is_said
