@@ -3,7 +3,8 @@
 The start, in serve(), before there is an event loop, a thread or anything of a pod's:
 
     1. Make standard streams, umask and the limit of fds what the driver needs.
-    2. Open the metrics' listening socket and the inotify instance, for which the driver needs privileges that it drops next.
+    2. Open the metrics' listening socket and the inotify instance, and read the options of cgroup2. For these the driver needs
+       privileges that it drops next.
     3. Drop the privileges that it does not need any more.
     4. Fork the starter, which forks all later processes, and move it out of the control groups of the driver's container.
 
@@ -69,6 +70,7 @@ def serve(settings: Settings) -> None:
     # 2. Listening at a port below 1024 and changing the uid need privileges.
     metrics_listener = _listen_for_metrics(settings.metrics_address)
     inotify = _open_inotify()
+    cgroup2 = controlgroups.options_of_version_2()
     # 3. Capabilities belong to threads, so they are dropped before there are any.
     try:
         privileges.drop_unused()
@@ -76,7 +78,7 @@ def serve(settings: Settings) -> None:
         raise StartError(f"cannot drop privileges: {error}") from None
     # 4. A process that was forked later could hold fds of a pod's.
     starter = Starter()
-    _leave_control_groups(starter.pid)
+    _leave_control_groups(starter.pid, cgroup2)
     # asyncio.run() would cancel all tasks at the end and close pods' connections in this thread, which a pod could block for ever
     # with what it has queued in them. The caller ends the process instead.
     loop = asyncio.new_event_loop()
@@ -213,9 +215,9 @@ def _listen_for_metrics(address: str | None) -> socket.socket | None:
         raise StartError(f"--metrics-address: {error}") from None
 
 
-def _leave_control_groups(pid: int) -> None:
+def _leave_control_groups(pid: int, cgroup2: list[str] | None) -> None:
     try:
-        controlgroups.move_to_groups_of_init(pid)
+        controlgroups.move_to_groups_of_init(pid, cgroup2)
     except OSError as error:
         text = "the processes that ask FUSE programs stay in the control groups of the driver's container"
         log.warning(f"{text}: while a FUSE program does not answer, the driver may not be started again: {error}")

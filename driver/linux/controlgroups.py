@@ -6,35 +6,73 @@ replaces it. So a pod whose program never answers would keep the node without a 
 """
 
 import os
+from collections.abc import Sequence
+from errno import ENODATA, EXDEV
 
-from driver.linux import features, syscalls
+from driver.linux import syscalls
+from fusermount3_proxy.wire import mountinfo
+
+_NOT_OPTIONS = ("rw", "ro", "seclabel")  # super block options that are not cgroup2's
 
 
-def move_to_groups_of_init(pid: int) -> None:
-    """Move a process, and what it will fork, into the control groups of the node's pid 1. Raises OSError if one does not take it.
+def options_of_version_2() -> list[str] | None:
+    """Return the mount options of the node's cgroup2 hierarchy; None where no process shows them. Raises OSError.
 
-    Those groups exist as long as the node runs. Does nothing where pid 1 is a process of this container. A container sees only its
-    own part of each hierarchy (of all groups), so each hierarchy is mounted once more, where nobody sees it.
+    Call it before privileges are dropped. A container may see no cgroup2 mount, and then pid 1 or a later process of the node is asked.
     """
-    if not features.sees_host_pids():
-        return
+    for pid in ("self", *sorted((name for name in os.listdir("/proc") if name.isdecimal()), key=int)):
+        try:
+            with open(f"/proc/{pid}/mountinfo", "rb") as file:
+                table = mountinfo.parse(file.read())
+        except OSError:  # it has ended, or has more capabilities than this process
+            continue
+        for mount in table:
+            if mount.fstype == "cgroup2":
+                return [option for option in mount.super_options.split(",") if option not in _NOT_OPTIONS]
+    return None
+
+
+def move_to_groups_of_init(pid: int, options: Sequence[str] | None) -> None:
+    """Move a process, and what it will fork, into the control groups of pid 1; `options` are those of options_of_version_2().
+
+    Those groups exist as long as the node runs. Where pid 1 is in this container or this pod, nothing is moved. A container sees only
+    its own part of each hierarchy (of all groups), so each hierarchy is mounted once more, where nobody sees it. Raises OSError, after
+    the other hierarchies, if one of them does not take the process.
+    """
+    ours = _groups("self")
     failure: OSError | None = None
-    with open("/proc/1/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            _, controllers, path = line.rstrip("\n").split(":", 2)
-            try:
-                _move(pid, controllers, path)
-            except OSError as error:
-                failure = error  # the other hierarchies count all the same
+    for controllers, path in _groups("1").items():
+        own = ours.get(controllers, path)
+        if path == own or (path != b"/" and os.path.dirname(path) == os.path.dirname(own)):
+            continue  # the groups of a pod's containers have the same parent
+        try:
+            _move(pid, controllers, path, options)
+        except OSError as error:
+            failure = error
     if failure is not None:
         raise failure
 
 
-def _move(pid: int, controllers: str, path: str) -> None:
-    """Move a process into the group `path` of the hierarchy that has these controllers; version 2 has no list of them."""
-    tree = syscalls.mount_detached("cgroup", controllers.split(",")) if controllers else syscalls.mount_detached("cgroup2", [])
+def _groups(pid: str) -> dict[bytes, bytes]:
+    """Return the group of a process in each hierarchy, by the hierarchy's controllers, which version 2 does not list."""
+    with open(f"/proc/{pid}/cgroup", "rb") as file:
+        fields = [line.split(b":", 2) for line in file.read().split(b"\n")]
+    return {found[1]: found[2] for found in fields if len(found) == 3}
+
+
+def _move(pid: int, controllers: bytes, path: bytes, options: Sequence[str] | None) -> None:
+    if b".." in path.split(b"/"):
+        # The group would be looked for in the part that the namespace shows, and would be another one.
+        raise OSError(EXDEV, "the driver's container has a cgroup namespace of its own")
+    if controllers:
+        tree = syscalls.mount_detached("cgroup", os.fsdecode(controllers).split(","))
+    elif options is None:
+        raise OSError(ENODATA, "the mount options of cgroup2 are not known")
+    else:
+        # A mount of cgroup2 sets the options of the only hierarchy there is. So it must have those that are set already.
+        tree = syscalls.mount_detached("cgroup2", options)
     try:
-        group = os.open(f".{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=tree)
+        group = os.open(b"." + path + b"/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=tree)
         try:
             os.write(group, str(pid).encode())
         finally:

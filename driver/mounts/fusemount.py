@@ -63,7 +63,7 @@ def is_untouched(target: str, device: str) -> bool:
         os.close(fd)
 
 
-def has_usual_access(target: str) -> bool:
+def _has_usual_access_at(target: str) -> bool:
     """Return whether what is at `target` has the owner and the mode of a placeholder. Asks no file system. Raises OSError."""
     fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -89,15 +89,24 @@ def restore_access(target: str) -> None:
         # What is changed must be the placeholder: a FUSE program would be asked, and a directory of the node is not the driver's.
         if stack and is_placeholder(stack[-1]) and stack[-1].device == syscalls.device_of(fd):
             path = f"/proc/self/fd/{fd}"
-            os.chown(path, *_PLACEHOLDER_OWNER)
             try:
                 os.removexattr(path, _ACL)
             except OSError as error:
                 if error.errno not in (ENODATA, EOPNOTSUPP):  # there is none, or the kernel has none for tmpfs
                     raise
             os.chmod(path, _PLACEHOLDER_MODE)
+            os.chown(path, *_PLACEHOLDER_OWNER)  # last: it may lack CAP_CHOWN under an old unit file, and the mode counts more
     finally:
         os.close(fd)
+
+
+def restore_changed_access(target: str) -> None:
+    """Do what restore_access() does where owner or mode have changed. A failure is left to the next republish, which reports it."""
+    try:
+        if not _has_usual_access_at(target):
+            restore_access(target)
+    except OSError:
+        pass
 
 
 def _check_mounted(target: str, device: str, *beneath: str) -> None:
@@ -129,8 +138,7 @@ def mount_fd(target: str, source: bytes, fstype: bytes, flags: int, data: bytes,
 
     Raises OSError as mount(2) does. Blocks as long as an application or the FUSE program likes (attempt.py).
     """
-    if not has_usual_access(target):
-        restore_access(target)
+    restore_changed_access(target)
     syscalls.mount(source, target, fstype, flags, MountArguments(source, fstype, flags, data).with_fd(fd))
 
 

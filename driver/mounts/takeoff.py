@@ -59,8 +59,7 @@ def take_off(workspace: Workspace, target: str, mount: FuseMount, how: Detach, w
                 fusemount.cover(private, target, lacks_placeholder=not mount.on_placeholder, is_lazy=is_lazy)
                 # Private from now on: otherwise unmounting the placeholder at the place would unmount it in the containers, too.
                 syscalls.mount_setattr(fuse, propagation=syscalls.MS_PRIVATE)
-                if not fusemount.has_usual_access(target):
-                    fusemount.restore_access(target)
+                fusemount.restore_changed_access(target)
             except OSError as error:
                 # A mount namespace is full: the driver's, or a container's.
                 warn(f"the mount is off {target}, and may stay in containers until they restart: {error.strerror}")

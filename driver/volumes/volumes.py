@@ -43,6 +43,7 @@ class Volumes:
         self._by_sockets: dict[tuple[str, str, str], Volume] = {}  # also those that are being published
         self._publishing: dict[str, tuple[Publication, asyncio.Task[Volume]]] = {}
         self._unpublishing: dict[str, asyncio.Future[None]] = {}
+        self._is_serving = False  # restore() has ended, and release() has not begun
         self._clearing: dict[str, asyncio.Future[None]] = {}  # by the targets of unknown volumes, each in a thread that may hang
 
     def __iter__(self) -> Iterator[Volume]:
@@ -174,6 +175,7 @@ class Volumes:
         # One after the other: a placeholder that is mounted after the sockets are served could lie over a program's mount.
         await do_in_turn((work for volume in self for work in volume.placeholder_work()), self.directories)
         await do_in_turn((volume.sockets_work() for volume in self), self.directories)
+        self._is_serving = True
 
     def _remove_devices(self) -> None:
         """Remove the device nodes that no process holds. One that is held and has no mount is removed when it is closed."""
@@ -220,6 +222,7 @@ class Volumes:
 
     def release(self) -> None:
         """Serve no more requests, and leave all volumes for the next driver: this one stops."""
+        self._is_serving = False
         for volume in {*self._by_target.values(), *self._by_sockets.values()}:
             volume.release()
 
@@ -255,10 +258,10 @@ class Volumes:
         if (volume := self._by_target.get(target)) is None:
             return
         self._save(volume)
-        if volume.mounts.state is State.WAITING:
+        if volume.mounts.state is State.WAITING and self._is_serving:
             # The Go plugin's client removes the socket that it has used, and its program may start again before kubelet republishes.
             try:
-                self._begin_publish(volume.publication)
+                self._begin_publish(volume.publication).add_done_callback(partial(_report, volume.log))
             except VolumeError:
                 pass  # it is being unpublished
 
@@ -302,6 +305,15 @@ def _forget_call(calls: dict[str, Any], target: str, ended: "asyncio.Future[Any]
     del calls[target]
     if not ended.cancelled():
         ended.exception()  # mark it as seen: the calls that still wait report it
+
+
+def _report(to: VolumeLog, repaired: asyncio.Task[Volume]) -> None:
+    """Report an internal error of a republish for which nobody waits."""
+    if not repaired.cancelled() and (error := repaired.exception()) is not None and not isinstance(error, VolumeError):
+        try:
+            raise error
+        except BaseException:
+            report_internal_error("repairing the volume after its FUSE program has gone", to)
 
 
 def _check_places(publication: Publication, pods_dir: str, standalone_root: str) -> None:
