@@ -23,6 +23,7 @@ from driver.mounts.device import DeviceFolder
 from driver.volumes.mounts import VolumeMounts
 from driver.volumes.recordformat import Record
 from driver.volumes.records import Records
+from driver.volumes.volume import Volume
 from driver.volumes.volumes import Volumes
 
 
@@ -110,6 +111,48 @@ async def test_sockets_that_two_republishes_find_missing_are_made_again_once(
         assert volume.troubles.texts == []
         assert answers(sockets / "fuse.sock.v1")
     assert "cannot repair" not in caplog.text
+
+
+@pytest.mark.parametrize("serves", [True, False])
+async def test_a_mount_that_has_ended_has_its_volume_repaired_as_long_as_the_driver_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serves: bool
+) -> None:
+    """While volumes are restored their sockets are still made, and a second set would be closed by nobody."""
+    paths = VolumePaths(str(tmp_path), "uid/mount", "uid/empty", "data")
+    sockets = tmp_path / paths.sockets
+    sockets.mkdir(parents=True)
+    publication = Publication("csi-1", paths, "fuse.sock", False, (), "", "")
+    without_placeholders(monkeypatch)
+    async with volumes_in(tmp_path) as volumes:
+        if serves:
+            await volumes.restore(str(tmp_path), str(tmp_path / "standalone"))
+        volume = await volumes.publish(publication)
+        (sockets / "fuse.sock").unlink()
+        volumes._changed(volume.target)
+        if serves:
+            await until(lambda: (sockets / "fuse.sock").exists() and not volumes._publishing)
+            volumes._is_serving = False
+            (sockets / "fuse.sock").unlink()
+            volumes._changed(volume.target)
+        assert not volumes._publishing
+
+
+async def test_an_internal_error_in_a_repair_for_which_nobody_waits_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fails(volume: Volume) -> None:
+        raise RuntimeError("a mistake")
+
+    paths = VolumePaths(str(tmp_path), "uid/mount", "uid/empty", "data")
+    (tmp_path / paths.sockets).mkdir(parents=True)
+    without_placeholders(monkeypatch)
+    async with volumes_in(tmp_path) as volumes:
+        await volumes.restore(str(tmp_path), str(tmp_path / "standalone"))
+        volume = await volumes.publish(Publication("csi-1", paths, "fuse.sock", False, (), "", ""))
+        monkeypatch.setattr(Volume, "republish", fails)
+        volumes._changed(volume.target)
+        await until(lambda: "internal error while repairing the volume" in caplog.text)
+    assert "a mistake" in caplog.text
 
 
 async def test_it_is_quiet_when_nobody_connects_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
