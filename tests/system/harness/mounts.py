@@ -7,6 +7,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.events import wait_until
+
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
 _CLONE_NEWNS = 0x00020000
 
@@ -126,8 +128,8 @@ def mount_fuse(target: Path) -> int:
 
 
 def unmount(path: Path) -> None:
-    """Call umount(8)."""
-    subprocess.run(["umount", path], check=True)
+    """Call umount(8), again as long as the mount is busy: a driver that looks at it keeps it busy for a moment."""
+    wait_until(f"{path} is unmounted", lambda: subprocess.run(["umount", path]).returncode == 0)
 
 
 def unmount_lazily(path: Path) -> None:

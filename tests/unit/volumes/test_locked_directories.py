@@ -82,8 +82,8 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the limits short, where a test waits for one."""
-    monkeypatch.setattr(limits, "DIRECTORY_WAIT", 0.05)
-    monkeypatch.setattr(limits, "RESTORE_WAIT", 0.1)
+    monkeypatch.setattr(limits, "DIRECTORY_WAIT", 0.3)  # enough for work in a free directory, on a busy machine too
+    monkeypatch.setattr(limits, "RESTORE_WAIT", 0.3)
 
 
 async def code_of(call: Awaitable[object]) -> Code:
