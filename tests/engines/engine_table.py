@@ -7,11 +7,10 @@ from pathlib import Path
 from engines import ENGINES, RUNTIMES, call
 from harness import mounts
 from harness.programs import REPOSITORY
-from harness.table import distribution, line
+from harness.table import distribution, line, made_in, replace
 
 DOCUMENT = REPOSITORY / "docs" / "guide.md"
-_BEGIN = "<!-- made by tests/engines/run -->\n"
-_END = "<!-- end of what is made -->"
+_BEGIN = "<!-- made by tests/engines/run -->"
 _HEAD = [line(["on", "engine", *(f"with {runtime}" for runtime in RUNTIMES)]), line(["---"] * (2 + len(RUNTIMES)))]
 
 
@@ -33,12 +32,9 @@ class Table:
         """Put the rows into the document in place of those of the same distribution and cgroups, if nothing of the table is missing."""
         if len(self._cells) < len(ENGINES) * len(RUNTIMES):
             return
-        before, begin, rest = document.read_text().partition(_BEGIN)
-        made, end, after = rest.partition(_END)
-        assert begin and end, f"{document} has no place for the table"
-        kept = [row for row in made.splitlines()[2:] if not row.startswith(f"| {place()} |")]
+        kept = [row for row in made_in(document, _BEGIN).splitlines()[2:] if not row.startswith(f"| {place()} |")]
         rows = sorted([*kept, *self._rows()], key=lambda row: row.split(" | ")[0])
-        document.write_text("\n".join([f"{before}{begin}{_HEAD[0]}", _HEAD[1], *rows, f"{end}{after}"]))
+        replace(document, _BEGIN, "\n".join([*_HEAD, *rows]))
 
     def _rows(self) -> list[str]:
         return [

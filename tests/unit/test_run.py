@@ -112,15 +112,16 @@ def test_the_environment_that_is_named_is_the_one_that_builds(repository: Path, 
     assert (repository / "packaging/build.said").read_text() == f"VENV={tmp_path}/env\n"
 
 
-@pytest.mark.parametrize(("arguments", "runs"), [([], False), (["--all"], True), (["--only", "kernels"], True)])
+@pytest.mark.parametrize("stage", ["engines", "kernels"])
+@pytest.mark.parametrize(("arguments", "runs"), [([], False), (["--all"], True), (["--only", "STAGE"], True)])
 def test_a_long_stage_runs_with_all_or_when_it_is_named(
-    repository: Path, environment: dict[str, str], arguments: list[str], runs: bool
+    repository: Path, environment: dict[str, str], arguments: list[str], runs: bool, stage: str
 ) -> None:
     given = environment | {"STEPS_OF_A_STAGE": ""}
-    whole = [sys.executable, "-B", repository / "tests/run.py", "--no-setup", *arguments]
+    whole = [sys.executable, "-B", repository / "tests/run.py", "--no-setup", *(stage if each == "STAGE" else each for each in arguments)]
     done = subprocess.run(whole, env=given, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert ("] kernels: " in done.stdout) is runs, done.stdout
+    assert (f"] {stage}: " in done.stdout) is runs, done.stdout
 
 
 def test_it_ends_quietly_with_its_reader(repository: Path) -> None:
@@ -129,13 +130,3 @@ def test_it_ends_quietly_with_its_reader(repository: Path) -> None:
     done = subprocess.run(command(repository), env={"PATH": "/none"}, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
-
-
-@pytest.mark.parametrize(("more", "is_run"), [([], False), (["--all"], True), (["--only", "engines"], True)])
-def test_a_stage_that_takes_long_runs_only_where_it_is_asked_for(
-    repository: Path, environment: dict[str, str], more: list[str], is_run: bool
-) -> None:
-    whole = [sys.executable, "-B", repository / "tests/run.py", "--no-setup", *more]
-    done = subprocess.run(whole, env=environment | {"STEPS_OF_A_STAGE": ""}, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert ("] engines: " in done.stdout) is is_run

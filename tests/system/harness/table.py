@@ -58,10 +58,14 @@ def replace(document: Path, begin: str, made: str) -> None:
     document.write_text(f"{before}{begun}\n{made}\n{end}{after}")
 
 
+def made_in(document: Path, begin: str) -> str:
+    """Return what replace() has put into a document."""
+    return document.read_text().partition(begin)[2].partition(_END)[0].strip("\n")
+
+
 def programs_in(document: Path = DOCUMENT) -> list[str]:
     """Return the programs that the table in the document names."""
-    made = document.read_text().partition(_BEGIN)[2].partition(_END)[0]
-    return re.findall(r"^\| ([^|]+) \|", made, re.MULTILINE)[2:]
+    return re.findall(r"^\| ([^|]+) \|", made_in(document, _BEGIN), re.MULTILINE)[2:]
 
 
 def is_everything_run() -> bool:
