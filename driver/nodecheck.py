@@ -45,7 +45,10 @@ class Note:
 
 def checks(pods_dir: str, run_dir: str) -> Iterator[Check]:
     """Yield the checks of everything that mounting needs, one after another. They leave nothing behind."""
-    yield Check("kernel", _kernel(os.uname().release))
+    kernel = _kernel(os.uname().release)
+    yield Check("kernel", kernel)
+    if kernel:
+        return  # calls that an old kernel lacks would make the other checks fail, and their remedies would not help
     yield Check("file system", _fuse())
     lacking = privileges.missing_capabilities()
     yield Check("capabilities", _capabilities(lacking))

@@ -16,10 +16,12 @@ _NOT_OPTIONS = ("rw", "ro", "seclabel")  # super block options that are not cgro
 
 
 def options_of_version_2() -> list[str] | None:
-    """Return the mount options of the node's cgroup2 hierarchy; None where no process shows them. Raises OSError.
+    """Return the mount options of the node's cgroup2 hierarchy; None where there is none or no process shows them. Raises OSError.
 
     Call it before privileges are dropped. A container may see no cgroup2 mount, and then pid 1 or a later process of the node is asked.
     """
+    if b"" not in _groups("self"):
+        return None  # the kernel lists version 2 as soon as somebody has mounted it
     for pid in ("self", *sorted((name for name in os.listdir("/proc") if name.isdecimal()), key=int)):
         try:
             with open(f"/proc/{pid}/mountinfo", "rb") as file:

@@ -45,6 +45,12 @@ def test_names_with_any_bytes_are_read(tmp_path: Path, monkeypatch: pytest.Monke
     assert controlgroups._groups("1") == {b"cpu,cpuacct": b"/a:b\r\xff", b"name=systemd": b"/", b"": b"/"}
 
 
+def test_no_process_is_asked_where_version_2_was_never_mounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controlgroups, "_groups", lambda pid: {b"cpu": b"/"})
+    monkeypatch.setattr(controlgroups, "open", lambda *_: pytest.fail("a mount table was read"), raising=False)
+    assert controlgroups.options_of_version_2() is None
+
+
 def test_a_group_outside_the_namespace_is_not_mistaken_for_one_in_it() -> None:
     with pytest.raises(OSError, match="cgroup namespace of its own") as raised:
         controlgroups._move(os.getpid(), b"cpu", b"/../..", [])
