@@ -14,7 +14,7 @@ import click
 
 from driver import __version__, rundir
 from driver.api.endpoint import check_length, socket_path
-from driver.model import volumeid
+from driver.model import limits, volumeid
 from driver.model.errors import StartError
 from driver.model.settings import Settings
 from driver.observe.internalerror import report_internal_error
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from driver.api.rpc import admin_pb2
 
 Command = TypeVar("Command", bound=Callable[..., None])
+
+FUSE_RESOURCE = "mfcp.storage.pfn.io/fuse"
 
 # Options of klog, which manifests for the Go plugin have. They are accepted and ignored.
 _KLOG = (
@@ -65,6 +67,24 @@ _KLOG = (
 @click.option("--kubelet-registration-path", help="Register with kubelet, which finds the --endpoint socket at this path on the node.")
 @click.option("--plugin-registration-path", default="/registration", show_default=True, help="kubelet's plugins_registry folder.")
 @click.option("--metrics-address", metavar="HOST:PORT", help="Serve metrics for Prometheus at this address.  [default: nowhere]")
+@click.option("--fuse-devices", type=click.IntRange(0), default=256, show_default=True, help="Fuse devices of this node for pods; 0: none.")
+@click.option(
+    "--fuse-resource",
+    "fuse_resources",
+    multiple=True,
+    default=[FUSE_RESOURCE],
+    show_default=True,
+    help="Name of the resource by which pods ask for a fuse device; may be repeated.",
+)
+@click.option(
+    "--fuse-mounts-max", type=click.IntRange(1), default=limits.DEVICE_MOUNTS, show_default=True, help="FUSE mounts of one fuse device."
+)
+@click.option("--fuse-allow-other/--no-fuse-allow-other", default=True, show_default=True, help="Allow -o allow_other at fuse devices.")
+@click.option("--fuse-dir", help="Folder of what containers with a fuse device bind.  [default: fuse beside --endpoint, or /var/lib/mfcp]")
+@click.option("--client-tree", default="/opt/mfcp", show_default=True, help="The client's programs, which these containers get.")
+@click.option("--cdi-dir", help="Describe the fuse devices for container engines in this folder, such as /etc/cdi.  [default: nowhere]")
+@click.option("--device-plugins-dir", default="/var/lib/kubelet/device-plugins", show_default=True, help="kubelet's folder.")
+@click.option("--pod-resources-socket", default="/var/lib/kubelet/pod-resources/kubelet.sock", show_default=True, help="kubelet's socket.")
 @click.option("--log-format", type=click.Choice(list(FORMATS)), default="text", show_default=True, help="The format of the log's lines.")
 @click.version_option(__version__, "-V", "--version", prog_name="meta-fuse-csi-plugin")
 @click.pass_context
@@ -81,6 +101,15 @@ def main(
     kubelet_registration_path: str | None,
     plugin_registration_path: str,
     metrics_address: str | None,
+    fuse_devices: int,
+    fuse_resources: tuple[str, ...],
+    fuse_mounts_max: int,
+    fuse_allow_other: bool,
+    fuse_dir: str | None,
+    client_tree: str,
+    cdi_dir: str | None,
+    device_plugins_dir: str,
+    pod_resources_socket: str,
     log_format: str,
     **klog: str,
 ) -> None:
@@ -106,6 +135,11 @@ def main(
             "--admin-socket": admin_socket,
             "--kubelet-registration-path": kubelet_registration_path,
             "--plugin-registration-path": plugin_registration_path,
+            "--fuse-dir": fuse_dir,
+            "--client-tree": client_tree,
+            "--cdi-dir": cdi_dir,
+            "--device-plugins-dir": device_plugins_dir,
+            "--pod-resources-socket": pod_resources_socket,
         }
     )
     try:
@@ -113,6 +147,7 @@ def main(
         run_dir = os.path.normpath(run_dir) if run_dir else rundir.default(csi_socket)
         option = f"--admin-socket {admin_socket!r}" if admin_socket else f"admin.sock in --run-dir {run_dir!r}"
         check_length(admin_socket or f"{run_dir}/admin.sock", option)
+        fuse_dir, fuse_dir_on_node = rundir.fuse_dir(fuse_dir, csi_socket, kubelet_registration_path)
         daemon.serve(
             Settings(
                 csi_socket=csi_socket,
@@ -124,6 +159,16 @@ def main(
                 kubelet_registration_path=kubelet_registration_path,
                 plugin_registration_path=plugin_registration_path,
                 metrics_address=metrics_address,
+                fuse_dir=fuse_dir,
+                fuse_dir_on_node=fuse_dir_on_node,
+                fuse_devices=fuse_devices,
+                fuse_resources=tuple(fuse_resources),
+                fuse_mounts_max=fuse_mounts_max,
+                fuse_allow_other=fuse_allow_other,
+                client_tree=client_tree,
+                cdi_dir=cdi_dir,
+                device_plugins_dir=device_plugins_dir,
+                pod_resources_socket=pod_resources_socket,
             )
         )
     except StartError as error:

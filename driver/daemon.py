@@ -42,6 +42,7 @@ from driver.api.endpoint import AlreadyServed, find_listener, refuse_if_served
 from driver.blocking.calls import Bounds
 from driver.blocking.processes import Starter
 from driver.blocking.threads import NUDGE
+from driver.devices.devices import Devices
 from driver.linux import controlgroups, features, privileges, syscalls
 from driver.linux.filewatch import FileWatch
 from driver.model.errors import StartError
@@ -71,23 +72,29 @@ def serve(settings: Settings) -> None:
     metrics_listener = _listen_for_metrics(settings.metrics_address)
     inotify = _open_inotify()
     cgroup2 = controlgroups.options_of_version_2()
-    # 3. Capabilities belong to threads, so they are dropped before there are any.
+    # 3. Capabilities belong to threads, so they are dropped before there are any. The processes that enter the namespaces of containers
+    # need some that the driver itself does not need, so their starter is forked before that.
+    namespaces = Starter(privileges.keep_for_namespaces) if settings.fuse_devices else None
     try:
         privileges.drop_unused()
     except OSError as error:
         raise StartError(f"cannot drop privileges: {error}") from None
     # 4. A process that was forked later could hold fds of a pod's.
     starter = Starter()
-    _leave_control_groups(starter.pid, cgroup2)
+    for each in (starter, namespaces):
+        if each is not None:
+            _leave_control_groups(each.pid, cgroup2)
     # asyncio.run() would cancel all tasks at the end and close pods' connections in this thread, which a pod could block for ever
     # with what it has queued in them. The caller ends the process instead.
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     loop.set_exception_handler(handle_loop_exception)
-    loop.run_until_complete(_serve(settings, metrics_listener, inotify, starter))
+    loop.run_until_complete(_serve(settings, metrics_listener, inotify, starter, namespaces))
 
 
-async def _serve(settings: Settings, metrics_listener: socket.socket | None, inotify: int, starter: Starter) -> None:
+async def _serve(
+    settings: Settings, metrics_listener: socket.socket | None, inotify: int, starter: Starter, namespaces: Starter | None
+) -> None:
     # 5. Another driver, and signals.
     await refuse_if_served(settings.csi_socket, "--endpoint")
     starter.keep_spare()
@@ -109,10 +116,15 @@ async def _serve(settings: Settings, metrics_listener: socket.socket | None, ino
             stack.callback(volumes.release)
             standalone = Standalone(volumes, f"{settings.run_dir}/volumes")
             standalone.prepare()
-            await volumes.restore(settings.pods_dir, standalone.root)
+            devices = None if namespaces is None else _devices(settings, workspace, files, namespaces)
+            await volumes.restore(settings.pods_dir, standalone.root, () if devices is None else devices.recorded_devices)
             stack.callback(standalone.close)
         except OSError as error:
             raise _cannot_prepare(settings, error) from None
+        if devices is not None:
+            devices.restore()
+            devices.open_known()
+            stack.callback(devices.release)
         # 8. The metrics.
         metrics_server = metricspage.MetricsServer()
         stack.callback(metrics_server.stop)
@@ -135,14 +147,29 @@ async def _serve(settings: Settings, metrics_listener: socket.socket | None, ino
         propagation_problem = partial(nodecheck.propagation_problem, settings.pods_dir)
         try:
             # 11. This stops the gRPC servers before it returns.
-            await services.serve(settings, volumes, standalone, files, starter, node_problem, propagation_problem, stopped)
+            starters = [starter] if namespaces is None else [starter, namespaces]
+            await services.serve(settings, volumes, standalone, files, starters, node_problem, propagation_problem, stopped)
         finally:
             # 12. The mounts stay as they are.
             repairing.cancel()
             volumes.release()
+            if devices is not None:
+                devices.release()
             # 13. Leaving the `with` block closes the rest.
             if not await volumes.settle(services.GRACE):
                 stack.pop_all()
+
+
+def _devices(settings: Settings, workspace: Workspace, files: FileWatch, namespaces: Starter) -> Devices:
+    return Devices(
+        f"{settings.fuse_dir}/sockets",
+        f"{settings.state_dir}/devices",
+        workspace,
+        files,
+        namespaces,
+        settings.fuse_mounts_max,
+        settings.fuse_allow_other,
+    )
 
 
 def _stop_at_signals() -> asyncio.Event:

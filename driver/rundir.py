@@ -5,6 +5,7 @@ import os
 
 DEFAULT = "/run/mfcp"
 _BESIDE_SOCKET = ".mfcp"
+_FUSE = "/var/lib/mfcp"
 _DAEMON_SETS_SOCKET = "/csi/csi.sock"  # in the containers of this project's manifests and of the Go plugin's
 
 
@@ -31,6 +32,20 @@ def default(csi_socket: str) -> str:
     CSI socket is always in a folder of the node, so a folder beside it outlives the container as well.
     """
     return _beside(csi_socket) if _is_read_only(DEFAULT) else DEFAULT
+
+
+def fuse_dir(given: str | None, csi_socket: str, kubelet_registration_path: str | None) -> tuple[str, str]:
+    """Return the folder of what containers with a fuse device bind, and the same folder as kubelet and container engines see it.
+
+    It must be on a file system that outlives a reboot and allows executing, which /run often does not. The folder of the CSI socket is one
+    where kubelet has it; a driver in a container sees it at another path than kubelet, which the registration path tells.
+    """
+    if given is not None:
+        return os.path.normpath(given), os.path.normpath(given)
+    folder = os.path.dirname(csi_socket)
+    if folder == DEFAULT:
+        return _FUSE, _FUSE
+    return f"{folder}/fuse", f"{os.path.dirname(kubelet_registration_path or csi_socket)}/fuse"
 
 
 def of_running_driver(csi_socket: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Finds the driver's socket.
+"""Finds the driver's socket: a volume's, or the one of the container's fuse device.
 
 go-fuse (gocryptfs, rclone mount2, JuiceFS) starts fusermount3 with only `_FUSE_COMMFD=3` in the environment. So fusermount3
 also searches its parent's environment for the variable that the image's author set.
@@ -8,7 +8,7 @@ import posix
 import sys
 
 from fusermount3_proxy import procfs
-from fusermount3_proxy.wire.protocol import V1_SUFFIX
+from fusermount3_proxy.wire.protocol import DEVICE_SOCKET, V1_SUFFIX
 
 VARIABLE = "FUSERMOUNT3PROXY_FDPASSING_SOCKPATH"
 FOLDER = "/fusermount3-proxy"  # the examples and the Go plugin's manifests mount the emptyDir here
@@ -30,6 +30,11 @@ class SeveralSockets(NoSocket):
         self.paths = paths
 
 
+def has_device() -> bool:
+    """Return whether the container has a fuse device, and no program says that it wants a volume by setting VARIABLE."""
+    return _kind(DEVICE_SOCKET + V1_SUFFIX) == _S_IFSOCK and not _variable()
+
+
 def find_socket(folder: str = FOLDER) -> str:
     """Return the path of the original protocol's socket. With V1_SUFFIX it is the path of protocol v1's socket.
 
@@ -37,7 +42,7 @@ def find_socket(folder: str = FOLDER) -> str:
     socket in `folder`. A value that is a folder means the only socket in it, and one that is the path of protocol v1's socket means
     the other socket of the pair. Raises NoSocket, SeveralSockets.
     """
-    value = (posix.environ.get(VARIABLE.encode()) or _parents_variable() or b"").decode("utf-8", "surrogateescape")
+    value = _variable()
     if not value:
         return _only_socket(folder, f"{VARIABLE} is not set")
     if value.endswith(V1_SUFFIX) and _kind(value + V1_SUFFIX) == 0:
@@ -50,12 +55,17 @@ def find_socket(folder: str = FOLDER) -> str:
 def _only_socket(folder: str, reason: str) -> str:
     names = sorted({name.removesuffix(V1_SUFFIX) for name in _sockets_in(folder)})
     if not names:
-        raise NoSocket(f"{reason} and there is no socket in {folder}; set {VARIABLE} to the path of the volume's socket")
+        text = f"{reason} and there is no socket in {folder}; set {VARIABLE} to the path of the volume's socket"
+        raise NoSocket(f"{text}, or give this container a fuse device")
     paths = [f"{folder}/{name}" for name in names]
     if len(names) > 1:
         text = f"{reason} and {folder} holds more than one socket ({', '.join(names)}); set {VARIABLE} to the path of one"
         raise SeveralSockets(text, paths)
     return paths[0]
+
+
+def _variable() -> str:
+    return (posix.environ.get(VARIABLE.encode()) or _parents_variable() or b"").decode("utf-8", "surrogateescape")
 
 
 def _kind(path: str) -> int:

@@ -24,24 +24,26 @@ class OriginalProtocolOnly(DriverError):
     """Reports that the driver has no socket of protocol v1, which the request needs. Nothing was sent."""
 
 
-def mount(path: str, request: MountRequest, wait: float, report: "Callable[[str], None]") -> tuple[Reply, int]:
-    """Ask for the volume's mount at the socket `path`.
+def mount(path: str, request: MountRequest, wait: float, report: "Callable[[str], None]", mountpoint: int = -1) -> tuple[Reply, int]:
+    """Ask for the volume's mount at the socket `path`, or at a fuse device's for one at `mountpoint`, an O_PATH fd.
 
     `wait` is how many seconds to wait for a socket that is missing or refuses connections. `report` prints a line if that
     takes long. Returns the answer and the /dev/fuse fd, which the caller owns; the fd is -1 if the answer is a refusal. Raises
     DriverError.
     """
     packet = _encode(request)
-    sock, is_v1 = _connect(path, wait, report, may_be_original=True)
+    sock, is_v1 = _connect(path, wait, report, may_be_original=mountpoint < 0)
     try:
         if is_v1:
-            _send(sock, packet)
+            _send(sock, packet, mountpoint)
         return _receive_mount(sock, is_v1)
     finally:
         sock.close()
 
 
-def prepare(path: str, request: MountRequest, wait: float, report: "Callable[[str], None]") -> "tuple[Reply, int, PendingMount]":
+def prepare(
+    path: str, request: MountRequest, wait: float, report: "Callable[[str], None]", mountpoint: int = -1
+) -> "tuple[Reply, int, PendingMount]":
     """Ask for a /dev/fuse fd that the driver mounts later (`request.sync_init`).
 
     Arguments, answer and fd are as in mount(). The caller closes the PendingMount. Raises DriverError, and OriginalProtocolOnly
@@ -50,7 +52,7 @@ def prepare(path: str, request: MountRequest, wait: float, report: "Callable[[st
     packet = _encode(request)
     sock, _ = _connect(path, wait, report, may_be_original=False)
     try:
-        _send(sock, packet)
+        _send(sock, packet, mountpoint)
         return *_receive_mount(sock, is_v1=True), PendingMount(sock)
     except BaseException:
         sock.close()
@@ -125,10 +127,10 @@ def _connect(path: str, wait: float, report: "Callable[[str], None]", may_be_ori
                 raise OriginalProtocolOnly(f"the driver at {path} speaks only the original protocol, which has no such request")
         waited = monotonic() - start
         if waited >= wait:
-            raise DriverError(
-                f"no driver answers at {path} ({posix.strerror(error)}; waited {wait:g} s): "
-                "is the volume published, does the driver run on this node, and is the volume's emptyDir mounted here?"
-            )
+            hint = "is the volume published, does the driver run on this node, and is the volume's emptyDir mounted here?"
+            if path == protocol.DEVICE_SOCKET:
+                hint = "does the driver run on this node?"
+            raise DriverError(f"no driver answers at {path} ({posix.strerror(error)}; waited {wait:g} s): {hint}")
         if not is_reported and waited >= limits.SOCKET_WAIT_SILENT:
             is_reported = True
             report(f"waiting up to {wait:g} s for the driver at {path} ({posix.strerror(error)})")
@@ -176,9 +178,9 @@ def _encode(request: "MountRequest | UnmountRequest | FindRequest") -> bytes:
         raise DriverError(str(error)) from None
 
 
-def _send(sock: socket, packet: bytes) -> None:
+def _send(sock: socket, packet: bytes, fd: int = -1) -> None:
     try:
-        fdpass.send_with_fds(sock, packet, [])
+        fdpass.send_with_fds(sock, packet, [] if fd < 0 else [fd])
     except TimeoutError:
         raise DriverError(f"the driver took no request within {limits.ANSWER_WAIT:g} s") from None
     except (BrokenPipeError, ConnectionResetError):

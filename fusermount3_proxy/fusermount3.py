@@ -11,7 +11,7 @@ from errno import EBADF, EINVAL
 
 from fusermount3_proxy import autounmount, commandline, driver_socket, limits, mountpoint, program, syncinit
 from fusermount3_proxy.commandline import Command, CommandLineError
-from fusermount3_proxy.discovery import VARIABLE, NoSocket, SeveralSockets, find_socket
+from fusermount3_proxy.discovery import VARIABLE, NoSocket, SeveralSockets, find_socket, has_device
 from fusermount3_proxy.driver_socket import DriverError, OriginalProtocolOnly
 from fusermount3_proxy.program import to_bytes, to_text
 from fusermount3_proxy.syncinit import SyncInitError
@@ -21,6 +21,7 @@ from fusermount3_proxy.wire.protocol import FindRequest, MountRequest, UnmountRe
 
 _S_IFMT = 0o170000
 _S_IFREG = 0o100000
+_S_IFDIR = 0o040000
 
 # FUSE libraries compare the version to know what the helper can do. This program behaves as 3.14 does.
 VERSION = "fusermount3 version: 3.14.0\n"
@@ -89,7 +90,7 @@ def _mount(command: Command, path: bytes) -> None:
         # The FUSE program has mounted by itself, so the driver is not asked for anything.
         autounmount.wait_and_unmount(_comm_socket(comm_fd), path)
         return
-    is_file = _is_file(path)
+    kind = _kind(path)
     raw_options = to_bytes(command.options)
     try:
         asked = options.parse(to_text(raw_options))
@@ -101,16 +102,21 @@ def _mount(command: Command, path: bytes) -> None:
         report(warning)
     # The comm fd is checked before mounting, so that nothing has to be undone.
     comm = _comm_socket(comm_fd)
-    if is_file:
+    request = MountRequest(protocol.to_wire(path), protocol.to_wire(raw_options), command.sync_init)
+    target = -1
+    if _is_for_device(path):
+        socket_path = protocol.DEVICE_SOCKET
+        request.fds = (protocol.MOUNTPOINT_FD,)
+        target = _open_mountpoint(path, kind)
+    elif kind == _S_IFREG:
         # The kernel would take the program's file for a damaged root directory, and answer EIO for ever.
         raise Failure("the mountpoint is a file, and a volume is a directory: mount on a directory")
-
-    socket_path = find_socket()
-    request = MountRequest(protocol.to_wire(path), protocol.to_wire(raw_options), command.sync_init)
+    else:
+        socket_path = find_socket()
     if command.sync_init:
-        _mount_with_sync_init(comm, socket_path, request)
+        _mount_with_sync_init(comm, socket_path, request, target)
         return
-    reply, fuse_fd = driver_socket.mount(socket_path, request, limits.SOCKET_WAIT, report)
+    reply, fuse_fd = driver_socket.mount(socket_path, request, limits.SOCKET_WAIT, report, target)
     if reply.error is not None:
         raise Failure(reply.error)
     try:
@@ -122,9 +128,9 @@ def _mount(command: Command, path: bytes) -> None:
         raise CannotSend(f"sending file descriptor: {error.strerror}") from None
 
 
-def _mount_with_sync_init(comm: socket, socket_path: str, request: MountRequest) -> None:
+def _mount_with_sync_init(comm: socket, socket_path: str, request: MountRequest, target: int) -> None:
     try:
-        reply, fuse_fd, pending = driver_socket.prepare(socket_path, request, limits.SOCKET_WAIT, report)
+        reply, fuse_fd, pending = driver_socket.prepare(socket_path, request, limits.SOCKET_WAIT, report, target)
     except OriginalProtocolOnly as error:
         # Nothing is mounted, and the FUSE library runs the helper again without --sync-init.
         raise Failure(f"--sync-init is not supported: {error}") from None
@@ -140,17 +146,34 @@ def _mount_with_sync_init(comm: socket, socket_path: str, request: MountRequest)
         pending.close()
 
 
-def _is_file(path: bytes) -> bool:
-    """Return whether the mountpoint is a regular file. Raises Failure if it cannot be accessed.
-
-    Its owner does not matter, since the mount appears at the volume.
-    """
+def _kind(path: bytes) -> int:
+    """Return the file type bits of the mountpoint's mode; 0 for a dead mount. Raises Failure if it cannot be accessed."""
     try:
-        return posix.lstat(path).st_mode & _S_IFMT == _S_IFREG
+        return posix.lstat(path).st_mode & _S_IFMT
     except OSError as error:
         if error.errno not in autounmount.DEAD:  # the driver detaches a dead mount
             raise Failure(f"failed to access mountpoint {to_text(path)}: {error.strerror}") from None
+        return 0
+
+
+def _is_for_device(path: bytes) -> bool:
+    """Return whether to mount with the container's fuse device, and not at a volume that waits at `path`."""
+    if not has_device():
         return False
+    try:
+        return not mountpoint.is_waiting_volume(path)
+    except OSError:
+        return True
+
+
+def _open_mountpoint(path: bytes, kind: int) -> int:
+    """Open the mountpoint for the driver, with this process's own rights. Raises Failure."""
+    if kind not in (_S_IFDIR, _S_IFREG, 0):
+        raise Failure(f"mountpoint {to_text(path)} is not a directory or a regular file")
+    try:
+        return posix.open(path, posix.O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC)
+    except OSError as error:
+        raise Failure(f"failed to access mountpoint {to_text(path)}: {error.strerror}") from None
 
 
 def _comm_socket(number: str) -> socket:
@@ -192,15 +215,22 @@ def _unmount(command: Command, path: bytes) -> None:
         device = mountpoint.fuse_device(path)
     except OSError:
         device = None
+    request = UnmountRequest(protocol.to_wire(path), command.lazy, device)
+    if has_device():
+        # Nothing is printed while waiting, because go-fuse takes any output for a failure.
+        reply = driver_socket.unmount(protocol.DEVICE_SOCKET, request, limits.SOCKET_WAIT, lambda line: None)
+        if reply.error is None:
+            return
+        if reply.errno != EINVAL:
+            raise CannotUnmount(f"failed to unmount {to_text(path)}: {reply.error}")
+        # It may be a volume's.
     try:
         socket_path = _socket_of_mount(path, device)
     except NoSocket:
-        if device is not None:
+        if device is not None and not has_device():
             raise
         raise CannotUnmount(f"entry for {to_text(path)} not found in /etc/mtab") from None
-    request = UnmountRequest(protocol.to_wire(path), command.lazy, device)
     try:
-        # Nothing is printed while waiting, because go-fuse takes any output for a failure.
         reply = driver_socket.unmount(socket_path, request, limits.SOCKET_WAIT, lambda line: None)
     except OriginalProtocolOnly as error:
         raise CannotUnmount(f"failed to unmount {to_text(path)}: {error}") from None

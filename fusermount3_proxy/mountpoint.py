@@ -64,6 +64,12 @@ def _open_long_path(path: bytes) -> int:
     return fd
 
 
+def is_waiting_volume(path: bytes) -> bool:
+    """Return whether a volume waits for its FUSE program at `path`, without asking the file system. Raises OSError."""
+    mount = mountinfo.topmost(mountinfo.parse(procfs.read("/proc/self/mountinfo")), path)
+    return mount is not None and mountinfo.is_placeholder(mount)
+
+
 def fuse_device(path: bytes) -> str | None:
     """Return MAJOR:MINOR of the FUSE file system at `path`, None if the topmost mount there is no FUSE file system. Raises OSError."""
     mount = mountinfo.topmost(mountinfo.parse(procfs.read("/proc/self/mountinfo")), path)

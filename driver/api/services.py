@@ -7,7 +7,7 @@ requests.
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc.aio
 
@@ -34,7 +34,7 @@ async def serve(
     volumes: Volumes,
     standalone: Standalone,
     files: FileWatch,
-    starter: Starter,
+    starters: Sequence[Starter],
     node_problem: Callable[[], str],
     propagation_problem: Callable[[], str],
     stopped: asyncio.Event,
@@ -74,7 +74,8 @@ async def serve(
     where = f"CSI on {settings.csi_socket}, admin on {settings.admin_socket}"
     log.info(f"meta-fuse-csi-plugin {__version__}, node {settings.node_id}, serves {where}")
 
-    _watch_starter(starter, give_up)
+    for starter in starters:
+        _watch_starter(starter, give_up)
 
     # kubelet calls CSI as soon as it has found the registration socket, so the driver registers when everything else serves.
     registration_socket = registration.RegistrationSocket(settings.plugin_registration_path)

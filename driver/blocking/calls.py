@@ -15,13 +15,14 @@ from typing import TypeVar
 from driver.blocking.processes import NO_PROCESS, NotAsked, Process, Starter
 from driver.model import limits
 
-T = TypeVar("T", bound=bool | int | tuple[int, ...] | None)
+T = TypeVar("T", bound=bool | int | str | tuple[object, ...] | None)
 
 
 class Bound:
     """Limits the number of processes for calls of one kind: for each pod, and for all pods together."""
 
-    def __init__(self, starter: Starter, most: int) -> None:
+    def __init__(self, starter: Starter, most: int, of_a_pod: int = limits.PROCESSES_OF_A_POD) -> None:
+        self._of_a_pod = of_a_pod
         self._starter = starter
         self._most = most
         self._used: Counter[str] = Counter()  # the number of processes by pod
@@ -80,7 +81,7 @@ class Bound:
 
     def _has_room(self, pod: str) -> bool:
         used = self._used.get(pod, 0)
-        if used >= limits.PROCESSES_OF_A_POD:
+        if used >= self._of_a_pod:
             return False
         # The second half is for pods that have no process. Otherwise a few pods could use all processes, and the programs of
         # other pods could not be asked.
@@ -89,7 +90,7 @@ class Bound:
     def _reason(self, pod: str) -> str:
         if self._starting:
             return NO_PROCESS
-        if self._used.get(pod, 0) >= limits.PROCESSES_OF_A_POD:
+        if self._used.get(pod, 0) >= self._of_a_pod:
             return "other programs of the same pod do not answer"
         return "too many FUSE programs of this node do not answer"
 

@@ -19,8 +19,9 @@ from typing import TypeVar, cast
 from driver.blocking import starter
 from driver.model import limits
 from driver.observe.internalerror import report_internal_error
+from fusermount3_proxy.wire import fdpass
 
-T = TypeVar("T", bound=bool | int | tuple[int, ...] | None)
+T = TypeVar("T", bound=bool | int | str | tuple[object, ...] | None)
 
 # Seconds until the next spare process is forked. Forking it at once would delay the work of the process that was just taken.
 _SPARE_AFTER = 0.02
@@ -39,6 +40,8 @@ class Process:
         self._connection = connection
         self._pidfd = pidfd
         self._answer: asyncio.Future[object] | None = None
+        self._fds: list[int] = []  # that have come with the answer
+        self._is_left = False  # its `with` block has ended
         # Settled when the process has ended. That may be long after its answer, or after it was killed: closing its copy of a
         # mount can make it wait for the pod's FUSE program once more.
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -61,6 +64,11 @@ class Process:
             self._answer.set_exception(NotAsked(errno.EAGAIN, f"{NO_PROCESS}: {error.strerror}"))
         return cast("asyncio.Future[T]", self._answer)
 
+    def take_fds(self) -> list[int]:
+        """Return the fds that have come with the answer, which the caller owns then. Leaving the `with` block closes the others."""
+        fds, self._fds = self._fds, []
+        return fds
+
     def kill(self) -> None:
         """Kill the process. It ends at once, unless it waits in the kernel where no signal reaches it. Its work may be done already."""
         if not self.ended.done():
@@ -73,6 +81,8 @@ class Process:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_left = True
+        fdpass.close_all(self.take_fds())
         if self._answer is None or not self._answer.done():
             self.kill()
 
@@ -80,7 +90,10 @@ class Process:
         assert self._answer is not None
         asyncio.get_running_loop().remove_reader(self._connection)
         try:
-            value, number, path = _decode(self._connection.recv(starter.ANSWER_MAX))
+            packet, self._fds, _, _ = socket.recv_fds(self._connection, starter.ANSWER_MAX, starter.FDS_MAX)
+            if self._is_left:
+                fdpass.close_all(self.take_fds())
+            value, number, path = _decode(packet)
         except (ConnectionError, BlockingIOError):
             self._answer.set_exception(NotAsked(errno.EINTR, "the process that should ask it has ended"))
         else:
@@ -104,9 +117,12 @@ class Process:
 class Starter:
     """Represents the process that starts the others. Without it the driver cannot notice a program's death, and must stop."""
 
-    def __init__(self) -> None:
-        """Fork the starter. Do this after all imports and after dropping privileges, and before there are threads or fds of pods."""
-        self._requests, self.pid = starter.fork_starter()
+    def __init__(self, reduce_privileges: Callable[[], None] | None = None) -> None:
+        """Fork the starter. Do this after all imports, and before there are threads or fds of pods.
+
+        `reduce_privileges` is called in the starter; without it, call this after dropping privileges.
+        """
+        self._requests, self.pid = starter.fork_starter(reduce_privileges)
         self.pidfd = os.pidfd_open(self.pid)
         self._requests.setblocking(False)
         self._spare: asyncio.Task[Process] | None = None

@@ -19,41 +19,59 @@ import os
 import signal
 import socket
 import sys
-import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
 from typing import NoReturn
 
 import prctl
 
 START = b"\0"
 ANSWER_MAX = 8192  # bytes
+FDS_MAX = 4  # of one call, and of one answer
 _PACKET_MAX = 1 << 17  # bytes of one call: a path, and mount options, for which a pod's packet has room for half as many
 _TRACEBACK_MAX = ANSWER_MAX // 8  # characters of up to four bytes each; the end of a traceback is the useful part
 _FD_MAX = 1 << 20
 
 
-def fork_starter() -> tuple[socket.socket, int]:
-    """Fork the starter. Returns the driver's end of the connection to it, and its pid."""
+@dataclass(frozen=True)
+class WithFds:
+    """What a function returns whose result comes with fds. The process ends with its copies of them."""
+
+    result: object
+    fds: list[int]
+
+
+def fork_starter(reduce_privileges: Callable[[], None] | None = None) -> tuple[socket.socket, int]:
+    """Fork the starter. Returns the driver's end of the connection to it, and its pid.
+
+    `reduce_privileges` is called in it first.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     driver = os.getpid()
     pid = os.fork()
     if pid == 0:
         ours.close()
-        _run_forked(driver, theirs.fileno(), _start_processes)
+        _run_forked(driver, theirs.fileno(), _start_processes, reduce_privileges)
     theirs.close()
     return ours, pid
 
 
-def _run_forked(parent: int, fd: int, main: Callable[[socket.socket], None]) -> NoReturn:
-    """Run `main` with the socket `fd`, and end this process, which was just forked. The process is killed when its parent ends."""
+def _run_forked(parent: int, fd: int, main: Callable[[socket.socket], None], prepare: Callable[[], None] | None = None) -> NoReturn:
+    """Run `main` with the socket `fd`, and end this process, which was just forked. The process is killed when its parent ends.
+
+    `prepare` is called first.
+    """
     try:
         driver = socket.socket(fileno=fd)
         try:
+            if prepare is not None:
+                prepare()  # the kernel forgets what _die_with() asks for when a process changes its capabilities (prctl(2))
             if _die_with(parent):
                 _close_other_files(fd)
                 main(driver)
-        except BaseException:
-            driver.send(_encode_answer(number=errno.EIO, internal_error=traceback.format_exc()))
+        except BaseException as error:
+            driver.send(_encode_answer(number=errno.EIO, internal_error=_traceback(error, error.__traceback__)))
     finally:
         os._exit(0)
 
@@ -84,24 +102,38 @@ def _do_one_thing(driver: socket.socket) -> None:
         return
     socket.send_fds(driver, [_encode_answer()], [pidfd])
     os.close(pidfd)
-    packet, fds, _, _ = socket.recv_fds(driver, _PACKET_MAX, 1)
+    packet, fds, _, _ = socket.recv_fds(driver, _PACKET_MAX, FDS_MAX)
     if packet:
-        driver.send(_call(packet, fds))
+        answer, with_it = _call(packet, fds)
+        socket.send_fds(driver, [answer], with_it)
 
 
-def _call(packet: bytes, fds: list[int]) -> bytes:
+def _call(packet: bytes, fds: list[int]) -> tuple[bytes, list[int]]:
     module, name, arguments = marshal.loads(packet)
     try:
-        return _encode_answer(getattr(sys.modules[module], name)(*arguments, *fds))
+        result = getattr(sys.modules[module], name)(*arguments, *fds)
+        if isinstance(result, WithFds):
+            return _encode_answer(result.result), result.fds
+        return _encode_answer(result), []
     except OSError as error:
         number = error.errno or errno.EIO
         answer = _encode_answer(number=number, path=error.filename)
         # A path inside a pod's file system can have any length.
-        return answer if len(answer) <= ANSWER_MAX else _encode_answer(number=number)
+        return (answer if len(answer) <= ANSWER_MAX else _encode_answer(number=number)), []
 
 
 def _encode_answer(result: object = None, number: int = 0, path: object = None, internal_error: str = "") -> bytes:
     return marshal.dumps((result, number, path, internal_error[-_TRACEBACK_MAX:]))  # type: ignore[arg-type]
+
+
+def _traceback(error: BaseException, at: TracebackType | None) -> str:
+    """Return the traceback without the source's lines: the traceback module opens the files, by paths that may be a container's here."""
+    lines = ["Traceback (most recent call last):"]
+    while at is not None:
+        code = at.tb_frame.f_code
+        lines.append(f'  File "{code.co_filename}", line {at.tb_lineno}, in {code.co_name}')
+        at = at.tb_next
+    return "\n".join([*lines, f"{type(error).__name__}: {error}", ""])
 
 
 def _die_with(parent: int) -> bool:

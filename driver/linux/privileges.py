@@ -16,22 +16,46 @@ _USED = {
     "CAP_FOWNER": prctl.CAP_FOWNER,  # removing those sockets if the pod has made the emptyDir sticky
 }
 
+# What the processes use that enter the mount namespace of a container (driver/devices/namespace.py).
+_FOR_NAMESPACES = {
+    "CAP_SYS_ADMIN": prctl.CAP_SYS_ADMIN,  # setns(2), and mounting
+    "CAP_SYS_PTRACE": prctl.CAP_SYS_PTRACE,  # /proc/PID/ns of a process of another user
+    "CAP_SYS_CHROOT": prctl.CAP_SYS_CHROOT,  # setns(2) of a mount namespace
+    "CAP_DAC_READ_SEARCH": prctl.CAP_DAC_READ_SEARCH,  # opening a mountpoint again after a restart of the driver
+    "CAP_SETUID": prctl.CAP_SETUID,  # asking a FUSE program as the user who has mounted it
+    "CAP_SETGID": prctl.CAP_SETGID,
+}
+
 
 def drop_unused() -> None:
     """Drop the capabilities that the driver does not use, and every way to get others. Raises OSError.
 
     Call it before there are threads: capabilities belong to a thread, and this drops those of the calling one.
     """
+    _keep(_USED)
+
+
+def keep_for_namespaces() -> None:
+    """Drop what a process does not use that enters the namespaces of containers, as drop_unused() does. Raises OSError.
+
+    From now on nobody without capabilities on the node can look into this process or into those that it forks: in the user namespace
+    of a container they would be that container's root's to trace (ptrace(2)).
+    """
+    _keep(_FOR_NAMESPACES)
+    prctl.set_dumpable(0)
+
+
+def _keep(used: dict[str, int]) -> None:
     for capability in prctl.ALL_CAPS:
-        if capability not in _USED.values():
+        if capability not in used.values():
             try:
                 prctl.capbset_drop(capability)
             except OSError:
                 # The kernel does not know it, or CAP_SETPCAP is missing. no_new_privs, below, works without that.
                 pass
     prctl.cap_inheritable.limit()
-    prctl.cap_effective.limit(*_USED.values())
-    prctl.cap_permitted.limit(*_USED.values())
+    prctl.cap_effective.limit(*used.values())
+    prctl.cap_permitted.limit(*used.values())
     prctl.set_no_new_privs(True)
 
 

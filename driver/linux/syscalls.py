@@ -5,10 +5,12 @@ same number on every architecture. Paths are str or bytes; the path of an open f
 """
 
 import ctypes
+import fcntl
 import os
 import socket
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from errno import ENOSYS, EPERM
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -43,16 +45,25 @@ MNT_FORCE = 1
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
-MOUNT_ATTR_NODEV = 4
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR_STRICTATIME = 0x20
+MOUNT_ATTR_NODIRATIME = 0x80
+MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 
 OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 
 MOVE_MOUNT_F_EMPTY_PATH = 0x04
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
 
 RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
 RESOLVE_CACHED = 0x20
 
 STATX_MODE = 0x2
@@ -60,12 +71,15 @@ STATX_UID = 0x8
 STATX_GID = 0x10
 STATX_CTIME = 0x80
 STATX_BASIC_STATS = 0x7FF
+STATX_MNT_ID = 0x1000
 STATX_MNT_ID_UNIQUE = 0x4000
 
 _FSOPEN_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 CLONE_FS = 0x200
+CLONE_NEWNS = 0x20000
+CLONE_NEWUSER = 0x10000000
 
 IN_ATTRIB = 0x04
 IN_CLOSE_WRITE = 0x08
@@ -73,6 +87,17 @@ IN_Q_OVERFLOW = 0x4000
 IN_IGNORED = 0x8000
 
 _UCRED = struct.Struct("iII")  # struct ucred of unix(7)
+_SO_PEERGROUPS = 59
+_SO_PEERPIDFD = 77  # since Linux 6.5
+_GROUPS_MAX = 65536  # NGROUPS_MAX of <linux/limits.h>
+
+_STATX_ATTR_MOUNT_ROOT = 0x2000
+
+# ioctl_ns(2)
+_NS_GET_USERNS = 0xB701
+_NS_GET_PARENT = 0xB702
+_NS_GET_OWNER_UID = 0xB704
+_NS_GET_PID_FROM_PIDNS = 0x8004B706  # since Linux 6.11
 
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
@@ -81,6 +106,18 @@ _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """What statx(2) says of a file without asking its file system. `is_mount_root` is whether it is the root of its mount."""
+
+    mode: int
+    uid: int
+    gid: int
+    device: str
+    mount_id: int
+    is_mount_root: bool
 
 
 class _OpenHow(ctypes.Structure):
@@ -119,19 +156,25 @@ def move_mount(fd: int, target: Path) -> None:
     _check(_libc.syscall(_SYS_MOVE_MOUNT, fd, b"", AT_FDCWD, _to_bytes(target), MOVE_MOUNT_F_EMPTY_PATH), target)
 
 
-def mount_detached(fstype: str, options: Sequence[str]) -> int:
+def move_mount_to_fd(fd: int, target: int) -> None:
+    """Call move_mount(2): attach the mount of `fd` to the file of `target`, an O_PATH fd, on top of what is mounted there already."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    _check(_libc.syscall(_SYS_MOVE_MOUNT, fd, b"", target, b"", flags), f"/proc/self/fd/{target}")
+
+
+def mount_detached(fstype: str, options: Sequence[str | bytes], attributes: int = 0) -> int:
     """Call fsopen(2), fsconfig(2) and fsmount(2): return an fd of a new mount that is attached nowhere.
 
-    An option is KEY, or KEY=VALUE. The mount ends when the fd is closed.
+    An option is KEY, or KEY=VALUE. `attributes` are MOUNT_ATTR_*. The mount ends when the fd is closed.
     """
     context = _check(_libc.syscall(_SYS_FSOPEN, fstype.encode(), _FSOPEN_CLOEXEC), fstype)
     try:
         for option in options:
-            key, _, value = option.partition("=")
-            command, argument = (_FSCONFIG_SET_STRING, value.encode()) if value else (_FSCONFIG_SET_FLAG, None)
-            _check(_libc.syscall(_SYS_FSCONFIG, context, command, key.encode(), argument, 0), option)
+            key, equals, value = os.fsencode(option).partition(b"=")
+            command, argument = (_FSCONFIG_SET_STRING, value) if equals else (_FSCONFIG_SET_FLAG, None)
+            _check(_libc.syscall(_SYS_FSCONFIG, context, command, key, argument, 0), option)
         _check(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), fstype)
-        return _check(_libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0), fstype)
+        return _check(_libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes), fstype)
     finally:
         os.close(context)
 
@@ -153,6 +196,36 @@ def openat2(dir_fd: int, path: Path, flags: int, mode: int = 0, resolve: int = R
 def unshare(flags: int) -> None:
     """Call unshare(2): give the calling thread a copy of its own of what it shares with the process's other threads (CLONE_*)."""
     _check(_libc.unshare(flags), "/proc/thread-self")
+
+
+def setns(fd: int, kind: int) -> None:
+    """Call setns(2): enter the namespace of `fd`, which is of this kind (CLONE_NEWNS, CLONE_NEWUSER)."""
+    _check(_libc.setns(fd, kind), f"/proc/self/fd/{fd}")
+
+
+def owner_of_namespace(fd: int) -> int:
+    """Return an fd of the user namespace that owns the namespace of `fd` (ioctl_ns(2))."""
+    return fcntl.ioctl(fd, _NS_GET_USERNS)
+
+
+def owner_uid(fd: int) -> int:
+    """Return the uid that made the user namespace of `fd` (ioctl_ns(2))."""
+    return int.from_bytes(fcntl.ioctl(fd, _NS_GET_OWNER_UID, bytes(4)), "little")
+
+
+def parent_of_namespace(fd: int) -> int:
+    """Return an fd of the pid or user namespace above the one of `fd`. Raises OSError with EPERM if this process is not above it."""
+    return fcntl.ioctl(fd, _NS_GET_PARENT)
+
+
+def pid_in_namespace(fd: int, pid: int) -> int:
+    """Return this process's number of the process that is `pid` in the pid namespace of `fd`. Raises OSError with ENOTTY before 6.11."""
+    return fcntl.ioctl(fd, _NS_GET_PID_FROM_PIDNS, pid)
+
+
+def unmount_here(name: str, flags: int) -> None:
+    """Call umount2(2) with a name in the working directory, and follow it if it is a link, as the names in /proc/self/fd are."""
+    _check(_libc.umount2(name.encode(), flags), name)
 
 
 def tgkill(process: int, thread: int, number: int) -> None:
@@ -209,6 +282,24 @@ def access_of(fd: int) -> tuple[int, int, int]:
     return struct.unpack_from("=IIH", buffer, 20)
 
 
+def file_info(fd: int) -> FileInfo:
+    """Return what the kernel knows of the file of `fd`, without asking the file system. O_PATH suffices."""
+    buffer = ctypes.create_string_buffer(256)  # struct statx of statx(2)
+    mask = STATX_UID | STATX_GID | STATX_MODE | STATX_MNT_ID
+    _check(_libc.statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, mask, buffer), f"/proc/self/fd/{fd}")
+    (attributes,) = struct.unpack_from("=Q", buffer, 8)
+    uid, gid, mode = struct.unpack_from("=IIH", buffer, 20)
+    major, minor, mount_id = struct.unpack_from("=IIQ", buffer, 136)
+    return FileInfo(mode, uid, gid, f"{major}:{minor}", mount_id, bool(attributes & _STATX_ATTR_MOUNT_ROOT))
+
+
+def file_system_type(fd: int) -> int:
+    """Call fstatfs(2), and return the file system's magic number (f_type). This can block: the file system is asked."""
+    buffer = (ctypes.c_long * 32)()  # struct statfs begins with f_type
+    _check(_libc.fstatfs(fd, buffer), f"/proc/self/fd/{fd}")
+    return buffer[0] & 0xFFFFFFFF
+
+
 def ask_for_attributes(fd: int) -> None:
     """Ask the file system of `fd` for its attributes, even if the kernel has them cached (AT_STATX_FORCE_SYNC). O_PATH suffices.
 
@@ -221,6 +312,19 @@ def ask_for_attributes(fd: int) -> None:
 def peer_credentials(connection: socket.socket) -> tuple[int, int, int]:
     """Call getsockopt(2) with SO_PEERCRED: return pid, uid and gid of the process at the other end of a Unix socket."""
     return _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+
+
+def peer_pidfd(connection: socket.socket) -> int:
+    """Call getsockopt(2) with SO_PEERPIDFD: return a pidfd of that process. Raises OSError with ENOPROTOOPT before Linux 6.5."""
+    return connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+
+
+def peer_groups(connection: socket.socket) -> tuple[int, ...]:
+    """Call getsockopt(2) with SO_PEERGROUPS: return the supplementary groups of that process when it connected."""
+    groups, size = (ctypes.c_uint32 * _GROUPS_MAX)(), ctypes.c_uint32(4 * _GROUPS_MAX)
+    fd = connection.fileno()
+    _check(_libc.getsockopt(fd, socket.SOL_SOCKET, _SO_PEERGROUPS, groups, ctypes.byref(size)), f"/proc/self/fd/{fd}")
+    return tuple(groups[: size.value // 4])
 
 
 def inotify_init() -> int:

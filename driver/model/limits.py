@@ -43,6 +43,14 @@ PROCESSES_FOR_CHECKS = 16  # check whether a program has died after the lock on 
 PROCESSES_FOR_CHECKS_WITHOUT_LOCK = 16  # check mounts that have no lock, because another driver made them
 PROCESS_WAIT = 5.0  # until a process has started, which may fail on a node without free memory
 
+# Fuse devices. A visit is a process in a container's mount namespace.
+VISIT_WAIT = 5.0  # one visit that mounts or unmounts
+VISITS_OF_AN_ALLOCATION = 2  # that mount, and as many that ask and unmount: they may wait where no signal reaches them
+VISITS = 64  # of all allocations
+DEVICE_MOUNTS = 64  # of one allocation, unless --fuse-mounts-max says otherwise
+DEVICE_LEFT_MAX = 64  # mountpoints of one allocation whose programs have died, and which may be unmounted once more
+CONTAINER_CHECK_INTERVAL = 2.0  # between two looks whether the first process of a container with mounts is ending
+
 # Connections to the metrics page.
 SCRAPE_WAIT = 5.0  # from the connection to the last byte
 SCRAPES_AT_ONCE = 8  # connections that are served at the same time; further ones are closed

@@ -30,6 +30,19 @@ _FLAGS = {
     "nosuid": syscalls.MS_NOSUID,
     "nodev": syscalls.MS_NODEV,
 }
+# The same for fsmount(2). A flag that is missing here is the kernel's default, or one of the file system and not of the mount.
+_ATTRIBUTES = {
+    "ro": syscalls.MOUNT_ATTR_RDONLY,
+    "noexec": syscalls.MOUNT_ATTR_NOEXEC,
+    "noatime": syscalls.MOUNT_ATTR_NOATIME,
+    "nodiratime": syscalls.MOUNT_ATTR_NODIRATIME,
+    "strictatime": syscalls.MOUNT_ATTR_STRICTATIME,
+    "nosymfollow": syscalls.MOUNT_ATTR_NOSYMFOLLOW,
+    "nosuid": syscalls.MOUNT_ATTR_NOSUID,
+    "nodev": syscalls.MOUNT_ATTR_NODEV,
+}
+_SUPER_BLOCK_FLAGS = ("ro", "sync", "dirsync", "lazytime")
+_FSCONFIG_MAX = 255  # bytes of a value that fsconfig(2) takes; mount(2) takes longer ones
 _ALWAYS = ("nosuid", "nodev")
 
 NO_DEFAULT_PERMISSIONS = "no_default_permissions"
@@ -159,6 +172,49 @@ def mount_arguments(volume: VolumePolicy, requested: str, uid: int, gid: int) ->
     if merged.subtype == "":
         raise Refused("mount failed: Invalid argument")
     return MountArguments(_to_bytes(source), _to_bytes(fstype), flags, ",".join(data).encode("ascii"))
+
+
+@dataclass(frozen=True, slots=True)
+class DetachedArguments:
+    """Holds the arguments of a FUSE mount by fsconfig(2) and fsmount(2), but those that depend on the mountpoint and on the caller.
+
+    `source` and `fstype` are what mount tables will show.
+    """
+
+    options: tuple[bytes, ...]
+    attributes: int
+    source: str
+    fstype: str
+
+
+def detached_arguments(requested: str, may_allow_other: bool) -> DetachedArguments:
+    """Return the arguments for a mount in the program's own container, which are those that fusermount3 would use. Raises Refused."""
+    try:
+        program = options.parse(requested)
+    except OptionError as error:
+        raise Refused(str(error)) from None
+    _check_numbers(program)
+    if "allow_other" in program.access and not may_allow_other:
+        raise Refused("option allow_other only allowed if the driver runs with --fuse-allow-other")
+    if program.subtype == "":
+        raise Refused("mount failed: Invalid argument")
+    source = _to_bytes(program.fsname if program.fsname is not None else program.subtype or "/dev/fuse")[:_FSCONFIG_MAX]
+    given = [b"source=" + source]
+    if program.subtype is not None:
+        given.append(b"subtype=" + _to_bytes(program.subtype))
+    given += [name.encode() for name in sorted(program.access)]
+    given += [f"{name}={_number(texts[-1])}".encode() for name, texts in program.numbers.items()]
+    # These attributes stop a program from giving its container setuid files or device nodes that it does not have.
+    attributes = _ATTRIBUTES["nosuid"] | _ATTRIBUTES["nodev"]
+    for flag, on in program.flags.items():
+        if on:
+            # noatime and strictatime exclude each other, as the flags of mount(2) do not.
+            attributes |= _ATTRIBUTES.get(flag, 0) if flag != "strictatime" or not program.flags.get("noatime") else 0
+            if flag in _SUPER_BLOCK_FLAGS:
+                given.append(flag.encode())
+    shown = source.decode("utf-8", "replace")
+    fstype = "fuse" if program.subtype is None else f"fuse.{_to_bytes(program.subtype).decode('utf-8', 'replace')}"
+    return DetachedArguments(tuple(given), attributes, shown, fstype)
 
 
 def lacking(volume: VolumePolicy, options: str, super_options: str) -> list[str]:

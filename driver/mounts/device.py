@@ -44,18 +44,18 @@ class DeviceFolder:
         os.close(self._making)
         os.close(self._fd)
 
-    def open(self) -> OpenDevice:
-        """Make a device node, open it and lock it. Raises OSError."""
+    def open(self, mode: int = 0o600) -> OpenDevice:
+        """Make a device node with this mode, open it and lock it. Raises OSError."""
         try:
-            return self._open()
+            return self._open(mode)
         except FileNotFoundError:
             # Somebody has removed the folder. The mounts whose device nodes were in it go on, and inotify still reports their ends.
             new = _open_folder(self.folder)
             self.close()
             self._fd, self._making = new
-            return self._open()
+            return self._open(mode)
 
-    def _open(self) -> OpenDevice:
+    def _open(self, mode: int) -> OpenDevice:
         name = secrets.token_hex(_NAME_BYTES)
         # It has another name until it is locked: without the lock it would look as if its program had ended.
         unlocked = f"{name}{_UNLOCKED_SUFFIX}"
@@ -63,6 +63,8 @@ class DeviceFolder:
         fcntl.flock(self._making, fcntl.LOCK_SH)
         try:
             os.mknod(unlocked, stat.S_IFCHR | 0o600, _FUSE, dir_fd=self._fd)
+            if mode != 0o600:  # the driver's umask is 0077
+                os.chmod(unlocked, mode, dir_fd=self._fd)
             fd = os.open(unlocked, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._fd)
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             os.rename(unlocked, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)

@@ -11,11 +11,9 @@ from driver.linux import mounttable, syscalls
 from driver.model.fusemount import FuseMount
 from driver.model.policy import MountArguments
 from driver.mounts.device import OpenDevice
-from fusermount3_proxy.wire.mountinfo import Mount
+from fusermount3_proxy.wire.mountinfo import PLACEHOLDER_SOURCE, PLACEHOLDER_TYPE, Mount, is_placeholder
 
 # Neither may hold the word fuse: users wait for their mount with `mount | grep fuse`.
-PLACEHOLDER_SOURCE = "mfcp-waiting"
-_PLACEHOLDER_TYPE = "tmpfs"
 ROOT = "root directory"  # stands for a path in errors of usage()
 _PLACEHOLDER_MODE = 0o777
 _PLACEHOLDER_OWNER = 0, 0  # uid and gid
@@ -40,7 +38,7 @@ def mount_placeholder(target: str) -> str:
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
         uid, gid = _PLACEHOLDER_OWNER
         data = f"nr_inodes=1,size=4k,mode={_PLACEHOLDER_MODE:o},uid={uid},gid={gid}"
-        syscalls.mount(PLACEHOLDER_SOURCE, path, _PLACEHOLDER_TYPE, flags, data)
+        syscalls.mount(PLACEHOLDER_SOURCE, path, PLACEHOLDER_TYPE, flags, data)
         try:
             identity = mounttable.identity_at(target)
             _check_mounted(target, mounttable.device_of_identity(identity), syscalls.device_of(directory))
@@ -116,11 +114,6 @@ def _check_mounted(target: str, device: str, *beneath: str) -> None:
     """
     if device in beneath:
         raise OSError(ECONNABORTED, "somebody has unmounted it on the node", target)
-
-
-def is_placeholder(mount: Mount) -> bool:
-    """Return whether a mount is a placeholder of this driver or a former one."""
-    return mount.fstype == _PLACEHOLDER_TYPE and mount.source == PLACEHOLDER_SOURCE.encode()
 
 
 def holds_ours(stack: list[Mount], known: FuseMount | None) -> bool:

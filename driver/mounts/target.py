@@ -13,12 +13,11 @@ from driver.model.policy import MountArguments
 from driver.model.state import Detach
 from driver.mounts.attempt import MountAttempt
 from driver.mounts.device import OpenDevice
-from driver.mounts.fusemount import is_placeholder
 from driver.mounts.kernel import TargetKernel
 from driver.mounts.subpathrebinder import SubPathRebinder
 from driver.observe.logs import VolumeLog
 from driver.observe.troubles import Troubles
-from fusermount3_proxy.wire.mountinfo import Mount
+from fusermount3_proxy.wire.mountinfo import Mount, is_placeholder
 
 
 class TargetPlace:

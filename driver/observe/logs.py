@@ -32,10 +32,10 @@ class VolumeLog:
     A pod can cause lines of some kinds as often as it likes. Of each of these kinds, 20 lines a minute are logged.
     """
 
-    __slots__ = ("_limited", "_pod", "_volume_id")  # each volume has one
+    __slots__ = ("_limited", "_volume_id", "pod")  # each volume has one
 
     def __init__(self, pod: str, volume_id: str) -> None:
-        self._pod = pod
+        self.pod = pod
         self._volume_id = volume_id
         self._limited: dict[str, _LimitedLines] | None = None
 
@@ -81,7 +81,7 @@ class VolumeLog:
     def write(self, level: int, text: str, with_traceback: bool = False) -> None:
         """Log a line of any level."""
         if log.isEnabledFor(level):
-            log.log(level, text, exc_info=with_traceback, extra={"pod": shown(self._pod), "volume": shown(self._volume_id)})
+            log.log(level, text, exc_info=with_traceback, extra={"pod": shown(self.pod), "volume": shown(self._volume_id)})
 
 
 class _LimitedLines:

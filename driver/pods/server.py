@@ -26,7 +26,7 @@ from driver.observe.internalerror import report_internal_error
 from driver.observe.logs import VolumeLog
 from driver.observe.metrics import Reason
 from driver.pods.handler import Handler, Prepared
-from driver.pods.sockets import PodSockets
+from driver.pods.sockets import Sockets
 from fusermount3_proxy.wire import fdpass, protocol
 from fusermount3_proxy.wire.protocol import MountRequest, ProtocolError, Reply, UnmountRequest
 
@@ -49,18 +49,21 @@ class Capacity:
 
 
 class FdServer:
-    """Serves the two listening sockets of a volume, which it owns."""
+    """Serves the listening sockets of a volume, or the one of a fuse device, which it owns."""
 
     def __init__(
         self,
         handler: Handler,
-        sockets: PodSockets,
+        sockets: Sockets,
         volume_name: str,
         log: VolumeLog,
         capacity: Capacity,
         accepted_fds: tuple[str, ...],
     ) -> None:
-        """Begin to listen. `accepted_fds` has the names that the `fds` of a request may hold (docs/protocol.md); others are refused."""
+        """Begin to listen. `accepted_fds` has the names that the `fds` of a request may hold (docs/protocol.md); others are refused.
+
+        Where there are any, requests stay in their connections' queues, and the handler has the fds received elsewhere.
+        """
         self._handler = handler
         self._accepted_fds = accepted_fds
         self._capacity = capacity
@@ -123,8 +126,8 @@ class FdServer:
         self._is_listening = True
         loop = asyncio.get_running_loop()
         try:
-            loop.add_reader(self._sockets.v1.fileno(), self._accept, self._sockets.v1)
-            loop.add_reader(self._sockets.original.fileno(), self._accept, self._sockets.original)
+            for listener in self._sockets.listening:
+                loop.add_reader(listener.fileno(), self._accept, listener)
         except OSError as error:  # pods that run as root share the limit of epoll watches with the driver (epoll(7))
             self._log.refusal(f"cannot listen for connections: {error.strerror}")
             self._pause_for_a_moment()
@@ -133,8 +136,8 @@ class FdServer:
         if self._is_listening:
             self._is_listening = False
             loop = asyncio.get_running_loop()
-            loop.remove_reader(self._sockets.v1.fileno())
-            loop.remove_reader(self._sockets.original.fileno())
+            for listener in self._sockets.listening:
+                loop.remove_reader(listener.fileno())
 
     def _pause_for_a_moment(self) -> None:
         self._pause()
@@ -227,7 +230,7 @@ class FdServer:
 
     async def _serve_v1(self, connection: socket.socket) -> None:
         try:
-            packet = await self._receive(connection, limits.REQUEST_WAIT)
+            packet = await self._receive(connection, limits.REQUEST_WAIT, stays=bool(self._accepted_fds))
             if not packet:
                 return
             request = protocol.decode_request(packet)
@@ -239,17 +242,19 @@ class FdServer:
                 _send_fd(connection, Reply(volume_name=self._volume_name), fd)
             elif isinstance(request, UnmountRequest):
                 await self._handler.unmount(request, _peer(connection))
+                await self._drop_request(connection)
                 fdpass.send_with_fds(connection, protocol.encode_reply(Reply()), [])
             else:
                 # The client asks all sockets that it sees, so an answer that is no is nothing to report.
+                await self._drop_request(connection)
                 reply = Reply() if self._handler.find(request) else Reply(error="not mounted", errno=EINVAL)
                 fdpass.send_with_fds(connection, protocol.encode_reply(reply), [])
         except Refused as refusal:
             self._log.refusal(f"request refused: {refusal}", refusal.level)
-            self._refuse(connection, str(refusal), refusal.errno)
+            await self._refuse(connection, str(refusal), refusal.errno)
         except ProtocolError as error:
             self._log.refusal(f"bad request: {error}")
-            self._refuse(connection, f"bad request: {error}", EPROTO)
+            await self._refuse(connection, f"bad request: {error}", EPROTO)
         except NoPacket:
             metrics.refused(Reason.LATE)
             self._log.refusal("a client connected and did not send its request in time")
@@ -257,10 +262,10 @@ class FdServer:
             raise
         except OSError as error:
             self._log.refusal(f"a request failed: {error}")
-            self._refuse(connection, f"the driver failed: {error.strerror}", error.errno or EIO, Reason.FAILED)
+            await self._refuse(connection, f"the driver failed: {error.strerror}", error.errno or EIO, Reason.FAILED)
         except Exception:
             report_internal_error("serving a request", self._log)
-            self._refuse(connection, "the driver failed with an internal error; its log has the details", EIO, Reason.FAILED)
+            await self._refuse(connection, "the driver failed with an internal error; its log has the details", EIO, Reason.FAILED)
 
     async def _serve_sync_init(self, connection: socket.socket, request: MountRequest) -> None:
         """Serve a mount with synchronous INIT (docs/protocol.md).
@@ -309,12 +314,15 @@ class FdServer:
         finally:
             loop.remove_reader(connection.fileno())
 
-    def _refuse(self, connection: socket.socket, text: str, errno: int, reason: Reason | None = None) -> None:
+    async def _refuse(self, connection: socket.socket, text: str, errno: int, reason: Reason | None = None) -> None:
         metrics.refused(errno if reason is None else reason)
+        await self._drop_request(connection)
         fdpass.send_with_fds(connection, protocol.encode_reply(Reply(error=text, errno=errno)), [])
 
-    async def _receive(self, connection: socket.socket, limit: float) -> bytes:
+    async def _receive(self, connection: socket.socket, limit: float, stays: bool = False) -> bytes:
         """Receive one packet, and drop the fds that are attached to it. Returns b"" if the client has closed the connection.
+
+        With `stays` a packet with fds is left in the queue.
 
         Raises NoPacket if none arrives within `limit` seconds, and ProtocolError if the packet is too long.
         """
@@ -326,12 +334,22 @@ class FdServer:
                     return b""
                 if content is Content.DATA:
                     return _receive_packet(connection)
+                if stays:
+                    return _receive_packet(connection, socket.MSG_PEEK)
                 # The kernel drops the fds when the packet is received, and that may block the thread.
                 return await self._capacity.threads.run(limits.REQUEST_WAIT, lambda: _receive_packet(connection))
         except fdpass.Truncated:
             raise ProtocolError(f"the packet is longer than {protocol.PACKET_MAX} bytes") from None
         except TimeoutError:
             raise NoPacket from None
+
+    async def _drop_request(self, connection: socket.socket) -> None:
+        """Receive a request that was left in the queue: clients do not get the answer of a connection that is closed with data unread."""
+        if self._accepted_fds and _peek(connection) is Content.FDS:
+            try:
+                await self._capacity.threads.run(limits.REQUEST_WAIT, lambda: _receive_packet(connection))
+            except (fdpass.Truncated, TimeoutError):
+                pass  # the thread that closes the connection drops the rest
 
     async def _wait_until_readable(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -370,8 +388,8 @@ def _peek(connection: socket.socket) -> Content | None:
     return Content.FDS if flags & socket.MSG_CTRUNC else Content.DATA if data else Content.NOTHING
 
 
-def _receive_packet(connection: socket.socket) -> bytes:
-    data, _ = fdpass.receive_with_fds(connection, protocol.PACKET_MAX, 0)
+def _receive_packet(connection: socket.socket, flags: int = 0) -> bytes:
+    data, _ = fdpass.receive_with_fds(connection, protocol.PACKET_MAX, 0, flags)
     return data
 
 
@@ -393,4 +411,4 @@ def _send_fd(connection: socket.socket, reply: Reply, fd: int) -> None:
 
 
 def _peer(connection: socket.socket) -> Peer:
-    return Peer(*syscalls.peer_credentials(connection))
+    return Peer(*syscalls.peer_credentials(connection), connection.fileno())

@@ -60,6 +60,27 @@ class FolderBeneath:
             raise
 
 
+class Sockets(Protocol):
+    """The listening sockets that one server serves (server.py)."""
+
+    @property
+    def v1(self) -> socket.socket:
+        """Return the socket of protocol v1."""
+
+    @property
+    def listening(self) -> tuple[socket.socket, ...]:
+        """Return all listening sockets."""
+
+    def listen(self) -> None:
+        """Let clients connect."""
+
+    def remove(self) -> None:
+        """Remove the files of the sockets, unless something else has replaced them. Raises OSError."""
+
+    def close(self) -> None:
+        """Close the sockets. If they listen, this can block, because it drops the fds that clients have queued."""
+
+
 class NameTaken(Exception):
     """Reports that a file that is not a socket has the name of a socket. The text says what to remove."""
 
@@ -98,6 +119,11 @@ class PodSockets:
             raise OSError(EAGAIN, "the pod removes the sockets as fast as they are made")
         finally:
             os.close(directory)
+
+    @property
+    def listening(self) -> tuple[socket.socket, ...]:
+        """Return both sockets."""
+        return self.v1, self.original
 
     def listen(self) -> None:
         """Let clients connect. Only sockets that are kept may listen: a pod can queue fds in them, and then close() blocks."""

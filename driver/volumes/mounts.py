@@ -21,14 +21,14 @@ from driver.mounts.attempt import MountAttempt
 from driver.mounts.connections import Connection
 from driver.mounts.detached import DetachedLife
 from driver.mounts.device import OpenDevice
-from driver.mounts.fusemount import adopted, is_placeholder
+from driver.mounts.fusemount import adopted
 from driver.mounts.kernel import TargetKernel
 from driver.mounts.life import MountLife
 from driver.mounts.target import TargetPlace, foreign
 from driver.observe import metrics
 from driver.observe.logs import VolumeLog
 from driver.observe.troubles import Troubles
-from fusermount3_proxy.wire.mountinfo import Mount
+from fusermount3_proxy.wire.mountinfo import Mount, is_placeholder
 
 
 class VolumeMounts:

@@ -1,145 +1,52 @@
 """Keeps one small file for each volume, from which the next driver restores it.
 
 The mounts themselves stay in the kernel. A record has what neither the kernel nor kubelet reports: what publish was asked for, and
-which device node belongs to a mount. It names device numbers, never mount ids or pids, which mean nothing to another process. The
-files lie on a tmpfs and end with the boot, as the mounts do, so nothing is synced. Where the folder is on a disk, the boot's id
-tells records of an earlier boot.
+which device node belongs to a mount. It names device numbers, never mount ids or pids, which mean nothing to another process.
 
-A folder that cannot be written, for example because its disk is full, keeps no volume from being served. What is recorded is
-restored, and changes are recorded as soon as that works again. A record that cannot be deleted belongs to a target that is gone:
-the next driver deletes it, and the next volume at that target replaces it.
+A record that cannot be deleted belongs to a target that is gone: the next driver deletes it, and the next volume at that target replaces
+it.
 """
 
-import fcntl
 import hashlib
-import json
 import os
-from errno import EBUSY, ENOSPC
-from pathlib import Path
 
 from driver.observe.logs import log
 from driver.volumes import recordformat
+from driver.volumes.recordfiles import RecordFiles
 from driver.volumes.recordformat import Record
-
-_SUFFIX = ".json"
-_NEW_SUFFIX = ".new"
 
 
 class Records:
-    """Writes and reads the records in one folder, of which one driver at a time is the owner."""
+    """Writes and reads the records of volumes."""
 
     def __init__(self, folder: str) -> None:
         """Make the folder where it is missing. Raises OSError."""
-        self._folder = folder
-        self._lock = _open_folder(folder)
-        self._is_owned = False
-        if not os.access(folder, os.W_OK):  # only a read-only file system stops root
-            log.error(f"{folder} (--state-dir) cannot be written; a restart of the driver will not know what has changed")
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            self._boot_id = file.read().strip()
+        self._files = RecordFiles(folder)
 
     def own(self) -> bool:
-        """Become the folder's owner, until this process ends, and return whether that worked: another driver may be its owner.
-
-        Only the owner reads, writes and deletes. Each call tries again, since the other driver may have ended.
-        """
-        if not self._is_owned:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._is_owned = True
-            except BlockingIOError:
-                pass
-        return self._is_owned
+        """Become the folder's owner, as RecordFiles.own() does."""
+        return self._files.own()
 
     def save(self, record: Record) -> bool:
-        """Write a record, whole or not at all. Raises OSError, also where another driver has the folder.
-
-        Return False where somebody had removed the folder: it is made again, and this record is the only one in it.
-        """
-        try:
-            self._save(record)
-            return True
-        except FileNotFoundError:
-            lock = _open_folder(self._folder)
-            os.close(self._lock)
-            self._lock, self._is_owned = lock, False
-            self._save(record)
-            return False
-
-    def _save(self, record: Record) -> None:
-        if not self.own():
-            raise OSError(EBUSY, "another driver has it", self._folder)
-        content = json.dumps({"bootId": self._boot_id, **recordformat.to_json(record)}).encode("ascii")
-        path = self._path(record.publication.paths.target_path)
-        new = f"{path}{_NEW_SUFFIX}"
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                written = os.write(fd, content)
-            finally:
-                os.close(fd)
-            if written != len(content):
-                raise OSError(ENOSPC, os.strerror(ENOSPC), path)
-            os.rename(new, path)
-        except OSError:
-            _unlink(new)  # other records need the room
-            raise
+        """Write a record, as RecordFiles.save() does. Raises OSError."""
+        return self._files.save(_key(record.publication.paths.target_path), recordformat.to_json(record))
 
     def delete(self, target_path: str) -> None:
         """Delete the record of a target, if there is one. Raises OSError."""
-        if not self.own():
-            return
-        path = self._path(target_path)
-        try:
-            os.unlink(path)
-        except OSError:
-            if os.path.lexists(path):  # a read-only file system refuses to delete what is not there, too
-                raise
+        self._files.delete(_key(target_path))
 
     def load(self) -> list[Record]:
         """Return all records of this boot. A broken record is logged and left out; the other volumes are restored."""
-        found: list[Record] = []
-        if not self.own():
-            return found
-        try:
-            names = sorted(os.listdir(self._folder))
-        except OSError as error:
-            log.error(f"the records cannot be read ({error}); their volumes are known again when kubelet publishes them")
-            return found
-        for name in names:
-            path = f"{self._folder}/{name}"
-            try:
-                if name.endswith(_NEW_SUFFIX):
-                    _unlink(path)  # a killed driver has written half of it
-                if not name.endswith(_SUFFIX):
-                    continue
-                content = json.loads(Path(path).read_text("ascii"))
-                if content["bootId"] != self._boot_id:
-                    _unlink(path)
-                    continue
-                record = recordformat.from_json(content)
-                if path != self._path(record.publication.paths.target_path):
-                    # A copy, or one that somebody has changed: it would never be written or deleted again.
-                    raise ValueError("its target is not the one that it is named after")
+        found = []
+        for key, record in self._files.load(recordformat.from_json):
+            if key == _key(record.publication.paths.target_path):
                 found.append(record)
-            except Exception as error:  # a broken record must not keep the other volumes from being restored
-                log.error(f"the record {path} cannot be read ({error!r}); its volume is known again when kubelet publishes it")
+            else:
+                # A copy, or one that somebody has changed: it would never be written or deleted again.
+                log.error(f"the record {key}.json is not of the target that it is named after, and is ignored")
         return found
 
-    def _path(self, target_path: str) -> str:
-        # A target path is longer than a file's name may be.
-        return f"{self._folder}/{hashlib.sha256(os.fsencode(target_path)).hexdigest()[:32]}{_SUFFIX}"
 
-
-def _open_folder(path: str) -> int:
-    """Make the folder where it is missing, and return an fd of it, to lock. Raises OSError."""
-    os.makedirs(path, mode=0o700, exist_ok=True)
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-
-def _unlink(path: str) -> None:
-    """Remove a file that no driver reads, if that works."""
-    try:
-        os.unlink(path)
-    except OSError:
-        pass
+def _key(target_path: str) -> str:
+    # A target path is longer than a file's name may be.
+    return hashlib.sha256(os.fsencode(target_path)).hexdigest()[:32]

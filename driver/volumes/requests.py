@@ -7,15 +7,14 @@ from errno import EAGAIN, EBUSY, EINVAL
 from functools import partial
 from typing import Any
 
-from driver.linux import usernamespace
 from driver.linux.programinfo import Program, program_behind
 from driver.model import limits
-from driver.model.fusemount import FuseMount
 from driver.model.peer import Peer
 from driver.model.policy import MountArguments, NotMounted, Refused, VolumePolicy, mount_arguments
 from driver.model.state import Detach
 from driver.mounts.attempt import MountAttempt
 from driver.mounts.device import OpenDevice
+from driver.mounts.ownership import may_unmount
 from driver.observe.logs import VolumeLog, shown
 from driver.observe.metrics import Operation, Timer
 from driver.volumes.mounts import VolumeMounts
@@ -127,7 +126,7 @@ class VolumeRequests:
                 self._end_detached(request, peer)
                 return
             is_meant = mountpoint == life.mount.mountpoint or request.device == life.mount.device_number
-            if not is_meant or not _may_unmount(peer, life.mount):
+            if not is_meant or not may_unmount(peer, life.mount):
                 raise Refused(f"not mounted: {os.fsdecode(mountpoint)!r}", EINVAL)
             await self._detach(Detach.LAZY if request.lazy else Detach.PLAIN)
             self.mounts.forget_left(life.mount.mountpoint)  # where the program was dead, and the driver had not noticed it
@@ -139,7 +138,7 @@ class VolumeRequests:
         text = f"not mounted: {os.fsdecode(mountpoint)!r}"
         if request.lazy or not self.mounts.has_detached(mountpoint):
             raise NotMounted(text)
-        if not self.mounts.end_detached(mountpoint, partial(_may_unmount, peer)):
+        if not self.mounts.end_detached(mountpoint, partial(may_unmount, peer)):
             raise Refused(text)
         self._log.activity("a lazily unmounted file system is ended, as the pod asked for")
 
@@ -225,16 +224,6 @@ class VolumeRequests:
             f"mounted {os.fsdecode(arguments.fstype)} {os.fsdecode(arguments.source)!r} for uid {peer.uid}, pid {peer.pid}, "
             f"asked for at {os.fsdecode(from_wire(request.mountpoint))!r}, in {took.stop()}"
         )
-
-
-def _may_unmount(peer: Peer, mount: FuseMount) -> bool:
-    """Return whether the peer may unmount: the user who mounted may, and root, as with libfuse's helper.
-
-    Everybody may where it is not known who mounted (adopted mounts, old records). This stops one user of a container from
-    unmounting what another one has mounted. The pid may have been reused, which is no hole: it only selects a user namespace, in
-    which the peer's own uid must be root.
-    """
-    return mount.mounter in (None, peer.uid) or peer.uid == 0 or usernamespace.is_root_over(peer.pid, peer.uid, mount.mounter)
 
 
 def _busy(holder: str = "") -> Refused:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -141,8 +141,11 @@ class Volumes:
         self._by_target[volume.target] = volume
         self._by_sockets[_sockets_key(volume.publication)] = volume
 
-    async def restore(self, pods_dir: str, standalone_root: str) -> None:
-        """Restore the volumes that a former driver has left below the two folders."""
+    async def restore(self, pods_dir: str, standalone_root: str, other_devices: Collection[str | None] = ()) -> None:
+        """Restore the volumes that a former driver has left below the two folders.
+
+        Device nodes of mounts that belong to no volume (`other_devices`) are left alone.
+        """
         by_path = mounttable.mounts_by_path()
         for record in self._records.load():
             target = record.publication.paths.target_path
@@ -171,16 +174,16 @@ class Volumes:
             else:
                 volume.log.warning(f"it is recorded, but {target} is not there any more: not restored")
                 self._forget(target, volume.log)
-        self._remove_devices()
+        self._remove_devices(other_devices)
         # One after the other: a placeholder that is mounted after the sockets are served could lie over a program's mount.
         await do_in_turn((work for volume in self for work in volume.placeholder_work()), self.directories)
         await do_in_turn((volume.sockets_work() for volume in self), self.directories)
         self._is_serving = True
 
-    def _remove_devices(self) -> None:
+    def _remove_devices(self, other_devices: Collection[str | None]) -> None:
         """Remove the device nodes that no process holds. One that is held and has no mount is removed when it is closed."""
         devices = self._workspace.devices
-        known = {device for volume in self for device in volume.mounts.devices}
+        known = {*other_devices, *(device for volume in self for device in volume.mounts.devices)}
         for name in devices.remove_unheld():
             if name not in known:
                 try:

@@ -53,14 +53,14 @@ def send_fd(sock: socket, fd: int, limit: float) -> None:
     send_with_fds(sock, b"\0", [fd])
 
 
-def receive_with_fds(sock: socket, size: int, max_fds: int) -> tuple[bytes, list[int]]:
-    """Receive one message of at most `size` bytes and `max_fds` fds (close-on-exec).
+def receive_with_fds(sock: socket, size: int, max_fds: int, flags: int = 0) -> tuple[bytes, list[int]]:
+    """Receive one message of at most `size` bytes and `max_fds` fds (close-on-exec). `flags` are further ones of recvmsg(2).
 
     Returns the data (empty at end of file) and the fds, which the caller owns. If `max_fds` is 0, the kernel drops all fds
     without installing them. Raises Truncated, FdsNotReceived, and OSError as recvmsg(2) does.
     """
     # CMSG_SPACE would be too much: its padding has room for a second fd.
-    data, control, flags, _ = sock.recvmsg(size, CMSG_LEN(max_fds * _INT) if max_fds else 0, MSG_CMSG_CLOEXEC)
+    data, control, flags, _ = sock.recvmsg(size, CMSG_LEN(max_fds * _INT) if max_fds else 0, MSG_CMSG_CLOEXEC | flags)
     fds = []
     for level, kind, payload in control:
         if level == SOL_SOCKET and kind == SCM_RIGHTS:

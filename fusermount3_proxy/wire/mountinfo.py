@@ -8,6 +8,10 @@
 Space, tab, newline and backslash are written as \\040, \\011, \\012 and \\134. Paths and sources are bytes, since they may hold any.
 """
 
+# What the driver mounts at a volume that waits for its FUSE program.
+PLACEHOLDER_TYPE = "tmpfs"
+PLACEHOLDER_SOURCE = "mfcp-waiting"
+
 
 class Mount:
     """Holds the fields of one line. `device` is MAJOR:MINOR, and `shared` is whether the mount has a peer group."""
@@ -42,6 +46,11 @@ class Mount:
     def is_fuse(self) -> bool:
         """Return whether the file system is a FUSE one: its type is `fuse`, or `fuse.` and a subtype."""
         return self.fstype == "fuse" or self.fstype.startswith("fuse.")
+
+
+def is_placeholder(mount: Mount) -> bool:
+    """Return whether a mount is a placeholder of this driver or a former one."""
+    return mount.fstype == PLACEHOLDER_TYPE and mount.source == PLACEHOLDER_SOURCE.encode()
 
 
 def parse(text: bytes) -> list[Mount]:

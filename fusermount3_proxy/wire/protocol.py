@@ -19,6 +19,10 @@ _ERROR_MAX = 4096  # characters; an error may quote the pod's own text, which ca
 
 PROCEED = b'{"op":"proceed"}'  # the second packet of a mount with sync_init
 
+# Where a container with a fuse device finds the driver's socket (with V1_SUFFIX), and the name of the fd that its mounts come with.
+DEVICE_SOCKET = "/opt/mfcp/socket/fuse"
+MOUNTPOINT_FD = "mountpoint"
+
 V1_SUFFIX = ".v1"  # NAME is the original protocol's socket, and NAME.v1 is the one of protocol v1
 
 

@@ -33,7 +33,7 @@ def test_any_record_comes_back_as_it_was(
             (loaded,) = records.load()
             assert (loaded, loaded.publication.pod) == (Record(publication, mounts, past, detached), publication.pod)
         finally:
-            os.close(records._lock)
+            os.close(records._files._lock)
 
 
 @given(
@@ -63,4 +63,4 @@ def test_a_broken_record_does_not_affect_the_others(
             assert Record(publication, mounts) in loaded
             assert all(isinstance(each, Record) for each in loaded)
         finally:
-            os.close(records._lock)
+            os.close(records._files._lock)

@@ -18,8 +18,7 @@ from driver.model.policy import MountArguments
 from driver.model.state import Detach
 from driver.mounts.connections import Connection
 from driver.mounts.device import OpenDevice
-from driver.mounts.fusemount import PLACEHOLDER_SOURCE
-from fusermount3_proxy.wire.mountinfo import Mount
+from fusermount3_proxy.wire.mountinfo import PLACEHOLDER_SOURCE, Mount
 
 SLOW = 3.0  # seconds that late work takes beyond its limit
 

@@ -36,5 +36,5 @@ async def volumes_in(folder: Path, records: Records | None = None) -> AsyncItera
         volume.give_up()
         await volume._service.wait_closed()
     watch.close()
-    for fd in (workspace.devices._fd, workspace.devices._making, records._lock):
+    for fd in (workspace.devices._fd, workspace.devices._making, records._files._lock):
         os.close(fd)

@@ -17,7 +17,7 @@ MAY_LOAD = {"posix", "_socket", "_signal", "_json", "errno", "select", "time"}
 CLIENT_PACKAGES = ["fusermount3_proxy.wire", "fusermount3_proxy"]
 DRIVER_PACKAGES = [
     "fusermount3_proxy.wire",
-    *(f"driver.{package}" for package in ("linux", "model", "observe", "blocking", "mounts", "pods", "volumes", "api")),
+    *(f"driver.{package}" for package in ("linux", "model", "observe", "blocking", "mounts", "pods", "volumes", "devices", "api")),
     "driver",
 ]
 

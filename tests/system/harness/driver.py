@@ -47,6 +47,7 @@ class Driver:
         self.pods_dir = folder / "pods"
         self.run_dir = folder / "run"
         self.csi_socket = folder / "csi.sock"
+        self.fuse_dir = folder / "fuse"
         self.admin_socket = folder / "admin.sock"
         self.options: tuple[str, ...] = ()  # further command line options
         self.wrapper: tuple[str, ...] = ()  # a command that starts the driver
@@ -68,6 +69,7 @@ class Driver:
                     *command(),
                     *("--endpoint", f"unix:{self.csi_socket}", "--nodeid", NODE_ID, "--v", "5"),
                     *("--pods-dir", self.pods_dir, "--run-dir", self.run_dir, "--admin-socket", self.admin_socket),
+                    *("--fuse-dir", self.fuse_dir),
                     *self.options,
                 ],
                 cwd=REPOSITORY,
@@ -155,9 +157,10 @@ class Driver:
                 continue
         return kinds
 
-    def has_fds_of_spare(self) -> bool:
-        """Return whether it has pidfds of its starter and of a spare process; it gets the latter a moment after the process is there."""
-        return sum(count for kind, count in self.fds().items() if "pidfd" in kind) > 1
+    def has_fds_of_spares(self, spares: int) -> bool:
+        """Return whether it has pidfds of its starters and of this many spare processes; it gets the latter a moment after they are there."""
+        starters = len(self.own_processes()) - 1
+        return sum(count for kind, count in self.fds().items() if "pidfd" in kind) >= starters + spares
 
     def state(self) -> frozenset[str]:
         """Return what lies in its own folder: device nodes, records, volumes without Kubernetes."""
@@ -165,7 +168,7 @@ class Driver:
         return frozenset(_NUMBERS.sub("N", path) if "/private-" in path else path for path in found)
 
     def own_processes(self) -> set[int]:
-        """Return the pids of the driver and of its starter."""
+        """Return the pids of the driver and of its starters."""
         return {self.pid, *(int(child) for children in self._of_threads("children") for child in children.split())}
 
     def threads(self) -> int:
@@ -184,9 +187,9 @@ class Driver:
         return watches
 
     def memory(self) -> int:
-        """Return the bytes of its own memory, with those of its starter.
+        """Return the bytes of its own memory, with those of its starters.
 
-        Pages of files do not count. Pages that the two processes share are counted twice from the beginning, because they are
+        Pages of files do not count. Pages that these processes share are counted twice from the beginning, because they are
         copied anyway when Python's garbage collector first visits them.
         """
         texts = [Path(f"/proc/{pid}/status").read_text() for pid in self.own_processes()]
@@ -197,7 +200,7 @@ class Driver:
         return [child for child in self._started() if not self._is_spare(child)]
 
     def spares(self) -> set[int]:
-        """Return the spare process that waits for work or is just being started, if there is one now."""
+        """Return the spare processes that wait for work or are just being started."""
         return {int(child) for child in self._started() if self._is_spare(child)}
 
     def _started(self) -> list[str]:

@@ -148,7 +148,7 @@ class Node:
     def snapshot(self) -> Snapshot:
         # The driver makes another spare process a moment after it has used one; older versions have none.
         deadline = time.monotonic() + _SPARE_WAIT
-        while not ((spares := self.driver.spares()) and self.driver.has_fds_of_spare()) and time.monotonic() < deadline:
+        while not ((spares := self.driver.spares()) and self.driver.has_fds_of_spares(len(spares))) and time.monotonic() < deadline:
             time.sleep(0.01)
         return Snapshot(
             mounts=_names(mount for mount in mounts.own() if not self.engine.owns(mount.path)),

@@ -15,7 +15,7 @@ from driver.model.paths import VolumePaths
 from driver.model.publication import Publication
 from driver.model.state import End, Past
 from driver.volumes.recordformat import Record
-from driver.volumes.records import Records
+from driver.volumes.records import Records, _key
 
 MOUNT = FuseMount(b"/m\xff\n", "0:61", "user@host:/srv", "fuse.sshfs", "0123456789abcdef")
 
@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 def next_driver(records: Records, folder: Path) -> Records:
     """Return the records of the process that comes after."""
-    os.close(records._lock)
+    os.close(records._files._lock)
     return Records(str(folder))
 
 
@@ -131,7 +131,7 @@ def test_records_are_for_nobody_else(folder: Path) -> None:
 def test_a_broken_record_costs_no_other_one(folder: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
     records = Records(str(folder))
     records.save(record())
-    (folder / "0.json").write_bytes(content.replace(b"B", records._boot_id.encode()))
+    (folder / "0.json").write_bytes(content.replace(b"B", records._files._boot_id.encode()))
     assert next_driver(records, folder).load() == [record()]
     assert "0.json" in caplog.text
 
@@ -186,7 +186,7 @@ def test_a_copy_of_a_record_is_not_taken_up_and_stays(folder: Path, caplog: pyte
     copy = folder / "0.json"
     copy.write_bytes(file.read_bytes())
     assert next_driver(records, folder).load() == [record()]
-    assert "0.json cannot be read" in caplog.text
+    assert "0.json is not of the target" in caplog.text
     assert copy.exists()
 
 
@@ -236,7 +236,7 @@ def test_a_second_driver_on_the_same_folder_changes_nothing_until_the_first_has_
         second.save(record("other/mount"))
     second.delete("/pods/uid/mount")
     assert second.load() == []
-    os.close(records._lock)
+    os.close(records._files._lock)
     second.save(record("other/mount"))
     assert {each.publication.paths.target for each in second.load()} == {"uid/mount", "other/mount"}
 
@@ -261,8 +261,8 @@ def written(folder: Path, content: dict[str, object]) -> str:
     records = Records(str(folder))
     paths = content["publication"]["paths"]  # type: ignore[index]
     target = f"{paths['root']}/{paths['target']}"
-    Path(records._path(target)).write_text(json.dumps(content | {"bootId": records._boot_id}))
-    os.close(records._lock)
+    Path(records._files._path(_key(target))).write_text(json.dumps(content | {"bootId": records._files._boot_id}))
+    os.close(records._files._lock)
     return target
 
 
@@ -275,7 +275,7 @@ def test_what_the_last_driver_of_version_1_wrote_is_read_and_written_again_to_th
     assert loaded.publication.paths.target_path == target
     records.save(loaded)
     (file,) = folder.iterdir()
-    assert json.loads(file.read_text()) == content | {"bootId": records._boot_id}
+    assert json.loads(file.read_text()) == content | {"bootId": records._files._boot_id}
 
 
 def test_what_version_1_has_no_field_for_lies_where_it_does_not_look(folder: Path) -> None:

@@ -20,13 +20,12 @@ from driver.model.limits import DETACHED_MAX
 from driver.model.peer import Peer
 from driver.model.policy import Refused, of_volume
 from driver.model.state import End, Past, State
-from driver.mounts.fusemount import PLACEHOLDER_SOURCE
 from driver.observe import metrics
 from driver.observe.logs import VolumeLog
 from driver.observe.troubles import Troubles
 from driver.volumes.mounts import VolumeMounts
 from driver.volumes.requests import VolumeRequests
-from fusermount3_proxy.wire.mountinfo import Mount
+from fusermount3_proxy.wire.mountinfo import PLACEHOLDER_SOURCE, Mount
 from fusermount3_proxy.wire.protocol import FindRequest, MountRequest, UnmountRequest
 
 PEER = Peer(pid=7, uid=1000, gid=1000)

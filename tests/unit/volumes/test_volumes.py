@@ -87,7 +87,7 @@ async def test_what_another_driver_kept_from_being_recorded_is_recorded_when_tha
         (told,) = volume.troubles.texts
         assert told.startswith("the volume cannot be recorded")
         assert told.endswith(f"another driver has it: '{state}'")
-        os.close(other._lock)
+        os.close(other._files._lock)
         await volumes.publish(publication)
         assert not volume.troubles.has("record")
         assert [each.publication for each in volumes._records.load()] == [publication]

@@ -1,0 +1,51 @@
+"""One allocation: a fuse device that was given to a container or to some, with a socket of its own."""
+
+from collections.abc import Callable
+
+from driver.devices.mount import DeviceMount
+from driver.devices.requests import DeviceRequests, Shared
+from driver.devices.socket import DeviceSocket
+from driver.observe.logs import VolumeLog
+from driver.pods.server import Capacity, FdServer
+from fusermount3_proxy.wire.protocol import MOUNTPOINT_FD
+
+
+class Allocation:
+    """Serves the socket in one folder, from open() to close()."""
+
+    def __init__(self, name: str, folder: str, shared: Shared, on_change: Callable[[], None] = lambda: None) -> None:
+        self.name = name
+        self.owner = ""  # NAMESPACE/POD/CONTAINER, where that is known
+        self.socket_folder = folder
+        self._log = VolumeLog("", name)
+        self.requests = DeviceRequests(name, shared, self._log, on_change)
+        self._capacity = Capacity()
+        self._server: FdServer | None = None
+
+    @property
+    def mounts(self) -> list[DeviceMount]:
+        """Return its mounts."""
+        return self.requests.mounts
+
+    def open(self) -> None:
+        """Make the socket, and serve it. Raises OSError."""
+        sockets = DeviceSocket.make(self.socket_folder)
+        self._server = FdServer(self.requests, sockets, self.name, self._log, self._capacity, (MOUNTPOINT_FD,))
+
+    def set_owner(self, owner: str) -> None:
+        """Note who has the device: NAMESPACE/POD/CONTAINER, or "" for nobody. Lines of the log name the pod."""
+        self.owner = owner
+        self._log.pod = owner
+
+    def stop(self) -> None:
+        """Serve no more requests, and leave mounts and socket for the next driver."""
+        if self._server is not None:
+            self._server.stop()
+        self.requests.stop()
+
+    async def close(self) -> None:
+        """Serve no more requests, and close the socket. Mounts go on."""
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+            self._server = None

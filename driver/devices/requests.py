@@ -1,0 +1,388 @@
+"""What the containers of one allocation ask at its socket: mounts and unmounts at mountpoints of their own."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from errno import EBUSY, EINVAL, ENOSPC, EPROTO
+from typing import Any
+
+from driver.blocking.processes import NotAsked
+from driver.devices import namespace
+from driver.devices.containers import Containers
+from driver.devices.kernel import CallersKernel
+from driver.devices.mount import DeviceMount, refused
+from driver.devices.records import DeviceRecord, DeviceRecords
+from driver.devices.visits import Visits
+from driver.linux.filewatch import FileWatch
+from driver.linux.programinfo import program_behind
+from driver.model import limits
+from driver.model.fusemount import FuseMount
+from driver.model.peer import Peer
+from driver.model.policy import DetachedArguments, NotMounted, Refused, detached_arguments
+from driver.model.state import Detach, End
+from driver.mounts.connections import Connection
+from driver.mounts.detached import DetachedLife
+from driver.mounts.device import OpenDevice
+from driver.mounts.ownership import may_unmount
+from driver.mounts.workspace import Workspace
+from driver.observe import metrics
+from driver.observe.logs import VolumeLog
+from driver.observe.metrics import Operation, Timer
+from fusermount3_proxy.wire import fdpass
+from fusermount3_proxy.wire.protocol import MOUNTPOINT_FD, FindRequest, MountRequest, UnmountRequest, from_wire
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all allocations use."""
+
+    workspace: Workspace
+    files: FileWatch
+    visits: Visits
+    records: DeviceRecords
+    containers: Containers
+    mounts_max: int
+    may_allow_other: bool
+
+
+@dataclass
+class PreparedDeviceMount:
+    """A /dev/fuse that a container has, and that is mounted when it says so (pods.handler.Prepared)."""
+
+    requests: "DeviceRequests"
+    request: MountRequest
+    peer: Peer
+    arguments: DetachedArguments
+    name: str  # of the device node
+    fd: int
+    target: int
+    is_handed_on: bool = False
+
+    async def mount(self, client_gone: "asyncio.Future[None]") -> None:
+        """Mount it, unless `client_gone` is settled before the program has answered INIT. Raises Refused."""
+        await self.requests.mount_prepared(self, client_gone)
+
+    def discard(self) -> None:
+        """Close what it holds, unless mount() was called."""
+        if not self.is_handed_on:
+            self.is_handed_on = True
+            self.requests.discard(self.name, [self.fd, self.target])
+
+
+class DeviceRequests:
+    """Serves the requests of one allocation (pods.handler.Handler)."""
+
+    def __init__(self, allocation: str, shared: Shared, log: VolumeLog, on_change: Callable[[], None]) -> None:
+        """`on_change` is called when there is a mount more or less."""
+        self._allocation = allocation
+        self._shared = shared
+        self._log = log
+        self._on_change = on_change
+        self.mounts: list[DeviceMount] = []
+        self._detached: list[DetachedLife] = []
+        self._left: dict[bytes, None] = {}  # mountpoints of programs that have died; the oldest is first
+        self._reserved = 0  # mounts that are being made
+        self._background: set[asyncio.Task[None]] = set()
+
+    # ---- mount
+
+    async def mount(self, request: MountRequest, peer: Peer) -> int:
+        """Mount at the mountpoint whose fd comes with the request, and return the fd that serves the mount. Raises Refused."""
+        arguments = self._admit(request)
+        self._reserved += 1
+        try:
+            return await self._mount(request, peer, arguments)
+        finally:
+            self._reserved -= 1
+
+    async def _mount(self, request: MountRequest, peer: Peer, arguments: DetachedArguments) -> int:
+        took = Timer(Operation.MOUNT)
+        opened = self._open_device()
+        record = self._intent(request, peer, arguments, opened)
+        is_known = False
+        try:
+            values = (peer.pid, _shown(request), arguments.options, arguments.attributes, self._own_devices())
+            answer, fds = await self._shared.visits.mount(
+                self._allocation, limits.VISIT_WAIT, namespace.mount, *values, fds=[peer.connection, opened.fd]
+            )
+            fd = self._mounted(record, answer, fds)
+            is_known = True
+        except NotAsked as error:
+            raise Refused(f"mount failed: earlier mounts of this fuse device have not ended yet: {error.strerror}", EBUSY) from None
+        except TimeoutError:
+            raise Refused("mount failed: the mountpoint is kept locked by another program", EBUSY) from None
+        except OSError as error:
+            self._log.debug(f"mount failed: {error}")
+            raise Refused(f"mount failed: {error.strerror}", error.errno or EINVAL) from None
+        finally:
+            opened.close()
+            if not is_known:
+                self._forget(record)
+                self._shared.workspace.devices.remove(opened.name)
+        self._log.activity(
+            f"mounted {arguments.fstype} {arguments.source!r} for uid {peer.uid}, pid {peer.pid}, at {_shown(request)!r}, in {took.stop()}"
+        )
+        return fd
+
+    async def prepare(self, request: MountRequest, peer: Peer) -> PreparedDeviceMount:
+        """Open a /dev/fuse for a container that says later when to mount it (sync-init). Raises Refused."""
+        arguments = self._admit(request)
+        opened = self._open_device()
+        is_kept = False
+        try:
+            values = (peer.pid, _shown(request), self._own_devices())
+            answer, fds = await self._shared.visits.mount(
+                self._allocation, limits.VISIT_WAIT, namespace.prepare, *values, fds=[peer.connection, opened.fd]
+            )
+            result, *rest = answer
+            if result == namespace.REFUSED:
+                raise refused(rest)
+            target, fd = fds
+            is_kept = True
+            return PreparedDeviceMount(self, request, peer, arguments, opened.name, fd, target)
+        except OSError as error:
+            raise Refused(f"mount failed: {error.strerror}", error.errno or EINVAL) from None
+        finally:
+            opened.close()
+            if not is_kept:
+                self._shared.workspace.devices.remove(opened.name)
+
+    async def mount_prepared(self, prepared: PreparedDeviceMount, client_gone: "asyncio.Future[None]") -> None:
+        """Mount what prepare() has opened, as long as the container waits. Raises Refused."""
+        arguments, request, peer = prepared.arguments, prepared.request, prepared.peer
+        self._admit(request)
+        took = Timer(Operation.MOUNT)
+        record = self._intent(request, peer, arguments, OpenDevice(prepared.name, prepared.fd))
+        values = (peer.pid, _shown(request), arguments.options, arguments.attributes)
+        fds = [peer.connection, prepared.fd, prepared.target]
+        visit = asyncio.get_running_loop().create_task(
+            self._shared.visits.mount(self._allocation, limits.SYNC_MOUNT_WAIT, namespace.attach, *values, fds=fds)
+        )
+        first: set[asyncio.Future[Any]] = {visit, client_gone}
+        is_known = False
+        self._reserved += 1
+        try:
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            if not visit.done():
+                visit.cancel()
+                raise Refused("mount failed: the client has gone", EINVAL)
+            answer, received = visit.result()
+            os.close(self._mounted(record, answer, received))  # the program has one
+            is_known = True
+        except TimeoutError:
+            raise Refused("mount failed: the FUSE program did not answer INIT in time", EINVAL) from None
+        except OSError as error:
+            raise Refused(f"mount failed: {error.strerror}", error.errno or EINVAL) from None
+        finally:
+            self._reserved -= 1
+            prepared.is_handed_on = True
+            if not is_known:
+                self._forget(record)
+                self.discard(prepared.name, [prepared.fd, prepared.target])
+            else:
+                fdpass.close_all([prepared.fd, prepared.target])
+        text = f"mounted {arguments.fstype} {arguments.source!r} for uid {peer.uid}, pid {peer.pid}, at {_shown(request)!r}"
+        self._log.activity(f"{text}, in {took.stop()}")
+
+    def discard(self, device: str, fds: list[int]) -> None:
+        """Close the fds of a device that nobody has mounted, and remove its node."""
+        fdpass.close_all(fds)
+        self._shared.workspace.devices.remove(device)
+
+    def _admit(self, request: MountRequest) -> DetachedArguments:
+        """Return the arguments of a mount. Raises Refused."""
+        if request.fds != (MOUNTPOINT_FD,):
+            raise Refused(f"bad request: a mount at a fuse device comes with one file descriptor, {MOUNTPOINT_FD}", EPROTO)
+        arguments = detached_arguments(request.options, self._shared.may_allow_other)
+        # A container can keep file systems in use after it has unmounted them lazily, and each takes memory of the node's.
+        if len(self.mounts) + len(self._detached) + self._reserved >= self._shared.mounts_max:
+            text = f"too many FUSE filesystems mounted; this fuse device allows {self._shared.mounts_max} (--fuse-mounts-max)"
+            raise Refused(text, ENOSPC)
+        return arguments
+
+    def _open_device(self) -> OpenDevice:
+        try:
+            # Everybody may open it: a process opens it again in the user namespace that the mount will belong to.
+            return self._shared.workspace.devices.open(mode=0o666)
+        except OSError as error:
+            raise Refused(f"mount failed: {error.strerror}", error.errno or EINVAL) from None
+
+    def _intent(self, request: MountRequest, peer: Peer, arguments: DetachedArguments, opened: OpenDevice) -> DeviceRecord:
+        """Record what is about to be mounted, and return the record. Raises Refused."""
+        program = program_behind(peer.pid)
+        mount = FuseMount(from_wire(request.mountpoint), "", arguments.source, arguments.fstype, opened.name, mounter=peer.uid)
+        pid = program.pids[0] if program is not None else peer.pid
+        record = DeviceRecord(self._allocation, mount, 0, "", 0, 0, pid, time.time(), False)
+        self._save(record)
+        return record
+
+    def _own_devices(self) -> list[tuple[str, str]]:
+        return [(mount.record.mount.device_number, mount.container) for mount in self.mounts]
+
+    def _mounted(self, record: DeviceRecord, answer: tuple[Any, ...], fds: list[int]) -> int:
+        """Follow what a process has mounted. Return the fd that serves it. Raises Refused, and OSError where it has ended already."""
+        result, *values = answer
+        if result == namespace.REFUSED:
+            raise refused(values)
+        device_number, uid, gid, is_root, number, container = values
+        fd, kept, *process = fds
+        try:
+            # The fd is open here, so the connection lives, and the number is its.
+            connection = self._shared.workspace.connections.open(device_number)
+        except OSError:
+            fdpass.close_all(fds)
+            raise
+        kernel = CallersKernel(self._shared.workspace, self._shared.files)
+        kernel.own(connection)
+        whole = replace(
+            record,
+            mount=replace(record.mount, device_number=device_number),
+            namespace=number,
+            container=container,
+            uid=uid,
+            gid=gid,
+            is_root=is_root,
+        )
+        metrics.mounted(is_recovery=False)
+        self._follow(DeviceMount(whole, kept, kernel, self._shared.visits, self._log, self._ended), *process)
+        self._left.pop(record.mount.mountpoint, None)
+        return fd
+
+    def _follow(self, mount: DeviceMount, process: int = -1) -> None:
+        self.mounts.append(mount)
+        self._save(mount.record)
+        if process >= 0:
+            self._shared.containers.add(mount, process)
+        mount.begin()
+        self._on_change()
+
+    # ---- the end of a mount
+
+    def _ended(self, mount: DeviceMount, end: End, connection: Connection | None) -> None:
+        self.mounts.remove(mount)
+        self._shared.containers.remove(mount)
+        self._forget(mount.record)
+        metrics.unmounted(end)
+        if end is End.DIED:
+            self._left[mount.mountpoint] = None
+            if len(self._left) > limits.DEVICE_LEFT_MAX:
+                del self._left[next(iter(self._left))]
+        connection = connection or mount.kernel.take_if_used(mount.record.mount.device_number)
+        mount.kernel.close()
+        if connection is not None:
+            life = DetachedLife(mount.record.mount, connection, mount.kernel, self._log, self._detached.remove)
+            self._detached.append(life)
+            life.begin()
+        self._in_background(mount.place.drop())
+        self._on_change()
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def unmount(self, request: UnmountRequest, peer: Peer) -> None:
+        """Unmount what the container has mounted here. Raises Refused, with EINVAL where it has not."""
+        mountpoint = from_wire(request.mountpoint)
+        shown = os.fsdecode(mountpoint)
+        mount = self._meant(mountpoint, request.device)
+        if mount is None:
+            if mountpoint in self._left:
+                # libfuse's helper would unmount a dead mount; the driver has done that already.
+                del self._left[mountpoint]
+                return
+            raise NotMounted(f"not mounted: {shown!r}")
+        if not may_unmount(peer, mount.record.mount):
+            raise Refused(f"not mounted: {shown!r}", EINVAL)
+        async with mount.place.lock:
+            if mount.life.has_ended:
+                raise NotMounted(f"not mounted: {shown!r}")
+            mount.place.peer = peer
+            try:
+                await mount.life.detach(Detach.LAZY if request.lazy else Detach.PLAIN)
+            except TimeoutError:
+                raise Refused("the FUSE file system could not be unmounted in time", EBUSY) from None
+            except OSError as error:
+                self._log.debug(f"unmount failed: {error}")
+                raise Refused(str(error.strerror), error.errno or EINVAL) from None
+            finally:
+                mount.place.peer = None
+            self._left.pop(mountpoint, None)
+        self._log.activity(f"unmounted {shown!r}{' lazily' if request.lazy else ''}, as the container asked for")
+
+    def find(self, request: FindRequest) -> bool:
+        """Return whether an unmount that names this mountpoint and device would be for this allocation."""
+        mountpoint = from_wire(request.mountpoint)
+        return self._meant(mountpoint, request.device) is not None or mountpoint in self._left
+
+    def _meant(self, mountpoint: bytes, device: str | None) -> DeviceMount | None:
+        """Return the mount that a request names. The kernel makes sure that it is in the mount namespace of who asks."""
+        if device is not None:
+            return next((mount for mount in self.mounts if mount.record.mount.device_number == device), None)
+        return next((mount for mount in reversed(self.mounts) if mount.mountpoint == mountpoint), None)
+
+    def abort(self) -> bool:
+        """End all file systems of the allocation, although they are in use. Return whether there were any. Raises OSError."""
+        is_any = bool(self.mounts or self._detached)
+        for mount in self.mounts:
+            mount.kernel.abort()
+        for life in list(self._detached):
+            life.abort()
+        return is_any
+
+    # ---- records
+
+    def adopt(self, record: DeviceRecord) -> None:
+        """Follow again what a former driver has mounted."""
+        kernel = CallersKernel(self._shared.workspace, self._shared.files)
+        try:
+            kernel.own(self._shared.workspace.connections.open(record.mount.device_number))
+        except OSError:
+            pass  # it has ended: the first check finds that, and detaches the mount
+        mount = DeviceMount(record, -1, kernel, self._shared.visits, self._log, self._ended)
+        self._follow(mount)
+        self._in_background(self._open_again(mount))
+
+    async def _open_again(self, mount: DeviceMount) -> None:
+        """Find the mount in its container, and watch the container. It is followed meanwhile."""
+        try:
+            async with mount.place.lock:
+                process = await mount.place.reopen()
+        except OSError as error:
+            self._log.warning(f"a mount of a former driver is not found again yet: {error.strerror or 'it takes too long'}")
+        else:
+            if not mount.life.has_ended:
+                self._shared.containers.add(mount, process)
+            elif process >= 0:
+                os.close(process)
+        mount.life.check_unless_held()
+
+    def stop(self) -> None:
+        """Watch no more, and leave the mounts as they are: the driver stops."""
+        for mount in self.mounts:
+            mount.life.stop()
+        for life in self._detached:
+            life.stop()
+
+    @property
+    def is_busy(self) -> bool:
+        """Return whether something is being mounted or unmounted."""
+        return self._reserved > 0 or any(mount.place.lock.locked() for mount in self.mounts)
+
+    def _save(self, record: DeviceRecord) -> None:
+        try:
+            self._shared.records.save(record)
+        except OSError as error:
+            self._log.trouble(40, f"a mount cannot be recorded, and a restart of the driver would not know it: {error}")
+
+    def _forget(self, record: DeviceRecord) -> None:
+        try:
+            self._shared.records.delete(record)
+        except OSError as error:
+            self._log.error(f"the record of a mount cannot be deleted, and is left to the next start of the driver: {error}")
+
+
+def _shown(request: MountRequest) -> str:
+    return os.fsdecode(from_wire(request.mountpoint))

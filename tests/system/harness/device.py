@@ -1,0 +1,62 @@
+"""Give containers a fuse device, as kubelet and container engines do."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import mounts
+from harness.container import Bind, Container
+from harness.events import wait_until
+from harness.mounts import Mount
+from harness.pod import HELPERS, PLACE, TREE, Node, Pod
+
+FOLDER = "/m"  # a mountpoint that every test container has
+
+
+class Device:
+    """Represents a fuse device of one node, with a name of its own, and the containers that have it."""
+
+    def __init__(self, node: Node, pod: Pod, name: str) -> None:
+        self.node = node
+        self.name = name
+        self._pod = pod
+        self.folder = node.driver.fuse_dir / "sockets" / name
+
+    def binds(self) -> list[Bind]:
+        """Return what the container gets besides /dev/fuse."""
+        return [
+            Bind(TREE, PLACE, read_only=True),
+            Bind(self.folder, f"{PLACE}/socket", read_only=True),
+            *(Bind(TREE / "fusermount3", helper, read_only=True) for helper in HELPERS),
+        ]
+
+    def container(self, binds: Sequence[Bind] = (), options: Sequence[str] = ("--device=/dev/fuse",), **more: object) -> Container:
+        """Start a container with the device; takes the arguments of Engine.start()."""
+        return self._pod.container([*self.binds(), *binds], options=options, **more)
+
+    def stop(self, container: Container) -> None:
+        """End one container."""
+        self._pod.stop(container)
+
+    def records(self) -> list[dict[str, object]]:
+        """Return the driver's records of mounts of this device."""
+        found = [json.loads(path.read_text()) for path in (self.node.driver.run_dir / "state" / "devices").glob("*.json")]
+        return [record for record in found if record["allocation"] == self.name]
+
+
+def fuse_mounts(container: Container) -> list[Mount]:
+    """Return the FUSE mounts in a container, as its first process sees them."""
+    return [mount for mount in mounts.parse(container.check("cat /proc/self/mountinfo")) if mount.is_fuse]
+
+
+def wait_until_unmounted(container: Container) -> None:
+    """Wait until a container has no FUSE mount any more."""
+    wait_until("nothing is mounted", lambda: not fuse_mounts(container))
+
+
+def source(node: Node) -> Path:
+    """Make a folder with a file, for bindfs."""
+    folder = node.folder / "source"
+    folder.mkdir(exist_ok=True)
+    (folder / "file").write_text("content\n")
+    return folder

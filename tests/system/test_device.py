@@ -1,0 +1,248 @@
+"""Test the fuse device: a container's programs mount at mountpoints of their own, as on a workstation with a setuid fusermount3."""
+
+import itertools
+import signal
+from pathlib import Path
+
+import pytest
+from harness import mounts
+from harness.container import Bind, Container
+from harness.device import FOLDER, Device, fuse_mounts, source, wait_until_unmounted
+from harness.events import wait_until, within
+from harness.pod import Node, Pod
+
+_NUMBERS = itertools.count()
+
+USER = "setpriv --reuid 1234 --regid 1234 --clear-groups"
+OTHER = "setpriv --reuid 1235 --regid 1235 --clear-groups"
+BINDFS = "bindfs --no-allow-other"
+
+
+@pytest.fixture
+def name(module_node: Node) -> str:
+    """Give the node one more fuse device. The driver has to be started again for that, which disturbs nobody."""
+    name = f"test-{next(_NUMBERS)}"
+    (module_node.driver.fuse_dir / "sockets" / name).mkdir(parents=True)
+    module_node.driver.restart()
+    return name
+
+
+@pytest.fixture
+def device(name: str, node: Node, pod: Pod) -> Device:
+    """Return that device."""
+    return Device(node, pod, name)
+
+
+@pytest.fixture
+def container(device: Device, node: Node) -> Container:
+    """Start a container with a device and an ordinary user's folder at FOLDER, and a source for bindfs at /source."""
+    container = device.container([Bind(source(node), "/source")])
+    container.check(f"mkdir {FOLDER} && chown 1234:1234 {FOLDER}")
+    return container
+
+
+def test_an_ordinary_user_mounts_and_unmounts(device: Device, container: Container) -> None:
+    container.check(f"{USER} {BINDFS} /source {FOLDER}")
+    (mount,) = fuse_mounts(container)
+    assert (mount.path, mount.fstype, mount.source) == (FOLDER, "fuse", "/source")
+    assert {"nosuid", "nodev"} <= set(mount.options)
+    assert "user_id=1234,group_id=1234" in mount.super_options
+    assert container.check(f"{USER} cat {FOLDER}/file") == "content\n"
+    assert len(device.records()) == 1
+    container.check(f"{USER} fusermount3 -u {FOLDER}")
+    assert fuse_mounts(container) == []
+    assert device.records() == []
+
+
+def test_the_mount_is_seen_nowhere_else(device: Device, container: Container) -> None:
+    other = device.container()
+    other.wait_until_running()
+    container.check(f"{USER} {BINDFS} /source {FOLDER}")
+    assert fuse_mounts(other) == []
+    assert not any(mount.is_fuse and mount.source == "/source" for mount in mounts.table())
+    container.check(f"{USER} fusermount3 -u {FOLDER}")
+
+
+def test_the_mount_of_a_dead_program_is_taken_away(container: Container) -> None:
+    program = container.start(f"{USER} {BINDFS} -f /source {FOLDER}")
+    container.wait_for(f"grep -q ' {FOLDER} .* - fuse ' /proc/self/mountinfo")
+    with within(2.0, "the mount of a dead program is taken away"):
+        program.kill()
+        wait_until_unmounted(container)
+    assert container.run(f"{USER} fusermount3 -u {FOLDER}").code == 0  # as after any death: scripts clean up
+    assert container.run(f"{USER} fusermount3 -u {FOLDER}").code == 1
+    container.check(f"{USER} {BINDFS} /source {FOLDER} && {USER} fusermount3 -u {FOLDER}")
+
+
+def test_a_busy_mount_is_unmounted_lazily_alone(container: Container) -> None:
+    container.check(f"{USER} {BINDFS} /source {FOLDER}")
+    reader = container.start(f"{USER} sh -c 'exec 3<{FOLDER}/file; echo open; while [ ! -e /tmp/go ]; do sleep 0.02; done; cat <&3'")
+    reader.wait_until_it_says("open")
+    refused = container.run(f"{USER} fusermount3 -u {FOLDER}")
+    assert (refused.code, refused.err) == (1, f"fusermount3: failed to unmount {FOLDER}: Device or resource busy\n")
+    assert container.run(f"{USER} fusermount3 -u -q {FOLDER}").err == ""
+    container.check(f"{USER} fusermount3 -u -z {FOLDER}")
+    assert fuse_mounts(container) == []
+    container.check("touch /tmp/go")
+    reader.wait_until_it_says("content")
+    assert reader.wait() == 0
+
+
+def test_who_may_unmount(container: Container) -> None:
+    container.check(f"{USER} {BINDFS} /source {FOLDER}")
+    refused = container.run(f"{OTHER} fusermount3 -u {FOLDER}")
+    assert (refused.code, refused.err) == (1, f"fusermount3: entry for {FOLDER} not found in /etc/mtab\n")
+    container.check(f"fusermount3 -u {FOLDER}")
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("/dev/shm", "mounting on /dev/shm is forbidden: it is below /dev"),
+        ("/proc", "mounting over filesystem type 0x00009fa0 is forbidden"),
+        ("/sys", "mounting over filesystem type 0x62656572 is forbidden"),
+        ("/", "mounting on / is forbidden: it is the root directory"),
+        ("/opt/mfcp", "mounting on /opt/mfcp is forbidden: it is /opt/mfcp"),
+        ("/dev/null", "mountpoint /dev/null is not a directory or a regular file"),
+        ("/missing", "failed to access mountpoint /missing: No such file or directory"),
+    ],
+)
+def test_mountpoints_that_nobody_may_have(container: Container, place: str, words: str) -> None:
+    assert _ask(container, place, "") == (1, f"fusermount3: {words}\n")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        ("mkdir /x && chmod 755 /x", "user has no write access to mountpoint /x"),
+        ("mkdir /x && chmod 1777 /x", "mountpoint /x not owned by user"),
+        ("touch /x && chmod 644 /x", "failed to open /x: Permission denied"),
+        ("mkdir /x && chown 1234 /x && chmod 555 /x", "user has no write access to mountpoint /x"),
+        ("mkdir /x && chgrp 77 /x && chmod 775 /x", "user has no write access to mountpoint /x"),
+        ("mkfifo /x", "mountpoint /x is not a directory or a regular file"),
+        ("ln -s /m /x", "mountpoint /x is not a directory or a regular file"),
+    ],
+)
+def test_mountpoints_that_are_not_the_users(container: Container, make: str, words: str) -> None:
+    container.check(make)
+    assert _ask(container, "/x", USER) == (1, f"fusermount3: {words}\n")
+    assert fuse_mounts(container) == []
+
+
+def test_a_file_is_a_mountpoint(container: Container) -> None:
+    container.check("touch /file && chown 1234 /file")
+    assert _ask(container, "/file", USER) == (0, "")
+
+
+def _ask(container: Container, place: str, user: str) -> tuple[int, str]:
+    """Ask for a mount at a place as a FUSE library does, and let it go at once."""
+    script = (
+        "import os, socket, subprocess; a, b = socket.socketpair(); "
+        f"p = subprocess.run(['fusermount3', '-o', 'rw', '--', '{place}'], pass_fds=[b.fileno()], "
+        "env={**os.environ, '_FUSE_COMMFD': str(b.fileno())}); os._exit(p.returncode)"
+    )
+    done = container.run(f'{user} python3 -c "{script}"')
+    return done.code, done.err
+
+
+def test_mounts_are_limited(module_node: Node, device: Device, container: Container) -> None:
+    module_node.driver.options = (*module_node.driver.options, "--fuse-mounts-max", "3")
+    module_node.driver.restart()
+    try:
+        for number in range(3):
+            container.check(f"mkdir /n{number} && {BINDFS} /source /n{number}")
+        container.check("mkdir /n3")
+        assert _ask(container, "/n3", "") == (
+            1,
+            "fusermount3: too many FUSE filesystems mounted; this fuse device allows 3 (--fuse-mounts-max)\n",
+        )
+        for number in range(3):
+            container.check(f"fusermount3 -u /n{number}")
+    finally:
+        module_node.driver.options = module_node.driver.options[:-2]
+        module_node.driver.restart()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_mounts_survive_the_driver(module_node: Node, container: Container, number: signal.Signals) -> None:
+    program = container.start(f"{USER} {BINDFS} -f /source {FOLDER}")
+    container.wait_for(f"grep -q ' {FOLDER} .* - fuse ' /proc/self/mountinfo")
+    module_node.driver.restart(number)
+    assert container.check(f"{USER} cat {FOLDER}/file") == "content\n"
+    program.kill()
+    wait_until_unmounted(container)
+    container.check(f"{USER} {BINDFS} /source {FOLDER}")
+    module_node.driver.restart(number)
+    container.check(f"{USER} fusermount3 -u {FOLDER}")
+    wait_until_unmounted(container)
+
+
+def test_a_program_that_dies_while_no_driver_runs(module_node: Node, container: Container) -> None:
+    program = container.start(f"{USER} {BINDFS} -f /source {FOLDER}")
+    container.wait_for(f"grep -q ' {FOLDER} .* - fuse ' /proc/self/mountinfo")
+    module_node.driver.stop(signal.SIGKILL)
+    program.kill()
+    program.wait()
+    module_node.driver.start()
+    wait_until_unmounted(container)
+
+
+def test_a_container_that_ends_leaves_nothing(device: Device, container: Container) -> None:
+    container.check(f"{USER} {BINDFS} /source {FOLDER}")
+    device.stop(container)
+    wait_until("the mount is forgotten", lambda: device.records() == [])
+
+
+def test_any_bytes_in_the_name(container: Container) -> None:
+    container.check(f"cd {FOLDER} && mkdir \"$(printf 'a b\\tc\\\\d\\345\\nx')\" && chown 1234 *")
+    container.check(f"cd {FOLDER} && {USER} {BINDFS} /source a* && {USER} fusermount3 -u a*")
+    assert fuse_mounts(container) == []
+
+
+def test_nested_mounts(container: Container) -> None:
+    container.check(f"{USER} {BINDFS} /source {FOLDER} && mkdir {FOLDER}/inner && {USER} {BINDFS} /source {FOLDER}/inner")
+    assert len(fuse_mounts(container)) == 2
+    assert container.run(f"{USER} fusermount3 -u {FOLDER}").code == 1
+    container.check(f"{USER} fusermount3 -u {FOLDER}/inner && {USER} fusermount3 -u {FOLDER}; rmdir /source/inner")
+    assert fuse_mounts(container) == []
+
+
+def test_a_container_in_a_user_namespace_of_its_own(device: Device, node: Node) -> None:
+    options = ["--device=/dev/fuse", "--uidmap=0:100000:65536", "--gidmap=0:100000:65536"]
+    folder = node.folder / "users"
+    folder.mkdir()
+    folder.chmod(0o777)
+    container = device.container([Bind(source(node), "/source"), Bind(folder, "/users")], options=options)
+    container.check("mkdir /users/m && chown 1234 /users/m")
+    container.check(f"{USER} {BINDFS} /source /users/m")
+    (mount,) = fuse_mounts(container)
+    assert "user_id=1234,group_id=1234" in mount.super_options
+    assert container.check(f"{USER} cat /users/m/file") == "content\n"
+    container.check(f"{USER} fusermount3 -u /users/m")
+    program = container.start(f"{USER} {BINDFS} -f /source /users/m")
+    container.wait_for("grep -q ' /users/m .* - fuse ' /proc/self/mountinfo")
+    program.kill()
+    wait_until_unmounted(container)
+
+
+def test_the_overlay_of_a_container_is_free_at_once(device: Device, node: Node, tmp_path: Path) -> None:
+    """Nothing of the driver's keeps what the container has used: the file system that it was on can be unmounted at once."""
+    disk = node.folder / "disk"
+    disk.mkdir()
+    mounts.mount("-t", "tmpfs", "mfcp-disk", disk)
+    try:
+        (disk / "m").mkdir()
+        container = device.container([Bind(source(node), "/source"), Bind(disk, "/disk")])
+        container.check(f"{BINDFS} /source /disk/m")
+        device.stop(container)
+        wait_until("the disk is free", lambda: _unmounts(disk))
+    finally:
+        mounts.unmount_all_below(disk)
+
+
+def _unmounts(path: Path) -> bool:
+    try:
+        mounts.unmount(path)
+        return True
+    except (AssertionError, OSError):
+        return False
