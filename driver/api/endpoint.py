@@ -1,7 +1,8 @@
-"""Checks the Unix sockets at which the driver serves, and finds out whether another process serves there."""
+"""Checks and places the Unix sockets at which the driver serves, and finds out whether another process serves there."""
 
 import asyncio
 import os
+import secrets
 import socket
 import stat
 from collections.abc import Iterable
@@ -100,3 +101,38 @@ def removal_problem(paths: Iterable[str]) -> str:
     """Return which of the sockets at `paths`, by which kubelet reaches the driver, are gone, and what to do; "" if none is gone."""
     gone = [path for path in paths if not os.path.lexists(path)]
     return f"somebody has removed {' and '.join(gone)}, by which kubelet reaches the driver: restart the driver" if gone else ""
+
+
+class PlacedSocket:
+    """Places a socket in one of kubelet's folders.
+
+    gRPC removes its socket by name when it stops. If something else had put its own socket there meanwhile, such as
+    node-driver-registrar or a driver in a pod that replaces this one, kubelet would not find that one. So gRPC binds a hidden
+    name, which kubelet ignores, and the socket is renamed.
+    """
+
+    def __init__(self, folder: str, name: str) -> None:
+        self.path = f"{folder}/{name}"
+        self.hidden_path = f"{folder}/.{secrets.token_hex(8)}"
+        self._inode = 0
+
+    def show(self) -> None:
+        """Rename the socket to the path at which kubelet finds it. Raises OSError."""
+        self._inode = os.lstat(self.hidden_path).st_ino
+        os.rename(self.hidden_path, self.path)
+
+    def is_there(self) -> bool:
+        """Return whether the socket is at its path: not removed, and not replaced by another one."""
+        try:
+            return os.lstat(self.path).st_ino == self._inode
+        except OSError:
+            return False
+
+    def remove(self) -> None:
+        """Remove the socket, unless another one has replaced it. kubelet then finds no driver there, and pods' events say so."""
+        try:
+            if os.lstat(self.path).st_ino == self._inode:
+                os.unlink(self.path)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                log.warning(f"cannot remove {self.path}: {error.strerror}")

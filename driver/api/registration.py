@@ -4,8 +4,6 @@ kubelet watches its plugins_registry folder, asks the service at each socket the
 to it (NotifyRegistrationStatus). A kubelet that starts later finds the socket and asks again.
 """
 
-import os
-import secrets
 from collections.abc import Callable
 
 from driver.api.answers import Context
@@ -13,6 +11,7 @@ from driver.api.csi import NAME
 from driver.api.rpc import pluginregistration_pb2, pluginregistration_pb2_grpc
 from driver.observe.logs import log, shown
 
+SOCKET_NAME = f"{NAME}-reg.sock"  # the name that node-driver-registrar uses; kubelet accepts any
 _CSI_VERSION = "1.0.0"  # the version of the interface; kubelet treats all versions 1.x alike
 
 
@@ -37,31 +36,3 @@ class Registration(pluginregistration_pb2_grpc.RegistrationServicer):
         else:
             self._on_refusal(shown(request.error) or "it gives no reason")
         return pluginregistration_pb2.RegistrationStatusResponse()
-
-
-class RegistrationSocket:
-    """Places the registration socket in kubelet's plugins_registry folder.
-
-    gRPC removes its socket by name when it stops. If something else had put its own socket there meanwhile, such as
-    node-driver-registrar in a pod that replaces this one, kubelet would forget the driver for ever. So gRPC binds a hidden name,
-    which kubelet ignores, and the socket is renamed.
-    """
-
-    def __init__(self, folder: str) -> None:
-        self.path = f"{folder}/{NAME}-reg.sock"  # the name that node-driver-registrar uses; kubelet accepts any
-        self.hidden_path = f"{folder}/.{secrets.token_hex(8)}"
-        self._inode = 0
-
-    def show(self) -> None:
-        """Rename the socket to the path at which kubelet finds it. Raises OSError."""
-        self._inode = os.lstat(self.hidden_path).st_ino
-        os.rename(self.hidden_path, self.path)
-
-    def remove(self) -> None:
-        """Remove the socket, unless another one has replaced it. kubelet then forgets the driver, and pods' events say so."""
-        try:
-            if os.lstat(self.path).st_ino == self._inode:
-                os.unlink(self.path)
-        except OSError as error:
-            if not isinstance(error, FileNotFoundError):
-                log.warning(f"cannot remove {self.path}: {error.strerror}")

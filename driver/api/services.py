@@ -15,7 +15,7 @@ from driver import __version__
 from driver.api import registration
 from driver.api.admin import Admin
 from driver.api.csi import Controller, Identity, Node
-from driver.api.endpoint import AlreadyServed, refuse_if_served, removal_problem
+from driver.api.endpoint import AlreadyServed, PlacedSocket, refuse_if_served, removal_problem
 from driver.api.rpc import admin_pb2_grpc, csi_pb2_grpc, pluginregistration_pb2_grpc
 from driver.blocking.processes import Starter
 from driver.linux.filewatch import FileWatch
@@ -78,7 +78,7 @@ async def serve(
         _watch_starter(starter, give_up)
 
     # kubelet calls CSI as soon as it has found the registration socket, so the driver registers when everything else serves.
-    registration_socket = registration.RegistrationSocket(settings.plugin_registration_path)
+    registration_socket = PlacedSocket(settings.plugin_registration_path, registration.SOCKET_NAME)
     if settings.kubelet_registration_path is not None:
         servers.append(await _register(settings.kubelet_registration_path, registration_socket, give_up))
         sockets.append(registration_socket.path)
@@ -127,7 +127,7 @@ def _watch_sockets(sockets: list[str], files: FileWatch, give_up: Callable[[str]
     check_sockets()  # one may have been removed before it was watched
 
 
-async def _register(endpoint: str, registration_socket: registration.RegistrationSocket, give_up: Callable[[str], None]) -> grpc.aio.Server:
+async def _register(endpoint: str, registration_socket: PlacedSocket, give_up: Callable[[str], None]) -> grpc.aio.Server:
     """Register the driver with kubelet. Returns the server that kubelet asks. Raises StartError."""
     await refuse_if_served(registration_socket.path, "--plugin-registration-path")
 

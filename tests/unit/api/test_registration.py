@@ -12,6 +12,7 @@ import pytest
 from standin_driver import answer_once, listen
 
 from driver.api import csi, registration, services
+from driver.api.endpoint import PlacedSocket
 from driver.api.rpc import pluginregistration_pb2, pluginregistration_pb2_grpc
 from driver.model.errors import StartError
 
@@ -25,12 +26,16 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
+def placed(folder: Path) -> PlacedSocket:
+    return PlacedSocket(str(folder), registration.SOCKET_NAME)
+
+
 def ask(folder: Path, *statuses: pluginregistration_pb2.RegistrationStatus) -> tuple[pluginregistration_pb2.PluginInfo, list[str]]:
     """Return the driver's answer to kubelet, and the refusals that the driver noted."""
     refusals: list[str] = []
 
     async def session() -> pluginregistration_pb2.PluginInfo:
-        registration_socket = registration.RegistrationSocket(str(folder))
+        registration_socket = placed(folder)
         server = await services._register(ENDPOINT, registration_socket, refusals.append)
         try:
             async with grpc.aio.insecure_channel(f"unix:{registration_socket.path}") as channel:
@@ -53,7 +58,7 @@ def test_kubelet_gets_what_it_needs(folder: Path) -> None:
 
 def test_the_socket_has_the_drivers_name_and_is_roots_alone(folder: Path) -> None:
     async def session() -> None:
-        registration_socket = registration.RegistrationSocket(str(folder))
+        registration_socket = placed(folder)
         server = await services._register(ENDPOINT, registration_socket, lambda text: None)
         (path,) = folder.iterdir()
         assert path.name == f"{csi.NAME}-reg.sock"
@@ -68,7 +73,7 @@ def test_the_socket_has_the_drivers_name_and_is_roots_alone(folder: Path) -> Non
 
 def test_a_socket_that_has_replaced_this_one_stays(folder: Path) -> None:
     async def session() -> None:
-        old, new = registration.RegistrationSocket(str(folder)), registration.RegistrationSocket(str(folder))
+        old, new = placed(folder), placed(folder)
         servers = [await services._register(ENDPOINT, old, lambda text: None)]
         try:
             os.unlink(old.path)  # as node-driver-registrar does
@@ -87,7 +92,7 @@ def test_a_socket_that_has_replaced_this_one_stays(folder: Path) -> None:
 
 
 def test_a_socket_that_another_process_serves_is_reported(folder: Path) -> None:
-    with listen(registration.RegistrationSocket(str(folder)).path, socket.SOCK_STREAM) as server:
+    with listen(placed(folder).path, socket.SOCK_STREAM) as server:
         answer_once(server)
         with pytest.raises(StartError, match="another process"):
             ask(folder)
