@@ -28,6 +28,7 @@ ROOT = HERE.parent
 PLACE = "/opt/mfcp"  # the path at which the tree must lie in every image
 RUNTIME = "_internal"
 BIN = "bin"  # the folder of the tree that a container has in PATH
+SOCKET = "socket"  # an empty folder of the tree, over which the folder of a socket is mounted where the tree is read-only
 NAMES_IN_BIN = {"fusermount3": "fusermount3", "fusermount": "fusermount3", "fuse-starter": "fuse-starter"}  # maps them to programs
 PACKAGE = "fusermount3_proxy"
 PROGRAMS = {"fusermount3": "fusermount3", "fuse-starter": "starter", "install": "install"}  # maps file names to modules of PACKAGE
@@ -77,6 +78,7 @@ def build_tree(out: Path, scratch: Path) -> None:
         _append_archive(executable, _entries(program, script), libpython.name, scratch)
         _compile_trampoline(out / program, program)
 
+    (out / SOCKET).mkdir()
     (out / BIN).mkdir()
     for name, program in NAMES_IN_BIN.items():
         shutil.copy(out / program, out / BIN / name)  # no link: `install` and engines copy the tree file by file

@@ -1,14 +1,11 @@
-"""Defines what a container with a fuse device gets from its engine: the kit."""
+"""Describes what a container gets that mounts at mountpoints of its own: the kit, which an engine or kubelet puts into it."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """A file or folder of the node that the engine binds into the container. Both paths are absolute.
-
-    `source` is the path on the node, and `target` the one in the container.
-    """
+    """Represents a path of the node, `source`, that is bound into a container at `target`."""
 
     source: str
     target: str
@@ -17,20 +14,16 @@ class Bind:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device node that the engine makes in the container. Both paths are absolute.
-
-    `source` is the path on the node, and `target` the one in the container. `permissions` are letters of `rwm`, for the
-    container's control group: read, write, make further nodes of this device.
-    """
+    """Represents a device node of the node, `source`, that an engine makes at `target`. `permissions` are those of cgroups: r, w, m."""
 
     source: str
     target: str
-    permissions: str
+    permissions: str = "rw"
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerKit:
-    """All that a container with a fuse device gets."""
+    """Holds all that one container gets."""
 
     binds: tuple[Bind, ...]
     devices: tuple[Device, ...]

@@ -15,6 +15,8 @@ from fusermount3_proxy.wire.protocol import V1_SUFFIX
 
 _NAME_MAX = 255  # bytes, <linux/limits.h>
 _VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")  # what Docker's volumes may be called
+# Of these names, those that a device of the Container Device Interface may have in every version of its specification.
+_DEVICE_NAME = re.compile(r"[a-zA-Z](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?")
 
 STANDALONE_SOCKET = "fuse.sock"
 DEV_FUSE = "dev-fuse"  # the file beside the sockets that a container can bind to /dev/fuse
@@ -90,6 +92,13 @@ def standalone(name: str, root: str) -> VolumePaths:
     if not _VOLUME_NAME.fullmatch(name):
         raise BadPath(f"volume name {name!r} is not allowed: use at most 63 letters, digits, _, . and -, with a letter or digit first")
     return VolumePaths(root=root, target=f"{name}/mount", sockets=f"{name}/sock", volume_name=name)
+
+
+def check_device_name(name: str) -> None:
+    """Raise BadPath if `name` cannot be the name of a fuse device. Its socket's folder has the same name."""
+    if not _DEVICE_NAME.fullmatch(name):
+        characters = "at most 63 letters, digits, _, . and -, with a letter first and a letter or digit last"
+        raise BadPath(f"device name {name!r} is not allowed: use {characters}")
 
 
 def check_empty_dir(name: str) -> None:

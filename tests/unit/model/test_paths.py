@@ -109,3 +109,15 @@ def test_a_name_without_kubernetes_that_is_refused(name: str) -> None:
     with pytest.raises(BadPath) as caught:
         paths.standalone(name, "/run/mfcp/volumes")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["any", "a", "Photos-2.x_y", "a" * 63])
+def test_names_of_fuse_devices(name: str) -> None:
+    paths.check_device_name(name)
+
+
+@pytest.mark.parametrize("name", ["", "7a", "a-", "a.", "-a", "a b", "a/b", "a" * 64, "ä", "a\n", "..", "a=b"])
+def test_a_name_that_no_fuse_device_may_have_is_named(name: str) -> None:
+    with pytest.raises(paths.BadPath) as caught:
+        paths.check_device_name(name)
+    assert repr(name) in str(caught.value)
