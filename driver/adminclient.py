@@ -51,6 +51,29 @@ def readiness(socket: str) -> str:
     return answer.problem
 
 
+def add_device(socket: str, name: str, user: str) -> admin_pb2.Device:
+    """Add a fuse device, for containers of root, or of `user` if that is not empty. Return it."""
+    request = admin_pb2.AddDeviceRequest(name=name, user=user)
+    added: admin_pb2.Device = _call(socket, lambda stub: stub.AddDevice(request, timeout=_TIMEOUT))
+    return added
+
+
+def remove_device(socket: str, name: str) -> None:
+    """Remove a fuse device."""
+    _call(socket, lambda stub: stub.RemoveDevice(admin_pb2.RemoveDeviceRequest(name=name), timeout=_TIMEOUT))
+
+
+def abort_device(socket: str, name: str) -> None:
+    """End the FUSE file systems that were mounted through a fuse device."""
+    _call(socket, lambda stub: stub.AbortDevice(admin_pb2.AbortDeviceRequest(name=name), timeout=_TIMEOUT))
+
+
+def devices(socket: str) -> Sequence[admin_pb2.Device]:
+    """Return the fuse devices, and what is mounted through each."""
+    answer: admin_pb2.ListDevicesResponse = _call(socket, lambda stub: stub.ListDevices(admin_pb2.ListDevicesRequest(), timeout=_TIMEOUT))
+    return answer.devices
+
+
 def _call(socket: str, call: Callable[[admin_pb2_grpc.AdminStub], Any]) -> Any:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC would print lines on standard error that do not help users
     with grpc.insecure_channel(f"unix:{socket}", options=_OPTIONS) as channel:

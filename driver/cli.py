@@ -7,23 +7,21 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from driver import __version__, rundir
+from driver import __version__, devicecommands, rundir
 from driver.api.endpoint import check_length, socket_path
 from driver.model import limits, volumeid
 from driver.model.errors import StartError
 from driver.model.settings import Settings
 from driver.observe.internalerror import report_internal_error
-from driver.observe.logs import FORMATS, configure, log, shown
+from driver.observe.logs import FORMATS, configure, log
+from driver.output import output_option, print_table
 
 if TYPE_CHECKING:
     from driver.api.rpc import admin_pb2
-
-Command = TypeVar("Command", bound=Callable[..., None])
 
 FUSE_RESOURCE = "mfcp.storage.pfn.io/fuse"
 
@@ -193,10 +191,7 @@ def _check_absolute(paths: dict[str, str | None]) -> None:
 
 for _name in _KLOG:
     main = click.option(f"--{_name}", hidden=True, is_flag=False, flag_value="true")(main)
-
-
-def _output(*formats: str) -> Callable[[Command], Command]:
-    return click.option("--output", type=click.Choice(formats), default=formats[0], show_default=True, help="The format of the output.")
+main.add_command(devicecommands.device)
 
 
 @main.group(
@@ -241,7 +236,7 @@ def volume_remove(admin_socket: str, name: str) -> None:
 
 
 @volume.command("list", help="List the volumes that 'volume add' made.")
-@_output("text", "json")
+@output_option("text", "json")
 @click.pass_obj
 def volume_list(admin_socket: str, output: str) -> None:
     """Run the command `volume list`."""
@@ -252,7 +247,7 @@ def volume_list(admin_socket: str, output: str) -> None:
     if output == "json":
         click.echo(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
     else:
-        _table([list(row) for row in rows], columns)
+        print_table([list(row) for row in rows], columns)
 
 
 @main.command(
@@ -260,7 +255,7 @@ def volume_list(admin_socket: str, output: str) -> None:
     short_help="Show whether the driver can mount, and the volumes.",
 )
 @click.argument("volumes", nargs=-1, metavar="[VOLUME]...")
-@_output("text", "wide", "json")
+@output_option("text", "wide", "json")
 @click.pass_obj
 def status(admin_socket: str, volumes: tuple[str, ...], output: str) -> None:
     """Run the command `status`."""
@@ -277,7 +272,7 @@ def status(admin_socket: str, volumes: tuple[str, ...], output: str) -> None:
     else:
         columns = _WIDE if output == "wide" else _COLUMNS
         click.echo(f"meta-fuse-csi-plugin {answer.version}: {_readiness(answer.problem)}")
-        _table([[_cell(volume, key, output == "wide") for key in columns] for volume in meant], columns)
+        print_table([[_cell(volume, key, output == "wide") for key in columns] for volume in meant], columns)
     if answer.problem:
         sys.exit(1)
 
@@ -381,14 +376,6 @@ def check(context: click.Context, /) -> None:
         click.echo(f"note    {note.name}: {'yes' if note.is_there else 'no; ' + note.text}")
     if failed:
         sys.exit(1)
-
-
-def _table(rows: list[list[str]], columns: tuple[str, ...]) -> None:
-    """Print a table with a headline."""
-    table = [[column.upper() for column in columns], *([shown(cell) or "-" for cell in row] for row in rows)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    for row in table:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _double_dashes(arguments: list[str]) -> list[str]:

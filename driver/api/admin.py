@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 from driver import __version__
 from driver.api.answers import Context, answers
+from driver.api.devices import Devices, device_message, utf8
 from driver.api.rpc import admin_pb2, admin_pb2_grpc
+from driver.model.errors import Code, VolumeError
 from driver.volumes import condition
 from driver.volumes.condition import Condition
 from driver.volumes.standalone import Standalone
@@ -15,11 +17,12 @@ from driver.volumes.volumes import Volumes
 class Admin(admin_pb2_grpc.AdminServicer):
     """Implements the service of admin.proto."""
 
-    def __init__(self, volumes: Volumes, standalone: Standalone, problem: Callable[[], str]) -> None:
-        """`problem` returns why the driver cannot mount, and "" if it can."""
+    def __init__(self, volumes: Volumes, standalone: Standalone, problem: Callable[[], str], devices: Devices | None = None) -> None:
+        """`problem` returns why the driver cannot mount, and "" if it can. `devices` is None where the fuse device is off."""
         self._volumes = volumes
         self._standalone = standalone
         self._problem = problem
+        self._devices = devices
 
     @answers
     async def AddVolume(self, request: admin_pb2.AddVolumeRequest, context: Context) -> admin_pb2.Volume:
@@ -52,19 +55,45 @@ class Admin(admin_pb2_grpc.AdminServicer):
         conditions = await condition.examine_all(volumes)
         return admin_pb2.GetStatusResponse(
             version=__version__,
-            problem=_utf8(self._problem()),
+            problem=utf8(self._problem()),
             volumes=[message_of(volume, examined) for volume, examined in zip(volumes, conditions, strict=True)],
         )
 
     @answers
     async def GetReadiness(self, request: admin_pb2.GetReadinessRequest, context: Context) -> admin_pb2.GetReadinessResponse:
         """Return why the driver cannot mount. No FUSE program is asked, so a pod whose programs hang does not make the node NotReady."""
-        return admin_pb2.GetReadinessResponse(problem=_utf8(self._problem()))
+        return admin_pb2.GetReadinessResponse(problem=utf8(self._problem()))
 
+    @answers
+    async def AddDevice(self, request: admin_pb2.AddDeviceRequest, context: Context) -> admin_pb2.Device:
+        """Add a fuse device with a socket of its own."""
+        devices = self._the_devices()
+        return device_message(await devices.add(request.name, request.user or None), devices.kit(request.name))
 
-def _utf8(text: str) -> str:
-    """Escape bytes of a path that are not UTF-8, because protobuf would refuse the whole message."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    @answers
+    async def RemoveDevice(self, request: admin_pb2.RemoveDeviceRequest, context: Context) -> admin_pb2.RemoveDeviceResponse:
+        """Remove a fuse device."""
+        await self._the_devices().remove(request.name)
+        return admin_pb2.RemoveDeviceResponse()
+
+    @answers
+    async def AbortDevice(self, request: admin_pb2.AbortDeviceRequest, context: Context) -> admin_pb2.AbortDeviceResponse:
+        """End the FUSE file systems that were mounted through a device."""
+        if not await self._the_devices().abort(request.name):
+            raise VolumeError(Code.FAILED_PRECONDITION, f"nothing is mounted through the device {request.name}")
+        return admin_pb2.AbortDeviceResponse()
+
+    @answers
+    async def ListDevices(self, request: admin_pb2.ListDevicesRequest, context: Context) -> admin_pb2.ListDevicesResponse:
+        """List the fuse devices, and what is mounted through each."""
+        devices = self._the_devices()
+        return admin_pb2.ListDevicesResponse(devices=[device_message(each, devices.kit(each.name)) for each in devices.all()])
+
+    def _the_devices(self) -> Devices:
+        if self._devices is None:
+            text = "the fuse device is off: start the driver with --fuse-dir FOLDER, a folder on a disk that is not mounted noexec"
+            raise VolumeError(Code.FAILED_PRECONDITION, text)
+        return self._devices
 
 
 def message_of(volume: Volume, examined: Condition | None = None) -> admin_pb2.Volume:
@@ -73,8 +102,8 @@ def message_of(volume: Volume, examined: Condition | None = None) -> admin_pb2.V
     return admin_pb2.Volume(
         name=publication.volume_id,
         pod=publication.pod,
-        target_path=_utf8(publication.paths.target_path),
-        socket_path=_utf8(f"{publication.paths.root}/{publication.paths.sockets}/{publication.socket_name}"),
+        target_path=utf8(publication.paths.target_path),
+        socket_path=utf8(f"{publication.paths.root}/{publication.paths.sockets}/{publication.socket_name}"),
         state=volume.mounts.state.value,
         source=current.mount.source if current else "",
         fs_type=current.mount.fstype if current else "",

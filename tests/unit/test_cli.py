@@ -48,6 +48,7 @@ def test_help_says_every_option_and_command() -> None:
         "--metrics-address",
         "--log-format",
         "volume",
+        "device",
         "ready",
         "status",
         "check",

@@ -64,6 +64,26 @@ class AdminStub:
                 request_serializer=driver_dot_api_dot_rpc_dot_admin__pb2.GetReadinessRequest.SerializeToString,
                 response_deserializer=driver_dot_api_dot_rpc_dot_admin__pb2.GetReadinessResponse.FromString,
                 _registered_method=True)
+        self.AddDevice = channel.unary_unary(
+                '/meta_fuse_csi_plugin.admin.v1.Admin/AddDevice',
+                request_serializer=driver_dot_api_dot_rpc_dot_admin__pb2.AddDeviceRequest.SerializeToString,
+                response_deserializer=driver_dot_api_dot_rpc_dot_admin__pb2.Device.FromString,
+                _registered_method=True)
+        self.RemoveDevice = channel.unary_unary(
+                '/meta_fuse_csi_plugin.admin.v1.Admin/RemoveDevice',
+                request_serializer=driver_dot_api_dot_rpc_dot_admin__pb2.RemoveDeviceRequest.SerializeToString,
+                response_deserializer=driver_dot_api_dot_rpc_dot_admin__pb2.RemoveDeviceResponse.FromString,
+                _registered_method=True)
+        self.AbortDevice = channel.unary_unary(
+                '/meta_fuse_csi_plugin.admin.v1.Admin/AbortDevice',
+                request_serializer=driver_dot_api_dot_rpc_dot_admin__pb2.AbortDeviceRequest.SerializeToString,
+                response_deserializer=driver_dot_api_dot_rpc_dot_admin__pb2.AbortDeviceResponse.FromString,
+                _registered_method=True)
+        self.ListDevices = channel.unary_unary(
+                '/meta_fuse_csi_plugin.admin.v1.Admin/ListDevices',
+                request_serializer=driver_dot_api_dot_rpc_dot_admin__pb2.ListDevicesRequest.SerializeToString,
+                response_deserializer=driver_dot_api_dot_rpc_dot_admin__pb2.ListDevicesResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -114,6 +134,37 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddDevice(self, request, context):
+        """The calls for fuse devices answer FAILED_PRECONDITION where the driver runs with the fuse device off.
+
+        Adds a fuse device with a socket of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveDevice(self, request, context):
+        """Removes a fuse device that AddDevice made. NOT_FOUND if there is no such device.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AbortDevice(self, request, context):
+        """Ends the FUSE file systems that were mounted through a device, although they are in use. NOT_FOUND if there is no such device,
+        FAILED_PRECONDITION if nothing is mounted through it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDevices(self, request, context):
+        """Lists the fuse devices, and what is mounted through each.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -146,6 +197,26 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.GetReadiness,
                     request_deserializer=driver_dot_api_dot_rpc_dot_admin__pb2.GetReadinessRequest.FromString,
                     response_serializer=driver_dot_api_dot_rpc_dot_admin__pb2.GetReadinessResponse.SerializeToString,
+            ),
+            'AddDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddDevice,
+                    request_deserializer=driver_dot_api_dot_rpc_dot_admin__pb2.AddDeviceRequest.FromString,
+                    response_serializer=driver_dot_api_dot_rpc_dot_admin__pb2.Device.SerializeToString,
+            ),
+            'RemoveDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveDevice,
+                    request_deserializer=driver_dot_api_dot_rpc_dot_admin__pb2.RemoveDeviceRequest.FromString,
+                    response_serializer=driver_dot_api_dot_rpc_dot_admin__pb2.RemoveDeviceResponse.SerializeToString,
+            ),
+            'AbortDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.AbortDevice,
+                    request_deserializer=driver_dot_api_dot_rpc_dot_admin__pb2.AbortDeviceRequest.FromString,
+                    response_serializer=driver_dot_api_dot_rpc_dot_admin__pb2.AbortDeviceResponse.SerializeToString,
+            ),
+            'ListDevices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDevices,
+                    request_deserializer=driver_dot_api_dot_rpc_dot_admin__pb2.ListDevicesRequest.FromString,
+                    response_serializer=driver_dot_api_dot_rpc_dot_admin__pb2.ListDevicesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +381,114 @@ class Admin:
             '/meta_fuse_csi_plugin.admin.v1.Admin/GetReadiness',
             driver_dot_api_dot_rpc_dot_admin__pb2.GetReadinessRequest.SerializeToString,
             driver_dot_api_dot_rpc_dot_admin__pb2.GetReadinessResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meta_fuse_csi_plugin.admin.v1.Admin/AddDevice',
+            driver_dot_api_dot_rpc_dot_admin__pb2.AddDeviceRequest.SerializeToString,
+            driver_dot_api_dot_rpc_dot_admin__pb2.Device.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meta_fuse_csi_plugin.admin.v1.Admin/RemoveDevice',
+            driver_dot_api_dot_rpc_dot_admin__pb2.RemoveDeviceRequest.SerializeToString,
+            driver_dot_api_dot_rpc_dot_admin__pb2.RemoveDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AbortDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meta_fuse_csi_plugin.admin.v1.Admin/AbortDevice',
+            driver_dot_api_dot_rpc_dot_admin__pb2.AbortDeviceRequest.SerializeToString,
+            driver_dot_api_dot_rpc_dot_admin__pb2.AbortDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDevices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meta_fuse_csi_plugin.admin.v1.Admin/ListDevices',
+            driver_dot_api_dot_rpc_dot_admin__pb2.ListDevicesRequest.SerializeToString,
+            driver_dot_api_dot_rpc_dot_admin__pb2.ListDevicesResponse.FromString,
             options,
             channel_credentials,
             insecure,
