@@ -91,7 +91,9 @@ class Admin(admin_pb2_grpc.AdminServicer):
 
     def _the_devices(self) -> Devices:
         if self._devices is None:
-            text = "the fuse device is off: start the driver with --fuse-dir FOLDER, a folder on a disk that is not mounted noexec"
+            text = (
+                "the fuse device is off: start the driver with --fuse-devices above 0, and with a --fuse-dir that it can use (see its log)"
+            )
             raise VolumeError(Code.FAILED_PRECONDITION, text)
         return self._devices
 

@@ -32,7 +32,9 @@ def write(folder: str, kits: Mapping[str, ContainerKit]) -> bool:
     content = json.dumps(_spec(kits), indent=2).encode("ascii") + b"\n"
     if _content(path) == content:
         return False
-    os.makedirs(folder, mode=0o755, exist_ok=True)
+    if not os.path.isdir(folder):
+        os.makedirs(folder, exist_ok=True)
+        os.chmod(folder, 0o755)  # the umask of the driver is 0077
     try:
         with open(new, "wb") as file:
             os.fchmod(file.fileno(), 0o644)  # Podman without root reads it too

@@ -43,10 +43,12 @@ class KitError(Exception):
 
 
 def own_tree() -> str:
-    """Return where this driver's own client tree is if all is in place: beside the frozen driver's folder, or in dist/ of the source."""
+    """Return where this driver's own client tree is: beside the frozen driver's folder, in dist/ of the source, or else at PLACE."""
     if getattr(sys, "frozen", False):
-        return f"{os.path.dirname(os.path.dirname(os.path.realpath(sys.executable)))}/mfcp"
-    return f"{os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))}/dist/mfcp"
+        beside = f"{os.path.dirname(os.path.dirname(os.path.realpath(sys.executable)))}/mfcp"
+    else:
+        beside = f"{os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))}/dist/mfcp"
+    return beside if os.path.isdir(beside) else PLACE
 
 
 class Kit:
@@ -120,7 +122,7 @@ class Kit:
         """Return what the driver's own tree holds. Raises KitError."""
         remedy = "run packaging/build, or install the driver's image or dist/ again as a whole"
         if not os.path.isdir(self._source):
-            raise KitError(f"there is no folder {self._source} with the programs for containers: {remedy}")
+            raise KitError(f"there is no folder {self._source} (--client-tree) with the programs for containers: {remedy}")
         try:
             held = tree.read(self._source)
         except BadTree as error:
@@ -143,16 +145,16 @@ class Kit:
         path, new = f"{self._folder}/{DEV_FUSE}", f"{self._folder}/{DEV_FUSE}.new"
         try:
             info = os.stat(path, follow_symlinks=False)
-            is_good = stat.S_ISFIFO(info.st_mode) and info.st_uid == os.geteuid()
+            is_good = info.st_mode == stat.S_IFIFO | 0o666 and info.st_uid == os.geteuid()
         except FileNotFoundError:
             is_good = False
         if not is_good:
             tree.remove(path)  # containerd makes a folder where a path to bind is missing
             tree.remove(new)
             os.mkfifo(new)
+            os.chmod(new, 0o666)
             os.rename(new, path)
             tree.sync(self._folder)
-        os.chmod(path, 0o666)
         _label([path])
 
     def _install_tree(self, held: Tree, name: str) -> None:

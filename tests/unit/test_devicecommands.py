@@ -234,7 +234,7 @@ def test_flags_name_what_apparmor_needs_without_adding_it(socket: str, monkeypat
 @pytest.mark.parametrize("arguments", [["add", "x"], ["remove", "x"], ["abort", "x"], ["list"], ["flags"]])
 def test_a_driver_with_the_device_off_says_how_to_switch_it_on(tmp_path: Path, arguments: list[str]) -> None:
     with serving(f"{tmp_path}/admin.sock", None):
-        check_refused(f"{tmp_path}/admin.sock", arguments, "the fuse device is off", "--fuse-dir")
+        check_refused(f"{tmp_path}/admin.sock", arguments, "the fuse device is off", "--fuse-devices", "--fuse-dir")
 
 
 @pytest.mark.parametrize(

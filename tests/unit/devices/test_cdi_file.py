@@ -61,10 +61,11 @@ def test_the_file_is_written_again_only_where_it_differs(tmp_path: Path) -> None
 def test_every_user_can_read_it_and_only_its_owner_write(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        cdi.write(str(tmp_path), {"any": KIT})
+        cdi.write(str(tmp_path / "cdi"), {"any": KIT})
     finally:
         os.umask(before)
-    (file,) = tmp_path.iterdir()
+    assert stat.S_IMODE((tmp_path / "cdi").stat().st_mode) == 0o755
+    (file,) = (tmp_path / "cdi").iterdir()
     assert file.suffix == ".json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o644
 
@@ -84,6 +85,12 @@ def test_a_failed_write_leaves_the_file_and_nothing_else(tmp_path: Path, monkeyp
     with pytest.raises(OSError, match="No space"):
         cdi.write(str(tmp_path), {"b": KIT})
     assert [device["name"] for device in spec(tmp_path)["devices"]] == ["any"]
+
+
+def test_the_mode_of_a_folder_that_is_there_is_the_administrators(tmp_path: Path) -> None:
+    tmp_path.chmod(0o750)
+    cdi.write(str(tmp_path), {"any": KIT})
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o750
 
 
 def test_it_is_removed_and_other_files_stay(tmp_path: Path) -> None:

@@ -195,6 +195,14 @@ def test_folders_that_an_engine_made_where_a_path_was_missing_are_replaced(tree:
     assert stat.S_ISFIFO((place / "dev-fuse").lstat().st_mode)
 
 
+def test_a_stand_in_that_not_everybody_may_open_is_replaced(tree: Path, place: Path) -> None:
+    kit = Kit(str(place), "/node", str(tree))
+    kit.install()
+    (place / "dev-fuse").chmod(0o600)
+    kit.install()
+    assert stat.S_IMODE((place / "dev-fuse").stat().st_mode) == 0o666
+
+
 def test_the_stand_in_for_the_device_opens_for_everybody_at_once_and_holds_nothing(tree: Path, place: Path) -> None:
     Kit(str(place), "/node", str(tree)).install()
     info = (place / "dev-fuse").stat()
@@ -446,15 +454,19 @@ def test_a_node_without_the_device_is_told_so(tmp_path: Path) -> None:
 # ---- where the driver's own tree is
 
 
-def test_the_source_has_its_tree_in_dist() -> None:
+def test_the_source_has_its_tree_in_dist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "isdir", lambda path: True)
     assert own_tree() == str(Path(__file__).resolve().parents[3] / "dist/mfcp")
 
 
-def test_the_frozen_driver_has_its_tree_beside_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_frozen_driver_has_its_tree_beside_its_folder_or_at_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program = tmp_path / "meta-fuse-csi-plugin/meta-fuse-csi-plugin"
     program.parent.mkdir()
     program.touch()
-    (tmp_path / "bin").symlink_to(program)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/link").symlink_to(program)
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin/link"))
+    assert own_tree() == "/opt/mfcp"
+    (tmp_path / "mfcp").mkdir()
     assert own_tree() == f"{tmp_path}/mfcp"
