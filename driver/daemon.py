@@ -116,14 +116,13 @@ async def _serve(
             stack.callback(volumes.release)
             standalone = Standalone(volumes, f"{settings.run_dir}/volumes")
             standalone.prepare()
-            devices = None if namespaces is None else _devices(settings, workspace, files, namespaces)
+            devices = None if namespaces is None else Devices(settings, workspace, files, namespaces)
             await volumes.restore(settings.pods_dir, standalone.root, () if devices is None else devices.recorded_devices)
             stack.callback(standalone.close)
         except OSError as error:
             raise _cannot_prepare(settings, error) from None
         if devices is not None:
             devices.restore()
-            devices.open_known()
             stack.callback(devices.release)
         # 8. The metrics.
         metrics_server = metricspage.MetricsServer()
@@ -148,7 +147,7 @@ async def _serve(
         try:
             # 11. This stops the gRPC servers before it returns.
             starters = [starter] if namespaces is None else [starter, namespaces]
-            await services.serve(settings, volumes, standalone, files, starters, node_problem, propagation_problem, stopped)
+            await services.serve(settings, volumes, standalone, devices, files, starters, node_problem, propagation_problem, stopped)
         finally:
             # 12. The mounts stay as they are.
             repairing.cancel()
@@ -158,18 +157,6 @@ async def _serve(
             # 13. Leaving the `with` block closes the rest.
             if not await volumes.settle(services.GRACE):
                 stack.pop_all()
-
-
-def _devices(settings: Settings, workspace: Workspace, files: FileWatch, namespaces: Starter) -> Devices:
-    return Devices(
-        f"{settings.fuse_dir}/sockets",
-        f"{settings.state_dir}/devices",
-        workspace,
-        files,
-        namespaces,
-        settings.fuse_mounts_max,
-        settings.fuse_allow_other,
-    )
 
 
 def _stop_at_signals() -> asyncio.Event:

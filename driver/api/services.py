@@ -16,8 +16,10 @@ from driver.api import registration
 from driver.api.admin import Admin
 from driver.api.csi import Controller, Identity, Node
 from driver.api.endpoint import AlreadyServed, PlacedSocket, refuse_if_served, removal_problem
+from driver.api.fusedeviceplugins import FuseDevicePlugins
 from driver.api.rpc import admin_pb2_grpc, csi_pb2_grpc, pluginregistration_pb2_grpc
 from driver.blocking.processes import Starter
+from driver.devices.devices import Devices
 from driver.linux.filewatch import FileWatch
 from driver.model.errors import StartError
 from driver.model.settings import Settings
@@ -33,6 +35,7 @@ async def serve(
     settings: Settings,
     volumes: Volumes,
     standalone: Standalone,
+    devices: Devices | None,
     files: FileWatch,
     starters: Sequence[Starter],
     node_problem: Callable[[], str],
@@ -67,7 +70,7 @@ async def serve(
     sockets.append(settings.csi_socket)
 
     admin = grpc.aio.server()
-    admin_pb2_grpc.add_AdminServicer_to_server(Admin(volumes, standalone, problem), admin)
+    admin_pb2_grpc.add_AdminServicer_to_server(Admin(volumes, standalone, problem, devices), admin)
     if await _bind_admin(admin, settings):
         await admin.start()
         servers.append(admin)
@@ -76,6 +79,8 @@ async def serve(
 
     for starter in starters:
         _watch_starter(starter, give_up)
+
+    plugins = await _start_fuse_devices(settings, devices, problem, files)
 
     # kubelet calls CSI as soon as it has found the registration socket, so the driver registers when everything else serves.
     registration_socket = PlacedSocket(settings.plugin_registration_path, registration.SOCKET_NAME)
@@ -91,10 +96,35 @@ async def serve(
     if not fatal:
         log.info("stopping; volumes and their mounts stay as they are")
     registration_socket.remove()
+    if plugins is not None:
+        await plugins.stop()
     await asyncio.gather(*(server.stop(GRACE) for server in servers))
     if fatal:
         # kubelet or systemd starts a new driver, which has a new starter and registers itself.
         raise StartError(fatal[0])
+
+
+async def _start_fuse_devices(
+    settings: Settings, devices: Devices | None, problem: Callable[[], str], files: FileWatch
+) -> FuseDevicePlugins | None:
+    """Install what containers with a fuse device bind, and offer the devices to kubelet where there is one."""
+    if devices is None:
+        return None
+    await devices.install()
+    has_kubelet = settings.kubelet_registration_path is not None or os.path.isdir(settings.device_plugins_dir)
+    if devices.problem or not has_kubelet:
+        return None
+    plugins = FuseDevicePlugins(
+        settings.fuse_resources,
+        settings.fuse_devices,
+        settings.device_plugins_dir,
+        settings.pod_resources_socket,
+        devices,
+        problem,
+        files,
+    )
+    await plugins.start()
+    return plugins
 
 
 def _watch_starter(starter: Starter, give_up: Callable[[str], None]) -> None:

@@ -1,7 +1,5 @@
 """One allocation: a fuse device that was given to a container or to some, with a socket of its own."""
 
-from collections.abc import Callable
-
 from driver.devices.mount import DeviceMount
 from driver.devices.requests import DeviceRequests, Shared
 from driver.devices.socket import DeviceSocket
@@ -13,12 +11,14 @@ from fusermount3_proxy.wire.protocol import MOUNTPOINT_FD
 class Allocation:
     """Serves the socket in one folder, from open() to close()."""
 
-    def __init__(self, name: str, folder: str, shared: Shared, on_change: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, name: str, folder: str, shared: Shared, uid: int | None = None) -> None:
+        """Begin without a socket. `uid` is the user of the node who has the folder; None where the driver has it."""
         self.name = name
-        self.owner = ""  # NAMESPACE/POD/CONTAINER, where that is known
+        self.uid = uid
+        self.owner = "" if uid is None else f"user {uid}"  # or NAMESPACE/POD/CONTAINER
         self.socket_folder = folder
         self._log = VolumeLog("", name)
-        self.requests = DeviceRequests(name, shared, self._log, on_change)
+        self.requests = DeviceRequests(name, shared, self._log)
         self._capacity = Capacity()
         self._server: FdServer | None = None
 
@@ -27,13 +27,13 @@ class Allocation:
         """Return its mounts."""
         return self.requests.mounts
 
-    def open(self) -> None:
-        """Make the socket, and serve it. Raises OSError."""
-        sockets = DeviceSocket.make(self.socket_folder)
+    def open(self, folder: int) -> None:
+        """Make the socket in the folder of this fd, which it closes, and serve it. Raises OSError."""
+        sockets = DeviceSocket.make(folder)
         self._server = FdServer(self.requests, sockets, self.name, self._log, self._capacity, (MOUNTPOINT_FD,))
 
     def set_owner(self, owner: str) -> None:
-        """Note who has the device: NAMESPACE/POD/CONTAINER, or "" for nobody. Lines of the log name the pod."""
+        """Note who has the device: NAMESPACE/POD/CONTAINER, or "" for nobody. The lines of the log name it."""
         self.owner = owner
         self._log.pod = owner
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from errno import EINVAL
 
-from driver.devices import namespace
+from driver.devices import attached, namespace
 from driver.devices.kernel import CallersKernel
 from driver.devices.records import DeviceRecord
 from driver.devices.visits import Visits
@@ -39,7 +39,7 @@ class CallersPlace:
     async def is_gone(self, mount: FuseMount, had_lock: bool) -> bool:
         record = self._record
         arguments = (record.namespace, (record.pid,), mount.device_number, record.uid, record.gid)
-        gone, _ = await self._visits.call(self._record.allocation, limits.PROBE_WAIT, namespace.is_gone, *arguments)
+        gone, _ = await self._visits.call(self._record.allocation, limits.PROBE_WAIT, attached.is_gone, *arguments)
         return bool(gone)
 
     async def detach(self, mount: FuseMount, how: Detach) -> None:
@@ -51,7 +51,7 @@ class CallersPlace:
         if self._kept < 0:
             return  # it is not there any more
         arguments = (self._record.namespace, (self._record.pid,), mount.device_number, self._is_root)
-        await self._visits.call(self._record.allocation, limits.VISIT_WAIT, namespace.detach, *arguments, fds=[self._kept])
+        await self._visits.call(self._record.allocation, limits.VISIT_WAIT, attached.detach, *arguments, fds=[self._kept])
 
     async def _unmount(self, peer: Peer, mount: FuseMount, how: Detach) -> None:
         if self._kept < 0:
@@ -61,7 +61,7 @@ class CallersPlace:
         flags = syscalls.MNT_DETACH if how is Detach.LAZY else 0
         arguments = (peer.pid, mount.device_number, flags, self._is_root)
         fds = [peer.connection, self._kept]
-        (result, *refusal), _ = await self._visits.call(self._record.allocation, limits.VISIT_WAIT, namespace.unmount, *arguments, fds=fds)
+        (result, *refusal), _ = await self._visits.call(self._record.allocation, limits.VISIT_WAIT, attached.unmount, *arguments, fds=fds)
         if result == namespace.REFUSED:
             raise refused(refusal)
 
@@ -71,7 +71,7 @@ class CallersPlace:
         Return a pidfd of the first process of its container, which the caller owns, or -1. Raises OSError.
         """
         arguments = (self._record.namespace, (self._record.pid,), self._record.mount.device_number)
-        _, fds = await self._visits.call(self._record.allocation, limits.VISIT_WAIT, namespace.reopen, *arguments)
+        _, fds = await self._visits.call(self._record.allocation, limits.VISIT_WAIT, attached.reopen, *arguments)
         if not fds:
             return -1
         self._kept, *process = fds
@@ -89,7 +89,7 @@ class CallersPlace:
             return
         kept, self._kept = self._kept, -1
         try:
-            await self._visits.call(self._record.allocation, limits.VISIT_WAIT, namespace.drop, fds=[kept])
+            await self._visits.call(self._record.allocation, limits.VISIT_WAIT, attached.drop, fds=[kept])
         except OSError:
             pass  # the process has its copy still, or there is none and nothing else can be done
         finally:

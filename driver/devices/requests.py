@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from errno import EBUSY, EINVAL, ENOSPC, EPROTO
 from typing import Any
@@ -74,12 +74,10 @@ class PreparedDeviceMount:
 class DeviceRequests:
     """Serves the requests of one allocation (pods.handler.Handler)."""
 
-    def __init__(self, allocation: str, shared: Shared, log: VolumeLog, on_change: Callable[[], None]) -> None:
-        """`on_change` is called when there is a mount more or less."""
+    def __init__(self, allocation: str, shared: Shared, log: VolumeLog) -> None:
         self._allocation = allocation
         self._shared = shared
         self._log = log
-        self._on_change = on_change
         self.mounts: list[DeviceMount] = []
         self._detached: list[DetachedLife] = []
         self._left: dict[bytes, None] = {}  # mountpoints of programs that have died; the oldest is first
@@ -256,7 +254,6 @@ class DeviceRequests:
         if process >= 0:
             self._shared.containers.add(mount, process)
         mount.begin()
-        self._on_change()
 
     # ---- the end of a mount
 
@@ -276,7 +273,6 @@ class DeviceRequests:
             self._detached.append(life)
             life.begin()
         self._in_background(mount.place.drop())
-        self._on_change()
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -4,6 +4,7 @@ import os
 import socket
 from dataclasses import dataclass
 
+from driver.devices import selinux
 from driver.model import limits
 from fusermount3_proxy.wire.protocol import DEVICE_SOCKET, V1_SUFFIX
 
@@ -13,33 +14,32 @@ _NEW = ".new"  # a container must not find a socket that nobody may connect to y
 
 @dataclass
 class DeviceSocket:
-    """A socket of protocol v1 (pods.sockets.Sockets). Nobody but the driver can change its folder, so its path leads to it."""
+    """A socket of protocol v1 (pods.sockets.Sockets). Nobody but the driver can change what is in its folder."""
 
     v1: socket.socket
-    folder: str
 
     @staticmethod
-    def make(folder: str) -> "DeviceSocket":
-        """Make the folder where it is missing, and the socket in it, in place of one that a former driver has left. Raises OSError."""
-        os.makedirs(folder, exist_ok=True)
-        os.chmod(folder, 0o755)  # the umask of the driver is 0077
-        directory = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    def make(directory: int) -> "DeviceSocket":
+        """Make the socket in a folder, in place of one that a former driver has left. Closes the fd of the folder. Raises OSError."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
-            # A path below kubelet's folder is too long for unix(7).
             try:
                 os.unlink(_NEW, dir_fd=directory)
             except FileNotFoundError:
                 pass  # no driver was killed here
+            # A path below kubelet's folder is too long for unix(7).
             sock.bind(f"/proc/self/fd/{directory}/{_NEW}")
             os.chmod(_NEW, 0o666, dir_fd=directory)
             os.rename(_NEW, _FILE, src_dir_fd=directory, dst_dir_fd=directory)
+            if selinux.is_on():
+                selinux.label(f"/proc/self/fd/{directory}")
+                selinux.label(f"/proc/self/fd/{directory}/{_FILE}")
         except BaseException:
             sock.close()
             raise
         finally:
             os.close(directory)
-        return DeviceSocket(sock, folder)
+        return DeviceSocket(sock)
 
     @property
     def listening(self) -> tuple[socket.socket, ...]:
@@ -56,3 +56,11 @@ class DeviceSocket:
     def close(self) -> None:
         """Close the socket. This can block, because it drops the fds that clients have queued."""
         self.v1.close()
+
+
+def own_folder(path: str) -> int:
+    """Make a folder of the driver's own where it is missing, and return an fd of it. Raises OSError."""
+    for each in (os.path.dirname(path), path):
+        os.makedirs(each, exist_ok=True)
+        os.chmod(each, 0o755)  # the umask of the driver is 0077
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -21,6 +21,12 @@ class Visits:
         self._mounting = Bound(starter, limits.VISITS, limits.VISITS_OF_AN_ALLOCATION)
         self._asking = Bound(starter, limits.VISITS, limits.VISITS_OF_AN_ALLOCATION)
 
+    def keep_spare(self) -> None:
+        """Keep a process ready from now on. A node without fuse devices does without."""
+        if not self._has_spare:
+            self._has_spare = True
+            self._starter.keep_spare()
+
     async def mount(
         self, allocation: str, limit: float, function: Callable[..., Any], *arguments: object, fds: Sequence[int]
     ) -> tuple[Any, list[int]]:
@@ -41,9 +47,6 @@ class Visits:
         self, bound: Bound, allocation: str, limit: float, function: Callable[..., Any], arguments: Sequence[object], fds: Sequence[int]
     ) -> tuple[Any, list[int]]:
         with await bound.acquire(allocation, limit) as process:
-            if not self._has_spare:  # a node where no container uses its fuse device does without
-                self._has_spare = True
-                self._starter.keep_spare()
             answer = process.do(function, *arguments, fds=fds)
             await asyncio.wait([answer], timeout=limit)  # unlike wait_for(), this does not cancel the answer
             if not answer.done():

@@ -12,7 +12,6 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
-from enum import Enum
 from errno import EBUSY, EINVAL, EIO, EPROTO
 from functools import partial
 
@@ -26,6 +25,7 @@ from driver.observe.internalerror import report_internal_error
 from driver.observe.logs import VolumeLog
 from driver.observe.metrics import Reason
 from driver.pods.handler import Handler, Prepared
+from driver.pods.packets import Content, NoPacket, peek, receive_packet
 from driver.pods.sockets import Sockets
 from fusermount3_proxy.wire import fdpass, protocol
 from fusermount3_proxy.wire.protocol import MountRequest, ProtocolError, Reply, UnmountRequest
@@ -328,16 +328,16 @@ class FdServer:
         """
         try:
             async with asyncio.timeout(limit):
-                while (content := _peek(connection)) is None:
+                while (content := peek(connection)) is None:
                     await self._wait_until_readable(connection)
                 if content is Content.NOTHING:
                     return b""
                 if content is Content.DATA:
-                    return _receive_packet(connection)
+                    return receive_packet(connection)
                 if stays:
-                    return _receive_packet(connection, socket.MSG_PEEK)
+                    return receive_packet(connection, socket.MSG_PEEK)
                 # The kernel drops the fds when the packet is received, and that may block the thread.
-                return await self._capacity.threads.run(limits.REQUEST_WAIT, lambda: _receive_packet(connection))
+                return await self._capacity.threads.run(limits.REQUEST_WAIT, lambda: receive_packet(connection))
         except fdpass.Truncated:
             raise ProtocolError(f"the packet is longer than {protocol.PACKET_MAX} bytes") from None
         except TimeoutError:
@@ -345,9 +345,9 @@ class FdServer:
 
     async def _drop_request(self, connection: socket.socket) -> None:
         """Receive a request that was left in the queue: clients do not get the answer of a connection that is closed with data unread."""
-        if self._accepted_fds and _peek(connection) is Content.FDS:
+        if self._accepted_fds and peek(connection) is Content.FDS:
             try:
-                await self._capacity.threads.run(limits.REQUEST_WAIT, lambda: _receive_packet(connection))
+                await self._capacity.threads.run(limits.REQUEST_WAIT, lambda: receive_packet(connection))
             except (fdpass.Truncated, TimeoutError):
                 pass  # the thread that closes the connection drops the rest
 
@@ -361,36 +361,6 @@ class FdServer:
         finally:
             loop.remove_reader(connection.fileno())
             self._waiting.remove(readable)
-
-
-class NoPacket(Exception):
-    """Reports that the client did not send a packet within the time limit."""
-
-
-class Content(Enum):
-    """Says what the next packet of a connection holds."""
-
-    NOTHING = "no data, usually because the client has closed the connection"
-    DATA = "data without fds"
-    FDS = "fds, with or without data"
-
-
-def _peek(connection: socket.socket) -> Content | None:
-    """Return what the next packet holds, and leave the packet in the queue. Returns None if there is no packet.
-
-    A client can queue packets only behind this one, so the next receive gets the packet that was examined here.
-    """
-    try:
-        data, _, flags, _ = connection.recvmsg(1, 0, socket.MSG_PEEK)
-    except BlockingIOError:
-        return None
-    # recvmsg(2) got no buffer for fds, so the kernel sets MSG_CTRUNC if the packet has any.
-    return Content.FDS if flags & socket.MSG_CTRUNC else Content.DATA if data else Content.NOTHING
-
-
-def _receive_packet(connection: socket.socket, flags: int = 0) -> bytes:
-    data, _ = fdpass.receive_with_fds(connection, protocol.PACKET_MAX, 0, flags)
-    return data
 
 
 def _settle(future: "asyncio.Future[None]", error: OSError | None = None) -> None:

@@ -45,8 +45,8 @@ def test_an_ordinary_user_mounts_and_unmounts(device: Device, container: Contain
     container.check(f"{USER} {BINDFS} /source {FOLDER}")
     (mount,) = fuse_mounts(container)
     assert (mount.path, mount.fstype, mount.source) == (FOLDER, "fuse", "/source")
-    assert {"nosuid", "nodev"} <= set(mount.options)
-    assert "user_id=1234,group_id=1234" in mount.super_options
+    assert {"nosuid", "nodev"} <= mount.options
+    assert {"user_id=1234", "group_id=1234"} <= mount.super_options
     assert container.check(f"{USER} cat {FOLDER}/file") == "content\n"
     assert len(device.records()) == 1
     container.check(f"{USER} fusermount3 -u {FOLDER}")
@@ -216,7 +216,7 @@ def test_a_container_in_a_user_namespace_of_its_own(device: Device, node: Node) 
     container.check("mkdir /users/m && chown 1234 /users/m")
     container.check(f"{USER} {BINDFS} /source /users/m")
     (mount,) = fuse_mounts(container)
-    assert "user_id=1234,group_id=1234" in mount.super_options
+    assert {"user_id=1234", "group_id=1234"} <= mount.super_options
     assert container.check(f"{USER} cat /users/m/file") == "content\n"
     container.check(f"{USER} fusermount3 -u /users/m")
     program = container.start(f"{USER} {BINDFS} -f /source /users/m")
