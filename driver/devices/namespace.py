@@ -10,11 +10,15 @@ the process enters it as well. Then the mount belongs to it, the ids are those i
 """
 
 import fcntl
+import marshal
 import os
 import socket
 import stat
 from collections.abc import Sequence
+from dataclasses import astuple
 from errno import ECONNABORTED, EINVAL, ENOENT, ENOTCONN, EPROTO
+
+import prctl
 
 from driver.blocking.starter import WithFds
 from driver.devices import rules
@@ -73,7 +77,7 @@ def _mount(
     try:
         target = _receive_mountpoint(connection)
         # Before the user namespace is entered: in there, ids that it does not map would all look the same.
-        info = syscalls.file_info(target)
+        info = _file_info(target, connection)
         peer = examine(node, connection, peer_pid)
         node.enter(peer.mounts, peer.owner, peer.is_foreign)
         _check(node, peer, connection, target, info, shown, {number for number, container in own_devices if container == peer.container})
@@ -99,7 +103,7 @@ def attach(
     node = Node()
     client = socket.socket(fileno=connection)
     try:
-        info = syscalls.file_info(target)
+        info = _file_info(target, client)
         peer = examine(node, client, peer_pid)
         node.enter(peer.mounts, peer.owner, peer.is_foreign)
         # The container could have moved the mountpoint since prepare().
@@ -126,6 +130,30 @@ def _receive_mountpoint(connection: socket.socket) -> int:
     if not fcntl.fcntl(fds[0], fcntl.F_GETFL) & os.O_PATH:
         raise NotAllowed(Refusal(EPROTO, "bad request: the mountpoint must be opened with O_PATH"))
     return fds[0]
+
+
+def _file_info(target: int, connection: socket.socket) -> FileInfo:
+    """Return what the kernel knows of the mountpoint. Raises OSError."""
+    try:
+        return syscalls.file_info(target)
+    except PermissionError:
+        pass
+    # A FUSE file system without allow_other tells it to nobody but the user who has mounted it. So another process, as that user, asks.
+    _, uid, gid = syscalls.peer_credentials(connection)
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        try:
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+            prctl.set_dumpable(0)
+            os.write(writer, marshal.dumps(astuple(syscalls.file_info(target))))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    answer = os.read(reader, 4096)
+    if not answer:
+        raise PermissionError(EACCES, os.strerror(EACCES))
+    return FileInfo(*marshal.loads(answer))
 
 
 def _check(node: Node, peer: Peer, connection: socket.socket, target: int, info: FileInfo, shown: str, own_devices: set[str]) -> None:

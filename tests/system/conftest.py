@@ -7,6 +7,7 @@ The tests need the packages of packages.txt, and once Go and its module proxy fo
 driver from its source instead of the frozen one.
 """
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -16,7 +17,8 @@ from pathlib import Path
 import pytest
 from clients import CLIENTS
 from harness import mounts
-from harness.container import Engine
+from harness.container import Bind, Container, Engine
+from harness.device import FOLDER, Device, source
 from harness.driver import Driver
 from harness.image import Asked, Image, answering, check_built
 from harness.kubelet import Kubelet
@@ -24,6 +26,8 @@ from harness.pod import Node, Pod
 from harness.programs import check_installed
 from harness.table import Table, is_everything_run
 from sidebyside import rank
+
+_DEVICES = itertools.count()
 
 FUSECTL = Path("/sys/fs/fuse/connections")  # systemd mounts it there on each machine, and a container has none
 
@@ -135,6 +139,29 @@ def node(module_node: Node) -> Iterator[Node]:
 def pod(node: Node) -> Pod:
     """Make a new pod."""
     return node.pod()
+
+
+@pytest.fixture
+def device_name(module_node: Node) -> str:
+    """Give the node one more fuse device. The driver has to be started again for that, which disturbs nobody."""
+    name = f"test-{next(_DEVICES)}"
+    (module_node.driver.fuse_dir / "sockets" / name).mkdir(parents=True)
+    module_node.driver.restart()
+    return name
+
+
+@pytest.fixture
+def device(device_name: str, node: Node, pod: Pod) -> Device:
+    """Return that device."""
+    return Device(node, pod, device_name)
+
+
+@pytest.fixture
+def device_container(device: Device, node: Node) -> Container:
+    """Start a container with a device and an ordinary user's folder at FOLDER, and a source for bindfs at /source."""
+    container = device.container([Bind(source(node), "/source")])
+    container.check(f"mkdir {FOLDER} && chown 1234:1234 {FOLDER}")
+    return container
 
 
 @pytest.fixture(scope="module")

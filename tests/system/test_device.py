@@ -1,98 +1,68 @@
 """Test the fuse device: a container's programs mount at mountpoints of their own, as on a workstation with a setuid fusermount3."""
 
-import itertools
 import signal
 from pathlib import Path
 
 import pytest
 from harness import mounts
 from harness.container import Bind, Container
-from harness.device import FOLDER, Device, fuse_mounts, source, wait_until_unmounted
+from harness.device import BINDFS, FOLDER, OTHER, USER, Device, fuse_mounts, source, wait_until_unmounted
 from harness.events import wait_until, within
-from harness.pod import Node, Pod
-
-_NUMBERS = itertools.count()
-
-USER = "setpriv --reuid 1234 --regid 1234 --clear-groups"
-OTHER = "setpriv --reuid 1235 --regid 1235 --clear-groups"
-BINDFS = "bindfs --no-allow-other"
+from harness.pod import Node
 
 
-@pytest.fixture
-def name(module_node: Node) -> str:
-    """Give the node one more fuse device. The driver has to be started again for that, which disturbs nobody."""
-    name = f"test-{next(_NUMBERS)}"
-    (module_node.driver.fuse_dir / "sockets" / name).mkdir(parents=True)
-    module_node.driver.restart()
-    return name
-
-
-@pytest.fixture
-def device(name: str, node: Node, pod: Pod) -> Device:
-    """Return that device."""
-    return Device(node, pod, name)
-
-
-@pytest.fixture
-def container(device: Device, node: Node) -> Container:
-    """Start a container with a device and an ordinary user's folder at FOLDER, and a source for bindfs at /source."""
-    container = device.container([Bind(source(node), "/source")])
-    container.check(f"mkdir {FOLDER} && chown 1234:1234 {FOLDER}")
-    return container
-
-
-def test_an_ordinary_user_mounts_and_unmounts(device: Device, container: Container) -> None:
-    container.check(f"{USER} {BINDFS} /source {FOLDER}")
-    (mount,) = fuse_mounts(container)
+def test_an_ordinary_user_mounts_and_unmounts(device: Device, device_container: Container) -> None:
+    device_container.check(f"{USER} {BINDFS} /source {FOLDER}")
+    (mount,) = fuse_mounts(device_container)
     assert (mount.path, mount.fstype, mount.source) == (FOLDER, "fuse", "/source")
     assert {"nosuid", "nodev"} <= mount.options
     assert {"user_id=1234", "group_id=1234"} <= mount.super_options
-    assert container.check(f"{USER} cat {FOLDER}/file") == "content\n"
+    assert device_container.check(f"{USER} cat {FOLDER}/file") == "content\n"
     assert len(device.records()) == 1
-    container.check(f"{USER} fusermount3 -u {FOLDER}")
-    assert fuse_mounts(container) == []
+    device_container.check(f"{USER} fusermount3 -u {FOLDER}")
+    assert fuse_mounts(device_container) == []
     assert device.records() == []
 
 
-def test_the_mount_is_seen_nowhere_else(device: Device, container: Container) -> None:
+def test_the_mount_is_seen_nowhere_else(device: Device, device_container: Container) -> None:
     other = device.container()
     other.wait_until_running()
-    container.check(f"{USER} {BINDFS} /source {FOLDER}")
+    device_container.check(f"{USER} {BINDFS} /source {FOLDER}")
     assert fuse_mounts(other) == []
     assert not any(mount.is_fuse and mount.source == "/source" for mount in mounts.table())
-    container.check(f"{USER} fusermount3 -u {FOLDER}")
+    device_container.check(f"{USER} fusermount3 -u {FOLDER}")
 
 
-def test_the_mount_of_a_dead_program_is_taken_away(container: Container) -> None:
-    program = container.start(f"{USER} {BINDFS} -f /source {FOLDER}")
-    container.wait_for(f"grep -q ' {FOLDER} .* - fuse ' /proc/self/mountinfo")
+def test_the_mount_of_a_dead_program_is_taken_away(device_container: Container) -> None:
+    program = device_container.start(f"{USER} {BINDFS} -f /source {FOLDER}")
+    device_container.wait_for(f"grep -q ' {FOLDER} .* - fuse ' /proc/self/mountinfo")
     with within(2.0, "the mount of a dead program is taken away"):
         program.kill()
-        wait_until_unmounted(container)
-    assert container.run(f"{USER} fusermount3 -u {FOLDER}").code == 0  # as after any death: scripts clean up
-    assert container.run(f"{USER} fusermount3 -u {FOLDER}").code == 1
-    container.check(f"{USER} {BINDFS} /source {FOLDER} && {USER} fusermount3 -u {FOLDER}")
+        wait_until_unmounted(device_container)
+    assert device_container.run(f"{USER} fusermount3 -u {FOLDER}").code == 0  # as after any death: scripts clean up
+    assert device_container.run(f"{USER} fusermount3 -u {FOLDER}").code == 1
+    device_container.check(f"{USER} {BINDFS} /source {FOLDER} && {USER} fusermount3 -u {FOLDER}")
 
 
-def test_a_busy_mount_is_unmounted_lazily_alone(container: Container) -> None:
-    container.check(f"{USER} {BINDFS} /source {FOLDER}")
-    reader = container.start(f"{USER} sh -c 'exec 3<{FOLDER}/file; echo open; while [ ! -e /tmp/go ]; do sleep 0.02; done; cat <&3'")
+def test_a_busy_mount_is_unmounted_lazily_alone(device_container: Container) -> None:
+    device_container.check(f"{USER} {BINDFS} /source {FOLDER}")
+    reader = device_container.start(f"{USER} sh -c 'exec 3<{FOLDER}/file; echo open; while [ ! -e /tmp/go ]; do sleep 0.02; done; cat <&3'")
     reader.wait_until_it_says("open")
-    refused = container.run(f"{USER} fusermount3 -u {FOLDER}")
+    refused = device_container.run(f"{USER} fusermount3 -u {FOLDER}")
     assert (refused.code, refused.err) == (1, f"fusermount3: failed to unmount {FOLDER}: Device or resource busy\n")
-    assert container.run(f"{USER} fusermount3 -u -q {FOLDER}").err == ""
-    container.check(f"{USER} fusermount3 -u -z {FOLDER}")
-    assert fuse_mounts(container) == []
-    container.check("touch /tmp/go")
+    assert device_container.run(f"{USER} fusermount3 -u -q {FOLDER}").err == ""
+    device_container.check(f"{USER} fusermount3 -u -z {FOLDER}")
+    assert fuse_mounts(device_container) == []
+    device_container.check("touch /tmp/go")
     reader.wait_until_it_says("content")
     assert reader.wait() == 0
 
 
-def test_who_may_unmount(container: Container) -> None:
-    container.check(f"{USER} {BINDFS} /source {FOLDER}")
-    refused = container.run(f"{OTHER} fusermount3 -u {FOLDER}")
+def test_who_may_unmount(device_container: Container) -> None:
+    device_container.check(f"{USER} {BINDFS} /source {FOLDER}")
+    refused = device_container.run(f"{OTHER} fusermount3 -u {FOLDER}")
     assert (refused.code, refused.err) == (1, f"fusermount3: entry for {FOLDER} not found in /etc/mtab\n")
-    container.check(f"fusermount3 -u {FOLDER}")
+    device_container.check(f"fusermount3 -u {FOLDER}")
 
 
 @pytest.mark.parametrize(
@@ -107,8 +77,8 @@ def test_who_may_unmount(container: Container) -> None:
         ("/missing", "failed to access mountpoint /missing: No such file or directory"),
     ],
 )
-def test_mountpoints_that_nobody_may_have(container: Container, place: str, words: str) -> None:
-    assert _ask(container, place, "") == (1, f"fusermount3: {words}\n")
+def test_mountpoints_that_nobody_may_have(device_container: Container, place: str, words: str) -> None:
+    assert _ask(device_container, place, "") == (1, f"fusermount3: {words}\n")
 
 
 @pytest.mark.parametrize(
@@ -123,15 +93,15 @@ def test_mountpoints_that_nobody_may_have(container: Container, place: str, word
         ("ln -s /m /x", "mountpoint /x is not a directory or a regular file"),
     ],
 )
-def test_mountpoints_that_are_not_the_users(container: Container, make: str, words: str) -> None:
-    container.check(make)
-    assert _ask(container, "/x", USER) == (1, f"fusermount3: {words}\n")
-    assert fuse_mounts(container) == []
+def test_mountpoints_that_are_not_the_users(device_container: Container, make: str, words: str) -> None:
+    device_container.check(make)
+    assert _ask(device_container, "/x", USER) == (1, f"fusermount3: {words}\n")
+    assert fuse_mounts(device_container) == []
 
 
-def test_a_file_is_a_mountpoint(container: Container) -> None:
-    container.check("touch /file && chown 1234 /file")
-    assert _ask(container, "/file", USER) == (0, "")
+def test_a_file_is_a_mountpoint(device_container: Container) -> None:
+    device_container.check("touch /file && chown 1234 /file")
+    assert _ask(device_container, "/file", USER) == (0, "")
 
 
 def _ask(container: Container, place: str, user: str) -> tuple[int, str]:
@@ -145,84 +115,67 @@ def _ask(container: Container, place: str, user: str) -> tuple[int, str]:
     return done.code, done.err
 
 
-def test_mounts_are_limited(module_node: Node, device: Device, container: Container) -> None:
+def test_mounts_are_limited(module_node: Node, device: Device, device_container: Container) -> None:
     module_node.driver.options = (*module_node.driver.options, "--fuse-mounts-max", "3")
     module_node.driver.restart()
     try:
         for number in range(3):
-            container.check(f"mkdir /n{number} && {BINDFS} /source /n{number}")
-        container.check("mkdir /n3")
-        assert _ask(container, "/n3", "") == (
+            device_container.check(f"mkdir /n{number} && {BINDFS} /source /n{number}")
+        device_container.check("mkdir /n3")
+        assert _ask(device_container, "/n3", "") == (
             1,
             "fusermount3: too many FUSE filesystems mounted; this fuse device allows 3 (--fuse-mounts-max)\n",
         )
         for number in range(3):
-            container.check(f"fusermount3 -u /n{number}")
+            device_container.check(f"fusermount3 -u /n{number}")
     finally:
         module_node.driver.options = module_node.driver.options[:-2]
         module_node.driver.restart()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_mounts_survive_the_driver(module_node: Node, container: Container, number: signal.Signals) -> None:
-    program = container.start(f"{USER} {BINDFS} -f /source {FOLDER}")
-    container.wait_for(f"grep -q ' {FOLDER} .* - fuse ' /proc/self/mountinfo")
+def test_mounts_survive_the_driver(module_node: Node, device_container: Container, number: signal.Signals) -> None:
+    program = device_container.start(f"{USER} {BINDFS} -f /source {FOLDER}")
+    device_container.wait_for(f"grep -q ' {FOLDER} .* - fuse ' /proc/self/mountinfo")
     module_node.driver.restart(number)
-    assert container.check(f"{USER} cat {FOLDER}/file") == "content\n"
+    assert device_container.check(f"{USER} cat {FOLDER}/file") == "content\n"
     program.kill()
-    wait_until_unmounted(container)
-    container.check(f"{USER} {BINDFS} /source {FOLDER}")
+    wait_until_unmounted(device_container)
+    device_container.check(f"{USER} {BINDFS} /source {FOLDER}")
     module_node.driver.restart(number)
-    container.check(f"{USER} fusermount3 -u {FOLDER}")
-    wait_until_unmounted(container)
+    device_container.check(f"{USER} fusermount3 -u {FOLDER}")
+    wait_until_unmounted(device_container)
 
 
-def test_a_program_that_dies_while_no_driver_runs(module_node: Node, container: Container) -> None:
-    program = container.start(f"{USER} {BINDFS} -f /source {FOLDER}")
-    container.wait_for(f"grep -q ' {FOLDER} .* - fuse ' /proc/self/mountinfo")
+def test_a_program_that_dies_while_no_driver_runs(module_node: Node, device_container: Container) -> None:
+    program = device_container.start(f"{USER} {BINDFS} -f /source {FOLDER}")
+    device_container.wait_for(f"grep -q ' {FOLDER} .* - fuse ' /proc/self/mountinfo")
     module_node.driver.stop(signal.SIGKILL)
     program.kill()
     program.wait()
     module_node.driver.start()
-    wait_until_unmounted(container)
+    wait_until_unmounted(device_container)
 
 
-def test_a_container_that_ends_leaves_nothing(device: Device, container: Container) -> None:
-    container.check(f"{USER} {BINDFS} /source {FOLDER}")
-    device.stop(container)
+def test_a_container_that_ends_leaves_nothing(device: Device, device_container: Container) -> None:
+    device_container.check(f"{USER} {BINDFS} /source {FOLDER}")
+    device.stop(device_container)
     wait_until("the mount is forgotten", lambda: device.records() == [])
 
 
-def test_any_bytes_in_the_name(container: Container) -> None:
-    container.check(f"cd {FOLDER} && mkdir \"$(printf 'a b\\tc\\\\d\\345\\nx')\" && chown 1234 *")
-    container.check(f"cd {FOLDER} && {USER} {BINDFS} /source a* && {USER} fusermount3 -u a*")
-    assert fuse_mounts(container) == []
+def test_any_bytes_in_the_name(device_container: Container) -> None:
+    device_container.check(f"cd {FOLDER} && mkdir \"$(printf 'a b\\tc\\\\d\\345\\nx')\" && chown 1234 *")
+    device_container.check(f"cd {FOLDER} && {USER} {BINDFS} /source a* && {USER} fusermount3 -u a*")
+    assert fuse_mounts(device_container) == []
 
 
-def test_nested_mounts(container: Container) -> None:
-    container.check(f"{USER} {BINDFS} /source {FOLDER} && mkdir {FOLDER}/inner && {USER} {BINDFS} /source {FOLDER}/inner")
-    assert len(fuse_mounts(container)) == 2
-    assert container.run(f"{USER} fusermount3 -u {FOLDER}").code == 1
-    container.check(f"{USER} fusermount3 -u {FOLDER}/inner && {USER} fusermount3 -u {FOLDER}; rmdir /source/inner")
-    assert fuse_mounts(container) == []
-
-
-def test_a_container_in_a_user_namespace_of_its_own(device: Device, node: Node) -> None:
-    options = ["--device=/dev/fuse", "--uidmap=0:100000:65536", "--gidmap=0:100000:65536"]
-    folder = node.folder / "users"
-    folder.mkdir()
-    folder.chmod(0o777)
-    container = device.container([Bind(source(node), "/source"), Bind(folder, "/users")], options=options)
-    container.check("mkdir /users/m && chown 1234 /users/m")
-    container.check(f"{USER} {BINDFS} /source /users/m")
-    (mount,) = fuse_mounts(container)
-    assert {"user_id=1234", "group_id=1234"} <= mount.super_options
-    assert container.check(f"{USER} cat /users/m/file") == "content\n"
-    container.check(f"{USER} fusermount3 -u /users/m")
-    program = container.start(f"{USER} {BINDFS} -f /source /users/m")
-    container.wait_for("grep -q ' /users/m .* - fuse ' /proc/self/mountinfo")
-    program.kill()
-    wait_until_unmounted(container)
+def test_nested_mounts(device_container: Container) -> None:
+    device_container.check(f"mkdir -p /own/inner && chown -R 1234 /own && {USER} {BINDFS} /own {FOLDER}")
+    device_container.check(f"{USER} {BINDFS} /source {FOLDER}/inner")
+    assert len(fuse_mounts(device_container)) == 2
+    assert device_container.run(f"{USER} fusermount3 -u {FOLDER}").code == 1
+    device_container.check(f"{USER} fusermount3 -u {FOLDER}/inner && {USER} fusermount3 -u {FOLDER}")
+    assert fuse_mounts(device_container) == []
 
 
 def test_the_overlay_of_a_container_is_free_at_once(device: Device, node: Node, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Give containers a fuse device, as kubelet and container engines do."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,12 @@ from harness.events import wait_until
 from harness.mounts import Mount
 from harness.pod import HELPERS, PLACE, TREE, Node, Pod
 
-FOLDER = "/m"  # a mountpoint that every test container has
+FOLDER = "/m"  # a mountpoint that every test container has, a folder of USER's
+USER = "setpriv --reuid 1234 --regid 1234 --clear-groups"
+OTHER = "setpriv --reuid 1235 --regid 1235 --clear-groups"
+BINDFS = "bindfs --no-allow-other"
+FIRST = 100000  # the node's uid that is root in a container with a user namespace of its own
+USER_NAMESPACE = (f"--uidmap=0:{FIRST}:65536", f"--gidmap=0:{FIRST}:65536")
 
 
 class Device:
@@ -34,6 +40,12 @@ class Device:
         """Start a container with the device; takes the arguments of Engine.start()."""
         return self._pod.container([*self.binds(), *binds], options=options, **more)
 
+    def container_with_user_namespace(self, binds: Sequence[Bind] = (), options: Sequence[str] = ()) -> Container:
+        """Start a container with the device in a user namespace of its own, on a root file system that is its own."""
+        root = root_of_namespace(self.node.folder / f"root-{self.name}")
+        usr = Bind(Path("/usr"), "/usr", read_only=True)
+        return self.container([usr, *binds], ["--device=/dev/fuse", *USER_NAMESPACE, *options], rootfs=root)
+
     def stop(self, container: Container) -> None:
         """End one container."""
         self._pod.stop(container)
@@ -42,6 +54,18 @@ class Device:
         """Return the driver's records of mounts of this device."""
         found = [json.loads(path.read_text()) for path in (self.node.driver.run_dir / "state" / "devices").glob("*.json")]
         return [record for record in found if record["allocation"] == self.name]
+
+
+def root_of_namespace(folder: Path) -> Path:
+    """Make a root file system whose folders belong to the root of a container with USER_NAMESPACE."""
+    for name in ("dev", "etc", "opt", "proc", "run", "srv", "sys", "tmp", "usr", "m"):
+        (folder / name).mkdir(parents=True)
+    for name in ("bin", "lib", "lib64", "sbin"):
+        (folder / name).symlink_to(f"usr/{name}")
+    for path in [folder, *folder.iterdir()]:
+        os.chown(path, FIRST, FIRST, follow_symlinks=False)
+    os.chown(folder / "m", FIRST + 1234, FIRST + 1234)
+    return folder
 
 
 def fuse_mounts(container: Container) -> list[Mount]:

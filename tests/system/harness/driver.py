@@ -158,7 +158,7 @@ class Driver:
         return kinds
 
     def has_fds_of_spares(self, spares: int) -> bool:
-        """Return whether it has pidfds of its starters and of this many spare processes; it gets the latter a moment after they are there."""
+        """Return whether it has pidfds of its starters and of this many spare processes; it gets these a moment after they are there."""
         starters = len(self.own_processes()) - 1
         return sum(count for kind, count in self.fds().items() if "pidfd" in kind) >= starters + spares
 
