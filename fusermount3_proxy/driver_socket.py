@@ -127,10 +127,12 @@ def _connect(path: str, wait: float, report: "Callable[[str], None]", may_be_ori
                 raise OriginalProtocolOnly(f"the driver at {path} speaks only the original protocol, which has no such request")
         waited = monotonic() - start
         if waited >= wait:
-            hint = "is the volume published, does the driver run on this node, and is the volume's emptyDir mounted here?"
             if path == protocol.DEVICE_SOCKET:
-                hint = "does the driver run on this node?"
-            raise DriverError(f"no driver answers at {path} ({posix.strerror(error)}; waited {wait:g} s): {hint}")
+                raise DriverError(f"no driver answers at {path} ({posix.strerror(error)}; waited {wait:g} s): does it run on this node?")
+            raise DriverError(
+                f"no driver answers at {path} ({posix.strerror(error)}; waited {wait:g} s): "
+                "is the volume published, does the driver run on this node, and is the volume's emptyDir mounted here?"
+            )
         if not is_reported and waited >= limits.SOCKET_WAIT_SILENT:
             is_reported = True
             report(f"waiting up to {wait:g} s for the driver at {path} ({posix.strerror(error)})")

@@ -16,7 +16,7 @@ import socket
 import stat
 from collections.abc import Sequence
 from dataclasses import astuple
-from errno import ECONNABORTED, EINVAL, ENOENT, ENOTCONN, EPROTO
+from errno import EACCES, EINVAL, ENOENT, EPROTO
 
 import prctl
 
@@ -28,8 +28,6 @@ from driver.devices.rules import Caller, Mountpoint, Refusal
 from driver.linux import syscalls
 from driver.linux.syscalls import FileInfo
 from fusermount3_proxy.wire import fdpass, protocol
-
-_DEAD = (ENOTCONN, ECONNABORTED)
 
 # The first items of what mount(), prepare() and attach() return.
 REFUSED, DONE = 0, 1

@@ -32,8 +32,8 @@ from driver.model.peer import Peer
 from driver.model.policy import Refused
 from driver.observe import metrics
 from driver.observe.logs import log
-from driver.pods import server
-from driver.pods.server import Content
+from driver.pods import packets, server
+from driver.pods.packets import Content
 from fusermount3_proxy.wire import protocol
 from fusermount3_proxy.wire.protocol import MountRequest, UnmountRequest
 
@@ -154,12 +154,12 @@ def test_what_a_packet_holds_is_known_before_it_is_received(packet: bytes, with_
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         ours.setblocking(False)
-        assert server._peek(ours) is None
+        assert packets.peek(ours) is None
         theirs.sendmsg([packet], with_it)
-        assert [server._peek(ours) for _ in range(2)] == [content, content]
+        assert [packets.peek(ours) for _ in range(2)] == [content, content]
         ours.recv(1)
         theirs.close()
-        assert server._peek(ours) is Content.NOTHING
+        assert packets.peek(ours) is Content.NOTHING
 
 
 # ---- refusals
