@@ -11,14 +11,18 @@ from fusermount3_proxy.wire.protocol import MOUNTPOINT_FD
 class Allocation:
     """Serves the socket in one folder, from open() to close()."""
 
-    def __init__(self, name: str, folder: str, shared: Shared, uid: int | None = None) -> None:
-        """Begin without a socket. `uid` is the user of the node who has the folder; None where the driver has it."""
+    def __init__(self, name: str, folder: str, shared: Shared, is_shared: bool, uid: int | None = None) -> None:
+        """Begin without a socket.
+
+        `is_shared` is whether more than one container may have it. `uid` is the user of the node who has the folder; None where the
+        driver has it.
+        """
         self.name = name
         self.uid = uid
         self.owner = "" if uid is None else f"user {uid}"  # or NAMESPACE/POD/CONTAINER
         self.socket_folder = folder
         self._log = VolumeLog("", name)
-        self.requests = DeviceRequests(name, shared, self._log)
+        self.requests = DeviceRequests(name, shared, self._log, is_shared)
         self._capacity = Capacity()
         self._server: FdServer | None = None
 

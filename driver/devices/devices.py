@@ -225,7 +225,7 @@ class Devices:
         found = self._allocations.get(name)
         if found is None:
             path = f"{self._folder}/{SOCKETS}/{name}" if uid is None else userfolder.path_of(uid, name)
-            found = Allocation(name, path, self._shared, uid)
+            found = Allocation(name, path, self._shared, _SEPARATOR not in name, uid)
             found.open(own_folder(path) if uid is None else userfolder.make(uid, name))
             self._allocations[name] = found
             self._visits.keep_spare()

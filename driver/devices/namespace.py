@@ -39,34 +39,37 @@ def mount(
     options: Sequence[bytes],
     attributes: int,
     own_devices: Sequence[tuple[str, str]],
+    mounts_max: int,
     connection: int,
     device: int,
 ) -> WithFds | tuple[object, ...]:
     """Mount at the mountpoint that the peer has sent with its request, which is the next packet of the connection.
 
     `shown` is its path for messages, `options` are those of fsconfig(2) for the FUSE file system, `attributes` MOUNT_ATTR_*, and
-    `own_devices` the device numbers of this allocation's mounts, each with its container. `device` is a /dev/fuse, locked.
+    `own_devices` the device numbers of this allocation's mounts, each with its container, which may have `mounts_max` of them.
+    `device` is a /dev/fuse, locked.
     Return (REFUSED, errno, text), or (DONE, device number, uid and gid of the mounter in the mount's user namespace, is_root, namespace,
     container) with the fds to serve the mount, to unmount it by (see _attach()), and perhaps a pidfd of the container's first process.
     Raises OSError.
     """
-    return _mount(peer_pid, shown, own_devices, socket.socket(fileno=connection), device, (options, attributes))
+    return _mount(peer_pid, shown, own_devices, mounts_max, socket.socket(fileno=connection), device, (options, attributes))
 
 
 def prepare(
-    peer_pid: int, shown: str, own_devices: Sequence[tuple[str, str]], connection: int, device: int
+    peer_pid: int, shown: str, own_devices: Sequence[tuple[str, str]], mounts_max: int, connection: int, device: int
 ) -> WithFds | tuple[object, ...]:
     """Do what mount() does before it mounts, for a program that answers INIT during mount(2).
 
     Return (REFUSED, errno, text), or (DONE, container) with the fds of the mountpoint and to serve the mount. Raises OSError.
     """
-    return _mount(peer_pid, shown, own_devices, socket.socket(fileno=connection), device, None)
+    return _mount(peer_pid, shown, own_devices, mounts_max, socket.socket(fileno=connection), device, None)
 
 
 def _mount(
     peer_pid: int,
     shown: str,
     own_devices: Sequence[tuple[str, str]],
+    mounts_max: int,
     connection: socket.socket,
     device: int,
     how: tuple[Sequence[bytes], int] | None,
@@ -77,8 +80,11 @@ def _mount(
         # Before the user namespace is entered: in there, ids that it does not map would all look the same.
         info = _file_info(target, connection)
         peer = examine(node, connection, peer_pid)
+        own = {number for number, container in own_devices if container == peer.container}
+        if len(own) >= mounts_max:
+            return _refusal(rules.too_many_mounts(mounts_max))
         node.enter(peer.mounts, peer.owner, peer.is_foreign)
-        _check(node, peer, connection, target, info, shown, {number for number, container in own_devices if container == peer.container})
+        _check(node, peer, connection, target, info, shown, own)
         if peer.is_foreign:
             # The kernel lets only that user namespace mount it in which it was opened. The driver's own fd keeps the lock until then.
             opened = node.open_again(device, os.O_RDWR)
@@ -91,7 +97,7 @@ def _mount(
         fds = [device, kept] if peer.init < 0 else [device, kept, peer.init]
         return WithFds((DONE, *found, info.is_mount_root, os.fstat(peer.mounts).st_ino, peer.container), fds)
     except NotAllowed as refused:
-        return REFUSED, refused.refusal.errno, refused.refusal.text
+        return _refusal(refused.refusal)
 
 
 def attach(
@@ -110,7 +116,11 @@ def attach(
         fds = [device, kept] if peer.init < 0 else [device, kept, peer.init]
         return WithFds((DONE, *found, info.is_mount_root, os.fstat(peer.mounts).st_ino, peer.container), fds)
     except NotAllowed as refused:
-        return REFUSED, refused.refusal.errno, refused.refusal.text
+        return _refusal(refused.refusal)
+
+
+def _refusal(refusal: Refusal) -> tuple[object, ...]:
+    return REFUSED, refusal.errno, refusal.text
 
 
 def _receive_mountpoint(connection: socket.socket) -> int:

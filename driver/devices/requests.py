@@ -5,18 +5,18 @@ import os
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
-from errno import EBUSY, EINVAL, ENOSPC, EPROTO
+from errno import EBUSY, EINVAL, EPROTO
 from typing import Any
 
 from driver.blocking.processes import NotAsked
-from driver.devices import namespace
+from driver.devices import namespace, rules
 from driver.devices.containers import Containers
 from driver.devices.kernel import CallersKernel
 from driver.devices.mount import DeviceMount, refused
 from driver.devices.records import DeviceRecord, DeviceRecords
 from driver.devices.visits import Visits
 from driver.linux.filewatch import FileWatch
-from driver.linux.programinfo import program_behind
+from driver.linux.programinfo import engines_container, program_behind
 from driver.model import limits
 from driver.model.fusemount import FuseMount
 from driver.model.peer import Peer
@@ -74,12 +74,14 @@ class PreparedDeviceMount:
 class DeviceRequests:
     """Serves the requests of one allocation (pods.handler.Handler)."""
 
-    def __init__(self, allocation: str, shared: Shared, log: VolumeLog) -> None:
+    def __init__(self, allocation: str, shared: Shared, log: VolumeLog, is_shared: bool) -> None:
+        """`is_shared` is whether several containers may have the allocation; then each may have as many mounts as one alone."""
+        self._is_shared = is_shared
         self._allocation = allocation
         self._shared = shared
         self._log = log
         self.mounts: list[DeviceMount] = []
-        self._detached: list[DetachedLife] = []
+        self._detached: dict[DetachedLife, str] = {}  # with their containers
         self._left: dict[bytes, None] = {}  # mountpoints of programs that have died; the oldest is first
         self._reserved = 0  # mounts that are being made
         self._background: set[asyncio.Task[None]] = set()
@@ -101,9 +103,9 @@ class DeviceRequests:
         record = self._intent(request, peer, arguments, opened)
         is_known = False
         try:
-            values = (peer.pid, _shown(request), arguments.options, arguments.attributes, self._own_devices())
+            values = (peer.pid, _shown(request), arguments.options, arguments.attributes, self._own_devices(), self._shared.mounts_max)
             answer, fds = await self._shared.visits.mount(
-                self._allocation, limits.VISIT_WAIT, namespace.mount, *values, fds=[peer.connection, opened.fd]
+                self._share(peer), limits.VISIT_WAIT, namespace.mount, *values, fds=[peer.connection, opened.fd]
             )
             fd = self._mounted(record, answer, fds)
             is_known = True
@@ -130,9 +132,9 @@ class DeviceRequests:
         opened = self._open_device()
         is_kept = False
         try:
-            values = (peer.pid, _shown(request), self._own_devices())
+            values = (peer.pid, _shown(request), self._own_devices(), self._shared.mounts_max)
             answer, fds = await self._shared.visits.mount(
-                self._allocation, limits.VISIT_WAIT, namespace.prepare, *values, fds=[peer.connection, opened.fd]
+                self._share(peer), limits.VISIT_WAIT, namespace.prepare, *values, fds=[peer.connection, opened.fd]
             )
             result, *rest = answer
             if result == namespace.REFUSED:
@@ -156,7 +158,7 @@ class DeviceRequests:
         values = (peer.pid, _shown(request), arguments.options, arguments.attributes)
         fds = [peer.connection, prepared.fd, prepared.target]
         visit = asyncio.get_running_loop().create_task(
-            self._shared.visits.mount(self._allocation, limits.SYNC_MOUNT_WAIT, namespace.attach, *values, fds=fds)
+            self._shared.visits.mount(self._share(peer), limits.SYNC_MOUNT_WAIT, namespace.attach, *values, fds=fds)
         )
         first: set[asyncio.Future[Any]] = {visit, client_gone}
         is_known = False
@@ -194,10 +196,9 @@ class DeviceRequests:
         if request.fds != (MOUNTPOINT_FD,):
             raise Refused(f"bad request: a mount at a fuse device comes with one file descriptor, {MOUNTPOINT_FD}", EPROTO)
         arguments = detached_arguments(request.options, self._shared.may_allow_other)
-        # A container can keep file systems in use after it has unmounted them lazily, and each takes memory of the node's.
-        if len(self.mounts) + len(self._detached) + self._reserved >= self._shared.mounts_max:
-            text = f"too many FUSE filesystems mounted; this fuse device allows {self._shared.mounts_max} (--fuse-mounts-max)"
-            raise Refused(text, ENOSPC)
+        if not self._is_shared and len(self._own_devices()) + self._reserved >= self._shared.mounts_max:
+            too_many = rules.too_many_mounts(self._shared.mounts_max)
+            raise Refused(too_many.text, too_many.errno)
         return arguments
 
     def _open_device(self) -> OpenDevice:
@@ -216,8 +217,17 @@ class DeviceRequests:
         self._save(record)
         return record
 
+    def _share(self, peer: Peer) -> str:
+        """Return who has a process to answer for: one container of several with this device must not keep the others from mounting."""
+        return f"{self._allocation} {engines_container(peer.pid)}"
+
     def _own_devices(self) -> list[tuple[str, str]]:
-        return [(mount.record.mount.device_number, mount.container) for mount in self.mounts]
+        """Return the device numbers of all mounts with their containers, also of those that were unmounted lazily and are in use.
+
+        A container can keep these for as long as it likes, and each takes memory of the node's.
+        """
+        mounted = [(mount.record.mount.device_number, mount.container) for mount in self.mounts]
+        return mounted + [(life.mount.device_number, container) for life, container in self._detached.items()]
 
     def _mounted(self, record: DeviceRecord, answer: tuple[Any, ...], fds: list[int]) -> int:
         """Follow what a process has mounted. Return the fd that serves it. Raises Refused, and OSError where it has ended already."""
@@ -269,10 +279,13 @@ class DeviceRequests:
         connection = connection or mount.kernel.take_if_used(mount.record.mount.device_number)
         mount.kernel.close()
         if connection is not None:
-            life = DetachedLife(mount.record.mount, connection, mount.kernel, self._log, self._detached.remove)
-            self._detached.append(life)
+            life = DetachedLife(mount.record.mount, connection, mount.kernel, self._log, self._forget_detached)
+            self._detached[life] = mount.container
             life.begin()
         self._in_background(mount.place.drop())
+
+    def _forget_detached(self, life: DetachedLife) -> None:
+        del self._detached[life]
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -7,7 +7,7 @@ containers from hiding what their engine has put in place, and from making the d
 import stat
 from collections.abc import Collection
 from dataclasses import dataclass
-from errno import EACCES, EPERM
+from errno import EACCES, ENOSPC, EPERM
 
 from driver.linux.syscalls import FileInfo
 from fusermount3_proxy.wire.mountinfo import Mount
@@ -93,6 +93,11 @@ def check(mountpoint: Mountpoint, caller: Caller, shown: str, own_devices: Colle
     if mount.shared:
         return Refusal(EPERM, f"mounting on {shown} is forbidden: the mount would appear outside of the container (shared propagation)")
     return None if caller.is_privileged else _check_access(info, caller, shown)
+
+
+def too_many_mounts(most: int) -> Refusal:
+    """Return why nothing more is mounted in a container that has `most` mounts, in the words of fusermount3."""
+    return Refusal(ENOSPC, f"too many FUSE filesystems mounted; this fuse device allows {most} (--fuse-mounts-max)")
 
 
 def _where(path: bytes, forbidden: bytes) -> str:

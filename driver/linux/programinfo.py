@@ -5,10 +5,12 @@ process may have takes 20 ms. So only files are read whose length the pod does n
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 _HELPER = "fuserm"  # in the name of the process that libfuse's callers start; the kernel keeps 15 bytes of it
+_CONTAINER = re.compile("[0-9a-f]{64}")
 _PROCESSES_OF_HELPER = 2  # of a single-file helper
 
 
@@ -43,6 +45,19 @@ def program_behind(pid: int) -> Program | None:
                 return found
             found = parent
     return found
+
+
+def engines_container(pid: int) -> str:
+    """Return the id that a container engine has given to the container of process `pid`; "" where it is in none, or that is not known.
+
+    Engines name a container's control group after it (cgroups(7)), and the container cannot leave that.
+    """
+    try:
+        groups = Path(f"/proc/{pid}/cgroup").read_text(errors="replace")
+    except OSError:
+        return ""
+    found = _CONTAINER.search(groups)
+    return "" if found is None else found[0]
 
 
 def _find(pid: int) -> Program | None:
