@@ -268,11 +268,16 @@ def status(admin_socket: str, volumes: tuple[str, ...], output: str) -> None:
             raise click.ClickException(f"there is no volume {name!r}; status without a name lists all volumes")
     meant = [_status_of(volume) for volume in listed if not volumes or any(_is_meant(name, volume) for name in volumes)]
     if output == "json":
-        click.echo(json.dumps({"version": answer.version, "problem": answer.problem, "volumes": meant}, indent=2))
+        found: dict[str, object] = {"version": answer.version, "problem": answer.problem, "volumes": meant}
+        if not volumes:
+            found["devices"] = [devicecommands.as_json(each) for each in answer.devices]
+        click.echo(json.dumps(found, indent=2))
     else:
         columns = _WIDE if output == "wide" else _COLUMNS
         click.echo(f"meta-fuse-csi-plugin {answer.version}: {_readiness(answer.problem)}")
         print_table([[_cell(volume, key, output == "wide") for key in columns] for volume in meant], columns)
+        if answer.devices and not volumes:
+            devicecommands.print_devices(answer.devices)
     if answer.problem:
         sys.exit(1)
 

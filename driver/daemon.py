@@ -74,6 +74,7 @@ def serve(settings: Settings) -> None:
     cgroup2 = controlgroups.options_of_version_2()
     # 3. Capabilities belong to threads, so they are dropped before there are any. The processes that enter the namespaces of containers
     # need some that the driver itself does not need, so their starter is forked before that.
+    device_problem = nodecheck.device_problem()
     namespaces = Starter(privileges.keep_for_namespaces) if settings.fuse_devices else None
     try:
         privileges.drop_unused()
@@ -89,11 +90,16 @@ def serve(settings: Settings) -> None:
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     loop.set_exception_handler(handle_loop_exception)
-    loop.run_until_complete(_serve(settings, metrics_listener, inotify, starter, namespaces))
+    loop.run_until_complete(_serve(settings, metrics_listener, inotify, starter, namespaces, device_problem))
 
 
 async def _serve(
-    settings: Settings, metrics_listener: socket.socket | None, inotify: int, starter: Starter, namespaces: Starter | None
+    settings: Settings,
+    metrics_listener: socket.socket | None,
+    inotify: int,
+    starter: Starter,
+    namespaces: Starter | None,
+    device_problem: str,
 ) -> None:
     # 5. Another driver, and signals.
     await refuse_if_served(settings.csi_socket, "--endpoint")
@@ -116,7 +122,7 @@ async def _serve(
             stack.callback(volumes.release)
             standalone = Standalone(volumes, f"{settings.run_dir}/volumes")
             standalone.prepare()
-            devices = None if namespaces is None else Devices(settings, workspace, files, namespaces)
+            devices = None if namespaces is None else Devices(settings, workspace, files, namespaces, device_problem)
             await volumes.restore(settings.pods_dir, standalone.root, () if devices is None else devices.recorded_devices)
             stack.callback(standalone.close)
         except OSError as error:
@@ -128,7 +134,7 @@ async def _serve(
         metrics_server = metricspage.MetricsServer()
         stack.callback(metrics_server.stop)
         if metrics_listener is not None:
-            metrics.start(volumes.by_state, volumes.troubled, volumes.detached)
+            metrics.start(volumes.by_state, volumes.troubled, volumes.detached, lambda: 0 if devices is None else devices.mounts())
             await metrics_server.start(metrics_listener)
             log.info(f"metrics are at {metricspage.url(metrics_listener)}")
         # 9. Pods have waited since the former driver ended. kubelet has waited as well, but it asks again.
@@ -155,7 +161,7 @@ async def _serve(
             if devices is not None:
                 devices.release()
             # 13. Leaving the `with` block closes the rest.
-            if not await volumes.settle(services.GRACE):
+            if not await volumes.settle(services.GRACE) or (devices is not None and devices.is_busy):
                 stack.pop_all()
 
 

@@ -6,6 +6,7 @@ As in cli.py, each command imports what it needs only when it runs.
 import json
 import re
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -90,16 +91,9 @@ def list_(admin_socket: str, output: str) -> None:
 
     devices = adminclient.devices(admin_socket)
     if output == "json":
-        click.echo(json.dumps([_as_json(each) for each in devices], indent=2))
+        click.echo(json.dumps([as_json(each) for each in devices], indent=2))
         return
-    rows = []
-    for each in devices:
-        for mount in each.mounts:
-            uid = str(mount.uid) if mount.HasField("uid") else ""
-            rows.append([each.name, each.owner, mount.container, mount.mountpoint, mount.fs_type, mount.source, _time(mount.since), uid])
-        if not each.mounts:
-            rows.append([each.name, each.owner, *[""] * 6])
-    print_table(rows, ("device", "owner", "container", "mountpoint", "type", "source", "since", "uid"))
+    print_devices(devices)
 
 
 @device.command(
@@ -142,7 +136,7 @@ def _path(path: str) -> str:
     return path
 
 
-def _as_json(device: "admin_pb2.Device") -> dict[str, object]:
+def as_json(device: "admin_pb2.Device") -> dict[str, object]:
     """Return a device as an object of the JSON output of `device list`. Do not change these keys, because other programs read them."""
     return {
         "name": device.name,
@@ -164,3 +158,15 @@ def _as_json(device: "admin_pb2.Device") -> dict[str, object]:
 
 def _time(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def print_devices(devices: "Sequence[admin_pb2.Device]") -> None:
+    """Print a table of fuse devices and of what is mounted with them."""
+    rows = []
+    for each in devices:
+        for mount in each.mounts:
+            uid = str(mount.uid) if mount.HasField("uid") else ""
+            rows.append([each.name, each.owner, mount.container, mount.mountpoint, mount.fs_type, mount.source, _time(mount.since), uid])
+        if not each.mounts:
+            rows.append([each.name, each.owner, *[""] * 6])
+    print_table(rows, ("device", "owner", "container", "mountpoint", "type", "source", "since", "uid"))

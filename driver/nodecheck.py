@@ -23,6 +23,10 @@ NO_HOST_PIDS = (
     "the driver is in a pid namespace of its own, so FUSE programs see 0 as the process id of every request, and some then refuse "
     "writes: give the driver's pod hostPID: true (Docker, Podman: --pid=host)"
 )
+NO_PEERS = (
+    "the driver is in a pid namespace of its own, and cannot find the containers that ask: give the driver's pod hostPID: true (Docker, "
+    "Podman: --pid=host)"
+)
 _PRIVILEGED = "give the driver's container securityContext.privileged: true (Docker, Podman: --privileged)"
 
 
@@ -80,6 +84,13 @@ def propagation_problem(pods_dir: str) -> str:
     )
 
 
+def device_problem() -> str:
+    """Return why no container could mount with a fuse device, and what to do; "" if it could. Call it before privileges are dropped."""
+    if lacking := privileges.missing_for_namespaces():
+        return _capabilities(lacking)
+    return "" if features.sees_host_pids() else NO_PEERS
+
+
 def notes(run_dir: str) -> Iterator[Note]:
     """Yield what the driver can do without, and whether this node has it."""
     release = os.uname().release
@@ -99,6 +110,8 @@ def notes(run_dir: str) -> Iterator[Note]:
         "before the FUSE program mounts, but not afterwards",
     )
     yield Note("pids of the node", features.sees_host_pids(), NO_HOST_PIDS)
+    problem = device_problem()
+    yield Note("fuse devices", not problem, problem)
 
 
 def _kernel(release: str) -> str:

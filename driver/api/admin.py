@@ -57,6 +57,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
             version=__version__,
             problem=utf8(self._problem()),
             volumes=[message_of(volume, examined) for volume, examined in zip(volumes, conditions, strict=True)],
+            devices=self._devices_in_use(),
         )
 
     @answers
@@ -88,6 +89,10 @@ class Admin(admin_pb2_grpc.AdminServicer):
         """List the fuse devices, and what is mounted through each."""
         devices = self._the_devices()
         return admin_pb2.ListDevicesResponse(devices=[device_message(each, devices.kit(each.name)) for each in devices.all()])
+
+    def _devices_in_use(self) -> list[admin_pb2.Device]:
+        devices = self._devices
+        return [] if devices is None else [device_message(each, devices.kit(each.name)) for each in devices.all() if each.mounts]
 
     def _the_devices(self) -> Devices:
         if self._devices is None:

@@ -40,8 +40,9 @@ _SEPARATOR = "_"  # of a resource and a device id; the names of `device add` hav
 class Devices:
     """Opens, finds and closes allocations."""
 
-    def __init__(self, settings: Settings, workspace: Workspace, files: FileWatch, starter: Starter) -> None:
-        """`starter` forks processes that may enter namespaces. Raises OSError."""
+    def __init__(self, settings: Settings, workspace: Workspace, files: FileWatch, starter: Starter, problem: str) -> None:
+        """`starter` forks processes that may enter namespaces. `problem` is why they could not mount, or "". Raises OSError."""
+        self._node_problem = problem
         self._folder = settings.fuse_dir
         self._cdi_dir = settings.cdi_dir
         self._kit = Kit(settings.fuse_dir, settings.fuse_dir_on_node, settings.client_tree)
@@ -84,12 +85,13 @@ class Devices:
 
     async def install(self) -> None:
         """Install what containers bind, and describe the fuse devices for container engines. What is wrong is logged."""
+        self.problem = self._node_problem
         try:
             await asyncio.to_thread(self._kit.install)
-            self.problem = ""
         except KitError as error:
-            self.problem = str(error)
-            log.info(f"no container gets a fuse device: {error}")
+            self.problem = self.problem or str(error)
+        if self.problem:
+            log.info(f"no container gets a fuse device: {self.problem}")
         if self._cdi_dir is not None:
             if not self.problem:
                 self._try_to_open(ANY)
@@ -130,6 +132,10 @@ class Devices:
 
     def __iter__(self) -> Iterator[Allocation]:
         return iter(list(self._allocations.values()))
+
+    def mounts(self) -> int:
+        """Return how many file systems containers have mounted."""
+        return sum(len(allocation.mounts) for allocation in self)
 
     def all(self) -> list[Allocation]:
         """Return all allocations."""

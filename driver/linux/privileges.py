@@ -87,6 +87,18 @@ def run_as_unused_uid(work: Callable[[], T]) -> T:
 
 def missing_capabilities() -> list[str]:
     """Return the names of the capabilities that the driver uses and that this process does not have."""
+    return _missing(_USED)
+
+
+def missing_for_namespaces() -> list[str]:
+    """Return the names of the capabilities that this process lacks of those that keep_for_namespaces() would keep.
+
+    Call it before drop_unused().
+    """
+    return _missing(_FOR_NAMESPACES)
+
+
+def _missing(used: dict[str, int]) -> list[str]:
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
-    return [name for name, capability in _USED.items() if not effective >> capability & 1]
+    return [name for name, capability in used.items() if not effective >> capability & 1]

@@ -97,7 +97,11 @@ def called(method: str, code: str) -> None:
 
 class _Instruments:
     def __init__(
-        self, volumes_by_state: Callable[[], Mapping[str, int]], troubled_volumes: Callable[[], int], detached_mounts: Callable[[], int]
+        self,
+        volumes_by_state: Callable[[], Mapping[str, int]],
+        troubled_volumes: Callable[[], int],
+        detached_mounts: Callable[[], int],
+        device_mounts: Callable[[], int],
     ) -> None:
         # prometheus_client imports this module for its HTTP servers, which need TLS. The packaged driver has no TLS library.
         unused: Any = ModuleType("prometheus_client.exposition")
@@ -117,7 +121,9 @@ class _Instruments:
                 text = "Volumes with warnings or trouble; 'meta-fuse-csi-plugin status' lists them."
                 troubled = GaugeMetricFamily("mfcp_troubled_volumes", text, troubled_volumes())
                 text = "FUSE file systems that were unmounted lazily and are still in use."
-                return [by_state, troubled, GaugeMetricFamily("mfcp_detached_mounts", text, detached_mounts())]
+                detached = GaugeMetricFamily("mfcp_detached_mounts", text, detached_mounts())
+                text = "FUSE file systems that containers have mounted with fuse devices."
+                return [by_state, troubled, detached, GaugeMetricFamily("mfcp_device_mounts", text, device_mounts())]
 
         self.registry: CollectorRegistry = CollectorRegistry()
         into = self.registry
@@ -151,11 +157,14 @@ _instruments: _Instruments | None = None
 
 
 def start(
-    volumes_by_state: Callable[[], Mapping[str, int]], troubled_volumes: Callable[[], int], detached_mounts: Callable[[], int]
+    volumes_by_state: Callable[[], Mapping[str, int]],
+    troubled_volumes: Callable[[], int],
+    detached_mounts: Callable[[], int],
+    device_mounts: Callable[[], int],
 ) -> None:
     """Count from now on. The functions are called when the metrics are read, and return numbers of volumes and of mounts."""
     global _instruments
-    _instruments = _Instruments(volumes_by_state, troubled_volumes, detached_mounts)
+    _instruments = _Instruments(volumes_by_state, troubled_volumes, detached_mounts, device_mounts)
 
 
 def text() -> bytes:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64river/api/rpc/admin.proto\x12\x1dmeta_fuse_csi_plugin.admin.v1\"D\n\x10\x41\x64\x64VolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tread_only\x18\x02 \x01(\x08\x12\x0f\n\x07options\x18\x03 \x01(\t\"#\n\x13RemoveVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x16\n\x14RemoveVolumeResponse\"$\n\x12\x41\x62ortVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\"\x15\n\x13\x41\x62ortVolumeResponse\"\x14\n\x12ListVolumesRequest\"M\n\x13ListVolumesResponse\x12\x36\n\x07volumes\x18\x01 \x03(\x0b\x32%.meta_fuse_csi_plugin.admin.v1.Volume\"\x12\n\x10GetStatusRequest\"m\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07problem\x18\x02 \x01(\t\x12\x36\n\x07volumes\x18\x03 \x03(\x0b\x32%.meta_fuse_csi_plugin.admin.v1.Volume\"\x15\n\x13GetReadinessRequest\"\'\n\x14GetReadinessResponse\x12\x0f\n\x07problem\x18\x01 \x01(\t\"\xf8\x01\n\x06Volume\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03pod\x18\x02 \x01(\t\x12\x13\n\x0btarget_path\x18\x03 \x01(\t\x12\x13\n\x0bsocket_path\x18\x04 \x01(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0e\n\x06source\x18\x06 \x01(\t\x12\x0f\n\x07\x66s_type\x18\x07 \x01(\t\x12\x11\n\tread_only\x18\x08 \x01(\x08\x12\x10\n\x08warnings\x18\t \x03(\t\x12\r\n\x05since\x18\n \x01(\x03\x12\x0e\n\x06mounts\x18\x0b \x01(\x03\x12\x10\n\x08\x61\x62normal\x18\x0c \x01(\x08\x12\x11\n\tcondition\x18\r \x01(\t\x12\x10\n\x08\x64\x65tached\x18\x0e \x01(\x05\".\n\x10\x41\x64\x64\x44\x65viceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\"#\n\x13RemoveDeviceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x16\n\x14RemoveDeviceResponse\"\"\n\x12\x41\x62ortDeviceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13\x41\x62ortDeviceResponse\"\x14\n\x12ListDevicesRequest\"M\n\x13ListDevicesResponse\x12\x36\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32%.meta_fuse_csi_plugin.admin.v1.Device\"\xea\x01\n\x06\x44\x65vice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x15\n\rsocket_folder\x18\x03 \x01(\t\x12\x35\n\x05\x62inds\x18\x04 \x03(\x0b\x32&.meta_fuse_csi_plugin.admin.v1.KitBind\x12\x39\n\x07\x64\x65vices\x18\x05 \x03(\x0b\x32(.meta_fuse_csi_plugin.admin.v1.KitDevice\x12:\n\x06mounts\x18\x06 \x03(\x0b\x32*.meta_fuse_csi_plugin.admin.v1.DeviceMount\"<\n\x07KitBind\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x11\n\tread_only\x18\x03 \x01(\x08\"@\n\tKitDevice\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x13\n\x0bpermissions\x18\x03 \x01(\t\"~\n\x0b\x44\x65viceMount\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12\x12\n\nmountpoint\x18\x02 \x01(\t\x12\x0f\n\x07\x66s_type\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\r\n\x05since\x18\x05 \x01(\x03\x12\x10\n\x03uid\x18\x06 \x01(\x03H\x00\x88\x01\x01\x42\x06\n\x04_uid2\x98\t\n\x05\x41\x64min\x12\x65\n\tAddVolume\x12/.meta_fuse_csi_plugin.admin.v1.AddVolumeRequest\x1a%.meta_fuse_csi_plugin.admin.v1.Volume\"\x00\x12y\n\x0cRemoveVolume\x12\x32.meta_fuse_csi_plugin.admin.v1.RemoveVolumeRequest\x1a\x33.meta_fuse_csi_plugin.admin.v1.RemoveVolumeResponse\"\x00\x12v\n\x0b\x41\x62ortVolume\x12\x31.meta_fuse_csi_plugin.admin.v1.AbortVolumeRequest\x1a\x32.meta_fuse_csi_plugin.admin.v1.AbortVolumeResponse\"\x00\x12v\n\x0bListVolumes\x12\x31.meta_fuse_csi_plugin.admin.v1.ListVolumesRequest\x1a\x32.meta_fuse_csi_plugin.admin.v1.ListVolumesResponse\"\x00\x12p\n\tGetStatus\x12/.meta_fuse_csi_plugin.admin.v1.GetStatusRequest\x1a\x30.meta_fuse_csi_plugin.admin.v1.GetStatusResponse\"\x00\x12y\n\x0cGetReadiness\x12\x32.meta_fuse_csi_plugin.admin.v1.GetReadinessRequest\x1a\x33.meta_fuse_csi_plugin.admin.v1.GetReadinessResponse\"\x00\x12\x65\n\tAddDevice\x12/.meta_fuse_csi_plugin.admin.v1.AddDeviceRequest\x1a%.meta_fuse_csi_plugin.admin.v1.Device\"\x00\x12y\n\x0cRemoveDevice\x12\x32.meta_fuse_csi_plugin.admin.v1.RemoveDeviceRequest\x1a\x33.meta_fuse_csi_plugin.admin.v1.RemoveDeviceResponse\"\x00\x12v\n\x0b\x41\x62ortDevice\x12\x31.meta_fuse_csi_plugin.admin.v1.AbortDeviceRequest\x1a\x32.meta_fuse_csi_plugin.admin.v1.AbortDeviceResponse\"\x00\x12v\n\x0bListDevices\x12\x31.meta_fuse_csi_plugin.admin.v1.ListDevicesRequest\x1a\x32.meta_fuse_csi_plugin.admin.v1.ListDevicesResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64river/api/rpc/admin.proto\x12\x1dmeta_fuse_csi_plugin.admin.v1\"D\n\x10\x41\x64\x64VolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tread_only\x18\x02 \x01(\x08\x12\x0f\n\x07options\x18\x03 \x01(\t\"#\n\x13RemoveVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x16\n\x14RemoveVolumeResponse\"$\n\x12\x41\x62ortVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\"\x15\n\x13\x41\x62ortVolumeResponse\"\x14\n\x12ListVolumesRequest\"M\n\x13ListVolumesResponse\x12\x36\n\x07volumes\x18\x01 \x03(\x0b\x32%.meta_fuse_csi_plugin.admin.v1.Volume\"\x12\n\x10GetStatusRequest\"\xa5\x01\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07problem\x18\x02 \x01(\t\x12\x36\n\x07volumes\x18\x03 \x03(\x0b\x32%.meta_fuse_csi_plugin.admin.v1.Volume\x12\x36\n\x07\x64\x65vices\x18\x04 \x03(\x0b\x32%.meta_fuse_csi_plugin.admin.v1.Device\"\x15\n\x13GetReadinessRequest\"\'\n\x14GetReadinessResponse\x12\x0f\n\x07problem\x18\x01 \x01(\t\"\xf8\x01\n\x06Volume\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03pod\x18\x02 \x01(\t\x12\x13\n\x0btarget_path\x18\x03 \x01(\t\x12\x13\n\x0bsocket_path\x18\x04 \x01(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0e\n\x06source\x18\x06 \x01(\t\x12\x0f\n\x07\x66s_type\x18\x07 \x01(\t\x12\x11\n\tread_only\x18\x08 \x01(\x08\x12\x10\n\x08warnings\x18\t \x03(\t\x12\r\n\x05since\x18\n \x01(\x03\x12\x0e\n\x06mounts\x18\x0b \x01(\x03\x12\x10\n\x08\x61\x62normal\x18\x0c \x01(\x08\x12\x11\n\tcondition\x18\r \x01(\t\x12\x10\n\x08\x64\x65tached\x18\x0e \x01(\x05\".\n\x10\x41\x64\x64\x44\x65viceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04user\x18\x02 \x01(\t\"#\n\x13RemoveDeviceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x16\n\x14RemoveDeviceResponse\"\"\n\x12\x41\x62ortDeviceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13\x41\x62ortDeviceResponse\"\x14\n\x12ListDevicesRequest\"M\n\x13ListDevicesResponse\x12\x36\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32%.meta_fuse_csi_plugin.admin.v1.Device\"\xea\x01\n\x06\x44\x65vice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x15\n\rsocket_folder\x18\x03 \x01(\t\x12\x35\n\x05\x62inds\x18\x04 \x03(\x0b\x32&.meta_fuse_csi_plugin.admin.v1.KitBind\x12\x39\n\x07\x64\x65vices\x18\x05 \x03(\x0b\x32(.meta_fuse_csi_plugin.admin.v1.KitDevice\x12:\n\x06mounts\x18\x06 \x03(\x0b\x32*.meta_fuse_csi_plugin.admin.v1.DeviceMount\"<\n\x07KitBind\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x11\n\tread_only\x18\x03 \x01(\x08\"@\n\tKitDevice\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x13\n\x0bpermissions\x18\x03 \x01(\t\"~\n\x0b\x44\x65viceMount\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12\x12\n\nmountpoint\x18\x02 \x01(\t\x12\x0f\n\x07\x66s_type\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\r\n\x05since\x18\x05 \x01(\x03\x12\x10\n\x03uid\x18\x06 \x01(\x03H\x00\x88\x01\x01\x42\x06\n\x04_uid2\x98\t\n\x05\x41\x64min\x12\x65\n\tAddVolume\x12/.meta_fuse_csi_plugin.admin.v1.AddVolumeRequest\x1a%.meta_fuse_csi_plugin.admin.v1.Volume\"\x00\x12y\n\x0cRemoveVolume\x12\x32.meta_fuse_csi_plugin.admin.v1.RemoveVolumeRequest\x1a\x33.meta_fuse_csi_plugin.admin.v1.RemoveVolumeResponse\"\x00\x12v\n\x0b\x41\x62ortVolume\x12\x31.meta_fuse_csi_plugin.admin.v1.AbortVolumeRequest\x1a\x32.meta_fuse_csi_plugin.admin.v1.AbortVolumeResponse\"\x00\x12v\n\x0bListVolumes\x12\x31.meta_fuse_csi_plugin.admin.v1.ListVolumesRequest\x1a\x32.meta_fuse_csi_plugin.admin.v1.ListVolumesResponse\"\x00\x12p\n\tGetStatus\x12/.meta_fuse_csi_plugin.admin.v1.GetStatusRequest\x1a\x30.meta_fuse_csi_plugin.admin.v1.GetStatusResponse\"\x00\x12y\n\x0cGetReadiness\x12\x32.meta_fuse_csi_plugin.admin.v1.GetReadinessRequest\x1a\x33.meta_fuse_csi_plugin.admin.v1.GetReadinessResponse\"\x00\x12\x65\n\tAddDevice\x12/.meta_fuse_csi_plugin.admin.v1.AddDeviceRequest\x1a%.meta_fuse_csi_plugin.admin.v1.Device\"\x00\x12y\n\x0cRemoveDevice\x12\x32.meta_fuse_csi_plugin.admin.v1.RemoveDeviceRequest\x1a\x33.meta_fuse_csi_plugin.admin.v1.RemoveDeviceResponse\"\x00\x12v\n\x0b\x41\x62ortDevice\x12\x31.meta_fuse_csi_plugin.admin.v1.AbortDeviceRequest\x1a\x32.meta_fuse_csi_plugin.admin.v1.AbortDeviceResponse\"\x00\x12v\n\x0bListDevices\x12\x31.meta_fuse_csi_plugin.admin.v1.ListDevicesRequest\x1a\x32.meta_fuse_csi_plugin.admin.v1.ListDevicesResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,36 +47,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTVOLUMESRESPONSE']._serialized_end=352
   _globals['_GETSTATUSREQUEST']._serialized_start=354
   _globals['_GETSTATUSREQUEST']._serialized_end=372
-  _globals['_GETSTATUSRESPONSE']._serialized_start=374
-  _globals['_GETSTATUSRESPONSE']._serialized_end=483
-  _globals['_GETREADINESSREQUEST']._serialized_start=485
-  _globals['_GETREADINESSREQUEST']._serialized_end=506
-  _globals['_GETREADINESSRESPONSE']._serialized_start=508
-  _globals['_GETREADINESSRESPONSE']._serialized_end=547
-  _globals['_VOLUME']._serialized_start=550
-  _globals['_VOLUME']._serialized_end=798
-  _globals['_ADDDEVICEREQUEST']._serialized_start=800
-  _globals['_ADDDEVICEREQUEST']._serialized_end=846
-  _globals['_REMOVEDEVICEREQUEST']._serialized_start=848
-  _globals['_REMOVEDEVICEREQUEST']._serialized_end=883
-  _globals['_REMOVEDEVICERESPONSE']._serialized_start=885
-  _globals['_REMOVEDEVICERESPONSE']._serialized_end=907
-  _globals['_ABORTDEVICEREQUEST']._serialized_start=909
-  _globals['_ABORTDEVICEREQUEST']._serialized_end=943
-  _globals['_ABORTDEVICERESPONSE']._serialized_start=945
-  _globals['_ABORTDEVICERESPONSE']._serialized_end=966
-  _globals['_LISTDEVICESREQUEST']._serialized_start=968
-  _globals['_LISTDEVICESREQUEST']._serialized_end=988
-  _globals['_LISTDEVICESRESPONSE']._serialized_start=990
-  _globals['_LISTDEVICESRESPONSE']._serialized_end=1067
-  _globals['_DEVICE']._serialized_start=1070
-  _globals['_DEVICE']._serialized_end=1304
-  _globals['_KITBIND']._serialized_start=1306
-  _globals['_KITBIND']._serialized_end=1366
-  _globals['_KITDEVICE']._serialized_start=1368
-  _globals['_KITDEVICE']._serialized_end=1432
-  _globals['_DEVICEMOUNT']._serialized_start=1434
-  _globals['_DEVICEMOUNT']._serialized_end=1560
-  _globals['_ADMIN']._serialized_start=1563
-  _globals['_ADMIN']._serialized_end=2739
+  _globals['_GETSTATUSRESPONSE']._serialized_start=375
+  _globals['_GETSTATUSRESPONSE']._serialized_end=540
+  _globals['_GETREADINESSREQUEST']._serialized_start=542
+  _globals['_GETREADINESSREQUEST']._serialized_end=563
+  _globals['_GETREADINESSRESPONSE']._serialized_start=565
+  _globals['_GETREADINESSRESPONSE']._serialized_end=604
+  _globals['_VOLUME']._serialized_start=607
+  _globals['_VOLUME']._serialized_end=855
+  _globals['_ADDDEVICEREQUEST']._serialized_start=857
+  _globals['_ADDDEVICEREQUEST']._serialized_end=903
+  _globals['_REMOVEDEVICEREQUEST']._serialized_start=905
+  _globals['_REMOVEDEVICEREQUEST']._serialized_end=940
+  _globals['_REMOVEDEVICERESPONSE']._serialized_start=942
+  _globals['_REMOVEDEVICERESPONSE']._serialized_end=964
+  _globals['_ABORTDEVICEREQUEST']._serialized_start=966
+  _globals['_ABORTDEVICEREQUEST']._serialized_end=1000
+  _globals['_ABORTDEVICERESPONSE']._serialized_start=1002
+  _globals['_ABORTDEVICERESPONSE']._serialized_end=1023
+  _globals['_LISTDEVICESREQUEST']._serialized_start=1025
+  _globals['_LISTDEVICESREQUEST']._serialized_end=1045
+  _globals['_LISTDEVICESRESPONSE']._serialized_start=1047
+  _globals['_LISTDEVICESRESPONSE']._serialized_end=1124
+  _globals['_DEVICE']._serialized_start=1127
+  _globals['_DEVICE']._serialized_end=1361
+  _globals['_KITBIND']._serialized_start=1363
+  _globals['_KITBIND']._serialized_end=1423
+  _globals['_KITDEVICE']._serialized_start=1425
+  _globals['_KITDEVICE']._serialized_end=1489
+  _globals['_DEVICEMOUNT']._serialized_start=1491
+  _globals['_DEVICEMOUNT']._serialized_end=1617
+  _globals['_ADMIN']._serialized_start=1620
+  _globals['_ADMIN']._serialized_end=2796
 # @@protoc_insertion_point(module_scope)

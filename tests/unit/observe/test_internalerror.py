@@ -21,7 +21,7 @@ def propagated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_is_logged_with_a_traceback_and_counted(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(metrics, "_instruments", None)
-    metrics.start(dict, lambda: 0, lambda: 0)
+    metrics.start(dict, lambda: 0, lambda: 0, lambda: 0)
     try:
         fail()
     except KeyError:

@@ -20,7 +20,7 @@ LINE = re.compile(r'([a-z_]+)(?:\{((?:[a-z]+="[^"\\\n]*",?)+)\})? (\S+)')
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(metrics, "_instruments", None)
-    metrics.start(lambda: {"waiting": 2, "mounted": 1, "dead": 0}, lambda: 1, lambda: 3)
+    metrics.start(lambda: {"waiting": 2, "mounted": 1, "dead": 0}, lambda: 1, lambda: 3, lambda: 4)
     yield
 
 
@@ -121,7 +121,7 @@ CODE = """
 import sys
 from driver.observe import metrics
 assert not [name for name in sys.modules if name.startswith("prometheus_client")]
-metrics.start(dict, int, int)
+metrics.start(dict, int, int, int)
 metrics.text()
 print(*sorted(sys.modules))
 """

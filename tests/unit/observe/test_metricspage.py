@@ -20,7 +20,7 @@ T = TypeVar("T")
 @pytest.fixture(autouse=True)
 def started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_instruments", None)
-    metrics.start(lambda: {"waiting": 0}, lambda: 0, lambda: 0)
+    metrics.start(lambda: {"waiting": 0}, lambda: 0, lambda: 0, lambda: 0)
 
 
 @pytest.mark.parametrize(

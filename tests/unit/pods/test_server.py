@@ -205,7 +205,7 @@ def internal_errors(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFi
     """Return a function that returns how many internal errors were reported. caplog has their tracebacks."""
     monkeypatch.setattr(log, "propagate", True)
     monkeypatch.setattr(metrics, "_instruments", None)
-    metrics.start(dict, lambda: 0, lambda: 0)
+    metrics.start(dict, lambda: 0, lambda: 0, lambda: 0)
 
     def number() -> int:
         (line,) = [line for line in metrics.text().decode().splitlines() if line.startswith("mfcp_internal_errors_total ")]
