@@ -276,10 +276,13 @@ class DeviceRequests:
             self._left[mount.mountpoint] = None
             if len(self._left) > limits.DEVICE_LEFT_MAX:
                 del self._left[next(iter(self._left))]
-        connection = connection or mount.kernel.take_if_used(mount.record.mount.device_number)
+        value = mount.record.mount
+        if connection is None and end is End.ASKED:
+            # A copy of its mount namespace may have it still (unshare(1)). Its device node has gone with the mount.
+            connection, value = mount.kernel.take_if_used(value.device_number), replace(value, device=None)
         mount.kernel.close()
         if connection is not None:
-            life = DetachedLife(mount.record.mount, connection, mount.kernel, self._log, self._forget_detached)
+            life = DetachedLife(value, connection, mount.kernel, self._log, self._forget_detached)
             self._detached[life] = mount.container
             life.begin()
         self._in_background(mount.place.drop())

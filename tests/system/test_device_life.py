@@ -139,3 +139,15 @@ def test_the_container_may_be_one_of_a_pod_with_one_pid_namespace(device: Device
     container.check(f"mkdir {FOLDER} && {BINDFS} /source {FOLDER}")
     device.stop(container)
     wait_until("nothing is recorded", lambda: device.records() == [])
+
+
+def test_a_copy_of_the_mount_namespace_keeps_the_file_system(device: Device, node: Node) -> None:
+    container = device.container([Bind(source(node), "/source")], ["--device=/dev/fuse", "--cap-add=SYS_ADMIN"])
+    container.check(f"mkdir {FOLDER} && chown 1234 {FOLDER} && {USER} {BINDFS} /source {FOLDER}")
+    script = f"echo there; while [ ! -e /tmp/go ]; do sleep 0.02; done; {USER} cat {FOLDER}/file"
+    copy = container.start(f"unshare --mount sh -c '{script}'")
+    copy.wait_until_it_says("there")
+    container.check(f"fusermount3 -u {FOLDER} && touch /tmp/go")
+    copy.wait_until_it_says("content")
+    assert copy.wait() == 0
+    assert "noticed late" not in node.driver.log
