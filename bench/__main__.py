@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests/system"), str(ROOT / "tests")]
 import pytest  # noqa: E402
 from harness import driver  # noqa: E402
 
-from bench import calls, containers, sizes, startup, table, volumes  # noqa: E402
+from bench import calls, containers, devices, sizes, startup, table, volumes  # noqa: E402
 from bench.place import Bench, BenchError, Peer, private_place  # noqa: E402
 from bench.rows import SUBJECTS  # noqa: E402
 
@@ -27,6 +27,7 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "containers": containers.measure,
     "calls": calls.measure,
     "volumes": volumes.measure,
+    "devices": devices.measure,
     "sizes": sizes.measure,
 }
 

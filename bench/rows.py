@@ -9,8 +9,9 @@ C = "C"  # libfuse's fusermount3, with privileges
 GRPC = "grpcio"  # a grpc.aio server whose methods do nothing
 NATIVE = "native"  # the same FUSE program, mounted by root without us
 ALONE = "alone"  # ours, without the load that the row adds
+VOLUME = "volume"  # ours, with a volume in place of a fuse device
 GO = "Go"  # the Go plugin: the only peer that bounds.toml has bounds for
-SUBJECTS = (OURS, BARE, C, GRPC, NATIVE, ALONE)  # names that a peer cannot have
+SUBJECTS = (OURS, BARE, C, GRPC, NATIVE, ALONE, VOLUME)  # names that a peer cannot have
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,13 @@ ROWS = [
     Row("death-removed", "a FUSE program's death to the dead mount's removal, p99", "ms", statistic="p99"),
     Row("death-mounted", "a FUSE program's death to mounted again, p99", "ms", statistic="p99"),
     Row("killed", "driver killed to all of 1,000 volumes answering", "ms", GRPC),
+    Row("device-bindfs", "with a fuse device in a container: bindfs, start to mounted", "ms", VOLUME),
+    Row("device-cycle", "with a fuse device: mounts and unmounts, one after the other", "/s", more_is_better=True),
+    Row("device-many", "with a fuse device: a mount and its unmount beside ten times as many containers", "ms", ALONE),
+    Row("device-death", "with a fuse device: a program's death to its mount's removal, p99", "ms", statistic="p99"),
+    Row("device-memory-waiting", "driver's memory per fuse device", "KiB"),
+    Row("device-memory-mounted", "driver's memory per mount with a fuse device", "KiB"),
+    Row("device-container", "start of a container with a fuse device", "ms", ALONE),
     Row("data-write", "data path: sequential write", "ms", NATIVE),
     Row("data-read", "data path: sequential read", "ms", NATIVE),
     Row("data-random-write", "data path: random write", "ms", NATIVE),

@@ -172,14 +172,14 @@ def drivers(bench: Bench, is_alone: bool = True) -> dict[str, Server]:
     return {name: driver_of(bench, name, is_alone) for name in (OURS, *([bench.peer.name] if bench.peer else []))}
 
 
-def driver_of(bench: Bench, name: str, is_alone: bool = True) -> Server:
+def driver_of(bench: Bench, name: str, is_alone: bool = True, options: Sequence[str] = ()) -> Server:
     """Return the peer's driver for its name, and ours for any other; its records and sockets are on the bench's tmpfs."""
     folder = _folder(bench, name)
     command = [str(bench.peer.driver)] if bench.peer and name == bench.peer.name else driver.command()
     command += ["--endpoint", f"unix:{folder}/csi.sock", "--nodeid", "bench", "--v", "5"]
     if name != GO:  # the Go plugin does not have these options
         command += ["--run-dir", f"{folder}/run", "--admin-socket", f"{folder}/admin.sock"]
-    return Server(name, folder, command, is_alone)
+    return Server(name, folder, [*command, *options], is_alone)
 
 
 def grpcio(bench: Bench) -> Server:
