@@ -20,7 +20,7 @@ def place(
     uid: int = 1000,
     gid: int = 1000,
     fstype: str = "overlay",
-    path: bytes = b"/home/u/m",
+    path: bytes = b"/mnt/m",
     path_in_namespace: bytes = b"",
     shared: bool = False,
     device: str = "0:50",
