@@ -1,7 +1,8 @@
 """One allocation: a fuse device that was given to a container or to some, with a socket of its own."""
 
 from driver.devices.mount import DeviceMount
-from driver.devices.requests import DeviceRequests, Shared
+from driver.devices.requests import DeviceRequests
+from driver.devices.shared import Shared
 from driver.devices.socket import DeviceSocket
 from driver.observe.logs import VolumeLog
 from driver.pods.server import Capacity, FdServer

@@ -20,7 +20,7 @@ from driver.devices.cdi import ANY
 from driver.devices.containers import Containers
 from driver.devices.kit import SOCKETS, Kit, KitError
 from driver.devices.records import DeviceRecord, DeviceRecords
-from driver.devices.requests import Shared
+from driver.devices.shared import Shared
 from driver.devices.socket import own_folder
 from driver.devices.visits import Visits
 from driver.linux.filewatch import FileWatch

@@ -9,13 +9,12 @@ from errno import EBUSY, EINVAL, EPROTO
 from typing import Any
 
 from driver.blocking.processes import NotAsked
-from driver.devices import namespace, rules
-from driver.devices.containers import Containers
+from driver.devices import attached, namespace, rules
 from driver.devices.kernel import CallersKernel
 from driver.devices.mount import DeviceMount, refused
-from driver.devices.records import DeviceRecord, DeviceRecords
-from driver.devices.visits import Visits
-from driver.linux.filewatch import FileWatch
+from driver.devices.records import DeviceRecord
+from driver.devices.shared import Shared
+from driver.devices.visits import Late
 from driver.linux.programinfo import engines_container, program_behind
 from driver.model import limits
 from driver.model.fusemount import FuseMount
@@ -26,25 +25,11 @@ from driver.mounts.connections import Connection
 from driver.mounts.detached import DetachedLife
 from driver.mounts.device import OpenDevice
 from driver.mounts.ownership import may_unmount
-from driver.mounts.workspace import Workspace
 from driver.observe import metrics
 from driver.observe.logs import VolumeLog
 from driver.observe.metrics import Operation, Timer
 from fusermount3_proxy.wire import fdpass
 from fusermount3_proxy.wire.protocol import MOUNTPOINT_FD, FindRequest, MountRequest, UnmountRequest, from_wire
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all allocations use."""
-
-    workspace: Workspace
-    files: FileWatch
-    visits: Visits
-    records: DeviceRecords
-    containers: Containers
-    mounts_max: int
-    may_allow_other: bool
 
 
 @dataclass
@@ -111,7 +96,9 @@ class DeviceRequests:
             is_known = True
         except NotAsked as error:
             raise Refused(f"mount failed: earlier mounts of this fuse device have not ended yet: {error.strerror}", EBUSY) from None
-        except TimeoutError:
+        except Late as late:
+            is_known = True
+            self._in_background(self._clean_up(record, late.ended))
             raise Refused("mount failed: the mountpoint is kept locked by another program", EBUSY) from None
         except OSError as error:
             self._log.debug(f"mount failed: {error}")
@@ -121,9 +108,7 @@ class DeviceRequests:
             if not is_known:
                 self._forget(record)
                 self._shared.workspace.devices.remove(opened.name)
-        self._log.activity(
-            f"mounted {arguments.fstype} {arguments.source!r} for uid {peer.uid}, pid {peer.pid}, at {_shown(request)!r}, in {took.stop()}"
-        )
+        self._log_mounted(request, peer, arguments, took)
         return fd
 
     async def prepare(self, request: MountRequest, peer: Peer) -> PreparedDeviceMount:
@@ -161,7 +146,7 @@ class DeviceRequests:
             self._shared.visits.mount(self._share(peer), limits.SYNC_MOUNT_WAIT, namespace.attach, *values, fds=fds)
         )
         first: set[asyncio.Future[Any]] = {visit, client_gone}
-        is_known = False
+        is_known = is_late = False
         self._reserved += 1
         try:
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
@@ -171,20 +156,20 @@ class DeviceRequests:
             answer, received = visit.result()
             os.close(self._mounted(record, answer, received))  # the program has one
             is_known = True
-        except TimeoutError:
+        except Late as late:
+            is_late = True
+            self._in_background(self._clean_up(record, late.ended))
             raise Refused("mount failed: the FUSE program did not answer INIT in time", EINVAL) from None
         except OSError as error:
             raise Refused(f"mount failed: {error.strerror}", error.errno or EINVAL) from None
         finally:
             self._reserved -= 1
             prepared.is_handed_on = True
-            if not is_known:
+            fdpass.close_all([prepared.fd, prepared.target])
+            if not is_known and not is_late:
                 self._forget(record)
-                self.discard(prepared.name, [prepared.fd, prepared.target])
-            else:
-                fdpass.close_all([prepared.fd, prepared.target])
-        text = f"mounted {arguments.fstype} {arguments.source!r} for uid {peer.uid}, pid {peer.pid}, at {_shown(request)!r}"
-        self._log.activity(f"{text}, in {took.stop()}")
+                self._shared.workspace.devices.remove(prepared.name)
+        self._log_mounted(request, peer, arguments, took)
 
     def discard(self, device: str, fds: list[int]) -> None:
         """Close the fds of a device that nobody has mounted, and remove its node."""
@@ -200,6 +185,10 @@ class DeviceRequests:
             too_many = rules.too_many_mounts(self._shared.mounts_max)
             raise Refused(too_many.text, too_many.errno)
         return arguments
+
+    def _log_mounted(self, request: MountRequest, peer: Peer, arguments: DetachedArguments, took: Timer) -> None:
+        what = f"{arguments.fstype} {arguments.source!r} for uid {peer.uid}, pid {peer.pid}, at {_shown(request)!r}"
+        self._log.activity(f"mounted {what}, in {took.stop()}")
 
     def _open_device(self) -> OpenDevice:
         try:
@@ -286,6 +275,20 @@ class DeviceRequests:
             self._detached[life] = mount.container
             life.begin()
         self._in_background(mount.place.drop())
+
+    async def _clean_up(self, record: DeviceRecord, ended: "asyncio.Future[None]") -> None:
+        """Detach what a process has mounted that was killed because it took too long. Its fd is closed, so it is dead."""
+        await asyncio.wait([ended])
+        mount = record.mount
+        known = [number for number, _ in self._own_devices()]
+        arguments = ((record.pid,), mount.source, mount.fstype, mount.mountpoint, known)
+        try:
+            await self._shared.visits.call(self._allocation, limits.VISIT_WAIT, attached.clean, *arguments)
+        except OSError as error:
+            self._log.warning(f"what was mounted too late may be left at {os.fsdecode(mount.mountpoint)!r}: {error.strerror}")
+        self._forget(record)
+        assert mount.device is not None
+        self._shared.workspace.devices.remove(mount.device)
 
     def _forget_detached(self, life: DetachedLife) -> None:
         del self._detached[life]

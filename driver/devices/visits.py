@@ -11,6 +11,14 @@ from driver.blocking.processes import Starter
 from driver.model import limits
 
 
+class Late(TimeoutError):
+    """Reports that a process took too long and was killed. Until `ended` is settled, it may do its work after all."""
+
+    def __init__(self, ended: "asyncio.Future[None]") -> None:
+        super().__init__(ETIMEDOUT, os.strerror(ETIMEDOUT))
+        self.ended = ended
+
+
 class Visits:
     """Makes these calls. An allocation has a few processes for mounting, and as many for all else, so that neither keeps the other."""
 
@@ -38,8 +46,8 @@ class Visits:
     ) -> tuple[Any, list[int]]:
         """Call a function of namespace.py in a process of its own. Return its result, and the fds that it returns, now the caller's.
 
-        Raises the OSError that it raises; TimeoutError if it takes longer than `limit` seconds, and then its process is killed; and
-        NotAsked if there is no room for a process within that time, because others wait in the container's file systems.
+        Raises the OSError that it raises; Late if it takes longer than `limit` seconds, and then its process is killed; and NotAsked if
+        there is no room for a process within that time, because others wait in the container's file systems.
         """
         return await self._call(self._asking, allocation, limit, function, arguments, fds)
 
@@ -50,5 +58,5 @@ class Visits:
             answer = process.do(function, *arguments, fds=fds)
             await asyncio.wait([answer], timeout=limit)  # unlike wait_for(), this does not cancel the answer
             if not answer.done():
-                raise TimeoutError(ETIMEDOUT, os.strerror(ETIMEDOUT))
+                raise Late(process.ended)
             return answer.result(), process.take_fds()

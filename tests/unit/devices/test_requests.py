@@ -15,7 +15,9 @@ from driver.blocking.processes import NotAsked
 from driver.devices import attached, namespace
 from driver.devices.containers import Containers
 from driver.devices.records import DeviceRecord
-from driver.devices.requests import DeviceRequests, Shared
+from driver.devices.requests import DeviceRequests
+from driver.devices.shared import Shared
+from driver.devices.visits import Late
 from driver.model.peer import Peer
 from driver.model.policy import NotMounted, Refused
 from driver.mounts.device import OpenDevice
@@ -172,11 +174,16 @@ async def test_a_mount_is_recorded_and_served() -> None:
 async def test_what_is_about_to_be_mounted_is_recorded_first() -> None:
     node = FakeNode()
     requests = requests_on(node)
-    node.outcome["mount"] = TimeoutError(110, "timed out")
+    ended = asyncio.get_running_loop().create_future()
+    node.outcome["mount"] = Late(ended)
     assert (await refused(requests.mount(mount_request(), USER))).errno == EBUSY
     (record,) = node.saved_at_call
     assert (record.mount.device_number, record.pid != 0) == ("", True)
-    assert (node.saved, node.held, requests.mounts) == ({}, {}, [])
+    # What the killed process may have mounted all the same is taken away when it has ended.
+    assert (list(node.saved.values()), "clean" in node.calls) == ([record], False)
+    ended.set_result(None)
+    await until(lambda: not node.saved)
+    assert (node.calls[-1], node.held, requests.mounts) == ("clean", {}, [])
 
 
 @pytest.mark.parametrize("fds", [(), ("mountpoint", "mountpoint"), ("other",)])
