@@ -37,6 +37,7 @@ class PreparedDeviceMount:
     """A /dev/fuse that a container has, and that is mounted when it says so (pods.handler.Prepared)."""
 
     requests: "DeviceRequests"
+    shared: Shared
     request: MountRequest
     peer: Peer
     arguments: DetachedArguments
@@ -53,7 +54,8 @@ class PreparedDeviceMount:
         """Close what it holds, unless mount() was called."""
         if not self.is_handed_on:
             self.is_handed_on = True
-            self.requests.discard(self.name, [self.fd, self.target])
+            fdpass.close_all([self.fd, self.target])
+            self.shared.workspace.devices.remove(self.name)
 
 
 class DeviceRequests:
@@ -126,7 +128,7 @@ class DeviceRequests:
                 raise refused(rest)
             target, fd = fds
             is_kept = True
-            return PreparedDeviceMount(self, request, peer, arguments, opened.name, fd, target)
+            return PreparedDeviceMount(self, self._shared, request, peer, arguments, opened.name, fd, target)
         except OSError as error:
             raise Refused(f"mount failed: {error.strerror}", error.errno or EINVAL) from None
         finally:
@@ -170,11 +172,6 @@ class DeviceRequests:
                 self._forget(record)
                 self._shared.workspace.devices.remove(prepared.name)
         self._log_mounted(request, peer, arguments, took)
-
-    def discard(self, device: str, fds: list[int]) -> None:
-        """Close the fds of a device that nobody has mounted, and remove its node."""
-        fdpass.close_all(fds)
-        self._shared.workspace.devices.remove(device)
 
     def _admit(self, request: MountRequest) -> DetachedArguments:
         """Return the arguments of a mount. Raises Refused."""
