@@ -12,7 +12,6 @@ from driver.devices.namespace import DONE, REFUSED
 from driver.devices.node import Node, enter, enter_namespace, first_process_of
 from driver.devices.peer import NotAllowed, examine
 from driver.linux import syscalls
-from fusermount3_proxy.wire import fdpass
 from fusermount3_proxy.wire.mountinfo import Mount
 
 _DEAD = (ENOTCONN, ECONNABORTED)
@@ -122,11 +121,6 @@ def clean(pids: Sequence[int], source: str, fstype: str, mountpoint: bytes, know
                         return True
         return False
     return False
-
-
-def drop(*fds: int) -> None:
-    """Close fds that may be the last ones of their files: a file system can make who closes them wait."""
-    fdpass.close_all(list(fds))
 
 
 def _become(uid: int, gid: int) -> None:

@@ -84,16 +84,10 @@ class CallersPlace:
             os.close(process)
 
     async def drop(self) -> None:
-        """Close the kept fd, in a process: who closes the last fd of a file can have to wait for its file system."""
-        if self._kept < 0:
-            return
-        kept, self._kept = self._kept, -1
-        try:
-            await self._visits.call(self._record.allocation, limits.VISIT_WAIT, attached.drop, fds=[kept])
-        except OSError:
-            pass  # the process has its copy still, or there is none and nothing else can be done
-        finally:
-            os.close(kept)
+        """Close the kept fd."""
+        if self._kept >= 0:
+            kept, self._kept = self._kept, -1
+            await self._visits.drop(self._record.allocation, [kept])
 
 
 class DeviceMount:

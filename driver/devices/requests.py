@@ -50,11 +50,16 @@ class PreparedDeviceMount:
         """Mount it, unless `client_gone` is settled before the program has answered INIT. Raises Refused."""
         await self.requests.mount_prepared(self, client_gone)
 
+    def close(self) -> None:
+        """Close what it holds."""
+        os.close(self.fd)
+        self.requests.in_background(self.shared.visits.drop(self.requests.allocation, [self.target]))
+
     def discard(self) -> None:
-        """Close what it holds, unless mount() was called."""
+        """Close what it holds and remove the device node, unless mount() was called."""
         if not self.is_handed_on:
             self.is_handed_on = True
-            fdpass.close_all([self.fd, self.target])
+            self.close()
             self.shared.workspace.devices.remove(self.name)
 
 
@@ -64,7 +69,7 @@ class DeviceRequests:
     def __init__(self, allocation: str, shared: Shared, log: VolumeLog, is_shared: bool) -> None:
         """`is_shared` is whether several containers may have the allocation; then each may have as many mounts as one alone."""
         self._is_shared = is_shared
-        self._allocation = allocation
+        self.allocation = allocation
         self._shared = shared
         self._log = log
         self.mounts: list[DeviceMount] = []
@@ -100,7 +105,7 @@ class DeviceRequests:
             raise Refused(f"mount failed: earlier mounts of this fuse device have not ended yet: {error.strerror}", EBUSY) from None
         except Late as late:
             is_known = True
-            self._in_background(self._clean_up(record, late.ended))
+            self.in_background(self._clean_up(record, late.ended))
             raise Refused("mount failed: the mountpoint is kept locked by another program", EBUSY) from None
         except OSError as error:
             self._log.debug(f"mount failed: {error}")
@@ -144,30 +149,25 @@ class DeviceRequests:
         record = self._intent(request, peer, arguments, OpenDevice(prepared.name, prepared.fd))
         values = (peer.pid, _shown(request), arguments.options, arguments.attributes)
         fds = [peer.connection, prepared.fd, prepared.target]
-        visit = asyncio.get_running_loop().create_task(
-            self._shared.visits.mount(self._share(peer), limits.SYNC_MOUNT_WAIT, namespace.attach, *values, fds=fds)
-        )
-        first: set[asyncio.Future[Any]] = {visit, client_gone}
         is_known = is_late = False
         self._reserved += 1
         try:
-            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-            if not visit.done():
-                visit.cancel()
-                raise Refused("mount failed: the client has gone", EINVAL)
-            answer, received = visit.result()
+            answer, received = await self._shared.visits.mount(
+                self._share(peer), limits.SYNC_MOUNT_WAIT, namespace.attach, *values, fds=fds, give_up=client_gone
+            )
             os.close(self._mounted(record, answer, received))  # the program has one
             is_known = True
         except Late as late:
             is_late = True
-            self._in_background(self._clean_up(record, late.ended))
-            raise Refused("mount failed: the FUSE program did not answer INIT in time", EINVAL) from None
+            self.in_background(self._clean_up(record, late.ended))
+            reason = "the client has gone" if client_gone.done() else "the FUSE program did not answer INIT in time"
+            raise Refused(f"mount failed: {reason}", EINVAL) from None
         except OSError as error:
             raise Refused(f"mount failed: {error.strerror}", error.errno or EINVAL) from None
         finally:
             self._reserved -= 1
             prepared.is_handed_on = True
-            fdpass.close_all([prepared.fd, prepared.target])
+            prepared.close()
             if not is_known and not is_late:
                 self._forget(record)
                 self._shared.workspace.devices.remove(prepared.name)
@@ -199,19 +199,17 @@ class DeviceRequests:
         program = program_behind(peer.pid)
         mount = FuseMount(from_wire(request.mountpoint), "", arguments.source, arguments.fstype, opened.name, mounter=peer.uid)
         pid = program.pids[0] if program is not None else peer.pid
-        record = DeviceRecord(self._allocation, mount, 0, "", 0, 0, pid, time.time(), False)
+        record = DeviceRecord(self.allocation, mount, 0, "", 0, 0, pid, time.time(), False)
         self._save(record)
         return record
 
     def _share(self, peer: Peer) -> str:
         """Return who has a process to answer for: one container of several with this device must not keep the others from mounting."""
-        return f"{self._allocation} {engines_container(peer.pid)}"
+        return f"{self.allocation} {engines_container(peer.pid)}"
 
     def _own_devices(self) -> list[tuple[str, str]]:
-        """Return the device numbers of all mounts with their containers, also of those that were unmounted lazily and are in use.
-
-        A container can keep these for as long as it likes, and each takes memory of the node's.
-        """
+        """Return the device numbers of all mounts with their containers."""
+        # Those that were unmounted lazily count while they are in use: a container can keep them, and they take memory of the node's.
         mounted = [(mount.record.mount.device_number, mount.container) for mount in self.mounts]
         return mounted + [(life.mount.device_number, container) for life, container in self._detached.items()]
 
@@ -271,7 +269,7 @@ class DeviceRequests:
             life = DetachedLife(value, connection, mount.kernel, self._log, self._forget_detached)
             self._detached[life] = mount.container
             life.begin()
-        self._in_background(mount.place.drop())
+        self.in_background(mount.place.drop())
 
     async def _clean_up(self, record: DeviceRecord, ended: "asyncio.Future[None]") -> None:
         """Detach what a process has mounted that was killed because it took too long. Its fd is closed, so it is dead."""
@@ -280,7 +278,7 @@ class DeviceRequests:
         known = [number for number, _ in self._own_devices()]
         arguments = ((record.pid,), mount.source, mount.fstype, mount.mountpoint, known)
         try:
-            await self._shared.visits.call(self._allocation, limits.VISIT_WAIT, attached.clean, *arguments)
+            await self._shared.visits.call(self.allocation, limits.VISIT_WAIT, attached.clean, *arguments)
         except OSError as error:
             self._log.warning(f"what was mounted too late may be left at {os.fsdecode(mount.mountpoint)!r}: {error.strerror}")
         self._forget(record)
@@ -290,7 +288,8 @@ class DeviceRequests:
     def _forget_detached(self, life: DetachedLife) -> None:
         del self._detached[life]
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let something go on that nobody waits for."""
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
@@ -355,7 +354,7 @@ class DeviceRequests:
             pass  # it has ended: the first check finds that, and detaches the mount
         mount = DeviceMount(record, -1, kernel, self._shared.visits, self._log, self._ended)
         self._follow(mount)
-        self._in_background(self._open_again(mount))
+        self.in_background(self._open_again(mount))
 
     async def _open_again(self, mount: DeviceMount) -> None:
         """Find the mount in its container, and watch the container. It is followed meanwhile."""

@@ -7,8 +7,14 @@ from errno import ETIMEDOUT
 from typing import Any
 
 from driver.blocking.calls import Bound
-from driver.blocking.processes import Starter
+from driver.blocking.processes import NotAsked, Starter
+from driver.blocking.threads import Threads
 from driver.model import limits
+from fusermount3_proxy.wire import fdpass
+
+
+def keep_until_the_end(*fds: int) -> None:
+    """Do nothing, in a process. Its fds are closed when it ends."""
 
 
 class Late(TimeoutError):
@@ -36,10 +42,16 @@ class Visits:
             self._starter.keep_spare()
 
     async def mount(
-        self, allocation: str, limit: float, function: Callable[..., Any], *arguments: object, fds: Sequence[int]
+        self,
+        allocation: str,
+        limit: float,
+        function: Callable[..., Any],
+        *arguments: object,
+        fds: Sequence[int],
+        give_up: "asyncio.Future[None] | None" = None,
     ) -> tuple[Any, list[int]]:
-        """Call a function of namespace.py that mounts, as call() does."""
-        return await self._call(self._mounting, allocation, limit, function, arguments, fds)
+        """Call a function of namespace.py that mounts, as call() does. It is late, too, when `give_up` is settled before it has ended."""
+        return await self._call(self._mounting, allocation, limit, function, arguments, fds, give_up)
 
     async def call(
         self, allocation: str, limit: float, function: Callable[..., Any], *arguments: object, fds: Sequence[int] = ()
@@ -51,12 +63,31 @@ class Visits:
         """
         return await self._call(self._asking, allocation, limit, function, arguments, fds)
 
+    async def drop(self, allocation: str, fds: list[int]) -> None:
+        """Close fds of a container's files: who closes the last one of a file can have to wait for its file system."""
+        try:
+            with await self._asking.acquire(allocation, limits.VISIT_WAIT) as process:
+                answer = process.do(keep_until_the_end, fds=fds)
+                fdpass.close_all(fds)  # the process has the last ones now, and closes them by ending
+                await asyncio.wait([answer], timeout=limits.VISIT_WAIT)
+        except NotAsked:
+            await Threads(1).run_to_end(lambda: fdpass.close_all(fds))
+
     async def _call(
-        self, bound: Bound, allocation: str, limit: float, function: Callable[..., Any], arguments: Sequence[object], fds: Sequence[int]
+        self,
+        bound: Bound,
+        allocation: str,
+        limit: float,
+        function: Callable[..., Any],
+        arguments: Sequence[object],
+        fds: Sequence[int],
+        give_up: "asyncio.Future[None] | None" = None,
     ) -> tuple[Any, list[int]]:
         with await bound.acquire(allocation, limit) as process:
             answer = process.do(function, *arguments, fds=fds)
-            await asyncio.wait([answer], timeout=limit)  # unlike wait_for(), this does not cancel the answer
+            first: list[asyncio.Future[Any]] = [answer] if give_up is None else [answer, give_up]
+            # Unlike wait_for(), this does not cancel the answer.
+            await asyncio.wait(first, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 raise Late(process.ended)
             return answer.result(), process.take_fds()

@@ -138,6 +138,10 @@ class FakeNode:
             return True, []
         return None, []
 
+    async def drop(self, share: str, fds: list[int]) -> None:
+        for fd in fds:
+            os.close(fd)
+
     def die(self, name: str) -> None:
         self.held[name] = False
         self.callbacks[name]()
