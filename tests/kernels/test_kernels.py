@@ -60,6 +60,13 @@ SMOKE = _CALLS | {
         "tests/system/test_user_namespaces.py::test_owners_are_the_nodes[remapped]",
         f"{_OWN}::test_an_idmapped_copy_of_a_volume_that_waits",
     ],
+    "a fuse device": [
+        "tests/system/test_device.py::test_an_ordinary_user_mounts_and_unmounts",
+        "tests/system/test_device.py::test_the_mount_of_a_dead_program_is_taken_away",
+        "tests/system/test_device.py::test_a_busy_mount_is_unmounted_lazily_alone",
+        "tests/system/test_device_life.py::test_a_container_in_a_user_namespace_of_its_own",
+        "tests/system/test_device_life.py::test_such_a_mount_survives_the_driver[9]",
+    ],
     "cgroup v2": [f"{_OWN}::test_a_container_that_is_killed_for_its_memory_under_cgroup_v2"],
     "AppArmor": [
         f"{_OWN}::test_under_apparmor_libfuse_does_not_ask_its_helper",
