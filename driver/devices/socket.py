@@ -60,7 +60,8 @@ class DeviceSocket:
 
 def own_folder(path: str) -> int:
     """Make a folder of the driver's own where it is missing, and return an fd of it. Raises OSError."""
-    for each in (os.path.dirname(path), path):
-        os.makedirs(each, exist_ok=True)
-        os.chmod(each, 0o755)  # the umask of the driver is 0077
+    os.makedirs(path, exist_ok=True)
+    # Containers have bound the folder itself. The one above it keeps the node's users away from all sockets.
+    os.chmod(os.path.dirname(path), 0o700)
+    os.chmod(path, 0o755)
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
