@@ -10,6 +10,7 @@ from pathlib import Path
 from harness import mounts
 from harness.pod import TREE
 
+from bench.rows import GO
 from bench.table import Results
 
 PODS = Path("/var/lib/kubelet/pods")  # the Go plugin knows no other
@@ -28,6 +29,11 @@ class Peer:
 
     name: str  # in the table
     dist: Path
+
+    @property
+    def can_unmount(self) -> bool:
+        """Return whether a container can mount again after its program has ended. With the Go plugin it cannot."""
+        return self.name != GO
 
     @property
     def driver(self) -> Path:

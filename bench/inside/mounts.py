@@ -3,7 +3,7 @@ mounted and until it answered.
 
     mounts.py MOUNTPOINT TIMES PROGRAM [ARGUMENT...]
 
-The program must stay in the foreground. It is ended by SIGTERM each time.
+The program must stay in the foreground. It is ended by SIGTERM each time, and the last time its mount may stay.
 """
 
 import os
@@ -38,7 +38,10 @@ def wait_until(table, mountpoint, wanted, process=None):
 
 def main(mountpoint, times, *program):
     # Opened anew each time, so that poll() reports no earlier change.
-    for _ in range(int(times)):
+    for number in range(int(times)):
+        if number:
+            with open("/proc/self/mountinfo") as table:
+                wait_until(table, mountpoint, False)
         with open("/proc/self/mountinfo") as table:
             table.read()
             began = time.perf_counter()
@@ -47,10 +50,8 @@ def main(mountpoint, times, *program):
             mounted = time.perf_counter()
             os.listdir(mountpoint)
             answered = time.perf_counter()
-        with open("/proc/self/mountinfo") as table:
-            process.terminate()
-            process.wait()
-            wait_until(table, mountpoint, False)
+        process.terminate()
+        process.wait()
         print((mounted - began) * 1000, (answered - began) * 1000, flush=True)
 
 
