@@ -58,7 +58,7 @@ def check(place: Path, *wrapper: str) -> tuple[int, dict[str, str], list[str]]:
             notes.append(rest.strip())
         else:
             found[name] = problem
-    assert list(found) == CHECKS
+    assert list(found) == (["kernel"] if found["kernel"] else CHECKS)  # nothing else is checked of an old kernel
     return done.returncode, found, notes
 
 
