@@ -10,6 +10,7 @@ from harness.programs import REPOSITORY
 from harness.table import distribution, line, made_in, replace
 
 DOCUMENT = REPOSITORY / "docs" / "guide.md"
+NOT_RUN = "not run, because the machine had no"
 _BEGIN = "<!-- made by tests/engines/run -->"
 _HEAD = [line(["on", "engine", *(f"with {runtime}" for runtime in RUNTIMES)]), line(["---"] * (2 + len(RUNTIMES)))]
 
@@ -26,19 +27,27 @@ class Table:
 
     def lines(self) -> list[str]:
         """Return the table of this run."""
-        return [*_HEAD, *self._rows()]
+        return [*_HEAD, *self._rows().values()]
 
     def write(self, document: Path = DOCUMENT) -> None:
-        """Put the rows into the document in place of those of the same distribution and cgroups, if nothing of the table is missing."""
+        """Put the rows into the document in place of those of the same distribution and cgroups, if nothing of the table is missing.
+
+        The row of an engine that this machine does not have stays as another run wrote it.
+        """
         if len(self._cells) < len(ENGINES) * len(RUNTIMES):
             return
-        kept = [row for row in made_in(document, _BEGIN).splitlines()[2:] if not row.startswith(f"| {place()} |")]
-        rows = sorted([*kept, *self._rows()], key=lambda row: row.split(" | ")[0])
-        replace(document, _BEGIN, "\n".join([*_HEAD, *rows]))
+        rows = {engine: row for engine, row in self._rows().items() if row.count(NOT_RUN) < len(RUNTIMES)}
+        here = f"| {place()} |"
+        found = made_in(document, _BEGIN).splitlines()[2:]
+        whole = [row for row in found if not row.startswith(here)]
+        for engine in ENGINES:
+            whole += [rows[engine]] if engine in rows else [row for row in found if row.startswith(f"{here} {engine} ")]
+        replace(document, _BEGIN, "\n".join([*_HEAD, *sorted(whole, key=lambda row: row.split(" | ")[0])]))
 
-    def _rows(self) -> list[str]:
-        return [
-            line(
+    def _rows(self) -> dict[str, str]:
+        """Return the row of each engine."""
+        return {
+            engine: line(
                 [
                     place(),
                     f"{engine} {version(programs[0]) if programs else ''}".strip(),
@@ -47,7 +56,7 @@ class Table:
             )
             for engine, (_, programs) in ENGINES.items()
             if any(each == engine for each, _ in self._cells)
-        ]
+        }
 
 
 def version(program: str) -> str:

@@ -200,10 +200,10 @@ def bare(folder: Path, root: Path, runtime: str) -> Iterator[Containers]:
     yield Bare(runtime, folder, root)
 
 
-# Each engine with the programs that it needs besides a runtime.
+# Each engine with the programs that it needs besides a runtime. The first one's version is the engine's.
 ENGINES = {
     "podman": (podman, ("podman",)),
-    "docker": (docker, ("docker", "dockerd")),
+    "docker": (docker, ("dockerd", "docker")),
     "ctr": (ctr, ("ctr", "containerd")),
     "nerdctl": (nerdctl, ("nerdctl", "containerd")),
     "the runtime alone": (bare, ()),

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from engine_table import Table
+from engine_table import NOT_RUN, Table
 from engines import ENGINES, RUNTIMES, Containers, Refused
 from harness import mounts
 from harness.driver import Driver
@@ -30,7 +30,7 @@ def test_a_fuse_program_mounts_for_containers(engine: str, runtime: str, folder:
     make, programs = ENGINES[engine]
     missing = [name for name in (*programs, runtime) if shutil.which(name) is None]
     if missing:
-        table.add(engine, runtime, f"not run, because the machine had no {' and no '.join(missing)}")
+        table.add(engine, runtime, f"{NOT_RUN} {' and no '.join(missing)}")
         pytest.skip(f"this machine has no {' and no '.join(missing)}")
     place = folder / f"{engine}-{runtime}"
     place.mkdir()
