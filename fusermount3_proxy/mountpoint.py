@@ -1,12 +1,14 @@
 """Makes the mountpoint that the FUSE program gave absolute, and finds the FUSE file system mounted there."""
 
 import posix
-from errno import ENAMETOOLONG, ENOENT
+from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 
 from fusermount3_proxy import procfs
 from fusermount3_proxy.wire import mountinfo
 
 _PATH_ONLY = posix.O_PATH | posix.O_CLOEXEC
+_S_IFMT, _S_IFDIR, _S_IFLNK = 0o170000, 0o040000, 0o120000
+_LINKS_MAX = 40  # in the kernel too
 
 
 def resolve(raw: bytes) -> bytes:
@@ -37,7 +39,7 @@ def real_path(path: bytes) -> bytes:
     except OSError as error:
         if error.errno != ENAMETOOLONG:
             raise
-        fd = _open_long_path(path)
+        fd = _open_long_path(path, flags)
     try:
         try:
             real = posix.readlink(b"/proc/self/fd/%d" % fd)
@@ -51,16 +53,37 @@ def real_path(path: bytes) -> bytes:
         posix.close(fd)
 
 
-def _open_long_path(path: bytes) -> int:
-    """Open a path that is too long for open(2) name by name, because realpath(3) accepts a path of any length."""
+def _open_long_path(path: bytes, flags: int) -> int:
+    """Open a path that is too long for open(2) name by name, because realpath(3) accepts a path of any length.
+
+    Symlinks are counted over the whole path, as realpath(3) does.
+    """
+    names = path.split(b"/")[::-1]  # the next one is last
+    links = 0
     fd = posix.open(b"/" if path.startswith(b"/") else b".", _PATH_ONLY)
-    for name in path.split(b"/"):
-        if name:
-            before = fd
-            try:
-                fd = posix.open(name, _PATH_ONLY, dir_fd=before)
-            finally:
-                posix.close(before)
+    try:
+        while names:
+            name = names.pop() or b"."
+            found = posix.open(name, _PATH_ONLY | posix.O_NOFOLLOW, dir_fd=fd)
+            if posix.fstat(found).st_mode & _S_IFMT == _S_IFLNK:
+                try:
+                    target = posix.readlink(b"", dir_fd=found)
+                finally:
+                    posix.close(found)
+                links += 1
+                if links > _LINKS_MAX:
+                    raise OSError(ELOOP, posix.strerror(ELOOP))
+                names += target.split(b"/")[::-1]
+                if not target.startswith(b"/"):
+                    continue
+                found = posix.open(b"/", _PATH_ONLY)
+            posix.close(fd)
+            fd = found
+        if flags & posix.O_DIRECTORY and posix.fstat(fd).st_mode & _S_IFMT != _S_IFDIR:
+            raise OSError(ENOTDIR, posix.strerror(ENOTDIR))
+    except BaseException:
+        posix.close(fd)
+        raise
     return fd
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fusermount3_proxy import mountpoint
@@ -38,6 +38,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @given(paths)
+@example(b"./link/." * 1100)  # more symlinks than are followed
+@example(b"./" * 3000 + b"a/file/")
+@example(b"./" * 3000 + b"link/../a/up/link/b")
 def test_any_path_is_resolved_as_realpath_does(path: bytes) -> None:
     wanted = LIBC.realpath(path, None)
     error = ctypes.get_errno()
