@@ -300,16 +300,14 @@ class DeviceRequests:
         shown = os.fsdecode(mountpoint)
         mount = self._meant(mountpoint, request.device)
         if mount is None:
-            if mountpoint in self._left:
-                # libfuse's helper would unmount a dead mount; the driver has done that already.
-                del self._left[mountpoint]
-                return
-            raise NotMounted(f"not mounted: {shown!r}")
+            self._expect_left(mountpoint)
+            return
         if not may_unmount(peer, mount.record.mount):
             raise Refused(f"not mounted: {shown!r}", EINVAL)
         async with mount.place.lock:
             if mount.life.has_ended:
-                raise NotMounted(f"not mounted: {shown!r}")
+                self._expect_left(mountpoint)
+                return
             mount.place.peer = peer
             try:
                 await mount.life.detach(Detach.LAZY if request.lazy else Detach.PLAIN)
@@ -322,6 +320,15 @@ class DeviceRequests:
                 mount.place.peer = None
             self._left.pop(mountpoint, None)
         self._log.activity(f"unmounted {shown!r}{' lazily' if request.lazy else ''}, as the container asked for")
+
+    def _expect_left(self, mountpoint: bytes) -> None:
+        """Let the first unmount after the death of a program succeed. Raises NotMounted where nothing was mounted, and at later ones.
+
+        libfuse's helper would unmount a dead mount; the driver has done that already.
+        """
+        if mountpoint not in self._left:
+            raise NotMounted(f"not mounted: {os.fsdecode(mountpoint)!r}")
+        del self._left[mountpoint]
 
     def find(self, request: FindRequest) -> bool:
         """Return whether an unmount that names this mountpoint and device would be for this allocation."""

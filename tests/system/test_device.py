@@ -44,6 +44,24 @@ def test_the_mount_of_a_dead_program_is_taken_away(device_container: Container) 
     device_container.check(f"{USER} {BINDFS} /source {FOLDER} && {USER} fusermount3 -u {FOLDER}")
 
 
+_CLOSES_AND_UNMOUNTS = """
+import os, socket, subprocess
+for _ in range(40):
+    a, b = socket.socketpair()
+    environment = {**os.environ, "_FUSE_COMMFD": str(b.fileno())}
+    subprocess.run(["fusermount3", "--", "%(folder)s"], pass_fds=[b.fileno()], env=environment, check=True)
+    os.close(socket.recv_fds(a, 1, 1)[1][0])
+    subprocess.run(["fusermount3", "-u", "%(folder)s"], check=True)
+"""
+
+
+def test_a_program_that_closes_its_fd_and_then_unmounts(device_container: Container) -> None:
+    """libfuse does so at its end. The driver may have the dead mount before, after, or during the unmount."""
+    script = _CLOSES_AND_UNMOUNTS % {"folder": FOLDER}
+    device_container.check(f"cat >/tmp/script <<'END'\n{script}\nEND\n{USER} python3 /tmp/script")
+    assert fuse_mounts(device_container) == []
+
+
 def test_a_busy_mount_is_unmounted_lazily_alone(device_container: Container) -> None:
     device_container.check(f"{USER} {BINDFS} /source {FOLDER}")
     reader = device_container.start(f"{USER} sh -c 'exec 3<{FOLDER}/file; echo open; while [ ! -e /tmp/go ]; do sleep 0.02; done; cat <&3'")
