@@ -37,6 +37,7 @@ SYSTEM_PACKAGES_OF_ALL = ROOT / "tests/system/packages-all.txt"
 DIFFERENTIAL_PACKAGES = ["fuse3"]
 ALL_DIFFERENTIAL_PACKAGES = ["debootstrap", "debian-archive-keyring"]
 KERNELS_PACKAGES = ROOT / "tests/kernels/packages.txt"
+SUITES_PACKAGES = ROOT / "tests/suites/packages.txt"
 # What tests/engines runs: programs, each with the package that has it. Docker's own packages have some of them under other names.
 ENGINE_PACKAGES = {
     "podman": "podman",
@@ -95,7 +96,7 @@ class Stage:
         return f"{self.name}: {self.what}"
 
 
-DIST, CSI_SANITY, ENVIRONMENT, PACKAGES_STEP = "dist/", "csi-sanity", "the Python environment", "packages"
+DIST, CSI_SANITY, SUITES, ENVIRONMENT, PACKAGES_STEP = "dist/", "csi-sanity", "libfuse and sshfs", "the Python environment", "packages"
 _SYSTEM = ("tests/system", "--durations=15")
 
 # Stages begin in this order, each as soon as the steps that it needs are done. The longest stage is first.
@@ -112,6 +113,7 @@ STAGES = [
     Stage("engines", "each container engine of this machine", "pytest", ("tests/engines",), needs=(DIST,), is_long=True),
     Stage("system", "tests that measure time", "pytest", (*_SYSTEM, "-m", "alone"), needs=(DIST,), is_alone=True),
     Stage("kernels", "a smoke set under Debian's kernels", "pytest", ("tests/kernels",), needs=(DIST,), is_alone=True, is_long=True),
+    Stage("suites", "libfuse's and sshfs's own tests", "pytest", ("tests/suites",), needs=(DIST, SUITES), is_alone=True, is_long=True),
     Stage("bench", "limits of time and memory", "bench", ("--short", "--check"), needs=(DIST,), is_alone=True),
 ]
 NAMES = list(dict.fromkeys(stage.name for stage in STAGES))
@@ -345,7 +347,8 @@ def read_report(report: Path) -> tuple[Count, list[str]]:
 def missing_packages(wanted: list[Stage]) -> list[str]:
     """Return the names of the packages that these stages need and that are not installed."""
     names = PACKAGES.copy()
-    lists = [KERNELS_PACKAGES] if "kernels" in {stage.name for stage in wanted} else []
+    own = {"kernels": KERNELS_PACKAGES, "suites": SUITES_PACKAGES}
+    lists = [file for name, file in own.items() if name in {stage.name for stage in wanted}]
     if {"system", "bench", "kernels"} & {stage.name for stage in wanted}:
         lists += [SYSTEM_PACKAGES, *([SYSTEM_PACKAGES_OF_ALL] if os.environ.get("MFCP_ALL") else [])]
     for line in "".join(file.read_text() for file in lists).splitlines():
@@ -411,6 +414,7 @@ def set_up_steps(run: Run, wanted: list[Stage]) -> list[Step]:
         Step(ENVIRONMENT, lambda: run.set_up(ENVIRONMENT, ROOT / "packaging/setup-venv", VENV), needs=(PACKAGES_STEP,)),
         Step(DIST, make_dist, needs=(ENVIRONMENT,)),
         Step(CSI_SANITY, lambda: run.set_up(CSI_SANITY, ROOT / "tests/conformance/build-csi-sanity"), needs=(DIST,)),
+        Step(SUITES, lambda: run.set_up(SUITES, ROOT / "tests/suites/build"), needs=(PACKAGES_STEP,)),
     ]
     needed = {need for stage in wanted for need in stage.needs}
     return [step for step in steps if step.name in {PACKAGES_STEP, ENVIRONMENT, *needed}]
@@ -438,7 +442,7 @@ def arguments() -> argparse.Namespace:
         "--all",
         action="store_true",
         help=f"also make the long runs: {LONG_EXAMPLES} examples for each property, Debian 13's fusermount3, the driver killed at "
-        "every system call, FUSE programs that take long or must be built (needs Rust), and the stages engines and kernels",
+        "every system call, FUSE programs that take long or must be built (needs Rust), and the stages engines, kernels and suites",
     )
     parser.add_argument("--soak", metavar="SECONDS", type=seconds, help="how long the soak of the system tests runs (default 120)")
     parser.add_argument("--no-setup", action="store_true", help="install and build nothing, and test what is there")

@@ -112,7 +112,7 @@ def test_the_environment_that_is_named_is_the_one_that_builds(repository: Path, 
     assert (repository / "packaging/build.said").read_text() == f"VENV={tmp_path}/env\n"
 
 
-@pytest.mark.parametrize("stage", ["engines", "kernels"])
+@pytest.mark.parametrize("stage", ["engines", "kernels", "suites"])
 @pytest.mark.parametrize(("arguments", "runs"), [([], False), (["--all"], True), (["--only", "STAGE"], True)])
 def test_a_long_stage_runs_with_all_or_when_it_is_named(
     repository: Path, environment: dict[str, str], arguments: list[str], runs: bool, stage: str
