@@ -79,7 +79,7 @@ _KLOG = (
 )
 @click.option("--fuse-allow-other/--no-fuse-allow-other", default=True, show_default=True, help="Allow -o allow_other at fuse devices.")
 @click.option("--fuse-dir", help="Folder of what containers with a fuse device bind.  [default: fuse beside --endpoint, or /var/lib/mfcp]")
-@click.option("--client-tree", default="/opt/mfcp", show_default=True, help="The client's programs, which these containers get.")
+@click.option("--client-tree", help="The client's programs, which these containers get.  [default: mfcp beside the driver, or /opt/mfcp]")
 @click.option("--cdi-dir", help="Describe the fuse devices for container engines in this folder, such as /etc/cdi.  [default: nowhere]")
 @click.option("--device-plugins-dir", default="/var/lib/kubelet/device-plugins", show_default=True, help="kubelet's folder.")
 @click.option("--pod-resources-socket", default="/var/lib/kubelet/pod-resources/kubelet.sock", show_default=True, help="kubelet's socket.")
@@ -104,7 +104,7 @@ def main(
     fuse_mounts_max: int,
     fuse_allow_other: bool,
     fuse_dir: str | None,
-    client_tree: str,
+    client_tree: str | None,
     cdi_dir: str | None,
     device_plugins_dir: str,
     pod_resources_socket: str,
@@ -123,6 +123,7 @@ def main(
     if log_format == "json":
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC would log lines that are not JSON
     from driver import daemon
+    from driver.devices.kit import own_tree
 
     configure(verbosity, log_format)
     _check_absolute(
@@ -163,7 +164,7 @@ def main(
                 fuse_resources=tuple(fuse_resources),
                 fuse_mounts_max=fuse_mounts_max,
                 fuse_allow_other=fuse_allow_other,
-                client_tree=client_tree,
+                client_tree=client_tree or own_tree(),
                 cdi_dir=cdi_dir,
                 device_plugins_dir=device_plugins_dir,
                 pod_resources_socket=pod_resources_socket,

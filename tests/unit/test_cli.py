@@ -14,6 +14,7 @@ from standin_driver import answer_once, listen
 
 from driver import __version__, adminclient, cli
 from driver.api.rpc import admin_pb2
+from driver.devices.kit import own_tree
 from driver.linux import features
 from driver.observe.logs import FORMATS
 
@@ -165,6 +166,15 @@ def test_in_json_a_start_that_fails_is_a_line_of_the_log(tmp_path: Path) -> None
     (line,) = map(json.loads, ended.stderr.splitlines())
     assert line["level"] == "error"
     assert line["message"].startswith("--endpoint")
+
+
+def test_a_driver_brings_its_own_programs_for_containers() -> None:
+    """A driver that was not installed has them beside it: they are not at /opt/mfcp there."""
+    code = "from driver import cli, daemon; daemon.serve = lambda settings: print(settings.client_tree); cli.run()"
+    for options, expected in (((), own_tree()), (("--client-tree", "/of/mine"), "/of/mine")):
+        command = [sys.executable, "-u", "-c", code, "--nodeid", "x", *options]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert (ended.stdout, ended.stderr) == (f"{expected}\n", "")
 
 
 @pytest.mark.parametrize("form", FORMATS)
