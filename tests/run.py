@@ -41,6 +41,7 @@ SUITES_PACKAGES = ROOT / "tests/suites/packages.txt"
 # What tests/engines runs: programs, each with the package that has it. Docker's own packages have some of them under other names.
 ENGINE_PACKAGES = {
     "podman": "podman",
+    "podman-compose": "podman-compose",
     "dockerd": "docker.io",
     "docker": "?exact-name(docker-cli)",  # Debian 12 and Ubuntu 24.04 have it in docker.io, and no such package
     "ctr": "containerd",

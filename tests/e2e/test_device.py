@@ -178,8 +178,8 @@ def test_what_it_refuses(cluster: Cluster) -> None:
     made = Pod(cluster, pod("refused"))
     with existing(made):
         made.wait_ready()
-        done = made.execute("app", f"bindfs {HOME}/source /etc")
-        assert (done.code, done.err) == (1, "fusermount3: user has no write access to mountpoint /etc\n")
+        done = made.execute("app", f"bindfs {HOME}/source /mnt")
+        assert (done.code, done.err.splitlines()[0]) == (1, "fusermount: user has no write access to mountpoint /mnt")
         made.delete()
 
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "system"))
 
 from engine_table import Table
 from harness import mounts
+from harness.cdi import own_cdi_folder
 from harness.driver import Driver
 from harness.image import check_built
 from harness.pod import TREE
@@ -58,20 +59,30 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def root(folder: Path) -> Path:
-    """Make the containers' root file system as an image's author does, with a shell, a FUSE program, and our two links."""
+def plain_root(folder: Path) -> Path:
+    """Make a root file system with a shell and a FUSE program, and nothing of ours."""
     check_built()
     busybox = shutil.which("busybox")
     if busybox is None:
         missing("busybox is missing; type: apt-get install busybox-static")
-    root = folder / "rootfs"
-    for name in ("usr/bin", "bin", "etc", "dev", "proc", "sys", "tmp", "data", "fusermount3-proxy"):
+    root = folder / "plain"
+    for name in ("usr/bin", "bin", "etc", "dev", "proc", "sys", "tmp"):
         (root / name).mkdir(parents=True)
-    shutil.copytree(TREE, root / "opt/mfcp", symlinks=True)
     shutil.copy(static_fuse_program(), root / "bin/hello")
     shutil.copy(busybox, root / "bin/busybox")
-    for name in ("sh", "sleep", "cat", "ls", "grep", "killall"):
+    for name in ("sh", "sleep", "cat", "ls", "grep", "killall", "mkdir"):
         (root / "bin" / name).symlink_to("busybox")
+    return root
+
+
+@pytest.fixture(scope="session")
+def root(folder: Path, plain_root: Path) -> Path:
+    """Make the containers' root file system as an image's author does, with our programs and two links."""
+    root = folder / "rootfs"
+    shutil.copytree(plain_root, root, symlinks=True)
+    for name in ("data", "fusermount3-proxy"):
+        (root / name).mkdir()
+    shutil.copytree(TREE, root / "opt/mfcp", symlinks=True)
     for name in ("fusermount3", "fusermount"):
         (root / "usr/bin" / name).symlink_to("/opt/mfcp/fusermount3")
     return root
@@ -79,16 +90,18 @@ def root(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def driver(folder: Path) -> Iterator[Driver]:
-    """Run the driver with folders and sockets of its own."""
+    """Run the driver with folders and sockets of its own, and describe its fuse devices to the engines."""
     place = folder / "node"
     place.mkdir()
     driver = Driver(place)
     driver.pods_dir.mkdir()
     mounts.mount("--bind", driver.pods_dir, driver.pods_dir)
     mounts.mount("--make-shared", driver.pods_dir)
-    driver.start()
-    try:
-        yield driver
-        assert driver.stop() == 0, driver.log
-    finally:
-        driver.end()
+    with own_cdi_folder(folder) as cdi:
+        driver.options = ("--cdi-dir", str(cdi))
+        driver.start()
+        try:
+            yield driver
+            assert driver.stop() == 0, driver.log
+        finally:
+            driver.end()

@@ -54,24 +54,22 @@ class Commands:
     """Runs containers by a command line such as Docker's."""
 
     def __init__(self, *command: str | Path, options: Sequence[str | Path] = (), image: Sequence[str | Path]) -> None:
-        self._command = command
+        self.command = command
         self._options = options
         self._image = image
 
-    def start(self, name: str, volumes: Sequence[str]) -> None:
-        """Start a container with options -v, which waits until it is removed."""
-        options = [*self._options, *(word for volume in volumes for word in ("-v", volume))]
-        call(
-            *self._command, "run", "--detach", "--name", name, "--network", "none", "--stop-signal", "KILL", *options, *self._image, *_WAIT
-        )
+    def start(self, name: str, volumes: Sequence[str], more: Sequence[str] = ()) -> None:
+        """Start a container with options -v and others, which waits until it is removed."""
+        options = [*self._options, *(word for volume in volumes for word in ("-v", volume)), *more]
+        call(*self.command, "run", "--detach", "--name", name, "--network", "none", "--stop-signal", "KILL", *options, *self._image, *_WAIT)
 
     def run(self, name: str, command: str) -> None:
         """Run a shell command in a container. Raises Refused if it fails. What it prints is not used: nerdctl may lose that."""
-        call(*self._command, "exec", name, "sh", "-c", command)
+        call(*self.command, "exec", name, "sh", "-c", command)
 
     def remove(self, name: str) -> None:
         """Remove a container, whatever runs in it."""
-        call(*self._command, "rm", "--force", name)
+        call(*self.command, "rm", "--force", name)
 
 
 class Ctr:
@@ -146,7 +144,7 @@ def _split(volumes: Sequence[str]) -> Iterator[tuple[str, str, str]]:
 
 
 @contextmanager
-def podman(folder: Path, root: Path, runtime: str) -> Iterator[Containers]:
+def podman(folder: Path, root: Path, runtime: str) -> Iterator[Commands]:
     """Yield podman."""
     places = ["--root", folder / "storage", "--runroot", folder / "run", "--events-backend", "none", "--cgroup-manager", "cgroupfs"]
     image = ["--rootfs", f"{root}:O"]
@@ -158,7 +156,7 @@ def docker(folder: Path, root: Path, runtime: str) -> Iterator[Containers]:
     """Yield docker, and run a dockerd meanwhile that leaves the machine's network as it is."""
     settings, socket = folder / "daemon.json", folder / "docker.sock"
     runtimes = {runtime: {"path": shutil.which(runtime)}} if runtime != "runc" else {}  # Docker knows runc, and lets nobody define it
-    settings.write_text(json.dumps({"bridge": "none", "iptables": False, "runtimes": runtimes}))
+    settings.write_text(json.dumps({"bridge": "none", "iptables": False, "runtimes": runtimes, "features": {"cdi": True}}))
     places = ["--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", folder / "docker.pid"]
     with _daemon(folder / "log", socket, "dockerd", "--config-file", settings, "--host", f"unix://{socket}", *places):
         command = ["docker", "--host", f"unix://{socket}"]

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(300)  # on a busy machine a daemon takes a whil
 _VOLUME = "engine"
 # ctr does not say how mounts propagate into a container, and crun then lets none in, whatever the option of the volume says.
 _LETS_NO_MOUNT_IN = {("ctr", "crun")}
-_NO_SYS_ADMIN = "CapEff:.*[014589cd][0-9a-f]{5}$"  # bit 21 is not set: capabilities(7)
+NO_SYS_ADMIN = "CapEff:.*[014589cd][0-9a-f]{5}$"  # bit 21 is not set: capabilities(7)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -39,7 +39,7 @@ def test_a_fuse_program_mounts_for_containers(engine: str, runtime: str, folder:
             containers = stack.enter_context(make(place, root, runtime))
             containers.start("plain", [])
         except Refused as refused:
-            words = _words(refused, folder)
+            words = last_words(refused, folder)
             table.add(engine, runtime, f"starts no container: `{words}`")
             pytest.skip(f"{engine} with {runtime} starts no container: {words}")
         containers.remove("plain")
@@ -70,7 +70,7 @@ def use_a_volume(containers: Containers, driver: Driver, sees_later_mounts: bool
     try:
         start("before", "applications")
         start("fuse", "the FUSE program")
-        containers.run("fuse", f"grep -Eq '{_NO_SYS_ADMIN}' /proc/1/status")
+        containers.run("fuse", f"grep -Eq '{NO_SYS_ADMIN}' /proc/1/status")
         all_are_empty(*started)
         containers.run("fuse", "hello /data")
         start("after", "applications")
@@ -97,7 +97,7 @@ def use_a_volume(containers: Containers, driver: Driver, sees_later_mounts: bool
         driver.cli("volume", "remove", _VOLUME)
 
 
-def _words(refused: Refused, folder: Path) -> str:
+def last_words(refused: Refused, folder: Path) -> str:
     """Return what an engine says last, without what differs each time, and in a form that fits into a cell."""
     last = [line for line in str(refused).splitlines() if line and "--help" not in line][-1]
     last = re.sub("[0-9a-f]{12,}", "...", last.replace(str(folder), "...").replace("`", "'").replace("|", "/"))

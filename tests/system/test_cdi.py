@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from harness import mounts
+from harness.cdi import own_cdi_folder
 from harness.container import Bind, Container, Engine
 from harness.pod import PLACE, TREE
 from harness.programs import REPOSITORY
@@ -28,16 +29,9 @@ VERSION = "fusermount3 version: 3.14.0\n"
 
 @pytest.fixture(scope="module")
 def cdi_folder(folder: Path, built: None) -> Iterator[Path]:
-    """Put an overlay over /etc, so that nothing is written to the machine's own."""
-    etc = Path(tempfile.mkdtemp(prefix="etc-", dir=folder))
-    for name in ("upper", "work"):
-        (etc / name).mkdir(mode=0o755)
-    mounts.mount("-t", "overlay", "-o", f"lowerdir=/etc,upperdir={etc}/upper,workdir={etc}/work", "mfcp-test", "/etc")
-    try:
-        yield Path("/etc/cdi")
-    finally:
-        mounts.unmount(Path("/etc"))
-        shutil.rmtree(etc)
+    """Return the folder that engines read, in an /etc of the tests' own."""
+    with own_cdi_folder(folder) as path:
+        yield path
 
 
 @pytest.fixture
