@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from cluster import DAEMON_SET, IMAGES, ROOT, SYSTEM, Cluster, Done, Manifest, NodeShell, Pod, existing, load, wait_until
+from test_deployments import OURS, WITH_REGISTRAR, deploy, undeploy
 
 RESOURCE = "mfcp.storage.pfn.io/fuse"
 IMAGE = f"{IMAGES}/mfcp-example-device-sshfs:latest"
@@ -388,8 +389,8 @@ def test_many_pods_at_once_leave_nothing(cluster: Cluster, node: NodeShell) -> N
     count = int(os.environ.get("MFCP_E2E_PODS", "30"))
 
     def open_fds() -> int:
-        (pid, *_) = node.processes(Pod(cluster, cluster.driver_pods()[0]), "meta-fuse-csi-p")
-        return int(node.check(f"ls /proc/{pid}/fd | wc -l"))
+        pids = node.processes(Pod(cluster, cluster.driver_pods()[0]), "meta-fuse-csi-p")
+        return sum(int(node.check(f"ls /proc/{pid}/fd | wc -l")) for pid in pids)
 
     pods = [Pod(cluster, pod(f"many-{number}", container(f"{PREPARE}; {MOUNT}; {SLEEP}"))) for number in range(count)]
     with existing(*pods):
@@ -431,6 +432,31 @@ def test_a_driver_without_the_folders_of_kubelet_still_serves_volumes(cluster: C
         cluster.apply(fetched[0])
         cluster.wait_for_driver()
     wait_until("kubelet has the devices", lambda: all(count == DEVICES for count in allocatable(cluster)))
+
+
+def test_the_variant_with_node_driver_registrar_does_the_same(cluster: Cluster, node: NodeShell) -> None:
+    made, other = Pod(cluster, pod("registrar")), Pod(cluster, pod("registrar-later"))
+    with existing(made, other):
+        made.wait_ready()
+        other.end()
+        check(made, MOUNT)
+        undeploy(cluster)
+        deploy(cluster, WITH_REGISTRAR)
+        try:
+            wait_until("kubelet has the devices", lambda: all(count == DEVICES for count in allocatable(cluster)))
+            other.create()
+            other.wait_ready()
+            check(other, MOUNT)
+            assert check(made, f"cat {MOUNTPOINT}/file") == check(other, f"cat {MOUNTPOINT}/file") == CONTENT
+            node.signal(made, "bindfs", "KILL")
+            wait_until("the dead mount is gone", lambda: not is_mounted(made), 10)
+            check(made, MOUNT)
+        finally:
+            undeploy(cluster)
+            deploy(cluster, OURS)
+        check(made, f"fusermount3 -u {MOUNTPOINT}")
+        for each in (made, other):
+            each.delete()
 
 
 def without_the_device(cluster: Cluster) -> Done:

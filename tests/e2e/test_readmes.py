@@ -24,7 +24,7 @@ class Step:
 
 def pages() -> list[Path]:
     """Return the page of every example whose pods can run here."""
-    found = [path for kind in ("proxy", "starter") for path in (EXAMPLES / kind).glob("*/README.md")]
+    found = [path for kind in ("device", "proxy", "starter") for path in (EXAMPLES / kind).glob("*/README.md")]
     return sorted(path for path in found if os.environ.get("MFCP_E2E_ALL") or path.parent.name not in DOWNLOADED)
 
 

@@ -19,8 +19,8 @@ REGISTRY = re.compile(
     re.IGNORECASE,
 )
 
-# Paths of people's checkouts and tools, which exist on no other machine.
-SOMEBODYS_PATH = re.compile(r"(?<![\w.~$}*-])/(work|workspaces?|Users|builds|home/\w+)/\w|[.]pyenv\b")
+# Paths of people's checkouts and tools, which exist on no other machine. The user `demo` is in containers of the examples.
+SOMEBODYS_PATH = re.compile(r"(?<![\w.~$}*-])/(work|workspaces?|Users|builds|home/(?!demo/)\w+)/\w|[.]pyenv\b")
 
 
 def files() -> list[Path]:

@@ -1,5 +1,6 @@
 """Check that Kubernetes accepts every manifest, and that each names only what this project makes."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import kubernetes_validate
 import pytest
 import yaml
 from test_files import ROOT, files
+
+from driver import cli
 
 # The oldest version that has sidecars (initContainers with restartPolicy) on by default, and the newest that the package knows.
 VERSIONS = ("1.29", kubernetes_validate.latest_version())
@@ -89,7 +92,18 @@ def test_both_daemon_sets_are_the_same_but_for_the_registration() -> None:
     container = ours["spec"]["template"]["spec"]["containers"][0]
     container["args"] = [argument for argument in container["args"] if not argument.startswith("--kubelet-registration-path")]
     container["volumeMounts"] = [mount for mount in container["volumeMounts"] if mount["name"] != "registration"]
+    # A driver that registers itself is told where the node has its folder. The other one has it at the same path.
+    node_folder = next(volume["hostPath"]["path"] for volume in spec["volumes"] if volume["name"] == "csi")
+    spec["containers"][0]["args"].remove(f"--fuse-dir={node_folder}/fuse")
+    spec["containers"][0]["volumeMounts"].remove({"name": "csi", "mountPath": node_folder})
     assert ours == with_registrar
+
+
+def test_the_driver_is_where_kubelet_hands_out_devices() -> None:
+    container = yaml.safe_load((ROOT / "deploy/csi-driver-daemonset.yaml").read_text())["spec"]["template"]["spec"]["containers"][0]
+    paths = {mount["mountPath"] for mount in container["volumeMounts"]}
+    defaults = {option.opts[0]: option.default for option in cli.main.params}
+    assert {defaults["--device-plugins-dir"], os.path.dirname(defaults["--pod-resources-socket"])} <= paths
 
 
 def test_no_probe_of_the_driver_asks_the_programs_of_pods() -> None:
