@@ -87,10 +87,16 @@ parse() {
     put_proxy_before_examples
 }
 
-# The examples copy from fusermount3-proxy, so that image is built before them, even if it was not named.
+# The examples but those of the fuse device copy from fusermount3-proxy, so that image is built before them, even if it was not named.
 put_proxy_before_examples() {
-    [[ " ${wanted[*]-} " == *" mfcp-example-"* ]] || return 0
-    local name ordered=(fusermount3-proxy)
+    local name is_copied='' ordered=(fusermount3-proxy)
+    for name in ${wanted[@]+"${wanted[@]}"}; do
+        case $name in
+            mfcp-example-device-*) ;;
+            mfcp-example-*) is_copied=yes ;;
+        esac
+    done
+    [ -n "$is_copied" ] || return 0
     for name in ${wanted[@]+"${wanted[@]}"}; do
         [ "$name" = fusermount3-proxy ] || ordered+=("$name")
     done

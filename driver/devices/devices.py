@@ -138,8 +138,8 @@ class Devices:
         return sum(len(allocation.mounts) for allocation in self)
 
     def all(self) -> list[Allocation]:
-        """Return all allocations."""
-        return list(self)
+        """Return all allocations but those of kubelet's that no container has now, whose sockets stay for the next one."""
+        return [each for each in self if _SEPARATOR not in each.name or each.owner or each.mounts]
 
     def kit(self, name: str) -> ContainerKit:
         """Return what a container with this allocation gets. Raises VolumeError."""

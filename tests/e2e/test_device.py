@@ -409,6 +409,7 @@ def test_many_pods_at_once_leave_nothing(cluster: Cluster, node: NodeShell) -> N
         assert open_fds() < with_mounts - count
         table = "\n".join(node.mounts("/pods/"))
         assert not [uid for uid in uids if uid in table]
+        wait_until("the driver lists nothing", lambda: json.loads(driver(cluster, "device", "list", "--output", "json")) == [], 90)
 
 
 def test_a_driver_without_the_folders_of_kubelet_still_serves_volumes(cluster: Cluster) -> None:

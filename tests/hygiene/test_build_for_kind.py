@@ -130,6 +130,14 @@ def test_an_example_is_built_after_what_it_copies(machine: Machine) -> None:
     ]
 
 
+def test_an_example_of_the_fuse_device_needs_no_other_image(machine: Machine) -> None:
+    has_docker(machine)
+    ran = machine.run("--target", "none", "mfcp-example-device-sshfs")
+    assert (ran.code, ran.err) == (0, "")
+    assert not [line for line in ran.asked if "fusermount3-proxy" in line]
+    assert any("examples/device/sshfs" in line for line in ran.asked)
+
+
 def test_on_arm_mountpoint_s3_gets_its_package_for_it(machine: Machine) -> None:
     has_docker(machine)
     machine.have("uname", "echo arm64")
