@@ -16,7 +16,7 @@ from driver.output import output_option, print_table
 if TYPE_CHECKING:
     from driver.api.rpc import admin_pb2
 
-_ANY = "any"  # the device that is always there
+_ANY = "any"  # the device of a driver that has a --cdi-dir
 _KIND = "mfcp.storage.pfn.io/fuse"  # driver/devices/cdi.py
 # The shell splits what `device flags` prints at white space and replaces patterns in it. Engines split the arguments at colons.
 _NOT_IN_FLAGS = re.compile(r"[\s:*?\[\\]")
@@ -26,7 +26,7 @@ _APPARMOR = "AppArmor is on: with Podman, the container also needs --security-op
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Add, remove and list fuse devices, with which containers of Docker, Podman and others mount at any mountpoint. The device "
-    f"'{_ANY}' is always there.",
+    f"'{_ANY}' is there if the driver has a --cdi-dir.",
     short_help="Add, remove and list fuse devices, for Docker and Podman.",
 )
 def device() -> None:
@@ -112,7 +112,8 @@ def flags(admin_socket: str, name: str, engine: str) -> None:
 
     found = next((each for each in adminclient.devices(admin_socket) if each.name == name), None)
     if found is None:
-        raise click.ClickException(f"there is no device {name!r}; 'device list' shows all, and 'device add' makes one")
+        remedy = "start the driver with --cdi-dir, or make another device with 'device add'" if name == _ANY else "'device add' makes one"
+        raise click.ClickException(f"there is no device {name!r}; {remedy}, and 'device list' shows all")
     click.echo(" ".join(_flags(found)))
     if engine == "podman" and features.has_apparmor():
         click.echo(_APPARMOR, err=True)  # not among the options: whoever takes a protection away should know

@@ -14,7 +14,7 @@ from driver.model.kit import Bind, ContainerKit
 from driver.model.paths import BadPath, check_device_name
 
 KIND = "mfcp.storage.pfn.io/fuse"
-ANY = "any"  # the device that is always there
+ANY = "any"  # the device that is there without `device add`
 FILE = "mfcp.storage.pfn.io-fuse.json"  # VENDOR-CLASS, as the specification recommends
 
 _VERSION = "0.3.0"

@@ -163,6 +163,12 @@ def test_the_drivers_refusal_is_the_commands(socket: str) -> None:
     check_refused(socket, ["remove", "none"], "there is no device none")
 
 
+def test_flags_of_a_driver_that_has_no_device_for_all(socket: str, devices: InMemory) -> None:
+    devices.held.clear()
+    check_refused(socket, ["flags"], "there is no device 'any'; start the driver with --cdi-dir")
+    check_refused(socket, ["flags", "none"], "there is no device 'none'; 'device add' makes one")
+
+
 def test_remove(socket: str, devices: InMemory) -> None:
     check(socket, "add", "photos")
     check(socket, "remove", "photos")
