@@ -184,6 +184,15 @@ def test_what_it_refuses(cluster: Cluster) -> None:
         made.delete()
 
 
+def test_the_runtimes_default_filter_allows_no_user_namespace(cluster: Cluster) -> None:
+    """In one of its own the container could mount with the real /dev/fuse, and without the driver."""
+    made = Pod(cluster, pod("unshare"))
+    with existing(made):
+        made.wait_ready()
+        assert "Operation not permitted" in made.execute("app", "unshare --user --map-root-user --mount true").err
+        made.delete()
+
+
 def test_the_driver_says_whose_mounts_they_are(cluster: Cluster) -> None:
     made = Pod(cluster, pod("named"))
     with existing(made):
