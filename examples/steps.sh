@@ -80,10 +80,10 @@ show_plugin() {
 start_driver() {
     modprobe --quiet fuse 2>/dev/null || true # where it fails and the kernel has no FUSE, the driver says so
     mkdir "$state"
-    # Its own folder and sockets keep it apart from a driver that is installed here. Its own session keeps Ctrl-C from it, so
-    # that the clean-up can use it first.
+    # Its own folders and sockets keep it apart from a driver that is installed here, and from a kubelet. Its own session keeps
+    # Ctrl-C from it, so that the clean-up can use it first.
     setsid "$driver" --nodeid example --run-dir "$state/driver" --admin-socket "$admin_socket" \
-        --endpoint "unix:$state/csi.sock" --pods-dir "$state/pods" "$@" </dev/null >"$driver_log" 2>&1 9>&- &
+        --endpoint "unix:$state/csi.sock" --pods-dir "$state/pods" --device-plugins-dir "$state/no-kubelet" "$@" </dev/null >"$driver_log" 2>&1 9>&- &
     echo $! >"$state/driver.pid"
     wait_until 15 logged plugin status || die "the driver does not get ready: $(tail -n 1 "$driver_log"); see $driver_log"
 }

@@ -69,7 +69,8 @@ class Driver:
                     *command(),
                     *("--endpoint", f"unix:{self.csi_socket}", "--nodeid", NODE_ID, "--v", "5"),
                     *("--pods-dir", self.pods_dir, "--run-dir", self.run_dir, "--admin-socket", self.admin_socket),
-                    *("--fuse-dir", self.fuse_dir),
+                    # Without a folder of its own it would offer its fuse devices to the kubelet of this machine, if there is one.
+                    *("--fuse-dir", self.fuse_dir, "--device-plugins-dir", self.run_dir / "no-kubelet"),
                     *self.options,
                 ],
                 cwd=REPOSITORY,
