@@ -45,10 +45,12 @@ def examine(node: Node, connection: socket.socket, pid: int) -> Peer:
     process = _pidfd(connection, pid)
     try:
         mounts = os.open(f"{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=node.proc)
-        user = os.stat(f"{pid}/ns/user", dir_fd=node.proc).st_ino
         pids = os.open(f"{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=node.proc)
         table = mountinfo.parse(node.read(f"{pid}/mountinfo"))
         status = node.read(f"{pid}/status")
+        # After the capabilities. Otherwise root without CAP_DAC_OVERRIDE could enter a new user namespace between the two, where it has
+        # that capability, and would seem to have it in its container. Nobody comes back from there without having it already.
+        user = os.stat(f"{pid}/ns/user", dir_fd=node.proc).st_ino
         owner = syscalls.owner_of_namespace(mounts)
     except (FileNotFoundError, ProcessLookupError):
         raise NotAllowed(_ENDED) from None

@@ -4,10 +4,11 @@ A mount hides what is beneath it, so most rules are those that libfuse's fusermo
 containers from hiding what their engine has put in place, and from making the driver's processes wait for ever.
 """
 
+import os
 import stat
 from collections.abc import Collection
 from dataclasses import dataclass
-from errno import EACCES, ENOSPC, EPERM
+from errno import EACCES, ENOSPC, EPERM, EROFS
 
 from driver.linux.syscalls import FileInfo
 from fusermount3_proxy.wire.mountinfo import Mount
@@ -92,7 +93,7 @@ def check(mountpoint: Mountpoint, caller: Caller, shown: str, own_devices: Colle
             return Refusal(EPERM, f"mounting on {shown} is forbidden: it is the root directory")
     if mount.shared:
         return Refusal(EPERM, f"mounting on {shown} is forbidden: the mount would appear outside of the container (shared propagation)")
-    return None if caller.is_privileged else _check_access(info, caller, shown)
+    return None if caller.is_privileged else _check_access(info, mount, caller, shown)
 
 
 def too_many_mounts(most: int) -> Refusal:
@@ -105,7 +106,7 @@ def _where(path: bytes, forbidden: bytes) -> str:
     return name if path == forbidden else f"below {name}"
 
 
-def _check_access(info: FileInfo, caller: Caller, shown: str) -> Refusal | None:
+def _check_access(info: FileInfo, mount: Mount, caller: Caller, shown: str) -> Refusal | None:
     """Check what fusermount3 does for users: that they may write there, and own what is sticky."""
     is_directory = stat.S_ISDIR(info.mode)
     if is_directory and info.mode & stat.S_ISVTX and info.uid != caller.uid:
@@ -116,7 +117,12 @@ def _check_access(info: FileInfo, caller: Caller, shown: str) -> Refusal | None:
         may_write = info.mode & stat.S_IWGRP
     else:
         may_write = info.mode & stat.S_IWOTH
+    errno = EACCES
     if may_write:
-        return None
-    text = f"user has no write access to mountpoint {shown}" if is_directory else f"failed to open {shown}: Permission denied"
-    return Refusal(EACCES, text)
+        # Files that are given read-only, such as a ConfigMap's, may have mode 0777. A mount there would give the other users of the
+        # container the mounter's files in their place.
+        if not any("ro" in options.split(",") for options in (mount.options, mount.super_options)):
+            return None
+        errno = EROFS
+    text = f"user has no write access to mountpoint {shown}" if is_directory else f"failed to open {shown}: {os.strerror(errno)}"
+    return Refusal(errno, text)

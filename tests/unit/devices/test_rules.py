@@ -24,8 +24,10 @@ def place(
     path_in_namespace: bytes = b"",
     shared: bool = False,
     device: str = "0:50",
+    options: str = "rw",
+    super_options: str = "rw",
 ) -> Mountpoint:
-    mount = Mount(7, 1, device, b"/", b"/", "rw", shared, fstype, b"source", "rw")
+    mount = Mount(7, 1, device, b"/", b"/", options, shared, fstype, b"source", super_options)
     return Mountpoint(FileInfo(mode, uid, gid, device, 7, False), mount, path, path_in_namespace or path)
 
 
@@ -68,6 +70,17 @@ def test_a_file_that_cannot_be_written() -> None:
     assert found is not None
     assert (found.errno, found.text) == (EACCES, "failed to open /x: Permission denied")
     assert refusal(place(stat.S_IFREG | 0o1666, 5, 5)) == ""  # the sticky bit of a file means nothing
+
+
+@pytest.mark.parametrize(("options", "super_options"), [("nosuid,ro", "rw"), ("rw", "ro,size=4k")])
+def test_a_read_only_file_system(options: str, super_options: str) -> None:
+    """A ConfigMap's files have mode 0777, and nobody can write them."""
+    folder = place(stat.S_IFDIR | 0o777, options=options, super_options=super_options)
+    file = place(stat.S_IFREG | 0o777, options=options, super_options=super_options)
+    assert refusal(folder) == "user has no write access to mountpoint /x"
+    assert refusal(file) == "failed to open /x: Read-only file system"
+    assert refusal(folder, ROOT) == refusal(file, ROOT) == ""
+    assert refusal(place(options="rw,erofs", super_options="errors=remount-ro")) == ""
 
 
 def test_root_without_the_capability_is_a_user() -> None:
