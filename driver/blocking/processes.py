@@ -42,6 +42,7 @@ class Process:
         self._answer: asyncio.Future[object] | None = None
         self._fds: list[int] = []  # that have come with the answer
         self._is_left = False  # its `with` block has ended
+        self._is_given_up = False
         # Settled when the process has ended. That may be long after its answer, or after it was killed: closing its copy of a
         # mount can make it wait for the pod's FUSE program once more.
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -77,10 +78,25 @@ class Process:
             except ProcessLookupError:
                 pass
 
+    def give_up(self) -> None:
+        """End the process unless it is at a point of no return (starter.no_return()). Then it answers late, and its answer is waited for.
+
+        Leaving the `with` block does not kill it any more. When the answer is there, somebody must call take_fds().
+        """
+        self._is_given_up = True
+        try:
+            if not self.ended.done():
+                signal.pidfd_send_signal(self._pidfd, starter.GIVE_UP)
+                signal.pidfd_send_signal(self._pidfd, signal.SIGCONT)  # one that is stopped gets no other signal but SIGKILL
+        except ProcessLookupError:
+            pass  # its answer is about to be read
+
     def __enter__(self) -> "Process":
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._is_given_up:
+            return
         self._is_left = True
         fdpass.close_all(self.take_fds())
         if self._answer is None or not self._answer.done():
@@ -173,7 +189,12 @@ class Starter:
 
 async def _wait_until_readable(connection: socket.socket) -> None:
     readable = asyncio.get_running_loop().create_future()
-    asyncio.get_running_loop().add_reader(connection, readable.set_result, None)
+
+    def settle() -> None:
+        if not readable.done():  # as it is where this task was cancelled in the same turn of the event loop
+            readable.set_result(None)
+
+    asyncio.get_running_loop().add_reader(connection, settle)
     try:
         await readable
     finally:

@@ -73,7 +73,7 @@ def is_gone(namespace: int, pids: Sequence[int], device_number: str, uid: int, g
     ours = _ours(node.table(), device_number)
     if ours is None:
         return True
-    fd = _open_mount(ours)
+    fd = _open_mount(ours, uid, gid)
     _become(uid, gid)
     try:
         syscalls.ask_for_attributes(fd)
@@ -82,17 +82,21 @@ def is_gone(namespace: int, pids: Sequence[int], device_number: str, uid: int, g
     return False
 
 
-def reopen(namespace: int, pids: Sequence[int], device_number: str) -> WithFds | None:
+def reopen(namespace: int, pids: Sequence[int], device_number: str, uid: int, gid: int) -> WithFds | None:
     """Return an fd of the mount itself, to unmount it by, after a restart of the driver; None where it is not there any more.
 
-    A pidfd of the first process of the container comes with it, where the container has a pid namespace of its own.
+    A pidfd of the first process of the container comes with it, where the container has a pid namespace of its own. `uid` and `gid` are
+    as in is_gone().
     """
     node = Node()
     pid = enter_namespace(node, namespace, pids)
     if pid is None:
         return None
     ours = _ours(node.table(), device_number)
-    return None if ours is None else WithFds(None, [_open_mount(ours), *first_process_of(node, pid)])
+    if ours is None:
+        return None
+    first = first_process_of(node, pid)
+    return WithFds(None, [_open_mount(ours, uid, gid), *first])
 
 
 def clean(pids: Sequence[int], source: str, fstype: str, mountpoint: bytes, known: Sequence[str]) -> bool:
@@ -129,14 +133,28 @@ def _become(uid: int, gid: int) -> None:
     prctl.set_dumpable(0)
 
 
-def _open_mount(mount: Mount) -> int:
-    """Return an O_PATH fd of a mount's root, by its path and without following links. Raises OSError where something else is there."""
+def _open_mount(mount: Mount, uid: int | None = None, gid: int | None = None) -> int:
+    """Return an O_PATH fd of a mount's root, by its path and without following links. Raises OSError where something else is there.
+
+    With `uid` and `gid` this process may become this user: only who has mounted a FUSE file system without allow_other can walk through it
+    to a mount that is on it.
+    """
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    flags = syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_IN_ROOT
-    fd = syscalls.openat2(root, mount.path, os.O_PATH | os.O_NOFOLLOW, resolve=flags)
+    try:
+        fd = _walk(root, mount.path)
+    except PermissionError:
+        if uid is None or gid is None:
+            raise
+        _become(uid, gid)
+        fd = _walk(root, mount.path)
     if syscalls.device_of(fd) != mount.device:
         raise OSError(EBUSY, "it is covered by another mount")
     return fd
+
+
+def _walk(root: int, path: bytes) -> int:
+    flags = syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_IN_ROOT
+    return syscalls.openat2(root, path, os.O_PATH | os.O_NOFOLLOW, resolve=flags)
 
 
 def _ours(table: list[Mount], device_number: str) -> Mount | None:

@@ -32,6 +32,7 @@ class CallersPlace:
         self._kept = kept
         self._is_root = record.is_root
         self._visits = visits
+        self._share = f"{record.allocation} {record.container}"  # a container's processes keep no other one from unmounting
 
     def is_detached(self, mount: FuseMount) -> bool:
         return False  # only a process in the mount namespace can see that
@@ -39,7 +40,7 @@ class CallersPlace:
     async def is_gone(self, mount: FuseMount, had_lock: bool) -> bool:
         record = self._record
         arguments = (record.namespace, (record.pid,), mount.device_number, record.uid, record.gid)
-        gone, _ = await self._visits.call(self._record.allocation, limits.PROBE_WAIT, attached.is_gone, *arguments)
+        gone, _ = await self._visits.call(self._share, limits.PROBE_WAIT, attached.is_gone, *arguments)
         return bool(gone)
 
     async def detach(self, mount: FuseMount, how: Detach) -> None:
@@ -51,7 +52,7 @@ class CallersPlace:
         if self._kept < 0:
             return  # it is not there any more
         arguments = (self._record.namespace, (self._record.pid,), mount.device_number, self._is_root)
-        await self._visits.call(self._record.allocation, limits.VISIT_WAIT, attached.detach, *arguments, fds=[self._kept])
+        await self._visits.call(self._share, limits.VISIT_WAIT, attached.detach, *arguments, fds=[self._kept])
 
     async def _unmount(self, peer: Peer, mount: FuseMount, how: Detach) -> None:
         if self._kept < 0:
@@ -61,7 +62,7 @@ class CallersPlace:
         flags = syscalls.MNT_DETACH if how is Detach.LAZY else 0
         arguments = (peer.pid, mount.device_number, flags, self._is_root)
         fds = [peer.connection, self._kept]
-        (result, *refusal), _ = await self._visits.call(self._record.allocation, limits.VISIT_WAIT, attached.unmount, *arguments, fds=fds)
+        (result, *refusal), _ = await self._visits.call(self._share, limits.VISIT_WAIT, attached.unmount, *arguments, fds=fds)
         if result == namespace.REFUSED:
             raise refused(refusal)
 
@@ -70,8 +71,9 @@ class CallersPlace:
 
         Return a pidfd of the first process of its container, which the caller owns, or -1. Raises OSError.
         """
-        arguments = (self._record.namespace, (self._record.pid,), self._record.mount.device_number)
-        _, fds = await self._visits.call(self._record.allocation, limits.VISIT_WAIT, attached.reopen, *arguments)
+        record = self._record
+        arguments = (record.namespace, (record.pid,), record.mount.device_number, record.uid, record.gid)
+        _, fds = await self._visits.call(self._share, limits.VISIT_WAIT, attached.reopen, *arguments)
         if not fds:
             return -1
         self._kept, *process = fds
@@ -87,7 +89,7 @@ class CallersPlace:
         """Close the kept fd."""
         if self._kept >= 0:
             kept, self._kept = self._kept, -1
-            await self._visits.drop(self._record.allocation, [kept])
+            await self._visits.drop(self._share, [kept])
 
 
 class DeviceMount:

@@ -14,13 +14,13 @@ import marshal
 import os
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from errno import EACCES, EINVAL, ENOENT, EPROTO
 
 import prctl
 
-from driver.blocking.starter import WithFds
+from driver.blocking.starter import WithFds, no_return
 from driver.devices import rules
 from driver.devices.node import Node
 from driver.devices.peer import NotAllowed, Peer, examine
@@ -38,7 +38,7 @@ def mount(
     shown: str,
     options: Sequence[bytes],
     attributes: int,
-    own_devices: Sequence[tuple[str, str]],
+    own_devices: Mapping[str, Sequence[str]],
     mounts_max: int,
     connection: int,
     device: int,
@@ -46,7 +46,7 @@ def mount(
     """Mount at the mountpoint that the peer has sent with its request, which is the next packet of the connection.
 
     `shown` is its path for messages, `options` are those of fsconfig(2) for the FUSE file system, `attributes` MOUNT_ATTR_*, and
-    `own_devices` the device numbers of this allocation's mounts, each with its container, which may have `mounts_max` of them.
+    `own_devices` the device numbers of this allocation's mounts by container; each may have `mounts_max` of them.
     `device` is a /dev/fuse, locked.
     Return (REFUSED, errno, text), or (DONE, device number, uid and gid of the mounter in the mount's user namespace, is_root, namespace,
     container) with the fds to serve the mount, to unmount it by (see _attach()), and perhaps a pidfd of the container's first process.
@@ -56,7 +56,7 @@ def mount(
 
 
 def prepare(
-    peer_pid: int, shown: str, own_devices: Sequence[tuple[str, str]], mounts_max: int, connection: int, device: int
+    peer_pid: int, shown: str, own_devices: Mapping[str, Sequence[str]], mounts_max: int, connection: int, device: int
 ) -> WithFds | tuple[object, ...]:
     """Do what mount() does before it mounts, for a program that answers INIT during mount(2).
 
@@ -68,7 +68,7 @@ def prepare(
 def _mount(
     peer_pid: int,
     shown: str,
-    own_devices: Sequence[tuple[str, str]],
+    own_devices: Mapping[str, Sequence[str]],
     mounts_max: int,
     connection: socket.socket,
     device: int,
@@ -80,7 +80,7 @@ def _mount(
         # Before the user namespace is entered: in there, ids that it does not map would all look the same.
         info = _file_info(target, connection)
         peer = examine(node, connection, peer_pid)
-        own = {number for number, container in own_devices if container == peer.container}
+        own = set(own_devices.get(peer.container, ()))
         if len(own) >= mounts_max:
             return _refusal(rules.too_many_mounts(mounts_max))
         node.enter(peer.mounts, peer.owner, peer.is_foreign)
@@ -132,6 +132,8 @@ def _receive_mountpoint(connection: socket.socket) -> int:
         raise NotAllowed(
             Refusal(EPROTO, "bad request: it comes with more than one file descriptor, or with one that is not allowed")
         ) from None
+    except BlockingIOError:
+        fds = []  # the driver has received the request, which it leaves to this process only where an fd is with it
     if len(fds) != 1:
         raise NotAllowed(Refusal(EPROTO, "bad request: it comes without the file descriptor of the mountpoint"))
     # An fd that was opened with O_PATH runs no code of its file system when it is closed.
@@ -202,6 +204,7 @@ def _attach(
     own = [b"fd=%d" % device, b"rootmode=%o" % mode, b"user_id=%d" % uid, b"group_id=%d" % gid]
     made = syscalls.mount_detached("fuse", [*own, *options], attributes)
     found = syscalls.device_of(made), uid, gid
+    no_return()
     # move_mount(2) takes the topmost place where something is mounted on the target already.
     syscalls.move_mount_to_fd(made, target)
     if info.is_mount_root:

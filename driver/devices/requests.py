@@ -2,22 +2,20 @@
 
 import asyncio
 import os
-import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from errno import EBUSY, EINVAL, EPROTO
 from typing import Any
 
 from driver.blocking.processes import NotAsked
-from driver.devices import attached, namespace, rules
+from driver.devices import namespace, rules
 from driver.devices.kernel import CallersKernel
 from driver.devices.mount import DeviceMount, refused
 from driver.devices.records import DeviceRecord
-from driver.devices.shared import Shared
+from driver.devices.shared import Shared, by_container, intent, shown
 from driver.devices.visits import Late
-from driver.linux.programinfo import engines_container, program_behind
+from driver.linux.programinfo import engines_container
 from driver.model import limits
-from driver.model.fusemount import FuseMount
 from driver.model.peer import Peer
 from driver.model.policy import DetachedArguments, NotMounted, Refused, detached_arguments
 from driver.model.state import Detach, End
@@ -78,8 +76,6 @@ class DeviceRequests:
         self._reserved = 0  # mounts that are being made
         self._background: set[asyncio.Task[None]] = set()
 
-    # ---- mount
-
     async def mount(self, request: MountRequest, peer: Peer) -> int:
         """Mount at the mountpoint whose fd comes with the request, and return the fd that serves the mount. Raises Refused."""
         arguments = self._admit(request)
@@ -95,7 +91,14 @@ class DeviceRequests:
         record = self._intent(request, peer, arguments, opened)
         is_known = False
         try:
-            values = (peer.pid, _shown(request), arguments.options, arguments.attributes, self._own_devices(), self._shared.mounts_max)
+            values = (
+                peer.pid,
+                shown(request),
+                arguments.options,
+                arguments.attributes,
+                by_container(self._own_devices()),
+                self._shared.mounts_max,
+            )
             answer, fds = await self._shared.visits.mount(
                 self._share(peer), limits.VISIT_WAIT, namespace.mount, *values, fds=[peer.connection, opened.fd]
             )
@@ -105,7 +108,7 @@ class DeviceRequests:
             raise Refused(f"mount failed: earlier mounts of this fuse device have not ended yet: {error.strerror}", EBUSY) from None
         except Late as late:
             is_known = True
-            self.in_background(self._clean_up(record, late.ended))
+            self.in_background(self._take_off_late(record, late))
             raise Refused("mount failed: the mountpoint is kept locked by another program", EBUSY) from None
         except OSError as error:
             self._log.debug(f"mount failed: {error}")
@@ -124,7 +127,7 @@ class DeviceRequests:
         opened = self._open_device()
         is_kept = False
         try:
-            values = (peer.pid, _shown(request), self._own_devices(), self._shared.mounts_max)
+            values = (peer.pid, shown(request), by_container(self._own_devices()), self._shared.mounts_max)
             answer, fds = await self._shared.visits.mount(
                 self._share(peer), limits.VISIT_WAIT, namespace.prepare, *values, fds=[peer.connection, opened.fd]
             )
@@ -147,7 +150,7 @@ class DeviceRequests:
         self._admit(request)
         took = Timer(Operation.MOUNT)
         record = self._intent(request, peer, arguments, OpenDevice(prepared.name, prepared.fd))
-        values = (peer.pid, _shown(request), arguments.options, arguments.attributes)
+        values = (peer.pid, shown(request), arguments.options, arguments.attributes)
         fds = [peer.connection, prepared.fd, prepared.target]
         is_known = is_late = False
         self._reserved += 1
@@ -159,7 +162,7 @@ class DeviceRequests:
             is_known = True
         except Late as late:
             is_late = True
-            self.in_background(self._clean_up(record, late.ended))
+            self.in_background(self._take_off_late(record, late))
             reason = "the client has gone" if client_gone.done() else "the FUSE program did not answer INIT in time"
             raise Refused(f"mount failed: {reason}", EINVAL) from None
         except OSError as error:
@@ -184,7 +187,7 @@ class DeviceRequests:
         return arguments
 
     def _log_mounted(self, request: MountRequest, peer: Peer, arguments: DetachedArguments, took: Timer) -> None:
-        what = f"{arguments.fstype} {arguments.source!r} for uid {peer.uid}, pid {peer.pid}, at {_shown(request)!r}"
+        what = f"{arguments.fstype} {arguments.source!r} for uid {peer.uid}, pid {peer.pid}, at {shown(request)!r}"
         self._log.activity(f"mounted {what}, in {took.stop()}")
 
     def _open_device(self) -> OpenDevice:
@@ -195,11 +198,8 @@ class DeviceRequests:
             raise Refused(f"mount failed: {error.strerror}", error.errno or EINVAL) from None
 
     def _intent(self, request: MountRequest, peer: Peer, arguments: DetachedArguments, opened: OpenDevice) -> DeviceRecord:
-        """Record what is about to be mounted, and return the record. Raises Refused."""
-        program = program_behind(peer.pid)
-        mount = FuseMount(from_wire(request.mountpoint), "", arguments.source, arguments.fstype, opened.name, mounter=peer.uid)
-        pid = program.pids[0] if program is not None else peer.pid
-        record = DeviceRecord(self.allocation, mount, 0, "", 0, 0, pid, time.time(), False)
+        """Record what is about to be mounted, and return the record."""
+        record = intent(self.allocation, request, peer, arguments, opened.name)
         self._save(record)
         return record
 
@@ -249,8 +249,6 @@ class DeviceRequests:
             self._shared.containers.add(mount, process)
         mount.begin()
 
-    # ---- the end of a mount
-
     def _ended(self, mount: DeviceMount, end: End, connection: Connection | None) -> None:
         self.mounts.remove(mount)
         self._shared.containers.remove(mount)
@@ -271,19 +269,26 @@ class DeviceRequests:
             life.begin()
         self.in_background(mount.place.drop())
 
-    async def _clean_up(self, record: DeviceRecord, ended: "asyncio.Future[None]") -> None:
-        """Detach what a process has mounted that was killed because it took too long. Its fd is closed, so it is dead."""
-        await asyncio.wait([ended])
-        mount = record.mount
-        known = [number for number, _ in self._own_devices()]
-        arguments = ((record.pid,), mount.source, mount.fstype, mount.mountpoint, known)
+        # It may have kept the driver from taking off the one beneath it. Mounts that are made at once are in any order.
+        beneath = [each for each in self.mounts if each.mountpoint == mount.mountpoint]
+        for each in beneath[-limits.VISITS_OF_AN_ALLOCATION - 1 :]:
+            each.life.check_unless_held()
+
+    async def _take_off_late(self, record: DeviceRecord, late: Late) -> None:
+        """Take off what is mounted after its client has got its refusal.
+
+        Otherwise a container could pile up dead mounts: by keeping the directory locked for a while, as often as it likes.
+        """
+        answer, fds = await late.late()
         try:
-            await self._shared.visits.call(self.allocation, limits.VISIT_WAIT, attached.clean, *arguments)
-        except OSError as error:
-            self._log.warning(f"what was mounted too late may be left at {os.fsdecode(mount.mountpoint)!r}: {error.strerror}")
+            if answer is not None:
+                os.close(self._mounted(record, answer, fds))  # a mount whose program has ended is taken off
+                return
+        except (Refused, OSError):
+            pass
         self._forget(record)
-        assert mount.device is not None
-        self._shared.workspace.devices.remove(mount.device)
+        assert record.mount.device is not None
+        self._shared.workspace.devices.remove(record.mount.device)
 
     def _forget_detached(self, life: DetachedLife) -> None:
         del self._detached[life]
@@ -350,8 +355,6 @@ class DeviceRequests:
             life.abort()
         return is_any
 
-    # ---- records
-
     def adopt(self, record: DeviceRecord) -> None:
         """Follow again what a former driver has mounted."""
         kernel = CallersKernel(self._shared.workspace, self._shared.files)
@@ -400,7 +403,3 @@ class DeviceRequests:
             self._shared.records.delete(record)
         except OSError as error:
             self._log.error(f"the record of a mount cannot be deleted, and is left to the next start of the driver: {error}")
-
-
-def _shown(request: MountRequest) -> str:
-    return os.fsdecode(from_wire(request.mountpoint))

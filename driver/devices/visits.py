@@ -7,7 +7,7 @@ from errno import ETIMEDOUT
 from typing import Any
 
 from driver.blocking.calls import Bound
-from driver.blocking.processes import NotAsked, Starter
+from driver.blocking.processes import NotAsked, Process, Starter
 from driver.blocking.threads import Threads
 from driver.model import limits
 from fusermount3_proxy.wire import fdpass
@@ -18,11 +18,18 @@ def keep_until_the_end(*fds: int) -> None:
 
 
 class Late(TimeoutError):
-    """Reports that a process took too long and was killed. Until `ended` is settled, it may do its work after all."""
+    """Reports that a process takes too long. One that is to mount may do so yet: late() tells."""
 
-    def __init__(self, ended: "asyncio.Future[None]") -> None:
+    def __init__(self, process: Process, answer: "asyncio.Future[Any]") -> None:
         super().__init__(ETIMEDOUT, os.strerror(ETIMEDOUT))
-        self.ended = ended
+        self._process, self._answer = process, answer
+
+    async def late(self) -> tuple[Any, list[int]]:
+        """Wait until the process of Visits.mount() has ended. Return its result, None where it has none, and the fds of that."""
+        while not self._process.ended.done():
+            self._process.give_up()  # root of the container's user namespace may have stopped it meanwhile
+            await asyncio.wait([self._process.ended], timeout=limits.VISIT_WAIT)
+        return (self._answer.result() if self._answer.exception() is None else None), self._process.take_fds()
 
 
 class Visits:
@@ -50,7 +57,11 @@ class Visits:
         fds: Sequence[int],
         give_up: "asyncio.Future[None] | None" = None,
     ) -> tuple[Any, list[int]]:
-        """Call a function of namespace.py that mounts, as call() does. It is late, too, when `give_up` is settled before it has ended."""
+        """Call a function of namespace.py that mounts, as call() does. It is late, too, when `give_up` is settled before it has ended.
+
+        A process that waits for the lock of a mountpoint mounts when it gets that: not even SIGKILL keeps it from that. So a process that
+        is late is ended only before that point, and its answer is waited for (Late.late()).
+        """
         return await self._call(self._mounting, allocation, limit, function, arguments, fds, give_up)
 
     async def call(
@@ -89,5 +100,7 @@ class Visits:
             # Unlike wait_for(), this does not cancel the answer.
             await asyncio.wait(first, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
-                raise Late(process.ended)
+                if bound is self._mounting:
+                    process.give_up()
+                raise Late(process, answer)
             return answer.result(), process.take_fds()

@@ -5,6 +5,8 @@ import signal
 import time
 from errno import EINTR, ENOTCONN
 
+from driver.blocking import starter
+
 
 def same(value: object) -> object:
     return value
@@ -73,3 +75,17 @@ def fds() -> tuple[int, ...]:
 def writes(text: str, fd: int) -> None:
     os.write(fd, f"{text} {os.getpid()}".encode())
     time.sleep(1000)
+
+
+def says_and_waits(said: int, told: int, is_beyond: bool = False) -> str:
+    """Write a byte, and return when there is one to read; where `is_beyond`, this process does not give up any more."""
+    if is_beyond:
+        starter.no_return()
+    os.write(said, b"x")
+    os.read(told, 1)
+    return "late"
+
+
+def waits_beyond(said: int, told: int) -> str:
+    """Do what says_and_waits() does beyond the point of no return."""
+    return says_and_waits(said, told, True)

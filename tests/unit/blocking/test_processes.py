@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from errno import EINTR, EMFILE, ENOBUFS
 from pathlib import Path
 
@@ -107,6 +108,32 @@ async def test_one_that_is_let_go_without_an_answer_is_killed(starter: Starter) 
     with await starter.process() as process:
         pass  # it was not asked anything
     await process.ended
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+@pytest.mark.parametrize("job", [process_jobs.says_and_waits, process_jobs.waits_beyond])
+async def test_one_that_is_given_up_ends_unless_it_is_beyond_the_point_of_no_return(
+    starter: Starter, job: Callable[..., str], is_stopped: bool
+) -> None:
+    """One that is to mount may have mounted already, and nobody else knows."""
+    (said, says), (told, tells) = os.pipe(), os.pipe()
+    with await starter.process() as process:
+        answer = process.do(job, fds=[says, told])
+        assert os.read(said, 1)
+        if is_stopped:
+            signal.pidfd_send_signal(process._pidfd, signal.SIGSTOP)
+        process.give_up()
+    if job is process_jobs.says_and_waits:
+        with pytest.raises(NotAsked):
+            await answer
+    else:
+        await asyncio.sleep(0.05)
+        assert not answer.done()
+        os.write(tells, b"x")
+        assert await answer == "late"
+    await process.ended
+    for fd in (said, says, told, tells):
+        os.close(fd)
 
 
 async def test_the_answer_of_one_that_ends_at_once_is_read(starter: Starter) -> None:
