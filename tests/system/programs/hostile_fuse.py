@@ -3,7 +3,7 @@
 It answers INIT and prints "serves"; it prints "asked NAME" when the kernel asks what HOW is about. HOW is one of:
 
     never-getattr, never-statfs, never-opendir,     reads that request, and never answers it
-    never-read
+    never-read, never-mkdir
     never-anything                                  reads every request, and answers none
     never-writes                                    lets the kernel cache writes, and never takes them
     reads-nothing                                   reads only INIT
@@ -11,6 +11,7 @@ It answers INIT and prints "serves"; it prints "asked NAME" when the kernel asks
     root-is-nothing                                 answers so with no type at all
     getattr-enotconn, statfs-enotconn               answers that with ENOTCONN
     getattr-fails                                   answers that with EIO
+    device-file                                     its file is the device node of /dev/null
     huge                                            sizes of 2^64 - 1, names of 64 KiB in a listing
     garbage                                         answers that are too short, too long, for no request, and of no form
     unlocks                                         removes its lock from the fd, and serves
@@ -31,12 +32,13 @@ import time
 
 from mini_fuse import Server, call_helper, receive_fd
 
-_GETATTR, _READ, _WRITE, _STATFS, _OPENDIR, _READDIR = 3, 15, 16, 17, 27, 28
+_LOOKUP, _GETATTR, _MKDIR, _READ, _WRITE, _STATFS, _OPENDIR, _READDIR = 1, 3, 9, 15, 16, 17, 27, 28
 _NEVER = {
     "never-getattr": _GETATTR,
     "never-read": _READ,
     "never-statfs": _STATFS,
     "never-opendir": _OPENDIR,
+    "never-mkdir": _MKDIR,
     "never-writes": _WRITE,
 }
 _ROOT = {"root-is-link": stat.S_IFLNK, "root-is-file": stat.S_IFREG, "root-is-device": stat.S_IFBLK, "root-is-nothing": 0}
@@ -77,6 +79,11 @@ class Hostile(Server):
         if self._how in _ERRORS and opcode == _ERRORS[self._how][0]:
             self._say(opcode)
             self.answer(unique, error=_ERRORS[self._how][1])
+            return True
+        if self._how == "device-file" and opcode == _LOOKUP:
+            plain = self.attributes(2)
+            mode = struct.pack("IIIII", stat.S_IFCHR | 0o666, 1, 0, 0, os.makedev(1, 3))
+            self.answer(unique, struct.pack("QQQQII", 2, 0, 1, 1, 0, 0) + plain[:60] + mode + plain[80:])
             return True
         if self._how == "huge" and opcode in (_GETATTR, _STATFS, _READDIR):
             self._say(opcode)
