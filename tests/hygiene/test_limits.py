@@ -41,6 +41,11 @@ SECURITY = [
     f"each mount with a synchronous INIT has a process for {limits.SYNC_MOUNT_WAIT:g} s",
     f"| mount options of a volume | {policy.OPTIONS_MAX} characters; {policy._WARNINGS_MAX} warnings about them |",
     f"one of the {WORDS[limits.CONNECTION_THREADS]} of the volume that the fd was sent to",
+    f"| {limits.DEVICE_MOUNTS} (`--fuse-mounts-max`), with those that were unmounted lazily and are in use |",
+    f"| {limits.VISITS_OF_AN_ALLOCATION} that mount, and as many that ask and unmount; {limits.VISITS} of each kind for all containers.",
+    f"| {limits.VISIT_WAIT:g} s, with a synchronous INIT {limits.SYNC_MOUNT_WAIT:g} s; then it is refused |",
+    f"| {limits.DEVICE_LEFT_MAX} of a device |",
+    f"| twice {limits.CONTAINER_CHECK_INTERVAL:g} s |",
 ]
 
 OPERATIONS = [

@@ -23,7 +23,7 @@ def test_every_hostile_test_is_named() -> None:
     page = (ROOT / "docs/security.md").read_text()
     missing = [
         f"{path.name}::{test}"
-        for path in sorted((ROOT / "tests/system").glob("test_hostile_*.py"))
+        for path in sorted([*(ROOT / "tests/system").glob("test_hostile_*.py"), *(ROOT / "tests/system").glob("test_device_hostile*.py")])
         if path.name != "test_hostile_requests.py"
         for test in re.findall(r"^def (test_\w+)\(", path.read_text(), re.M)
         if f"`{path.name}::{test}`" not in page
