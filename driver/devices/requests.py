@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from errno import EBUSY, EINVAL, EPROTO
 from typing import Any
 
@@ -11,6 +11,7 @@ from driver.blocking.processes import NotAsked
 from driver.devices import namespace, rules
 from driver.devices.kernel import CallersKernel
 from driver.devices.mount import DeviceMount, refused
+from driver.devices.prepared import PreparedDeviceMount
 from driver.devices.records import DeviceRecord
 from driver.devices.shared import Shared, by_container, intent, shown
 from driver.devices.visits import Late
@@ -28,37 +29,6 @@ from driver.observe.logs import VolumeLog
 from driver.observe.metrics import Operation, Timer
 from fusermount3_proxy.wire import fdpass
 from fusermount3_proxy.wire.protocol import MOUNTPOINT_FD, FindRequest, MountRequest, UnmountRequest, from_wire
-
-
-@dataclass
-class PreparedDeviceMount:
-    """A /dev/fuse that a container has, and that is mounted when it says so (pods.handler.Prepared)."""
-
-    requests: "DeviceRequests"
-    shared: Shared
-    request: MountRequest
-    peer: Peer
-    arguments: DetachedArguments
-    name: str  # of the device node
-    fd: int
-    target: int
-    is_handed_on: bool = False
-
-    async def mount(self, client_gone: "asyncio.Future[None]") -> None:
-        """Mount it, unless `client_gone` is settled before the program has answered INIT. Raises Refused."""
-        await self.requests.mount_prepared(self, client_gone)
-
-    def close(self) -> None:
-        """Close what it holds."""
-        os.close(self.fd)
-        self.requests.in_background(self.shared.visits.drop(self.requests.allocation, [self.target]))
-
-    def discard(self) -> None:
-        """Close what it holds and remove the device node, unless mount() was called."""
-        if not self.is_handed_on:
-            self.is_handed_on = True
-            self.close()
-            self.shared.workspace.devices.remove(self.name)
 
 
 class DeviceRequests:
