@@ -17,7 +17,7 @@ import pytest
 from pod_programs import ROOT
 from with_processes import DEADLINE, done_apart, run, until
 
-from driver.blocking.processes import NotAsked, Starter
+from driver.blocking.processes import NotAsked, Starter, _wait_until_readable
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -342,3 +342,24 @@ async def test_a_process_that_cannot_be_asked_ends_and_keeps_no_place(starter: S
         with pytest.raises(NotAsked):
             await process.do(process_jobs.same, 1)
     await asyncio.wait_for(process.ended, 20)
+
+
+async def test_a_start_that_is_given_up_when_the_process_is_there(starter: Starter) -> None:
+    """Nothing is reported where both happen in one turn of the event loop."""
+    loop = asyncio.get_running_loop()
+    reported: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _, context: reported.append(context))
+    (first, first_end), (ours, theirs) = socket.socketpair(), socket.socketpair()
+    for end in (first, ours):
+        end.setblocking(False)
+    start = loop.create_task(_wait_until_readable(ours))
+    loop.add_reader(first, start.cancel)
+    await asyncio.sleep(0)
+    first_end.send(b"x")
+    theirs.send(b"x")
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    loop.remove_reader(first)
+    for end in (first, first_end, ours, theirs):
+        end.close()
+    assert reported == []
