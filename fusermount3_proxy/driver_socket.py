@@ -12,12 +12,19 @@ from fusermount3_proxy.wire.protocol import FindRequest, MountRequest, ProtocolE
 TYPE_CHECKING = False  # stands for typing.TYPE_CHECKING, since importing typing takes too long
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 _SUN_PATH_MAX = 107  # bytes of sun_path without the NUL: unix(7)
 
 
 class DriverError(Exception):
     """Reports that there is no answer from the driver. The text is one line for the user."""
+
+
+class NoAnswer(DriverError):
+    """Reports that the driver has closed the connection without an answer."""
 
 
 class OriginalProtocolOnly(DriverError):
@@ -32,13 +39,17 @@ def mount(path: str, request: MountRequest, wait: float, report: "Callable[[str]
     DriverError.
     """
     packet = _encode(request)
-    sock, is_v1 = _connect(path, wait, report, may_be_original=mountpoint < 0)
-    try:
-        if is_v1:
-            _send(sock, packet, mountpoint)
-        return _receive_mount(sock, is_v1)
-    finally:
-        sock.close()
+
+    def ask() -> tuple[Reply, int]:
+        sock, is_v1 = _connect(path, wait, report, may_be_original=mountpoint < 0)
+        try:
+            if is_v1:
+                _send(sock, packet, mountpoint)
+            return _receive_mount(sock, is_v1)
+        finally:
+            sock.close()
+
+    return _ask(path, wait, ask)
 
 
 def prepare(
@@ -50,13 +61,17 @@ def prepare(
     if the driver cannot mount in this way.
     """
     packet = _encode(request)
-    sock, _ = _connect(path, wait, report, may_be_original=False)
-    try:
-        _send(sock, packet, mountpoint)
-        return *_receive_mount(sock, is_v1=True), PendingMount(sock)
-    except BaseException:
-        sock.close()
-        raise
+
+    def ask() -> tuple[Reply, int, PendingMount]:
+        sock, _ = _connect(path, wait, report, may_be_original=False)
+        try:
+            _send(sock, packet, mountpoint)
+            return *_receive_mount(sock, is_v1=True), PendingMount(sock)
+        except BaseException:
+            sock.close()
+            raise
+
+    return _ask(path, wait, ask)
 
 
 class PendingMount:
@@ -83,12 +98,16 @@ class PendingMount:
 def unmount(path: str, request: UnmountRequest, wait: float, report: "Callable[[str], None]") -> Reply:
     """Ask to unmount the volume at the socket `path`. Arguments and errors are as in prepare()."""
     packet = _encode(request)
-    sock, _ = _connect(path, wait, report, may_be_original=False)
-    try:
-        _send(sock, packet)
-        return _receive_reply(sock)
-    finally:
-        sock.close()
+
+    def ask() -> Reply:
+        sock, _ = _connect(path, wait, report, may_be_original=False)
+        try:
+            _send(sock, packet)
+            return _receive_reply(sock)
+        finally:
+            sock.close()
+
+    return _ask(path, wait, ask)
 
 
 def is_for(path: str, request: FindRequest, wait: float) -> bool:
@@ -106,6 +125,21 @@ def is_for(path: str, request: FindRequest, wait: float) -> bool:
     if reply.error is not None and reply.errno != EINVAL:
         raise DriverError(f"the driver at {path} cannot say which volume is mounted: {reply.error}")
     return reply.error is None
+
+
+def _ask(path: str, wait: float, ask: "Callable[[], T]") -> "T":
+    """Call `ask`. At a fuse device do so again within `wait` seconds while there is no answer.
+
+    Any number of programs share the device, and the driver closes the connections of those that are too many at once.
+    """
+    deadline = monotonic() + wait
+    while True:
+        try:
+            return ask()
+        except NoAnswer:
+            if path != protocol.DEVICE_SOCKET or monotonic() >= deadline:
+                raise
+        sleep(limits.SOCKET_RETRY)
 
 
 def _connect(path: str, wait: float, report: "Callable[[str], None]", may_be_original: bool) -> tuple[socket, bool]:
@@ -243,7 +277,7 @@ def _receive(sock: socket, is_v1: bool) -> tuple[bytes, list[int]]:
 
 def _decode(message: bytes, is_v1: bool) -> Reply:
     if not message and is_v1:
-        raise DriverError("the driver closed the connection without an answer: it is stopping, or has too many requests for this volume")
+        raise NoAnswer("the driver closed the connection without an answer: it is stopping, or has too many requests for this volume")
     if not message:
         raise DriverError("the driver refused; its log says why")
     try:

@@ -149,6 +149,33 @@ def test_a_refusal_that_comes_with_an_fd_leaves_none(path: Path, fuse: int) -> N
     assert (reply.error, fd) == ("no", -1)
 
 
+class Busy(Recorder):
+    """Closes its first connections without an answer, as the driver does with those that are too many at once."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__(b"{}")
+        self.times = times
+
+    def __call__(self, connection: socket.socket) -> None:
+        self.times -= 1
+        if self.times < 0:
+            super().__call__(connection)
+
+
+def test_a_fuse_devices_driver_that_is_busy_is_asked_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "DEVICE_SOCKET", str(path))
+    driver = Busy(3)
+    with StandIn(path, v1=driver):
+        assert driver_socket.unmount(str(path), UNMOUNT, 10, nothing_reported).error is None
+    assert len(driver.requests) == 1
+
+
+def test_a_fuse_devices_driver_that_stays_busy_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "DEVICE_SOCKET", str(path))
+    with StandIn(path, v1=Busy(1000)), pytest.raises(DriverError, match="closed the connection without an answer"):
+        driver_socket.unmount(str(path), UNMOUNT, 0.2, nothing_reported)
+
+
 @pytest.mark.parametrize(
     ("packet", "fds", "message"),
     [
