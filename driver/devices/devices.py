@@ -216,8 +216,8 @@ class Devices:
         for folder in (SOCKETS, "users"):
             try:
                 found.update(os.listdir(f"{self._folder}/{folder}"))
-            except FileNotFoundError:
-                pass
+            except OSError:
+                pass  # install() reports what is wrong with the folder
         return sorted(found)
 
     def _try_to_open(self, name: str) -> Allocation | None:

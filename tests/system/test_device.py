@@ -8,7 +8,7 @@ from harness import mounts
 from harness.container import Bind, Container
 from harness.device import BINDFS, FOLDER, OTHER, USER, Device, fuse_mounts, source, wait_until_unmounted
 from harness.events import wait_until, within
-from harness.pod import Node
+from harness.pod import Node, Pod
 
 
 def test_an_ordinary_user_mounts_and_unmounts(device: Device, device_container: Container) -> None:
@@ -217,3 +217,19 @@ def _unmounts(path: Path) -> bool:
         return True
     except (AssertionError, OSError):
         return False
+
+
+def test_a_driver_whose_folder_is_no_folder_serves_volumes(module_node: Node, pod: Pod) -> None:
+    """It says once what is wrong, and that containers get no fuse device."""
+    driver = module_node.driver
+    file = module_node.folder / "file"
+    file.touch()
+    whole, said = driver.options, len(driver.log)
+    driver.options = (*whole, "--fuse-dir", str(file))
+    try:
+        driver.restart()
+        wait_until("it is said", lambda: "no container gets a fuse device: " in driver.log[said:])
+        pod.publish().wait_waiting()
+    finally:
+        driver.options = whole
+        driver.restart()
