@@ -7,7 +7,7 @@ A FUSE library runs it as it would run libfuse's fusermount3, with the number of
 import posix
 import sys
 from _socket import AF_UNIX, SO_DOMAIN, SOL_SOCKET, socket
-from errno import EBADF, EINVAL
+from errno import EBADF, EINVAL, EROFS
 
 from fusermount3_proxy import autounmount, commandline, driver_socket, limits, mountpoint, program, syncinit
 from fusermount3_proxy.commandline import Command, CommandLineError
@@ -22,6 +22,7 @@ from fusermount3_proxy.wire.protocol import FindRequest, MountRequest, UnmountRe
 _S_IFMT = 0o170000
 _S_IFREG = 0o100000
 _S_IFDIR = 0o040000
+_S_ISVTX = 0o1000
 
 # FUSE libraries compare the version to know what the helper can do. This program behaves as 3.14 does.
 VERSION = "fusermount3 version: 3.14.0\n"
@@ -91,6 +92,9 @@ def _mount(command: Command, path: bytes) -> None:
         autounmount.wait_and_unmount(_comm_socket(comm_fd), path)
         return
     kind = _kind(path)
+    is_for_device = _is_for_device(path)
+    if is_for_device:
+        _check_access(path, kind)
     raw_options = to_bytes(command.options)
     try:
         asked = options.parse(to_text(raw_options))
@@ -104,10 +108,10 @@ def _mount(command: Command, path: bytes) -> None:
     comm = _comm_socket(comm_fd)
     request = MountRequest(protocol.to_wire(path), protocol.to_wire(raw_options), command.sync_init)
     target = -1
-    if _is_for_device(path):
+    if is_for_device:
         socket_path = protocol.DEVICE_SOCKET
         request.fds = (protocol.MOUNTPOINT_FD,)
-        target = _open_mountpoint(path, kind)
+        target = _open_mountpoint(path)
     elif kind == _S_IFREG:
         # The kernel would take the program's file for a damaged root directory, and answer EIO for ever.
         raise Failure("the mountpoint is a file, and a volume is a directory: mount on a directory")
@@ -166,10 +170,37 @@ def _is_for_device(path: bytes) -> bool:
         return True
 
 
-def _open_mountpoint(path: bytes, kind: int) -> int:
-    """Open the mountpoint for the driver, with this process's own rights. Raises Failure."""
+def _check_access(path: bytes, kind: int) -> None:
+    """Check what fusermount3 checks for users, in its order (check_perm() in util/fusermount.c). Raises Failure.
+
+    The driver makes sure of what matters to others than the user. A dead mount, whose `kind` is 0, can be asked for nothing. On a
+    read-only mount only owner and mode count, as the driver sees them: the root file system of a container may be one.
+    """
     if kind not in (_S_IFDIR, _S_IFREG, 0):
         raise Failure(f"mountpoint {to_text(path)} is not a directory or a regular file")
+    user = posix.getuid()
+    if user == 0 or kind == 0:
+        return
+    if kind == _S_IFREG:
+        try:
+            posix.close(posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC))
+        except OSError as error:
+            if error.errno != EROFS:
+                raise Failure(f"failed to open {to_text(path)}: {error.strerror}") from None
+        return
+    try:
+        posix.chdir(path)
+    except OSError as error:
+        raise Failure(f"failed to chdir to mountpoint: {error.strerror}") from None
+    info = posix.stat(b".")
+    if info.st_mode & _S_ISVTX and info.st_uid != user:
+        raise Failure(f"mountpoint {to_text(path)} not owned by user")
+    if not posix.access(b".", posix.W_OK) and not posix.statvfs(b".").f_flag & posix.ST_RDONLY:
+        raise Failure(f"user has no write access to mountpoint {to_text(path)}")
+
+
+def _open_mountpoint(path: bytes) -> int:
+    """Open the mountpoint for the driver, with this process's own rights. Raises Failure."""
     try:
         return posix.open(path, posix.O_PATH | posix.O_NOFOLLOW | posix.O_CLOEXEC)
     except OSError as error:

@@ -17,9 +17,12 @@ from fusermount3_proxy.wire.mountinfo import Mount
 _DEAD = (ENOTCONN, ECONNABORTED)
 
 
-def unmount(peer_pid: int, device_number: str, flags: int, is_root: bool, connection: int, kept: int) -> tuple[object, ...]:
+def unmount(
+    peer_pid: int, device_number: str, flags: int, is_root: bool, path: bytes | None, connection: int, kept: int
+) -> tuple[object, ...]:
     """Unmount for the peer: what is mounted on the file of `kept`, or where `is_root`, the mount of `kept` itself.
 
+    `path` is where the peer must see the mount; None where it has named the mount by its device number.
     Return (REFUSED, errno, text) or (DONE,). Raises OSError as umount2(2) does.
     """
     node = Node()
@@ -27,6 +30,8 @@ def unmount(peer_pid: int, device_number: str, flags: int, is_root: bool, connec
         peer = examine(node, socket.socket(fileno=connection), peer_pid)
     except NotAllowed as refused:
         return REFUSED, refused.refusal.errno, refused.refusal.text
+    if path is not None and not any(each.device == device_number and each.path == path for each in peer.table):
+        raise OSError(EINVAL, os.strerror(EINVAL))  # a folder above it has been renamed since it was mounted
     node.enter(peer.mounts, peer.owner, peer.is_foreign)
     _unmount(node, device_number, flags, is_root, kept)
     return (DONE,)

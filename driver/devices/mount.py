@@ -28,6 +28,7 @@ class CallersPlace:
         """Own `kept`, the fd by which it is unmounted (namespace.py); -1 where it is not known yet."""
         self.lock = asyncio.Lock()
         self.peer: Peer | None = None  # for whom detach() unmounts; None where its program has died
+        self.path: bytes | None = None  # where the peer must see it; None where it has named it by its device number
         self._record = record
         self._kept = kept
         self._is_root = record.is_root
@@ -60,7 +61,7 @@ class CallersPlace:
         if self._kept < 0:
             raise OSError(EINVAL, os.strerror(EINVAL))
         flags = syscalls.MNT_DETACH if how is Detach.LAZY else 0
-        arguments = (peer.pid, mount.device_number, flags, self._is_root)
+        arguments = (peer.pid, mount.device_number, flags, self._is_root, self.path)
         fds = [peer.connection, self._kept]
         (result, *refusal), _ = await self._visits.call(self._share, limits.VISIT_WAIT, attached.unmount, *arguments, fds=fds)
         if result == namespace.REFUSED:

@@ -181,7 +181,7 @@ def _check(node: Node, peer: Peer, connection: socket.socket, target: int, info:
         raise NotAllowed(Refusal(ENOENT, f"mounting on {shown} is forbidden: it cannot be reached from the root directory"))
     inside = path[len(here.path) :] if here.path != b"/" else path
     _, uid, _ = syscalls.peer_credentials(connection)  # as the user namespace sees it that this process is in now
-    caller = Caller(peer.uid, peer.groups, rules.is_privileged(uid, peer.effective, peer.owns))
+    caller = Caller(peer.uid, peer.groups, rules.is_privileged(uid, peer.effective, peer.owns), uid)
     mountpoint = Mountpoint(info, here, (seen.path.rstrip(b"/") + b"/" + inside.lstrip(b"/")).rstrip(b"/") or b"/", path)
     refusal = rules.check(mountpoint, caller, shown, own_devices)
     if refusal is not None and refusal.is_file_system:

@@ -283,7 +283,7 @@ class DeviceRequests:
             if mount.life.has_ended:
                 self._expect_left(mountpoint)
                 return
-            mount.place.peer = peer
+            mount.place.peer, mount.place.path = peer, mountpoint if request.device is None else None
             try:
                 await mount.life.detach(Detach.LAZY if request.lazy else Detach.PLAIN)
             except TimeoutError:
@@ -292,7 +292,7 @@ class DeviceRequests:
                 self._log.debug(f"unmount failed: {error}")
                 raise Refused(str(error.strerror), error.errno or EINVAL) from None
             finally:
-                mount.place.peer = None
+                mount.place.peer = mount.place.path = None
             self._left.pop(mountpoint, None)
         self._log.activity(f"unmounted {shown!r}{' lazily' if request.lazy else ''}, as the container asked for")
 

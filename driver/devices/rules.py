@@ -32,11 +32,15 @@ _CAP_DAC_OVERRIDE = 1
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, as the node sees him: uid, primary and supplementary groups, and whether no mode bits stop him."""
+    """Who asks, as the node sees him: uid, primary and supplementary groups, and whether no mode bits stop him.
+
+    `uid_inside` is his uid in the user namespace that owns his mount namespace.
+    """
 
     uid: int
     groups: Collection[int]
     is_privileged: bool
+    uid_inside: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,7 @@ def check(mountpoint: Mountpoint, caller: Caller, shown: str, own_devices: Colle
             return Refusal(EPERM, f"mounting on {shown} is forbidden: it is the root directory")
     if mount.shared:
         return Refusal(EPERM, f"mounting on {shown} is forbidden: the mount would appear outside of the container (shared propagation)")
-    return None if caller.is_privileged else _check_access(info, mount, caller, shown)
+    return None if caller.is_privileged or _is_own_file_system(mount, caller) else _check_access(info, mount, caller, shown)
 
 
 def too_many_mounts(most: int) -> Refusal:
@@ -104,6 +108,15 @@ def too_many_mounts(most: int) -> Refusal:
 def _where(path: bytes, forbidden: bytes) -> str:
     name = forbidden.decode()
     return name if path == forbidden else f"below {name}"
+
+
+def _is_own_file_system(mount: Mount, caller: Caller) -> bool:
+    """Return whether it is a FUSE file system that the caller has mounted, in which his own program says who may do what.
+
+    Owners and modes mean nothing there: those of sshfs are those of another machine.
+    """
+    options = mount.super_options.split(",")
+    return mount.is_fuse and f"user_id={caller.uid_inside}" in options and "default_permissions" not in options
 
 
 def _check_access(info: FileInfo, mount: Mount, caller: Caller, shown: str) -> Refusal | None:

@@ -10,9 +10,9 @@ from driver.devices.rules import Caller, Mountpoint
 from driver.linux.syscalls import FileInfo
 from fusermount3_proxy.wire.mountinfo import Mount
 
-USER = Caller(uid=1000, groups=(1000, 77), is_privileged=False)
-ROOT = Caller(uid=0, groups=(0,), is_privileged=True)
-WEAK_ROOT = Caller(uid=0, groups=(0,), is_privileged=False)  # without CAP_DAC_OVERRIDE
+USER = Caller(uid=1000, groups=(1000, 77), is_privileged=False, uid_inside=1000)
+ROOT = Caller(uid=0, groups=(0,), is_privileged=True, uid_inside=0)
+WEAK_ROOT = Caller(uid=0, groups=(0,), is_privileged=False, uid_inside=0)  # without CAP_DAC_OVERRIDE
 
 
 def place(
@@ -130,3 +130,18 @@ def test_whom_no_mode_bits_stop(uid: int, effective: int, owns: bool, expected: 
 
 def test_too_many() -> None:
     assert rules.too_many_mounts(3).text == "too many FUSE filesystems mounted; this fuse device allows 3 (--fuse-mounts-max)"
+
+
+@pytest.mark.parametrize(
+    ("options", "is_refused"),
+    [
+        ("rw,user_id=1000,group_id=1000", False),
+        ("rw,user_id=1000,group_id=1000,default_permissions", True),
+        ("rw,user_id=10001,group_id=1000,allow_other", True),
+        ("rw,user_id=0,group_id=0,allow_other", True),
+    ],
+)
+def test_the_users_own_program_says_who_may_write_in_its_file_system(options: str, is_refused: bool) -> None:
+    """The owners in sshfs's file system are those of another machine."""
+    there = place(stat.S_IFDIR | 0o755, 4711, 4711, fstype="fuse.sshfs", super_options=options)
+    assert bool(refusal(there, own=("0:50",))) is is_refused
