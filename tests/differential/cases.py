@@ -18,6 +18,7 @@ class Before(Enum):
     MOUNTED = "a file system"
     BUSY = "a file system in use"
     DEAD = "a file system whose program is dead"
+    CLOSED = "a file system of the user's own that lets no other user in"  # where mounts appear at their mountpoints
 
 
 @dataclass(frozen=True)
@@ -401,6 +402,7 @@ _unmount_options = st.lists(
     st.sampled_from([b"-u", b"-u", b"--unmount", b"-z", b"--lazy", b"-q", b"--quiet", b"-uz", b"-uqz", b"-oro", b"-o", b"--", b"-uzq"]),
     max_size=4,
 )
+_EVERYWHERE = [before for before in Before if before is not Before.CLOSED]
 _places = st.sampled_from(
     [
         *([b"m"] * 8),
@@ -427,5 +429,5 @@ unmounts = st.builds(
     lambda options, place, before: Case((b"-u", *options, place), before=before, mountpoint=place),
     _unmount_options,
     _places,
-    st.sampled_from([*Before, Before.MOUNTED, Before.BUSY]),
+    st.sampled_from([*_EVERYWHERE, Before.MOUNTED, Before.BUSY]),
 )

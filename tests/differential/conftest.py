@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from hypothesis import HealthCheck, settings
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "system"))
 
 import debian13
+from device_sides import Agent, DeviceOurs, DeviceReference
 from harness import mounts
 from harness.driver import Driver
 from harness.pod import PLACE, TREE
@@ -27,8 +29,12 @@ from harness.programs import missing
 from sides import USER, Ours, Place, Reference, make_mountpoints
 
 # Each example is four programs and a mount or two; the number of examples of tests/property would take hours.
-_EXAMPLES = max(400, int(os.environ.get("MFCP_EXAMPLES", "0")) // 8)
+_WANTED = int(os.environ.get("MFCP_EXAMPLES", "0"))
+_EXAMPLES = max(400, _WANTED // 8)
 _SECONDS_PER_EXAMPLE = 0.5
+# With a fuse device processes of the driver enter a mount namespace for each mount, and an example may be a sequence.
+_DEVICE_EXAMPLES = max(40, _WANTED // 64)
+_SECONDS_PER_DEVICE_EXAMPLE = 5
 
 settings.register_profile(
     "differential",
@@ -39,12 +45,16 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 settings.load_profile("differential")
+device_examples = settings(max_examples=_DEVICE_EXAMPLES)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "differential" in item.path.parts:
-            item.add_marker(pytest.mark.timeout(120 + _EXAMPLES * _SECONDS_PER_EXAMPLE))
+            seconds = _EXAMPLES * _SECONDS_PER_EXAMPLE
+            if "device" in item.path.stem:
+                seconds = _DEVICE_EXAMPLES * _SECONDS_PER_DEVICE_EXAMPLE
+            item.add_marker(pytest.mark.timeout(120 + seconds))
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +88,7 @@ def place(folder: Path) -> Place:
     user.mkdir()
     os.chown(user, USER, USER)
     make_mountpoints(user)
-    device, conf = folder / "fuse", folder / "fuse.conf"
+    device, conf = folder / "dev-fuse", folder / "fuse.conf"
     os.mknod(device, 0o20666, os.makedev(10, 229))
     conf.touch()
     place = Place(user, device, conf)
@@ -102,9 +112,15 @@ def _provide_mtab(folder: Path) -> None:
 
 def _overlay(folder: Path, lower: Path, at: Path) -> None:
     """Mount a copy of `lower` at `at` that can be written."""
-    layers = [Path(tempfile.mkdtemp(prefix=name, dir=folder)) for name in ("upper", "work")]
-    layers[0].chmod(0o755)
+    layers = _layers(folder)
     mounts.mount("-t", "overlay", "-o", f"lowerdir={lower},upperdir={layers[0]},workdir={layers[1]}", "overlay", at)
+
+
+def _layers(folder: Path) -> tuple[Path, Path]:
+    """Make an upper and a work folder for an overlay."""
+    layers = Path(tempfile.mkdtemp(prefix="upper-", dir=folder)), Path(tempfile.mkdtemp(prefix="work-", dir=folder))
+    layers[0].chmod(0o755)
+    return layers
 
 
 @pytest.fixture(scope="session", params=["installed", *(["Debian 13"] if os.environ.get("MFCP_ALL") else [])])
@@ -128,7 +144,12 @@ def reference(request: pytest.FixtureRequest, folder: Path, place: Place) -> Ite
 @pytest.fixture(scope="session")
 def driver(folder: Path) -> Iterator[Driver]:
     """Run a driver."""
-    driver = Driver(folder)
+    with _running(Driver(folder)) as driver:
+        yield driver
+
+
+@contextmanager
+def _running(driver: Driver) -> Iterator[Driver]:
     driver.pods_dir.mkdir()
     mounts.mount("--bind", driver.pods_dir, driver.pods_dir)
     mounts.mount("--make-shared", driver.pods_dir)
@@ -153,5 +174,36 @@ def ours(folder: Path, place: Place, driver: Driver) -> Iterator[Ours]:
     sockets.mkdir()
     mounts.mount("--bind", published / "sock", sockets)
     side = Ours(place, published / "mount", sockets)
+    yield side
+    side.close()
+
+
+@pytest.fixture(scope="session")
+def device_driver(folder: Path) -> Iterator[Driver]:
+    """Run a driver with a fuse device."""
+    node = folder / "node"
+    node.mkdir()
+    driver = Driver(node)
+    _device_sockets(driver).mkdir(parents=True)
+    with _running(driver):
+        yield driver
+
+
+def _device_sockets(driver: Driver) -> Path:
+    return driver.fuse_dir / "sockets" / "test"
+
+
+@pytest.fixture(scope="session")
+def device_reference(folder: Path, place: Place) -> Iterator[DeviceReference]:
+    """Yield libfuse's fusermount3 in a mount namespace of its own."""
+    side = DeviceReference(place, Agent(), _layers(folder))
+    yield side
+    side.close()
+
+
+@pytest.fixture(scope="session")
+def device_ours(folder: Path, place: Place, device_driver: Driver) -> Iterator[DeviceOurs]:
+    """Yield our fusermount3 with a fuse device in a mount namespace of its own."""
+    side = DeviceOurs(place, Agent(), _device_sockets(device_driver), _layers(folder))
     yield side
     side.close()

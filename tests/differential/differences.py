@@ -38,33 +38,43 @@ class Difference:
     key: str
     explain: Explain
     examples: tuple[tuple[str, Case], ...]
+    way: str
 
+
+VOLUME, DEVICE, BOTH = "volume", "device", "both"  # the ways to use the driver
 
 DIFFERENCES: dict[str, Difference] = {}
 
 
-def keys_of_table() -> list[str]:
-    """Return the first column of the table."""
+def differences_of(way: str) -> dict[str, Difference]:
+    """Return the differences that concern one way."""
+    return {key: each for key, each in DIFFERENCES.items() if each.way in (way, BOTH)}
+
+
+def rows_of_table() -> list[tuple[str, str]]:
+    """Return the key and the way of each row."""
     section = TABLE.read_text().partition(f"{HEADING}\n")[2].partition("\n## ")[0]
-    return re.findall(r"^\| `([^`]*)` \|", section, re.MULTILINE)
+    return re.findall(r"^\| `([^`]*)` \| (\w+) \|", section, re.MULTILINE)
 
 
-def _difference(key: str, *examples: Case, version: str = "3.") -> Callable[[Explain], Explain]:
+def difference(key: str, *examples: Case, version: str = "3.", way: str = BOTH) -> Callable[[Explain], Explain]:
+    """Register a function that explains the difference `key`."""
+
     def add(explain: Explain) -> Explain:
         before = DIFFERENCES[key].examples if key in DIFFERENCES else ()
-        DIFFERENCES[key] = Difference(key, explain, before + tuple((version, example) for example in examples))
+        DIFFERENCES[key] = Difference(key, explain, before + tuple((version, example) for example in examples), way)
         return explain
 
     return add
 
 
-def _printed(outcome: Outcome, *patterns: str) -> re.Match[bytes] | None:
+def printed(outcome: Outcome, *patterns: str) -> re.Match[bytes] | None:
     """Match its last message with one of the patterns; what the message quotes may contain newlines."""
     alternatives = "|".join(f"(?:{pattern})" for pattern in patterns)
     return re.search(rf"(?:\A|\n)(?:{alternatives})\n\Z".encode(), outcome.ended.err, re.DOTALL)
 
 
-def _refused(case: Case, theirs: Outcome, text: str) -> Outcome:
+def refused(case: Case, theirs: Outcome, text: str) -> Outcome:
     """Return the outcome that it ends with this text after its warnings, and nothing new is mounted."""
     warnings = b"".join(re.findall(rb"(?m)^(?:unsafe option|note:) [^\n]*\n", theirs.ended.err))
     old = theirs.lines[:0] if case.before is Before.NOTHING else theirs.lines[:1]
@@ -85,14 +95,14 @@ def _every_line(theirs: Outcome, change: Callable[[Line], Line]) -> Outcome:
 # ---- the command line
 
 
-@_difference("later-options", Case((b"--options=ro", b"m")), Case((b"--comm-fd=77", b"m"), comm_fd=None), version="3.14")
-@_difference("later-options", Case((b"--=x", b"m")))
+@difference("later-options", Case((b"--options=ro", b"m")), Case((b"--comm-fd=77", b"m"), comm_fd=None), version="3.14")
+@difference("later-options", Case((b"--=x", b"m")))
 def _later_options(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    if found := _printed(theirs, r"option '--=[^\n]*' is ambiguous; possibilities: [^\n]*"):
+    if found := printed(theirs, r"option '--=[^\n]*' is ambiguous; possibilities: [^\n]*"):
         known = found[0].strip(b"\n").partition(b" '--options'")[0]
         longer = known + b" '--options' '--auto-unmount' '--sync-init' '--comm-fd'\n"
         return case, replace(theirs, ended=Ended(1, b"", longer))
-    if _printed(theirs, "unrecognized option '--(options|comm-fd)=.*'"):
+    if printed(theirs, "unrecognized option '--(options|comm-fd)=.*'"):
         name, _, value = case.arguments[0].partition(b"=")
         rest = case.arguments[1:]
         case = replace(case, arguments=(b"-o", value, *rest)) if name == b"--options" else replace(case, arguments=rest, comm_fd=value)
@@ -103,50 +113,50 @@ def _later_options(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome
 # ---- what is mounted
 
 
-@_difference("allow-other", mounting(b"default_permissions"))
+@difference("allow-other", mounting(b"default_permissions"), way=VOLUME)
 def _allow_other(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome]:
     return case, _every_line(theirs, lambda line: replace(line, super_options=line.super_options | {"allow_other"}))
 
 
-@_difference("default-permissions", mounting(b"allow_other"))
+@difference("default-permissions", mounting(b"allow_other"), way=VOLUME)
 def _default_permissions(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome]:
     return case, _every_line(theirs, lambda line: replace(line, super_options=line.super_options | {"default_permissions"}))
 
 
-@_difference("file-mountpoint", Case((b"--", b"file"), mountpoint=b"file"))
+@difference("file-mountpoint", Case((b"--", b"file"), mountpoint=b"file"), way=VOLUME)
 def _file_mountpoint(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
     if all(line.is_folder for line in theirs.lines):
         return None
-    return case, _refused(case, theirs, "the mountpoint is a file, and a volume is a directory: mount on a directory")
+    return case, refused(case, theirs, "the mountpoint is a file, and a volume is a directory: mount on a directory")
 
 
-@_difference("one-mount", Case((b"--", b"m"), before=Before.MOUNTED), Case((b"--", b"m2"), before=Before.MOUNTED))
+@difference("one-mount", Case((b"--", b"m"), before=Before.MOUNTED), Case((b"--", b"m2"), before=Before.MOUNTED), way=VOLUME)
 def _one_mount(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
     if case.before not in (Before.MOUNTED, Before.BUSY):
         return None
     # Over a file system that lets no other user in, ours cannot mount; at another place it can.
-    if len(theirs.lines) == 1 and _printed(theirs, "failed to access mountpoint .*: Permission denied"):
+    if len(theirs.lines) == 1 and printed(theirs, "failed to access mountpoint .*: Permission denied"):
         at_another = case.at(b"m2")
         return at_another, ask(at_another)
     # Ours asks the driver before it mounts; the kernel looks at names first.
-    if len(theirs.lines) > 1 or _printed(theirs, "mount failed: Invalid argument"):
-        return case, _refused(case, theirs, "mount failed: Device or resource busy")
+    if len(theirs.lines) > 1 or printed(theirs, "mount failed: Invalid argument"):
+        return case, refused(case, theirs, "mount failed: Device or resource busy")
     return None
 
 
-@_difference("dead-mount", Case((b"--", b"m"), before=Before.DEAD), Case((b"-u", b"m/."), before=Before.DEAD, mountpoint=b"m/."))
+@difference("dead-mount", Case((b"--", b"m"), before=Before.DEAD), Case((b"-u", b"m/."), before=Before.DEAD, mountpoint=b"m/."))
 def _dead_mount(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
     if case.before is not Before.DEAD:
         return None
     asked = ask(replace(case, before=Before.NOTHING))
     loud = ask(replace(case, before=Before.NOTHING, arguments=(b"-u", b"--", case.mountpoint)))
-    if asked.ended.err in (b"", loud.ended.err) and _printed(loud, "entry for [^\n]*/user/m not found in [^\n]*") and _unmounts(case):
+    if asked.ended.err in (b"", loud.ended.err) and printed(loud, "entry for [^\n]*/user/m not found in [^\n]*") and _unmounts(case):
         asked = replace(asked, ended=Ended(0, b"", b""))  # the first unmount, by the mount's path
     # What comes after a mount is not compared where something was mounted before.
     return case, replace(asked, after=None, left=())
 
 
-@_difference("mount-table", mounting(b"fsname=" + b"x" * 4090))
+@difference("mount-table", mounting(b"fsname=" + b"x" * 4090))
 def _mount_table(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
     is_long = any(len(line.source) > 3800 for line in theirs.left)
     if is_long and theirs.after and theirs.after.err.startswith(b"entry for "):
@@ -154,10 +164,10 @@ def _mount_table(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] 
     return None
 
 
-@_difference("mounted-elsewhere", Case((b"-u", b"m/."), before=Before.MOUNTED, mountpoint=b"m/."))
+@difference("mounted-elsewhere", Case((b"-u", b"m/."), before=Before.MOUNTED, mountpoint=b"m/."), way=VOLUME)
 def _mounted_elsewhere(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
     # The path leads through the mount, which lets no other user in. For ours the path leads through the plain folder.
-    if case.before is Before.NOTHING or not _printed(theirs, "bad mount point .*: Permission denied"):
+    if case.before is Before.NOTHING or not printed(theirs, "bad mount point .*: Permission denied"):
         return None
     case = case.at(b"." if case.mountpoint.endswith(b"..") else b"m")
     return case, ask(case)
@@ -175,37 +185,38 @@ _NOT_HERE = (
 )
 
 
-@_difference(
+@difference(
     "any-mountpoint",
     *(
         Case((b"--", mountpoint), mountpoint=mountpoint)
         for mountpoint in (b"readonly", b"sticky", b"locked", b"fifo", b"readonly-file", b"/proc")
     ),
+    way=VOLUME,
 )
 def _any_mountpoint(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    if case.mountpoint == b"m2" or _printed(theirs, "failed to open /dev/fuse: .*") or not _printed(theirs, *_NOT_HERE):
+    if case.mountpoint == b"m2" or printed(theirs, "failed to open /dev/fuse: .*") or not printed(theirs, *_NOT_HERE):
         return None
     is_file = case.mountpoint.rstrip(b"/").rpartition(b"/")[2] == b"readonly-file"
     case = case.at(b"file" if is_file else b"m2")
     return case, ask(case)
 
 
-@_difference("search-permission", Case((b"--", b"locked/.."), mountpoint=b"locked/.."))
+@difference("search-permission", Case((b"--", b"locked/.."), mountpoint=b"locked/.."))
 def _search_permission(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    if not re.match(rb"(?:\./+)*(?:locked|unsearchable)/+\.\.", case.mountpoint):
+    if not re.match(rb"(?:\./+)*(?:locked|unsearchable|nobody|not-searchable)/+\.\.", case.mountpoint):
         return None
     return case, Outcome(Ended(1, b"", b"bad mount point %s: Permission denied\n" % case.mountpoint))
 
 
-@_difference("no-device", mounting(b"", device_mode=0o600))
+@difference("no-device", mounting(b"", device_mode=0o600))
 def _no_device(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    if case.device_mode == 0o666 or not _printed(theirs, "failed to open /dev/fuse: Permission denied"):
+    if case.device_mode == 0o666 or not printed(theirs, "failed to open /dev/fuse: Permission denied"):
         return None
     case = replace(case, device_mode=0o666)
     return case, ask(case)
 
 
-@_difference(
+@difference(
     "fuse-conf", mounting(b"allow_other", conf=b""), mounting(b"", conf=b"mount_max = 0\n"), mounting(b"", conf=GOOD_CONF + b"nonsense\n")
 )
 def _fuse_conf(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
@@ -223,7 +234,7 @@ _STRICT = {b"strictatime": True, b"nostrictatime": False}
 _OPTION = re.compile(rb"(?:fsname|subtype)=(?:\\.|[^,\\]|\\\Z)*|[^,]*", re.DOTALL)
 
 
-def _options(case: Case) -> list[bytes] | None:
+def options_of(case: Case) -> list[bytes] | None:
     """Return the options of a case of mounting()."""
     if case.arguments[:1] != (b"-o",):
         return None
@@ -236,20 +247,20 @@ def _options(case: Case) -> list[bytes] | None:
     return found
 
 
-def _with_options(case: Case, options: list[bytes]) -> Case:
+def with_options(case: Case, options: list[bytes]) -> Case:
     text = b",".join(options)
     if options and not options[-1]:
         text += b","  # the last comma ends the option before it, and begins none
     return replace(case, arguments=(b"-o", text, *case.arguments[2:]))
 
 
-@_difference("later-mount-options", mounting(b"nodiratime,nosymfollow,lazytime,ro"), mounting(b"strictatime,x-a=b"), version="3.14")
+@difference("later-mount-options", mounting(b"nodiratime,nosymfollow,lazytime,ro"), mounting(b"strictatime,x-a=b"), version="3.14")
 def _later_mount_options(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    found = _printed(theirs, "unknown option '(.*)'")
-    options = _options(case)
+    found = printed(theirs, "unknown option '(.*)'")
+    options = options_of(case)
     if found is None or options is None or not _is_later(found[1]):
         return None
-    without = _with_options(case, [option for option in options if not _is_later(option)])
+    without = with_options(case, [option for option in options if not _is_later(option)])
     asked = ask(without)
     old = 0 if case.before is Before.NOTHING else 1
     return without, replace(asked, lines=asked.lines[:old] + tuple(_with_later_flags(line, options) for line in asked.lines[old:]))
@@ -278,12 +289,12 @@ def _with_later_flags(line: Line, options: list[bytes]) -> Line:
     return replace(line, options=frozenset(shown), super_options=frozenset(super_shown))
 
 
-@_difference("options-in-names", mounting(b"fsname=a\\,x-b,ro"), version="3.17")
+@difference("options-in-names", mounting(b"fsname=a\\,x-b,ro"), version="3.17")
 def _options_in_names(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    options = _options(case)
+    options = options_of(case)
     if options is None or not any(b"\\,x-" in option for option in options):
         return None
-    case = _with_options(case, [option.replace(b"\\,x-", b"\\,\x01-") for option in options])
+    case = with_options(case, [option.replace(b"\\,x-", b"\\,\x01-") for option in options])
     # mountinfo escapes neither of them.
     named = _every_line(
         ask(case), lambda line: replace(line, source=line.source.replace(",\x01-", ",x-"), fstype=line.fstype.replace(",\x01-", ",x-"))
@@ -291,27 +302,27 @@ def _options_in_names(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outc
     return case, named
 
 
-@_difference("empty-options", mounting(b",ro"), mounting(b"x-a,,ro"), version="3.17")
+@difference("empty-options", mounting(b",ro"), mounting(b"x-a,,ro"), version="3.17")
 def _empty_options(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    first = next((option for option in _options(case) or [] if not option.startswith(b"x-")), None)
-    return (case, _refused(case, theirs, "unknown option ''")) if first == b"" else None
+    first = next((option for option in options_of(case) or [] if not option.startswith(b"x-")), None)
+    return (case, refused(case, theirs, "unknown option ''")) if first == b"" else None
 
 
-@_difference("repeated-options", mounting(b"allow_other," * 400))
+@difference("repeated-options", mounting(b"allow_other," * 400))
 def _repeated_options(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    options = _options(case)
+    options = options_of(case)
     if options is None or not theirs.ended.err.endswith(
         b"mount options too long\nmount options too long\nmount failed: Invalid argument\n"
     ):
         return None
-    once = _with_options(case, list(dict.fromkeys(options)))
+    once = with_options(case, list(dict.fromkeys(options)))
     return None if once == case else (once, ask(once))
 
 
-@_difference("long-requests", mounting(b"ro," * 40000), mounting(b"fsname=" + b"x" * 70000), mounting(b"fsname=" + b"\xe9" * 16000))
+@difference("long-requests", mounting(b"ro," * 40000), mounting(b"fsname=" + b"x" * 70000), mounting(b"fsname=" + b"\xe9" * 16000))
 def _long_requests(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    options = _options(case)
-    if options is None or not (theirs.fds or _printed(theirs, "mount failed: (?:Invalid argument|Device or resource busy)")):
+    options = options_of(case)
+    if options is None or not (theirs.fds or printed(theirs, "mount failed: (?:Invalid argument|Device or resource busy)")):
         return None
     text = case.arguments[1]
     if len(text) > protocol.OPTIONS_MAX:
@@ -320,49 +331,49 @@ def _long_requests(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome
         message = "mountpoint and options are too long: the request has N bytes, at most 65536 can be sent"
     else:
         return None
-    return case, _refused(case, theirs, message)
+    return case, refused(case, theirs, message)
 
 
 # ---- the comm fd
 
 
-@_difference("socket-first", mounting(b"max_read=x", comm="tcp"))
+@difference("socket-first", mounting(b"max_read=x", comm="tcp"))
 def _socket_first(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    if not _options(case) or not _printed(theirs, "mount failed: Invalid argument"):
+    if not options_of(case) or not printed(theirs, "mount failed: Invalid argument"):
         return None
-    bare = _with_options(case, [])
+    bare = with_options(case, [])
     outcome = ask(bare)
-    message = _printed(outcome, "(sending file descriptor: .*)")
+    message = printed(outcome, "(sending file descriptor: .*)")
     if message is not None:
-        return case, _refused(case, theirs, message[1].decode())
+        return case, refused(case, theirs, message[1].decode())
     # 3.17 looks too late at a closed fd to know what it is, and prints different messages.
-    is_other = case.comm.startswith(("tcp", "udp")) or _printed(outcome, "file descriptor .* is not a socket, .*")
+    is_other = case.comm.startswith(("tcp", "udp")) or printed(outcome, "file descriptor .* is not a socket, .*")
     return (bare, outcome) if is_other else None
 
 
-@_difference("unix-socket", mounting(b"", comm="tcp"), mounting(b"", comm="udp"))
+@difference("unix-socket", mounting(b"", comm="tcp"), mounting(b"", comm="udp"))
 def _unix_socket(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    if not case.comm.startswith(("tcp", "udp")) or not theirs.lines or _printed(theirs, "sending file descriptor: .*"):
+    if not case.comm.startswith(("tcp", "udp")) or not theirs.lines or printed(theirs, "sending file descriptor: .*"):
         return None
-    return case, _refused(case, theirs, "sending file descriptor: Invalid argument")
+    return case, refused(case, theirs, "sending file descriptor: Invalid argument")
 
 
-@_difference("failed-send", mounting(b"", comm="full"), mounting(b"", comm="unconnected"), version="3.14")
+@difference("failed-send", mounting(b"", comm="full"), mounting(b"", comm="unconnected"), version="3.14")
 def _failed_send(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    if not theirs.lines or case.before is not Before.NOTHING or not _printed(theirs, "sending file descriptor: .*"):
+    if not theirs.lines or case.before is not Before.NOTHING or not printed(theirs, "sending file descriptor: .*"):
         return None
     return case, replace(theirs, lines=(), after=None, left=())
 
 
-@_difference("broken-pipe", mounting(b"", comm="stream, peer closed"))
+@difference("broken-pipe", mounting(b"", comm="stream, peer closed"))
 def _broken_pipe(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
-    return (case, _refused(case, theirs, "sending file descriptor: Broken pipe")) if theirs.ended.code == -13 else None
+    return (case, refused(case, theirs, "sending file descriptor: Broken pipe")) if theirs.ended.code == -13 else None
 
 
-@_difference("comm-number", mounting(b"", comm_fd=b"77x"), mounting(b"", comm_fd=b"abc"), mounting(b"", comm="file"), version="3.17")
+@difference("comm-number", mounting(b"", comm_fd=b"77x"), mounting(b"", comm_fd=b"abc"), mounting(b"", comm="file"), version="3.17")
 def _comm_number(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] | None:
     """Return what 3.14 does with the number."""
-    if not _printed(theirs, "invalid _FUSE_COMMFD: .*", "file descriptor -?[0-9]+ is not a socket, can't send fuse fd"):
+    if not printed(theirs, "invalid _FUSE_COMMFD: .*", "file descriptor -?[0-9]+ is not a socket, can't send fuse fd"):
         return None
     libc = ctypes.CDLL(None)
     number = libc.atoi(case.comm_fd)
@@ -370,7 +381,7 @@ def _comm_number(case: Case, theirs: Outcome, ask: Ask) -> tuple[Case, Outcome] 
         case = replace(case, comm_fd=_NUMBER)
         return case, ask(case)
     good = ask(replace(case, comm_fd=_NUMBER, comm="stream"))
-    if good.ended.code != 0 and not _printed(good, "mount failed: .*"):
+    if good.ended.code != 0 and not printed(good, "mount failed: .*"):
         return case, good
     is_open = number in (0, 1, 2) or (number == COMM and case.comm != "closed")
-    return case, _refused(case, good, f"sending file descriptor: {os.strerror(ENOTSOCK if is_open else EBADF)}")
+    return case, refused(case, good, f"sending file descriptor: {os.strerror(ENOTSOCK if is_open else EBADF)}")

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from cases import FOLDERS, Before, Case, Words
 from fuseserver import Server
@@ -41,6 +42,7 @@ class Line:
     options: frozenset[str]
     super_options: frozenset[str]
     is_folder: bool
+    path: str = ""  # where both sides have the same one
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,23 @@ class Outcome:
     lines: tuple[Line, ...] = ()
     after: Ended | None = None
     left: tuple[Line, ...] = ()
+
+
+class Runs(Protocol):
+    """Starts programs."""
+
+    def run(self, path: str, argv: Words, environment: dict[bytes, bytes], folder: int, comm: int | None) -> Ended:
+        """Run a program in the folder (an fd) to its end."""
+
+    def close(self) -> None:
+        """End what starts them."""
+
+
+class Serves(Protocol):
+    """Serves a file system."""
+
+    def close(self) -> None:
+        """End; call it after the unmount."""
 
 
 class Launcher:
@@ -211,15 +230,16 @@ class Side:
 
     program = "/usr/bin/fusermount3"
 
-    def __init__(self, place: Place, root: Path) -> None:
+    def __init__(self, place: Place, root: Path | str, launcher: Runs | None = None) -> None:
+        """Run programs below `root`, by `launcher` where another one than usual starts them."""
         self.place = place
-        self._launcher = Launcher(str(root))
+        self._launcher = launcher or Launcher(str(root))
         self._folder = os.open(f"{root}/{place.folder}", os.O_PATH | os.O_DIRECTORY)
         self.version = self._launcher.run(self.program, (b"fusermount3", b"-V"), {}, self._folder, None).out.split()[-1].decode()
 
     def run(self, case: Case) -> Outcome:
         """Run the case, see what it has done, and undo that."""
-        servers: list[Server] = []
+        servers: list[Serves] = []
         held: list[int] = []
         comm = Comm(case.comm)
         try:
@@ -246,7 +266,7 @@ class Side:
 
     def lines(self) -> tuple[Line, ...]:
         """Return the FUSE mounts, topmost last."""
-        return tuple(_line(mount) for mount in self._mounts())
+        return tuple(line_of(mount, self._seen_at(mount)) for mount in self._mounts())
 
     def close(self) -> None:
         """End what was started."""
@@ -259,6 +279,10 @@ class Side:
 
     def _mounts(self) -> list[mounts.Mount]:
         raise NotImplementedError
+
+    def _seen_at(self, mount: mounts.Mount) -> str:
+        """Return the path at which the tests see a mount."""
+        return mount.path
 
     def _environment(self) -> dict[bytes, bytes]:
         return {}
@@ -273,19 +297,32 @@ class Side:
         err = _SIZE.sub(b"the request has N bytes", _HOLDER.sub(b"", err))
         return Ended(ended.code, _VERSION.sub(b"version: N", out), err)
 
-    def _mount_before(self, before: Before, servers: list[Server], held: list[int]) -> None:
-        fd = self._mount()
+    def _mount_before(self, before: Before, servers: list[Serves], held: list[int]) -> None:
+        fd = self._mount(before)
         if before is Before.DEAD:
             os.close(fd)
             self._after_death()
             return
-        servers.append(Server(fd))
+        servers.append(self._server(fd))
         if before is Before.BUSY:
-            held.append(os.open(self._mounts()[-1].path, os.O_PATH))
+            held.append(os.open(self._seen_at(self._mounts()[-1]), os.O_PATH))
 
-    def _mount(self) -> int:
+    def _server(self, fd: int) -> Serves:
+        return Server(fd)
+
+    def _mount(self, before: Before = Before.MOUNTED) -> int:
         """Mount at `m`, and return the fd that serves the mount."""
-        raise NotImplementedError
+        comm = Comm("stream")
+        try:
+            ended = self._run(Case((*self._options(before), b"--", b"m")), comm.fd)
+            _, (fd,) = comm.receive()
+        finally:
+            comm.close()
+        assert ended == Ended(0, b"", b"")
+        return fd
+
+    def _options(self, before: Before) -> Words:
+        return ()
 
     def _after_death(self) -> None:
         pass
@@ -301,16 +338,6 @@ class Reference(Side):
     def unmount(self) -> None:
         for mount in reversed(self._mounts()):
             assert _libc.umount2(os.fsencode(mount.path), 2) == 0, os.strerror(ctypes.get_errno())
-
-    def _mount(self) -> int:
-        comm = Comm("stream")
-        try:
-            ended = self._run(Case((b"--", b"m")), comm.fd)
-            _, (fd,) = comm.receive()
-        finally:
-            comm.close()
-        assert ended == Ended(0, b"", b"")
-        return fd
 
     def _mounts(self) -> list[mounts.Mount]:
         return [mount for mount in mounts.table() if mount.is_fuse and f"{mount.path}/".startswith(f"{self._below}/")]
@@ -338,7 +365,7 @@ class Ours(Side):
             self._request(op="unmount", mountpoint="", lazy=True, dev=mount.device)
         self._after_death()
 
-    def _mount(self) -> int:
+    def _mount(self, before: Before = Before.MOUNTED) -> int:
         (fd,) = self._request(op="mount", mountpoint=os.fsdecode(self.place.absolute(b"m")), options="")
         return fd
 
@@ -367,13 +394,16 @@ class Ours(Side):
         wait_until("the volume is not mounted", lambda: not self._mounts())
 
 
-def _line(mount: mounts.Mount) -> Line:
+def line_of(mount: mounts.Mount, seen_at: str) -> Line:
+    """Return a mount without its place; the tests see it at `seen_at`."""
     try:
         # It asks the file system nothing.
-        os.close(os.open(mount.path, os.O_PATH | os.O_DIRECTORY))
+        os.close(os.open(seen_at, os.O_PATH | os.O_DIRECTORY))
         is_folder = True
     except NotADirectoryError:
         is_folder = False
+    except (PermissionError, FileNotFoundError):  # it is in a file system that lets no other user in, or hidden by one
+        is_folder = True
     return Line(mount.fstype, mount.source, mount.options, mount.super_options, is_folder)
 
 
