@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from harness.container import Bind, Container
+from harness.device import FOLDER, Device
 from harness.kubelet import Published
 from harness.pod import DATA, TEST_PROGRAMS, TREE, Pod
 from harness.programs import (
@@ -107,16 +108,32 @@ class Client:
 
     def container(self, pod: Pod, volume: Published) -> Container:
         """Start its container, with all that it needs."""
-        binds = [*self.binds(), *(Bind(TREE / "fusermount3", helper, read_only=True) for helper in self.helpers)]
+        binds = self._all_binds()
         if self.server is not None:
             server = self.server(pod)
             fuse = pod.fuse(volume, binds=[*binds, *server.binds], network=server.container)
         else:
             fuse = pod.fuse(volume, binds=binds)
         fuse.check(f"mkdir -p {ELSEWHERE}")
+        return self._set_up(fuse)
+
+    def container_with_device(self, pod: Pod, device: Device) -> Container:
+        """Start its container with a fuse device and a folder to mount at, harness.device.FOLDER."""
+        server = None if self.server is None else self.server(pod)
+        if server is None:
+            container = device.container(self._all_binds())
+        else:
+            container = device.container([*self._all_binds(), *server.binds], network=server.container)
+        container.check(f"mkdir -p {FOLDER}")
+        return self._set_up(container)
+
+    def _all_binds(self) -> list[Bind]:
+        return [*self.binds(), *(Bind(TREE / "fusermount3", helper, read_only=True) for helper in self.helpers)]
+
+    def _set_up(self, container: Container) -> Container:
         if self.setup:
-            fuse.check(self.setup, 60)
-        return fuse
+            container.check(self.setup, 60)
+        return container
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,11 @@ from harness.table import Row, Table, programs_in
 _SHELL = re.compile(r"^(Terminated|Killed|Interrupt)?\n", re.MULTILINE)
 
 
+def printed(program: Background) -> str:
+    """Return what a program has printed on standard error itself."""
+    return _SHELL.sub("", program.err)
+
+
 class Life:
     """Represents one pod with one program, which mounts again and again."""
 
@@ -100,8 +105,7 @@ class Life:
             wait_until("it has ended", lambda: self.fuse.run(f"pgrep -x {self.client.process}").code == 1)
         else:
             assert program.wait() in codes, program.err
-        printed = _SHELL.sub("", program.err)
-        assert re.fullmatch(stderr, printed), printed
+        assert re.fullmatch(stderr, printed(program)), printed(program)
         self.volume.wait_waiting()
         for application in self.applications:
             application.wait_for('seen=$(ls -A /data) && test -z "$seen"')

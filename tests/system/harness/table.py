@@ -11,7 +11,7 @@ from harness.programs import REPOSITORY
 DOCUMENT = REPOSITORY / "docs" / "compatibility.md"
 _BEGIN = "<!-- made by tests/run --all -->"
 _END = "<!-- end of what is made -->"
-_HEAD = ["program", "version", "library", "mounts at", "seen", "what to give it, and what it says"]
+_HEAD = ["program", "version", "library", "mounts at", "seen", "with a fuse device", "what to give it, and what it says"]
 
 
 @dataclass
@@ -23,13 +23,14 @@ class Row:
     library: str = ""
     places: list[str] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
+    with_device: str = ""
     notes: str = ""
 
     @property
     def cells(self) -> list[str]:
         places = {"/data": "the volume's path", "/elsewhere": "another path"}
         where = " or ".join(places[place] for place in self.places)
-        return [self.name, self.version, self.library, where, ", ".join(self.seen), self.notes]
+        return [self.name, self.version, self.library, where, ", ".join(self.seen), self.with_device, self.notes]
 
 
 class Table:
@@ -37,14 +38,21 @@ class Table:
 
     def __init__(self) -> None:
         self._rows: dict[str, Row] = {}
+        self._with_device: dict[str, str] = {}
 
     def add(self, row: Row) -> None:
         self._rows[row.name] = row
 
+    def add_with_device(self, name: str, seen: str) -> None:
+        """Add what was seen of a program in a container with a fuse device."""
+        self._with_device[name] = seen
+
     def write(self, names: list[str], document: Path = DOCUMENT) -> None:
         """Put the table into the document, where every one of `names` has a row. Half a table would say nothing."""
-        if set(names) - set(self._rows):
+        if set(names) - (set(self._rows) & set(self._with_device)):
             return
+        for name, seen in self._with_device.items():
+            self._rows[name].with_device = seen
         lines = [line(_HEAD), line(["---"] * len(_HEAD)), *(line(self._rows[name].cells) for name in names)]
         made = f"On {distribution()}, Linux {platform.release().split('-')[0]}:\n\n" + "\n".join(lines)
         replace(document, _BEGIN, made)
