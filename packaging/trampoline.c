@@ -8,6 +8,9 @@
  *
  * SIGINT is blocked until start.py has restored its default action, because Python's own action would end in a traceback.
  *
+ * In the kit of a fuse device the file may have the set-uid bit, since AppImages take no other helper. The program gives up what the
+ * bit gives before it does anything else: nothing that it executes runs with the rights of the file's owner.
+ *
  * The program is freestanding, since the image may have no libc, and since its start must take no time.
  */
 #include <asm/signal.h>
@@ -40,12 +43,32 @@ static long system_call(long number, long a, long b, long c, long d)
 
 static const char failed[] = NAME ": " PROGRAM " cannot be started: the folder mfcp must lie at " PLACE "\n";
 
+static const char kept[] = NAME ": the set-uid bit of this file cannot be given up\n";
+
+__attribute__((noreturn)) static void fail(const char *text, long length)
+{
+    system_call(__NR_write, 2, (long)text, length, 0);
+    system_call(__NR_exit, EXIT_CODE, 0, 0, 0);
+    __builtin_unreachable();
+}
+
+static void give_up_set_uid(void)
+{
+    long uid = system_call(__NR_getuid, 0, 0, 0, 0), gid = system_call(__NR_getgid, 0, 0, 0, 0);
+
+    if (system_call(__NR_getegid, 0, 0, 0, 0) != gid && system_call(__NR_setresgid, gid, gid, gid, 0))
+        fail(kept, sizeof kept - 1);
+    if (system_call(__NR_geteuid, 0, 0, 0, 0) != uid && system_call(__NR_setresuid, uid, uid, uid, 0))
+        fail(kept, sizeof kept - 1);
+}
+
 /* The kernel has put argc, argv[], NULL, envp[], NULL on the `stack`. */
 __attribute__((noreturn, used)) void start(long *stack)
 {
     char **argv = (char **)(stack + 1), **envp = argv + stack[0] + 1;
     long count = 0;
 
+    give_up_set_uid();
     for (; envp[count]; count++)
         if (envp[count][0])
             envp[count][0] ^= 0x80;
@@ -76,7 +99,5 @@ __attribute__((noreturn, used)) void start(long *stack)
 
     argv[0] = PROGRAM; /* if /proc is missing, the boot loader finds its own file by argv[0] */
     system_call(__NR_execve, (long)PROGRAM, (long)argv, (long)environment, 0);
-    system_call(__NR_write, 2, (long)failed, sizeof failed - 1, 0);
-    system_call(__NR_exit, EXIT_CODE, 0, 0, 0);
-    __builtin_unreachable();
+    fail(failed, sizeof failed - 1);
 }

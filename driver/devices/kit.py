@@ -33,7 +33,10 @@ DEVICE_MODE = 0o666
 _LINK = "tree"
 _SOCKET = "socket"  # the mountpoint of the socket's folder in the tree
 _TRAMPOLINE = "fusermount3"  # it alone is bound beside the tree; it executes the rest below PLACE
-_NEEDED = (_TRAMPOLINE, "bin/fusermount3", "bin/fusermount", "_internal/fusermount3")
+_HELPERS_OF_TREE = (_TRAMPOLINE, "bin/fusermount3", "bin/fusermount")  # all are this small program: packaging/trampoline.c
+_GIVES_UP_SET_UID = b": the set-uid bit of this file cannot be given up\n"  # a message of the trampoline's; former versions lack it
+_TRAMPOLINE_MAX = 1 << 14  # bytes, far more than it has
+_NEEDED = (*_HELPERS_OF_TREE, "_internal/fusermount3")
 _TREE_NAME = re.compile(r"tree-[0-9a-f]{16}")
 _NEW_TREE, _NEW_LINK = "tree-new", "link-new"
 
@@ -124,7 +127,9 @@ class Kit:
         if not os.path.isdir(self._source):
             raise KitError(f"there is no folder {self._source} (--client-tree) with the programs for containers: {remedy}")
         try:
-            held = tree.read(self._source)
+            # AppImages take only a helper that has this bit. The trampoline gives up what the bit gives before it does anything.
+            helpers = [path for path in _HELPERS_OF_TREE if _gives_up_set_uid(f"{self._source}/{path}")]
+            held = tree.read(self._source, set_uid=helpers)
         except BadTree as error:
             raise KitError(f"{self._source}, the folder with the programs for containers, {error}: {remedy}") from None
         except OSError as error:
@@ -195,6 +200,14 @@ class Kit:
 
 def _stand_in(text: str) -> str:
     return f"{text}; until then containers get a file that stands in for it, and programs that clone their fd (clone_fd) fail"
+
+
+def _gives_up_set_uid(path: str) -> bool:
+    """Return whether a file is the trampoline, of a version that gives up what the set-uid bit gives. Raises OSError."""
+    if not os.path.isfile(path) or os.path.getsize(path) > _TRAMPOLINE_MAX:
+        return False
+    with open(path, "rb") as file:
+        return _GIVES_UP_SET_UID in file.read()
 
 
 def _paths(folder: str, held: Tree) -> list[str]:

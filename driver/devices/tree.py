@@ -7,9 +7,10 @@ import hashlib
 import os
 import shutil
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 
-_MODES = 0o555  # nothing in a tree may be written, and no bit gives a program another user's rights
+_MODES = 0o555  # nothing in a tree may be written, and no bit of the source's gives a program another user's rights
 _CHUNK = 1 << 20
 _NEW_SUFFIX = ".new"
 
@@ -32,13 +33,16 @@ class Entry:
 Tree = dict[str, Entry]  # by the path in the tree; the tree's own folder is ""
 
 
-def read(folder: str) -> Tree:
-    """Return what a tree holds, with the modes that a copy gets. Raises OSError, and BadTree where it holds a symlink or a device."""
+def read(folder: str, set_uid: Collection[str] = ()) -> Tree:
+    """Return what a tree holds, with the modes that a copy gets: the files `set_uid` get the set-uid bit.
+
+    Raises OSError, and BadTree where it holds a symlink or a device.
+    """
     found = _read(folder)
     for path, entry in found.items():
         if entry.kind == _OTHER:
             raise BadTree(f"holds {path}, which is {_OTHER}")
-    return {path: Entry(entry.kind, entry.mode & _MODES) for path, entry in found.items()}
+    return {path: Entry(entry.kind, entry.mode & _MODES | (stat.S_ISUID if path in set_uid else 0)) for path, entry in found.items()}
 
 
 def name_of(tree: Tree) -> str:

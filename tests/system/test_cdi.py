@@ -232,3 +232,10 @@ def test_the_capabilities_that_the_driver_keeps_suffice(place: Path, built: None
         info = path.stat()
         assert (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode) & 0o222) == (0, 0, 0), path
     assert (place / "tree/bin/fusermount3").read_bytes() == helper.read_bytes()
+
+
+def test_the_trampolines_alone_have_the_set_uid_bit(kit: Kit, place: Path) -> None:
+    """AppImages take no other helper. The trampoline gives up what the bit gives (test_device_programs.py)."""
+    tree = (place / "tree").resolve()
+    found = {str(path.relative_to(tree)) for path in tree.rglob("*") if path.stat().st_mode & 0o6000}
+    assert found == {"fusermount3", "bin/fusermount3", "bin/fusermount"}

@@ -221,6 +221,11 @@ class Container:
         done = self._engine.call("kill", "--signal", signal, self.name)
         assert done.returncode == 0, done.stderr
 
+    def exec(self, command: str, user: str = "0") -> Result:
+        """Run a shell command in the container by the engine, beside its first process."""
+        done = self._engine.call("exec", "--user", user, self.name, "/bin/sh", "-c", command)
+        return Result(done.returncode, done.stdout, done.stderr)
+
     def remove(self) -> None:
         """Have the engine remove the container, whatever runs in it."""
         done = self._engine.call("rm", "--force", "--time", "0", self.name)

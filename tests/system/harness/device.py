@@ -40,6 +40,10 @@ class Device:
         """Start a container with the device; takes the arguments of Engine.start()."""
         return self._pod.container([*self.binds(), *binds], options=options, **more)
 
+    def container_of(self, binds: Sequence[Bind], options: Sequence[str]) -> Container:
+        """Start a container with exactly these binds."""
+        return self._pod.container(binds, options=options)
+
     def container_with_user_namespace(self, binds: Sequence[Bind] = (), options: Sequence[str] = ()) -> Container:
         """Start a container with the device in a user namespace of its own, on a root file system that is its own."""
         root = root_of_namespace(self.node.folder / f"root-{self.name}")

@@ -19,6 +19,10 @@ from driver.model.kit import Bind, Device
 NULL = "/dev/null"  # a device that is not FUSE's, on every machine
 
 
+SET_UID = {"fusermount3", "bin/fusermount3", "bin/fusermount"}
+TRAMPOLINE = ": the set-uid bit of this file cannot be given up\n"
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """Return a folder that has what a client tree must have."""
@@ -28,7 +32,7 @@ def tree(tmp_path: Path) -> Path:
 def make_tree(folder: Path, content: str = "first") -> Path:
     for name in ("fusermount3", "bin/fusermount3", "bin/fusermount", "_internal/fusermount3", "_internal/encodings/utf_8.pyc"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(f"{content} {name}")
+        (folder / name).write_text(f"{content} {name}{TRAMPOLINE if name in SET_UID else ''}")
         (folder / name).chmod(0o755 if "fusermount" in name else 0o644)
     (folder / "socket").mkdir()
     return folder
@@ -42,6 +46,11 @@ def place(tmp_path: Path) -> Iterator[Path]:
     for each in [folder, *folder.rglob("*")]:
         if each.is_dir() and not each.is_symlink():
             each.chmod(0o755)
+
+
+def expected(tree: Path) -> dict[str, tuple[int, str]]:
+    """Return what an installed copy of a tree holds."""
+    return {name: (mode & 0o555 | (0o4000 if name in SET_UID else 0), text) for name, (mode, text) in contents(tree).items()}
 
 
 def contents(folder: Path) -> dict[str, tuple[int, str]]:
@@ -63,15 +72,25 @@ def test_the_tree_is_copied_and_nothing_of_it_may_be_written(tree: Path, place: 
     link = place / "tree"
     assert [link.resolve().name] == list(trees(place))
     assert not os.path.isabs(os.readlink(link))  # the node sees the folder elsewhere
-    assert contents(link) == {name: (mode & 0o555, text) for name, (mode, text) in contents(tree).items()}
+    assert contents(link) == expected(tree)
     assert stat.S_IMODE(link.stat().st_mode) == 0o555
     assert {path.name for path in place.iterdir()} == {"tree", link.resolve().name, "dev-fuse"}
 
 
 def test_no_bit_of_a_file_gives_another_users_rights(tree: Path, place: Path) -> None:
-    (tree / "fusermount3").chmod(0o6755)
+    """But for the trampoline, which gives them up itself."""
+    for name in ("fusermount3", "_internal/fusermount3"):
+        (tree / name).chmod(0o6755)
     Kit(str(place), "/node", str(tree)).install()
-    assert stat.S_IMODE((place / "tree/fusermount3").stat().st_mode) == 0o555
+    assert stat.S_IMODE((place / "tree/fusermount3").stat().st_mode) == 0o4555
+    assert stat.S_IMODE((place / "tree/_internal/fusermount3").stat().st_mode) == 0o555
+
+
+@pytest.mark.parametrize("content", ["a former version", TRAMPOLINE + 20000 * "x"])
+def test_only_a_trampoline_that_gives_the_bit_up_gets_it(tree: Path, place: Path, content: str) -> None:
+    (tree / "bin/fusermount3").write_text(content)
+    Kit(str(place), "/node", str(tree)).install()
+    assert stat.S_IMODE((place / "tree/bin/fusermount3").stat().st_mode) == 0o555
 
 
 def test_the_umask_does_not_matter(tree: Path, place: Path) -> None:
@@ -175,7 +194,7 @@ def test_what_a_killed_driver_left_half_done_is_finished(tree: Path, place: Path
     (place / "link-new").symlink_to("tree-0")
     (place / "dev-fuse.new").touch()
     Kit(str(place), "/node", str(tree)).install()
-    assert contents(place / "tree") == {name: (mode & 0o555, text) for name, (mode, text) in contents(tree).items()}
+    assert contents(place / "tree") == expected(tree)
     assert {path.name for path in place.iterdir()} == {"tree", (place / "tree").resolve().name, "dev-fuse"}
 
 
@@ -225,7 +244,7 @@ def upgraded(tree: Path, place: Path, tmp_path: Path) -> tuple[Kit, str]:
 
 def test_the_link_names_the_new_tree_and_the_former_one_stays_for_now(upgraded: tuple[Kit, str], place: Path) -> None:
     """An engine may have read the link just before."""
-    assert (place / "tree/fusermount3").read_text() == "second fusermount3"
+    assert (place / "tree/fusermount3").read_text().startswith("second fusermount3")
     assert upgraded[1] in trees(place)
 
 
@@ -233,7 +252,7 @@ def test_a_former_tree_is_removed_at_the_next_start(upgraded: tuple[Kit, str], p
     kit, _ = upgraded
     kit.install()
     assert trees(place) == {(place / "tree").resolve().name}
-    assert (place / "tree/fusermount3").read_text() == "second fusermount3"
+    assert (place / "tree/fusermount3").read_text().startswith("second fusermount3")
 
 
 def test_a_former_tree_that_kubelet_names_stays(upgraded: tuple[Kit, str], place: Path) -> None:
