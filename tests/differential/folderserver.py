@@ -65,6 +65,8 @@ class FolderServer:
             return 0, struct.pack("<4Q2I", child, 0, 1, 1, 0, 0) + self._attributes(child)
         if opcode == _GETATTR:
             return 0, struct.pack("<Q2I", 1, 0, 0) + self._attributes(node)
+        if opcode == _OPEN and uid not in (0, self._uid) and struct.unpack_from("<I", body)[0] & os.O_ACCMODE != os.O_RDONLY:
+            return EACCES, b""
         if opcode in (_OPEN, _OPENDIR):
             return 0, struct.pack("<Q2I", 0, 0, 0)
         if opcode == _STATFS:
