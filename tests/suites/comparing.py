@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from differences import DIFFERENCES, difference
+from differences import DIFFERENCES
 from suite_table import Runs, is_right
 from suites import FAILED, OURS, THEIRS, Suite, check_built
 
 WHOLE = "whole"
+_REPEATS = 2  # some tests of the suites measure time, and fail at times on a busy machine
 
 
 def parameters(suites: Sequence[Suite]) -> list[Any]:
@@ -25,10 +26,12 @@ def compare(runs: Runs, suite: Suite, test: str) -> None:
         named = {key[2] for key in DIFFERENCES if key[:2] == (suite.name, suite.release)}
         assert named <= set(suite.tests), "the table of differences names tests that the suite does not have"
         return
+    for _ in range(_REPEATS):
+        if is_right(suite, test, theirs[test], ours[test]):
+            return
+        print(f"it is run again: {theirs[test]} with libfuse's fusermount3, {ours[test]} with ours")
+        runs.repeat(suite, test)
     if not is_right(suite, test, theirs[test], ours[test]):
-        expected = difference(suite, test)
         lines = [f"with libfuse's fusermount3 {test} {theirs[test]}", f"with ours it {ours[test]}"]
-        lines += [f"with ours it should have {expected.ours}, because {expected.reason}"] if expected else []
-        pytest.fail(
-            "\n".join([*lines, *(outcome.details for outcome in (theirs[test], ours[test]) if outcome.kind == FAILED)]), pytrace=False
-        )
+        lines += [outcome.details for outcome in (theirs[test], ours[test]) if outcome.kind == FAILED]
+        pytest.fail("\n".join(lines), pytrace=False)

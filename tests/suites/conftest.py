@@ -5,6 +5,7 @@ tests/suites/build                          builds the suites, as root
 .venv/bin/python -m pytest tests/suites     as root
 """
 
+import itertools
 import os
 import shutil
 import sys
@@ -96,13 +97,14 @@ def driver(folder: Path) -> Iterator[Driver]:
 def runs(request: pytest.FixtureRequest, folder: Path, engine: Engine, driver: Driver) -> Iterator[Runs]:
     """Begin to run the suites of the tests that were asked for, with each fusermount3."""
     wanted = {item.callspec.params.get("suite") for item in request.session.items if isinstance(item, pytest.Function)}
-    helpers = [suites.Libfuses(), suites.Ours(folder, driver.fuse_dir / "sockets" / _DEVICE)]
+    helpers = {each.name: each for each in (suites.Libfuses(), suites.Ours(folder, driver.fuse_dir / "sockets" / _DEVICE))}
+    reports = (folder / f"report-{number}" for number in itertools.count())
     runs = request.config.stash[_RUNS]
+    runs.run_one = lambda suite, name, test: suites.run(engine, suite, helpers[name], next(reports), test)[test]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for suite in suites.ALL:
             if suite in wanted and suite.tests:
-                for helper in helpers:
-                    place = folder / f"report-{len(runs.futures)}"
-                    runs.futures[suite, helper.name] = pool.submit(suites.run, engine, suite, helper, place)
+                for name, helper in helpers.items():
+                    runs.futures[suite, name] = pool.submit(suites.run, engine, suite, helper, next(reports))
         yield runs
     runs.write()

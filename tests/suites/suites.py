@@ -116,14 +116,14 @@ class Ours:
 Helper = Libfuses | Ours
 
 
-def run(engine: Engine, suite: Suite, helper: Helper, folder: Path) -> dict[str, Outcome]:
-    """Run a suite, and return the outcome of each test by its id. `folder` is where it puts its report."""
+def run(engine: Engine, suite: Suite, helper: Helper, folder: Path, test: str = "") -> dict[str, Outcome]:
+    """Run a suite, or one test of it, and return the outcome of each test by its id. `folder` is where it puts its report."""
     folder.mkdir(parents=True)
     folder.chmod(0o777)
     binds = [*helper.binds(suite), Bind(_HERE / "inside", "/inside", read_only=True), Bind(folder, "/report")]
     # On an overlay of two file systems inode numbers and devices are not what the tests expect.
     options = [*helper.options, "--tmpfs=/tmp:mode=1777", "--env=HOME=/home/tester", "--env=USER=tester"]
-    command = ["/bin/sh", "/inside/run", suite.package]
+    command = ["/bin/sh", "/inside/run", suite.package, f"test/{test}"]
     container = engine.start(binds, options, command, rootfs=suite.root)
     came = container.wait(_ENDS)
     engine.stop([container])
