@@ -402,7 +402,7 @@ def line_of(mount: mounts.Mount, seen_at: str) -> Line:
         is_folder = True
     except NotADirectoryError:
         is_folder = False
-    except (PermissionError, FileNotFoundError):  # it is in a file system that lets no other user in, or hidden by one
+    except OSError:  # a file system above it lets no other user in, hides it, or is dead
         is_folder = True
     return Line(mount.fstype, mount.source, mount.options, mount.super_options, is_folder)
 
