@@ -133,8 +133,9 @@ def _check_access(info: FileInfo, mount: Mount, caller: Caller, shown: str) -> R
     errno = EACCES
     if may_write:
         # Files that are given read-only, such as a ConfigMap's, may have mode 0777. A mount there would give the other users of the
-        # container the mounter's files in their place.
-        if not any("ro" in options.split(",") for options in (mount.options, mount.super_options)):
+        # container the mounter's files in their place. What is the user's own may be read-only, as in a container with a read-only root.
+        is_read_only = any("ro" in options.split(",") for options in (mount.options, mount.super_options))
+        if info.uid == caller.uid or not is_read_only:
             return None
         errno = EROFS
     text = f"user has no write access to mountpoint {shown}" if is_directory else f"failed to open {shown}: {os.strerror(errno)}"

@@ -74,13 +74,14 @@ def test_a_file_that_cannot_be_written() -> None:
 
 @pytest.mark.parametrize(("options", "super_options"), [("nosuid,ro", "rw"), ("rw", "ro,size=4k")])
 def test_a_read_only_file_system(options: str, super_options: str) -> None:
-    """A ConfigMap's files have mode 0777, and nobody can write them."""
-    folder = place(stat.S_IFDIR | 0o777, options=options, super_options=super_options)
-    file = place(stat.S_IFREG | 0o777, options=options, super_options=super_options)
+    """A ConfigMap's files have mode 0777, and nobody can write them. What is the user's own may be read-only."""
+    folder = place(stat.S_IFDIR | 0o777, uid=5, options=options, super_options=super_options)
+    file = place(stat.S_IFREG | 0o777, uid=5, options=options, super_options=super_options)
     assert refusal(folder) == "user has no write access to mountpoint /x"
     assert refusal(file) == "failed to open /x: Read-only file system"
     assert refusal(folder, ROOT) == refusal(file, ROOT) == ""
-    assert refusal(place(options="rw,erofs", super_options="errors=remount-ro")) == ""
+    assert refusal(place(stat.S_IFDIR | 0o777, uid=5, options="rw,erofs", super_options="errors=remount-ro")) == ""
+    assert refusal(place(options=options, super_options=super_options)) == ""
 
 
 def test_root_without_the_capability_is_a_user() -> None:
