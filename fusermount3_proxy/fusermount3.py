@@ -7,7 +7,7 @@ A FUSE library runs it as it would run libfuse's fusermount3, with the number of
 import posix
 import sys
 from _socket import AF_UNIX, SO_DOMAIN, SOL_SOCKET, socket
-from errno import EBADF, EINVAL, EROFS
+from errno import EBADF, EINVAL, ENOTCONN, EROFS
 
 from fusermount3_proxy import autounmount, commandline, driver_socket, limits, mountpoint, program, syncinit
 from fusermount3_proxy.commandline import Command, CommandLineError
@@ -94,6 +94,8 @@ def _mount(command: Command, path: bytes) -> None:
     kind = _kind(path)
     is_for_device = _is_for_device(path)
     if is_for_device:
+        if kind == 0:
+            kind = _take_off_dead_mount(path)
         _check_access(path, kind)
     raw_options = to_bytes(command.options)
     try:
@@ -158,6 +160,17 @@ def _kind(path: bytes) -> int:
         if error.errno not in autounmount.DEAD:  # the driver detaches a dead mount
             raise Failure(f"failed to access mountpoint {to_text(path)}: {error.strerror}") from None
         return 0
+
+
+def _take_off_dead_mount(path: bytes) -> int:
+    """Have the driver take off the mount of a program that has just died, before the mountpoint is opened. Returns what _kind() does."""
+    device = mountpoint.fuse_device(path)
+    request = UnmountRequest(protocol.to_wire(path), lazy=True, device=device)
+    driver_socket.unmount(protocol.DEVICE_SOCKET, request, limits.SOCKET_WAIT, report)
+    kind = _kind(path)
+    if kind == 0:  # another user's, or one that the driver has not made
+        raise Failure(f"failed to access mountpoint {to_text(path)}: {posix.strerror(ENOTCONN)}")
+    return kind
 
 
 def _is_for_device(path: bytes) -> bool:

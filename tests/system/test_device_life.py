@@ -151,3 +151,20 @@ def test_a_copy_of_the_mount_namespace_keeps_the_file_system(device: Device, nod
     copy.wait_until_it_says("content")
     assert copy.wait() == 0
     assert "noticed late" not in node.driver.log
+
+
+def test_a_program_that_mounts_again_as_soon_as_it_has_died(device: Device, node: Node) -> None:
+    """The driver may not have taken the dead mount off yet. The client opens the mountpoint beneath it all the same."""
+    container = device.container()
+    container.check(f"mkdir {FOLDER} && chown 1234 {FOLDER}")
+    script = (
+        "import os, socket, subprocess\\n"
+        "for _ in range(40):\\n"
+        "    ours, theirs = socket.socketpair()\\n"
+        f"    subprocess.run(['fusermount3', '-o', 'rw', '--', '{FOLDER}'], pass_fds=[theirs.fileno()], check=True,\\n"
+        "                   env={**os.environ, '_FUSE_COMMFD': str(theirs.fileno())})\\n"
+        "    (fd,) = socket.recv_fds(ours, 1, 1)[1]\\n"
+        "    os.close(fd)\\n"
+    )
+    container.check(f'printf "{script}" >/tmp/again.py && {USER} python3 /tmp/again.py', 60)
+    wait_until_unmounted(container)
