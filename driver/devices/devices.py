@@ -48,7 +48,7 @@ class Devices:
         self._kit = Kit(settings.fuse_dir, settings.fuse_dir_on_node, settings.client_tree)
         self._containers = Containers()
         self._visits = Visits(starter)
-        self._records = DeviceRecords(RecordFiles(f"{settings.state_dir}/devices"))
+        self._records = DeviceRecords(RecordFiles(f"{settings.run_dir}/device-mounts"))
         self._shared = Shared(
             workspace,
             files,

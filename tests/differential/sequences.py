@@ -101,6 +101,7 @@ class Walk:
         self._dead: set[str] = set()
         self._held: list[int] = []
         self._covers: list[str] = []
+        self._asked: set[str] = set()
         self._is_renamed = False
 
     def do(self, step: Step) -> Ended | None:
@@ -149,6 +150,7 @@ class Walk:
         return any(other.parent_id == mount.mount_id and other.path == mount.path for other in self.side.table())
 
     def _mount(self, step: Step, place: str) -> Ended:
+        self._asked.add(place)
         before = {mount.device for mount in self.side.table()}
         case = Case((*((b"-o", step.options.encode()) if step.options else ()), b"--", os.fsencode(place)))
         ended, fd = mounted(self.side, step.user, case)
@@ -186,4 +188,5 @@ class Walk:
             shutil.rmtree(self.side.seen_at(f"{self._home}/{FOLDERS[0]}"), ignore_errors=True)
             self.do(Step(Do.RENAME))
         if isinstance(self.side, DeviceOurs):
-            self.side.forget_deaths(left)
+            # Programs whose mounts were hidden die now.
+            self.side.forget_deaths({*left, *self._asked})

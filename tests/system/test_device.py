@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from harness import mounts
 from harness.container import Bind, Container
-from harness.device import BINDFS, FOLDER, OTHER, USER, Device, fuse_mounts, source, wait_until_unmounted
+from harness.device import BINDFS, FOLDER, OTHER, SERVES, USER, Device, fuse_mounts, source, wait_until_unmounted
 from harness.events import wait_until, within
 from harness.pod import Node, Pod
 
@@ -35,7 +35,7 @@ def test_the_mount_is_seen_nowhere_else(device: Device, device_container: Contai
 
 def test_the_mount_of_a_dead_program_is_taken_away(device_container: Container) -> None:
     program = device_container.start(f"{USER} {BINDFS} -f /source {FOLDER}")
-    device_container.wait_for(f"grep -q ' {FOLDER} .* - fuse ' /proc/self/mountinfo")
+    device_container.wait_for(SERVES)
     with within(2.0, "the mount of a dead program is taken away"):
         program.kill()
         wait_until_unmounted(device_container)
@@ -154,7 +154,7 @@ def test_mounts_are_limited(module_node: Node, device: Device, device_container:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_mounts_survive_the_driver(module_node: Node, device_container: Container, number: signal.Signals) -> None:
     program = device_container.start(f"{USER} {BINDFS} -f /source {FOLDER}")
-    device_container.wait_for(f"grep -q ' {FOLDER} .* - fuse ' /proc/self/mountinfo")
+    device_container.wait_for(SERVES)
     module_node.driver.restart(number)
     assert device_container.check(f"{USER} cat {FOLDER}/file") == "content\n"
     program.kill()
@@ -167,7 +167,7 @@ def test_mounts_survive_the_driver(module_node: Node, device_container: Containe
 
 def test_a_program_that_dies_while_no_driver_runs(module_node: Node, device_container: Container) -> None:
     program = device_container.start(f"{USER} {BINDFS} -f /source {FOLDER}")
-    device_container.wait_for(f"grep -q ' {FOLDER} .* - fuse ' /proc/self/mountinfo")
+    device_container.wait_for(SERVES)
     module_node.driver.stop(signal.SIGKILL)
     program.kill()
     program.wait()

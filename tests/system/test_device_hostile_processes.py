@@ -109,7 +109,7 @@ def test_what_a_process_calls_in_a_container(
         assert container.run(f"{OTHER} {BINDFS} /source {FOLDER}").code != 0
         time.sleep(0.5)
     processes = after_entering(tmp_path / "calls")
-    assert len(processes) >= 4
+    assert len(processes) >= 3  # a spare process may have been there before strace
     assert any("move_mount(" in call for calls in processes for call in calls)
     assert any("umount2(" in call for calls in processes for call in calls)
     for calls in processes:
@@ -129,8 +129,8 @@ def test_root_of_the_containers_user_namespace_reaches_no_process_of_the_drivers
     spy.wait()
     assert "seen" in spy.out  # it has found such processes
     assert {line.split()[1] for line in spy.out.splitlines() if line.startswith("reached")} == set()
-    container.run("pkill -KILL bindfs")  # it has killed some processes that should unmount
-    wait_until_unmounted(container)
+    # With the node's pids it can kill those processes, and so leave dead mounts: in its own container alone.
+    container.run("pkill -KILL bindfs")
     wait_until("nothing is recorded", lambda: device.records() == [])
 
 

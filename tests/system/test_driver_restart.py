@@ -160,7 +160,7 @@ def test_a_driver_that_is_reported_to_stop_while_it_waits_begins_nothing(node: N
 def test_a_driver_whose_starter_is_killed_ends_with_an_error(node: Node, pod: Pod) -> None:
     """Such a driver would notice no death any more. It is started again because of its exit code, as by systemd's on-failure."""
     volume = pod.publish()
-    (starter,) = node.driver.own_processes() - {node.driver.pid}
+    starter = node.driver.starter()
     os.kill(starter, signal.SIGKILL)
     assert node.driver.wait() == 1
     assert node.driver.log.splitlines()[-1].startswith("Error: the process that starts the driver's other processes has ended: ")

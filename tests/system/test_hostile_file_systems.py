@@ -132,7 +132,7 @@ def test_a_process_that_is_left_behind_holds_nothing_of_the_drivers(node: Node, 
     """With the driver's output it would keep the driver's container: the engine reports it as running while somebody can write."""
     served = Served(pod, "never-anything")
     stats(served.volume)
-    starter, *left = [*map(str, node.driver.own_processes() - {node.driver.pid}), *node.driver.children()]
+    starter, left = str(node.driver.starter()), node.driver.children()
     assert left, "no process waits for the program"
 
     def opened(pid: str) -> dict[str, str]:

@@ -323,7 +323,7 @@ def test_without_a_process_the_condition_says_that_nobody_was_asked(node: Node, 
     """A node without memory is an example. Nothing is known about the program."""
     volume = pod.publish()
     fd = mount(volume)
-    (starter,) = node.driver.own_processes() - {node.driver.pid}
+    starter = node.driver.starter()
     wait_until("no process is left", lambda: not node.driver.children())
     os.kill(starter, signal.SIGSTOP)
     for spare in node.driver.spares():

@@ -87,7 +87,7 @@ def test_without_a_run_dir_it_leaves_nothing_behind(place: Path, options: str) -
 
 def test_it_says_the_same_beside_a_running_driver(place: Path) -> None:
     driver = Driver(place)
-    driver.run_dir = place / "run" / "mfcp"
+    driver.run_dir, driver.fuse_dir = place / "run" / "mfcp", place.with_name(f"{place.name}-fuse")
     driver.start()
     try:
         nodes = os.listdir(driver.run_dir / "dev")

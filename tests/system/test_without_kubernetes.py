@@ -53,7 +53,12 @@ def rows(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("of", "commands"), [([], ["abort", "check", "ready", "status", "volume"]), (["volume"], ["add", "list", "remove"])]
+    ("of", "commands"),
+    [
+        ([], ["abort", "check", "device", "ready", "status", "volume"]),
+        (["volume"], ["add", "list", "remove"]),
+        (["device"], ["abort", "add", "flags", "list", "remove"]),
+    ],
 )
 def test_help_says_what_each_command_is_for(node: Node, of: list[str], commands: list[str]) -> None:
     """The frozen driver has no docstrings, but has help texts too."""

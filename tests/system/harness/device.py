@@ -15,6 +15,8 @@ FOLDER = "/m"  # a mountpoint that every test container has, a folder of USER's
 USER = "setpriv --reuid 1234 --regid 1234 --clear-groups"
 OTHER = "setpriv --reuid 1235 --regid 1235 --clear-groups"
 BINDFS = "bindfs --no-allow-other"
+# The mount alone does not say that the program serves it: it may not have its fd yet.
+SERVES = f"{USER} test -e {FOLDER}/file"
 FIRST = 100000  # the node's uid that is root in a container with a user namespace of its own
 USER_NAMESPACE = (f"--uidmap=0:{FIRST}:65536", f"--gidmap=0:{FIRST}:65536")
 
@@ -56,7 +58,7 @@ class Device:
 
     def records(self) -> list[dict[str, object]]:
         """Return the driver's records of mounts of this device."""
-        found = [json.loads(path.read_text()) for path in (self.node.driver.run_dir / "state" / "devices").glob("*.json")]
+        found = [json.loads(path.read_text()) for path in (self.node.driver.run_dir / "device-mounts").glob("*.json")]
         return [record for record in found if record["allocation"] == self.name]
 
 

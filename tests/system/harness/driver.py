@@ -172,6 +172,10 @@ class Driver:
         """Return the pids of the driver and of its starters."""
         return {self.pid, *(int(child) for children in self._of_threads("children") for child in children.split())}
 
+    def starter(self) -> int:
+        """Return the pid of the starter of the processes that ask FUSE programs; the one for containers' namespaces is forked before."""
+        return max(self.own_processes() - {self.pid})
+
     def threads(self) -> int:
         """Count its threads without those of gRPC, which have names and come and go."""
         own = Path(f"/proc/{self.pid}/comm").read_text()
