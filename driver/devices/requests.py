@@ -30,6 +30,8 @@ from driver.observe.metrics import Operation, Timer
 from fusermount3_proxy.wire import fdpass
 from fusermount3_proxy.wire.protocol import MOUNTPOINT_FD, FindRequest, MountRequest, UnmountRequest, from_wire
 
+_WOKEN = 8  # mounts that may be the next one beneath
+
 
 class DeviceRequests:
     """Serves the requests of one allocation (pods.handler.Handler)."""
@@ -241,7 +243,7 @@ class DeviceRequests:
 
         # It may have kept the driver from taking off the one beneath it. Mounts that are made at once are in any order.
         beneath = [each for each in self.mounts if each.mountpoint == mount.mountpoint]
-        for each in beneath[-limits.VISITS_OF_AN_ALLOCATION - 1 :]:
+        for each in beneath[-_WOKEN:]:
             each.life.check_unless_held()
 
     async def _take_off_late(self, record: DeviceRecord, late: Late) -> None:

@@ -119,7 +119,7 @@ def test_a_fuse_file_system_that_is_not_the_drivers(device: Device) -> None:
     container = device.container([TEST_PROGRAMS], ["--device=/dev/fuse", "--security-opt=seccomp=unconfined"])
     container.check(f"mkdir {FOLDER}")
     forbidden = f"mounting on {FOLDER} is forbidden"
-    serves = f"python3 /programs/direct_mount.py {FOLDER} & while ! grep -q {FOLDER} /proc/self/mountinfo; do sleep 0.1; done"
+    serves = f'python3 /programs/direct_mount.py {FOLDER} & while ! grep -q " {FOLDER} .* - fuse" /proc/self/mountinfo; do sleep 0.1; done'
     answer = container.check(f"unshare -Urm sh -c '{serves}; {CLIENT} at {FOLDER}; kill $!'")
     # The kernel itself tells the driver nothing of what belongs to another user namespace.
     answers = (f"{forbidden}: it is on a FUSE file system that this container has not mounted here", "mount failed: Permission denied")
