@@ -9,9 +9,10 @@ import prctl
 
 from driver.blocking.starter import WithFds
 from driver.devices.namespace import DONE, REFUSED
-from driver.devices.node import Node, enter, enter_namespace, first_process_of
+from driver.devices.node import Node, all_pids, enter, enter_namespace, first_process_of
 from driver.devices.peer import NotAllowed, examine
 from driver.linux import syscalls
+from fusermount3_proxy.wire import mountinfo
 from fusermount3_proxy.wire.mountinfo import Mount
 
 _DEAD = (ENOTCONN, ECONNABORTED)
@@ -110,12 +111,16 @@ def clean(pids: Sequence[int], source: str, fstype: str, mountpoint: bytes, know
     `pids` are processes that may be in its mount namespace, and `known` the device numbers of mounts that are recorded.
     """
     node = Node()
-    for pid in pids:
+    seen = {os.stat("self/ns/mnt", dir_fd=node.proc).st_ino}
+    # The program ends when it gets no answer, so its namespace is looked for among those of all processes.
+    for pid in (*pids, *all_pids(node)):
         try:
             mounts = os.open(f"{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=node.proc)
+            if (number := os.fstat(mounts).st_ino) in seen or not _may_have(node, pid, source, fstype, mountpoint):
+                os.close(mounts)
+                seen.add(number)
+                continue
         except OSError:
-            continue
-        if os.fstat(mounts).st_ino == os.stat("self/ns/mnt", dir_fd=node.proc).st_ino:
             continue
         enter(node, mounts)
         for each in reversed(node.table()):
@@ -130,6 +135,11 @@ def clean(pids: Sequence[int], source: str, fstype: str, mountpoint: bytes, know
                         return True
         return False
     return False
+
+
+def _may_have(node: Node, pid: int, source: str, fstype: str, mountpoint: bytes) -> bool:
+    table = mountinfo.parse(node.read(f"{pid}/mountinfo"))
+    return any((each.fstype, each.source.decode("utf-8", "replace"), each.path) == (fstype, source, mountpoint) for each in table)
 
 
 def _become(uid: int, gid: int) -> None:

@@ -33,6 +33,7 @@ class CallersPlace:
         self._kept = kept
         self._is_root = record.is_root
         self._visits = visits
+        self._dropping: asyncio.Task[None] | None = None
         self._share = f"{record.allocation} {record.container}"  # a container's processes keep no other one from unmounting
 
     def is_detached(self, mount: FuseMount) -> bool:
@@ -87,10 +88,12 @@ class CallersPlace:
             os.close(process)
 
     async def drop(self) -> None:
-        """Close the kept fd."""
-        if self._kept >= 0:
+        """Close the kept fd, which keeps the file system busy that the mountpoint is on. A second call waits for the end of the first."""
+        if self._dropping is None:
             kept, self._kept = self._kept, -1
-            await self._visits.drop(self._share, [kept])
+            work = self._visits.drop(self._share, [kept] if kept >= 0 else [])
+            self._dropping = asyncio.get_running_loop().create_task(work)
+        await asyncio.shield(self._dropping)
 
 
 class DeviceMount:

@@ -76,7 +76,7 @@ def enter(node: Node, mounts: int) -> None:
 
 def enter_namespace(node: Node, namespace: int, pids: Sequence[int]) -> int | None:
     """Enter a mount namespace by its number. Return a process in it; None where there is none any more. Raises OSError."""
-    for pid in (*pids, *_all_pids(node)):
+    for pid in (*pids, *all_pids(node)):
         try:
             if os.stat(f"{pid}/ns/mnt", dir_fd=node.proc).st_ino != namespace:
                 continue
@@ -124,7 +124,7 @@ def _first_process(node: Node, pids: int) -> int:
 
 
 def _search_first_process(node: Node, namespace: int) -> int:
-    for pid in _all_pids(node):
+    for pid in all_pids(node):
         try:
             if os.stat(f"{pid}/ns/pid", dir_fd=node.proc).st_ino != namespace:
                 continue
@@ -136,7 +136,8 @@ def _search_first_process(node: Node, namespace: int) -> int:
     raise ProcessLookupError(ESRCH, os.strerror(ESRCH))
 
 
-def _all_pids(node: Node) -> Iterator[int]:
+def all_pids(node: Node) -> Iterator[int]:
+    """Return the pids of all processes of the node."""
     fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=node.proc)
     try:
         return iter([int(name) for name in os.listdir(fd) if name.isdecimal()])

@@ -296,6 +296,7 @@ class DeviceRequests:
             finally:
                 mount.place.peer = mount.place.path = None
             self._left.pop(mountpoint, None)
+        await mount.place.drop()  # what comes next may unmount the file system that the mountpoint is on
         self._log.activity(f"unmounted {shown!r}{' lazily' if request.lazy else ''}, as the container asked for")
 
     def _expect_left(self, mountpoint: bytes) -> None:

@@ -76,11 +76,14 @@ class Visits:
 
     async def drop(self, allocation: str, fds: list[int]) -> None:
         """Close fds of a container's files: who closes the last one of a file can have to wait for its file system."""
+        if not fds:
+            return
         try:
             with await self._asking.acquire(allocation, limits.VISIT_WAIT) as process:
                 answer = process.do(keep_until_the_end, fds=fds)
                 fdpass.close_all(fds)  # the process has the last ones now, and closes them by ending
                 await asyncio.wait([answer], timeout=limits.VISIT_WAIT)
+                await asyncio.wait([process.ended], timeout=limits.PROBE_WAIT)
         except NotAsked:
             await Threads(1).run_to_end(lambda: fdpass.close_all(fds))
 
@@ -103,4 +106,7 @@ class Visits:
                 if bound is self._mounting:
                     process.give_up()
                 raise Late(process, answer)
+            if bound is self._asking:
+                # Until it has ended it has copies of the fds, which keep the file systems busy that they are on.
+                await asyncio.wait([process.ended], timeout=limits.PROBE_WAIT)
             return answer.result(), process.take_fds()
