@@ -9,7 +9,7 @@ The folders outlive a reboot, since engines and kubelet give their paths to cont
 import asyncio
 import os
 from collections.abc import Coroutine, Iterator, Mapping
-from errno import ENOTEMPTY
+from errno import EBUSY, ENOTEMPTY
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from driver.mounts.workspace import Workspace
 from driver.observe.logs import log
 from driver.volumes.recordfiles import RecordFiles
 from fusermount3_proxy.wire.protocol import DEVICE_SOCKET, V1_SUFFIX
+
+_CLEAN_INTERVAL = 1.0  # seconds
 
 _SEPARATOR = "_"  # of a resource and a device id; the names of `device add` have none
 
@@ -114,14 +116,24 @@ class Devices:
         """Detach what a driver had mounted that was killed before it could record that."""
         mount = record.mount
         arguments = ((record.pid,), mount.source, mount.fstype, mount.mountpoint, known)
-        try:
-            await self._visits.call(record.allocation, limits.VISIT_WAIT, attached.clean, *arguments)
-        except OSError:
-            pass  # its container has ended, or somebody keeps it: it is dead, and its users see that
+        # The killed driver's process may attach it a moment later, and the program may have mounted over it with this driver meanwhile.
+        for is_last in (False, True):
+            while await self._is_covered(record.allocation, arguments):
+                await asyncio.sleep(_CLEAN_INTERVAL)
+            if not is_last:
+                await asyncio.sleep(_CLEAN_INTERVAL)
         try:
             self._records.delete(record)
         except OSError as error:
             log.error(f"the record of a mount cannot be deleted: {error}")
+
+    async def _is_covered(self, allocation: str, arguments: tuple[object, ...]) -> bool:
+        """Detach such a mount. Return whether that has to wait until what is mounted over it has gone."""
+        try:
+            await self._visits.call(allocation, limits.VISIT_WAIT, attached.clean, *arguments)
+        except OSError as error:
+            return error.errno == EBUSY  # otherwise its container has ended, or somebody keeps it: it is dead, and its users see that
+        return False
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -12,7 +12,7 @@ from harness.device import BINDFS, FOLDER, SERVES, USER, Device, fuse_mounts, so
 from harness.events import wait_until, within
 from harness.pod import TEST_PROGRAMS, Node
 
-from driver.model.limits import CONTAINER_CHECK_INTERVAL
+from driver.model.limits import CHECK_INTERVAL, CONTAINER_CHECK_INTERVAL
 
 _RELEASE = tuple(int(part) for part in os.uname().release.split(".")[:2])
 
@@ -119,7 +119,7 @@ def test_a_driver_that_is_killed_at_any_moment_leaves_no_dead_mount(device: Devi
         node.driver.restart(signal.SIGKILL)
         container.run(f"kill -KILL {program.pid}")  # it may have ended by itself, without an answer
         program.wait()
-        wait_until_unmounted(container)
+        wait_until("nothing is mounted", lambda: not fuse_mounts(container), 2.5 * CHECK_INTERVAL)
         container.check(f"{USER} {BINDFS} /source {FOLDER} && {USER} fusermount3 -u {FOLDER}", 30)
 
 
