@@ -127,14 +127,28 @@ def clean(pids: Sequence[int], source: str, fstype: str, mountpoint: bytes, know
             is_meant = each.fstype == fstype and each.source.decode("utf-8", "replace") == source and each.path == mountpoint
             if is_meant and each.device not in known:
                 fd = _open_mount(each)
-                try:
-                    syscalls.ask_for_attributes(fd)
-                except OSError as error:
-                    if error.errno in _DEAD:
-                        node.unmount(fd, syscalls.MNT_DETACH)
-                        return True
+                if _is_dead(fd, each):
+                    node.unmount(fd, syscalls.MNT_DETACH)
+                    return True
         return False
     return False
+
+
+def _is_dead(fd: int, mount: Mount) -> bool:
+    """Ask as the user who has mounted it, in a process of its own, since this one goes on as root."""
+    ids = dict(option.partition("=")[::2] for option in mount.super_options.split(","))
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        try:
+            _become(int(ids["user_id"]), int(ids["group_id"]))
+            syscalls.ask_for_attributes(fd)
+        except OSError as error:
+            if error.errno in _DEAD:
+                os.write(writer, b"dead")
+        finally:
+            os._exit(0)
+    os.close(writer)
+    return bool(os.read(reader, 4))
 
 
 def _may_have(node: Node, pid: int, source: str, fstype: str, mountpoint: bytes) -> bool:
