@@ -260,7 +260,8 @@ def _unmount(command: Command, path: bytes) -> None:
     except OSError:
         device = None
     request = UnmountRequest(protocol.to_wire(path), command.lazy, device)
-    if has_device():
+    is_with_device = has_device()
+    if is_with_device:
         # Nothing is printed while waiting, because go-fuse takes any output for a failure.
         reply = driver_socket.unmount(protocol.DEVICE_SOCKET, request, limits.SOCKET_WAIT, lambda line: None)
         if reply.error is None:
@@ -271,7 +272,7 @@ def _unmount(command: Command, path: bytes) -> None:
     try:
         socket_path = _socket_of_mount(path, device)
     except NoSocket:
-        if device is not None and not has_device():
+        if device is not None and not is_with_device:
             raise
         raise CannotUnmount(f"entry for {to_text(path)} not found in /etc/mtab") from None
     try:

@@ -89,11 +89,15 @@ def _open_long_path(path: bytes, flags: int) -> int:
 
 def is_waiting_volume(path: bytes) -> bool:
     """Return whether a volume waits for its FUSE program at `path`, without asking the file system. Raises OSError."""
-    mount = mountinfo.topmost(mountinfo.parse(procfs.read("/proc/self/mountinfo")), path)
+    mount = _topmost(path)
     return mount is not None and mountinfo.is_placeholder(mount)
 
 
 def fuse_device(path: bytes) -> str | None:
     """Return MAJOR:MINOR of the FUSE file system at `path`, None if the topmost mount there is no FUSE file system. Raises OSError."""
-    mount = mountinfo.topmost(mountinfo.parse(procfs.read("/proc/self/mountinfo")), path)
+    mount = _topmost(path)
     return mount.device if mount is not None and mount.is_fuse else None
+
+
+def _topmost(path: bytes) -> mountinfo.Mount | None:
+    return mountinfo.topmost(mountinfo.parse(procfs.read("/proc/self/mountinfo")), path)

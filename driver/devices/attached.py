@@ -5,11 +5,9 @@ import socket
 from collections.abc import Sequence
 from errno import EBUSY, ECONNABORTED, EINVAL, ENOTCONN
 
-import prctl
-
 from driver.blocking.starter import WithFds
 from driver.devices.namespace import DONE, REFUSED
-from driver.devices.node import Node, all_pids, enter, enter_namespace, first_process_of
+from driver.devices.node import Node, all_pids, as_user, become, enter, enter_namespace, first_process_of
 from driver.devices.peer import NotAllowed, examine
 from driver.linux import syscalls
 from fusermount3_proxy.wire import mountinfo
@@ -80,7 +78,7 @@ def is_gone(namespace: int, pids: Sequence[int], device_number: str, uid: int, g
     if ours is None:
         return True
     fd = _open_mount(ours, uid, gid)
-    _become(uid, gid)
+    become(uid, gid)
     try:
         syscalls.ask_for_attributes(fd)
     except OSError as error:
@@ -112,11 +110,15 @@ def clean(pids: Sequence[int], source: str, fstype: str, mountpoint: bytes, know
     """
     node = Node()
     seen = {os.stat("self/ns/mnt", dir_fd=node.proc).st_ino}
+
+    def is_meant(each: Mount) -> bool:
+        return (each.fstype, each.source.decode("utf-8", "replace"), each.path) == (fstype, source, mountpoint)
+
     # The program ends when it gets no answer, so its namespace is looked for among those of all processes.
     for pid in (*pids, *all_pids(node)):
         try:
             mounts = os.open(f"{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=node.proc)
-            if (number := os.fstat(mounts).st_ino) in seen or not _may_have(node, pid, source, fstype, mountpoint):
+            if (number := os.fstat(mounts).st_ino) in seen or not any(map(is_meant, mountinfo.parse(node.read(f"{pid}/mountinfo")))):
                 os.close(mounts)
                 seen.add(number)
                 continue
@@ -124,8 +126,7 @@ def clean(pids: Sequence[int], source: str, fstype: str, mountpoint: bytes, know
             continue
         enter(node, mounts)
         for each in reversed(node.table()):
-            is_meant = each.fstype == fstype and each.source.decode("utf-8", "replace") == source and each.path == mountpoint
-            if is_meant and each.device not in known:
+            if is_meant(each) and each.device not in known:
                 fd = _open_mount(each)
                 if _is_dead(fd, each):
                     node.unmount(fd, syscalls.MNT_DETACH)
@@ -137,29 +138,15 @@ def clean(pids: Sequence[int], source: str, fstype: str, mountpoint: bytes, know
 def _is_dead(fd: int, mount: Mount) -> bool:
     """Ask as the user who has mounted it, in a process of its own, since this one goes on as root."""
     ids = dict(option.partition("=")[::2] for option in mount.super_options.split(","))
-    reader, writer = os.pipe()
-    if os.fork() == 0:
+
+    def ask() -> bytes:
         try:
-            _become(int(ids["user_id"]), int(ids["group_id"]))
             syscalls.ask_for_attributes(fd)
         except OSError as error:
-            if error.errno in _DEAD:
-                os.write(writer, b"dead")
-        finally:
-            os._exit(0)
-    os.close(writer)
-    return bool(os.read(reader, 4))
+            return b"dead" if error.errno in _DEAD else b""
+        return b""
 
-
-def _may_have(node: Node, pid: int, source: str, fstype: str, mountpoint: bytes) -> bool:
-    table = mountinfo.parse(node.read(f"{pid}/mountinfo"))
-    return any((each.fstype, each.source.decode("utf-8", "replace"), each.path) == (fstype, source, mountpoint) for each in table)
-
-
-def _become(uid: int, gid: int) -> None:
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
-    prctl.set_dumpable(0)
+    return as_user(int(ids["user_id"]), int(ids["group_id"]), ask) == b"dead"
 
 
 def _open_mount(mount: Mount, uid: int | None = None, gid: int | None = None) -> int:
@@ -174,7 +161,7 @@ def _open_mount(mount: Mount, uid: int | None = None, gid: int | None = None) ->
     except PermissionError:
         if uid is None or gid is None:
             raise
-        _become(uid, gid)
+        become(uid, gid)
         fd = _walk(root, mount.path)
     if syscalls.device_of(fd) != mount.device:
         raise OSError(EBUSY, "it is covered by another mount")

@@ -151,7 +151,7 @@ class Devices:
 
     def all(self) -> list[Allocation]:
         """Return all allocations but those of kubelet's that no container has now, whose sockets stay for the next one."""
-        return [each for each in self if _SEPARATOR not in each.name or each.owner or each.mounts]
+        return [each for each in self if not _is_kubelets(each.name) or each.owner or each.mounts]
 
     def kit(self, name: str) -> ContainerKit:
         """Return what a container with this allocation gets. Raises VolumeError."""
@@ -167,7 +167,7 @@ class Devices:
         """Note which container has which device of kubelet's."""
         names = {_name(*key): owner for key, owner in found.items()}
         for allocation in self:
-            if _SEPARATOR in allocation.name:
+            if _is_kubelets(allocation.name):
                 allocation.set_owner(names.get(allocation.name, ""))
 
     async def add(self, name: str, user: str | None) -> Allocation:
@@ -195,7 +195,7 @@ class Devices:
     async def remove(self, name: str) -> None:
         """Remove an allocation that add() has made, and end its mounts. Raises VolumeError."""
         found = self._named(name)
-        if name == ANY or _SEPARATOR in name:
+        if name == ANY or _is_kubelets(name):
             raise VolumeError(Code.INVALID_ARGUMENT, f"fuse device {name} was not made by 'device add', and is not removed by hand")
         del self._allocations[name]
         try:
@@ -243,7 +243,7 @@ class Devices:
         found = self._allocations.get(name)
         if found is None:
             path = f"{self._folder}/{SOCKETS}/{name}" if uid is None else userfolder.path_of(uid, name)
-            found = Allocation(name, path, self._shared, _SEPARATOR not in name, uid)
+            found = Allocation(name, path, self._shared, not _is_kubelets(name), uid)
             found.open(own_folder(path) if uid is None else userfolder.make(uid, name))
             self._allocations[name] = found
             self._visits.keep_spare()
@@ -256,10 +256,7 @@ class Devices:
             return None
 
     def _forget_user(self, name: str) -> None:
-        try:
-            os.unlink(f"{self._folder}/users/{name}")
-        except FileNotFoundError:
-            pass
+        _unlink(f"{self._folder}/users/{name}")
 
     def _remove_folder(self, found: Allocation) -> None:
         try:
@@ -281,7 +278,7 @@ class Devices:
             if self.problem:
                 cdi.remove(self._cdi_dir)
             else:
-                cdi.write(self._cdi_dir, {each.name: self.kit(each.name) for each in self if _SEPARATOR not in each.name})
+                cdi.write(self._cdi_dir, {each.name: self.kit(each.name) for each in self if not _is_kubelets(each.name)})
         except OSError as error:
             log.error(f"the fuse devices cannot be described in {self._cdi_dir} (--cdi-dir): {error.strerror}")
 
@@ -291,13 +288,17 @@ def _name(resource: str, device_id: str) -> str:
     return f"{resource.replace('/', _SEPARATOR)}{_SEPARATOR}{device_id}"
 
 
+def _is_kubelets(name: str) -> bool:
+    return _SEPARATOR in name
+
+
 def _check(name: str) -> None:
     """Raise VolumeError where `device add` may not use a name."""
     try:
         check_device_name(name)
     except BadPath as error:
         raise VolumeError(Code.INVALID_ARGUMENT, str(error)) from None
-    if name == ANY or _SEPARATOR in name:
+    if name == ANY or _is_kubelets(name):
         raise VolumeError(Code.INVALID_ARGUMENT, f"{name} is a name of the driver's own: choose another one")
 
 

@@ -18,11 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from errno import EACCES, EINVAL, ENOENT, EPROTO
 
-import prctl
-
 from driver.blocking.starter import WithFds, no_return
 from driver.devices import rules
-from driver.devices.node import Node
+from driver.devices.node import Node, as_user
 from driver.devices.peer import NotAllowed, Peer, examine
 from driver.devices.rules import Caller, Mountpoint, Refusal
 from driver.linux import syscalls
@@ -93,9 +91,7 @@ def _mount(
             device = opened
         if how is None:
             return WithFds((DONE, peer.container), [target, device])
-        found, kept = _attach(connection, target, info, device, *how)
-        fds = [device, kept] if peer.init < 0 else [device, kept, peer.init]
-        return WithFds((DONE, *found, info.is_mount_root, os.fstat(peer.mounts).st_ino, peer.container), fds)
+        return _attach(peer, connection, target, info, device, *how)
     except NotAllowed as refused:
         return _refusal(refused.refusal)
 
@@ -112,9 +108,7 @@ def attach(
         node.enter(peer.mounts, peer.owner, peer.is_foreign)
         # The container could have moved the mountpoint since prepare().
         _check(node, peer, client, target, info, shown, {info.device})
-        found, kept = _attach(client, target, info, device, options, attributes)
-        fds = [device, kept] if peer.init < 0 else [device, kept, peer.init]
-        return WithFds((DONE, *found, info.is_mount_root, os.fstat(peer.mounts).st_ino, peer.container), fds)
+        return _attach(peer, client, target, info, device, options, attributes)
     except NotAllowed as refused:
         return _refusal(refused.refusal)
 
@@ -150,17 +144,7 @@ def _file_info(target: int, connection: socket.socket) -> FileInfo:
         pass
     # A FUSE file system without allow_other tells it to nobody but the user who has mounted it. So another process, as that user, asks.
     _, uid, gid = syscalls.peer_credentials(connection)
-    reader, writer = os.pipe()
-    if os.fork() == 0:
-        try:
-            os.setresgid(gid, gid, gid)
-            os.setresuid(uid, uid, uid)
-            prctl.set_dumpable(0)
-            os.write(writer, marshal.dumps(astuple(syscalls.file_info(target))))
-        finally:
-            os._exit(0)
-    os.close(writer)
-    answer = os.read(reader, 4096)
+    answer = as_user(uid, gid, lambda: marshal.dumps(astuple(syscalls.file_info(target))))
     if not answer:
         raise PermissionError(EACCES, os.strerror(EACCES))
     return FileInfo(*marshal.loads(answer))
@@ -191,23 +175,24 @@ def _check(node: Node, peer: Peer, connection: socket.socket, target: int, info:
 
 
 def _attach(
-    connection: socket.socket, target: int, info: FileInfo, device: int, options: Sequence[bytes], attributes: int
-) -> tuple[tuple[str, int, int], int]:
-    """Mount on `target`. Return its device number with uid and gid of its mounter, and the fd by which it is unmounted. Raises OSError.
+    peer: Peer, connection: socket.socket, target: int, info: FileInfo, device: int, options: Sequence[bytes], attributes: int
+) -> WithFds:
+    """Mount on `target`, and return what mount() returns. Raises OSError.
 
-    That fd is the mountpoint beneath the mount. Where the mountpoint is a mount's root it is the new mount itself: beneath, after our mount
-    has gone, there would be that other mount to unmount.
+    The fd by which it is unmounted is the mountpoint beneath the mount. Where the mountpoint is a mount's root it is the new mount itself:
+    beneath, after our mount has gone, there would be that other mount to unmount.
     """
     # As this user namespace sees them, since the file system belongs to it.
     _, uid, gid = syscalls.peer_credentials(connection)
     mode = stat.S_IFMT(info.mode)
     own = [b"fd=%d" % device, b"rootmode=%o" % mode, b"user_id=%d" % uid, b"group_id=%d" % gid]
     made = syscalls.mount_detached("fuse", [*own, *options], attributes)
-    found = syscalls.device_of(made), uid, gid
+    device_number = syscalls.device_of(made)
     no_return()
     # move_mount(2) takes the topmost place where something is mounted on the target already.
     syscalls.move_mount_to_fd(made, target)
-    if info.is_mount_root:
-        return found, made
-    os.close(made)
-    return found, target
+    kept = made if info.is_mount_root else target
+    if kept != made:
+        os.close(made)
+    result = (DONE, device_number, uid, gid, info.is_mount_root, os.fstat(peer.mounts).st_ino, peer.container)
+    return WithFds(result, [device, kept] if peer.init < 0 else [device, kept, peer.init])

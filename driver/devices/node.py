@@ -4,7 +4,7 @@ All files are opened through an fd of the node's /proc, which stays the node's i
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from errno import ESRCH
 
 import prctl
@@ -12,6 +12,8 @@ import prctl
 from driver.linux import syscalls
 from fusermount3_proxy.wire import mountinfo
 from fusermount3_proxy.wire.mountinfo import Mount
+
+_ANSWER_MAX = 4096  # bytes
 
 
 class Node:
@@ -56,6 +58,29 @@ class Node:
         """Unmount what is topmost on the file of `fd`, and resolve no path for it. Raises OSError."""
         os.fchdir(self._own_fds)
         syscalls.unmount_here(f"{fd}", flags)
+
+
+def become(uid: int, gid: int) -> None:
+    """Give up all rights but those of this user, for good. Raises OSError."""
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    prctl.set_dumpable(0)  # new credentials set it to fs.suid_dumpable
+
+
+def as_user(uid: int, gid: int, work: Callable[[], bytes]) -> bytes:
+    """Return what `work` returns in a process of its own that has become this user; b"" where it raises OSError. Raises OSError."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        try:
+            become(uid, gid)
+            os.write(writer, work())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    try:
+        return os.read(reader, _ANSWER_MAX)
+    finally:
+        os.close(reader)
 
 
 def first_process_of(node: Node, pid: int) -> list[int]:

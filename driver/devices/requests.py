@@ -1,6 +1,7 @@
 """What the containers of one allocation ask at its socket: mounts and unmounts at mountpoints of their own."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Coroutine
 from dataclasses import replace
@@ -274,13 +275,13 @@ class DeviceRequests:
     async def unmount(self, request: UnmountRequest, peer: Peer) -> None:
         """Unmount what the container has mounted here. Raises Refused, with EINVAL where it has not."""
         mountpoint = from_wire(request.mountpoint)
-        shown = os.fsdecode(mountpoint)
+        path = os.fsdecode(mountpoint)
         mount = self._meant(mountpoint, request.device)
         if mount is None:
             self._expect_left(mountpoint)
             return
         if not may_unmount(peer, mount.record.mount):
-            raise Refused(f"not mounted: {shown!r}", EINVAL)
+            raise Refused(f"not mounted: {path!r}", EINVAL)
         async with mount.place.lock:
             if mount.life.has_ended:
                 self._expect_left(mountpoint)
@@ -297,7 +298,7 @@ class DeviceRequests:
                 mount.place.peer = mount.place.path = None
             self._left.pop(mountpoint, None)
         await mount.place.drop()  # what comes next may unmount the file system that the mountpoint is on
-        self._log.activity(f"unmounted {shown!r}{' lazily' if request.lazy else ''}, as the container asked for")
+        self._log.activity(f"unmounted {path!r}{' lazily' if request.lazy else ''}, as the container asked for")
 
     def _expect_left(self, mountpoint: bytes) -> None:
         """Let the first unmount after the death of a program succeed. Raises NotMounted where nothing was mounted, and at later ones.
@@ -369,7 +370,7 @@ class DeviceRequests:
         try:
             self._shared.records.save(record)
         except OSError as error:
-            self._log.trouble(40, f"a mount cannot be recorded, and a restart of the driver would not know it: {error}")
+            self._log.trouble(logging.ERROR, f"a mount cannot be recorded, and a restart of the driver would not know it: {error}")
 
     def _forget(self, record: DeviceRecord) -> None:
         try:

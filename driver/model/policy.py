@@ -142,11 +142,7 @@ def mount_arguments(volume: VolumePolicy, requested: str, uid: int, gid: int) ->
 
     Raises Refused.
     """
-    try:
-        program = options.parse(requested)
-    except OptionError as error:
-        raise Refused(str(error)) from None
-    _check_numbers(program)
+    program = _parse(requested)
     merged = MountOptions()
     _merge(merged, volume.options)
     _merge(merged, program)
@@ -189,11 +185,7 @@ class DetachedArguments:
 
 def detached_arguments(requested: str, may_allow_other: bool) -> DetachedArguments:
     """Return the arguments for a mount in the program's own container, which are those that fusermount3 would use. Raises Refused."""
-    try:
-        program = options.parse(requested)
-    except OptionError as error:
-        raise Refused(str(error)) from None
-    _check_numbers(program)
+    program = _parse(requested)
     if "allow_other" in program.access and not may_allow_other:
         raise Refused("option allow_other only allowed if the driver runs with --fuse-allow-other")
     if program.subtype == "":
@@ -215,6 +207,16 @@ def detached_arguments(requested: str, may_allow_other: bool) -> DetachedArgumen
     shown = source.decode("utf-8", "replace")
     fstype = "fuse" if program.subtype is None else f"fuse.{_to_bytes(program.subtype).decode('utf-8', 'replace')}"
     return DetachedArguments(tuple(given), attributes, shown, fstype)
+
+
+def _parse(requested: str) -> MountOptions:
+    """Return what a program's -o asks for. Raises Refused."""
+    try:
+        program = options.parse(requested)
+    except OptionError as error:
+        raise Refused(str(error)) from None
+    _check_numbers(program)
+    return program
 
 
 def lacking(volume: VolumePolicy, options: str, super_options: str) -> list[str]:
